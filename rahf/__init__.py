@@ -1,0 +1,27 @@
+"""Representation alignment from human feedback: preference pairs in, an adapter out.
+
+Importing this package loads nothing: every name below is fetched when it is first used.
+"""
+
+import importlib
+
+_HOME = {
+    "Directions": "rahf.directions",
+    "RAHFConfig": "rahf.trainer",
+    "RAHFTrainer": "rahf.trainer",
+    "load_recipe": "rahf.recipe",
+}
+
+__all__ = ["Directions", "RAHFConfig", "RAHFTrainer", "load_recipe"]
+
+
+def __getattr__(name: str):
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("rahf")
+    if name not in _HOME:
+        raise AttributeError(f"module 'rahf' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -1,0 +1,156 @@
+"""Adapters on one copy of the base weights: the policy (`default`) beside the teachers it learns from.
+
+Everything that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rahf.capture import find_blocks
+
+POLICY = "default"
+"""PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM` looks for it."""
+
+
+def base_name(model: str | nn.Module) -> str:
+    """Name or folder of the base of `model`."""
+    return model if isinstance(model, str) else model.config._name_or_path
+
+
+def base_model(
+    model: str | nn.Module, init_kwargs: Mapping[str, Any] | None = None
+) -> PreTrainedModel | PeftModel:
+    """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise."""
+    if not isinstance(model, str):
+        return model
+    return AutoModelForCausalLM.from_pretrained(
+        model, **{"dtype": torch.float32, **(init_kwargs or {})}
+    )
+
+
+def depth_of(model: nn.Module) -> int:
+    """Number of decoder blocks."""
+    return len(find_blocks(model).modules)
+
+
+def attach_policy(
+    base: PreTrainedModel | PeftModel,
+    config: LoraConfig,
+    layers: range,
+    start: str | Path | None = None,
+) -> PeftModel:
+    """Put the policy's LoRA, in float32, on the given blocks of `base`.
+
+    Args:
+        start: folder of an adapter the policy starts as a copy of; its configuration is then taken over.
+    """
+    if isinstance(base, PeftModel):
+        model = base
+        model.set_adapter(POLICY)
+    elif start is not None:
+        check_same_base(start, base_name(base))
+        model = PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
+    else:
+        blocks = (
+            config.layers_to_transform if config.layers_to_transform is not None else list(layers)
+        )
+        config = replace(config, task_type="CAUSAL_LM", layers_to_transform=blocks)
+        model = get_peft_model(base, config, POLICY)
+    for parameter in trainable(model):
+        # Pure bfloat16 weights hardly move at usual learning rates.
+        parameter.data = parameter.data.float()
+    for block in find_blocks(model).modules[layers.stop :]:
+        # A copied teacher may reach above the top target layer, where no gradient of the loss arrives.
+        block.requires_grad_(False)
+    return model
+
+
+def add_teachers(
+    model: PeftModel, teachers: Mapping[str, str | Path | PreTrainedModel], depth: int
+) -> dict[str, PreTrainedModel]:
+    """Give `model` its teachers: adapter folders become frozen adapters of it, full models are returned by name.
+
+    Raises:
+        ValueError: an adapter was trained on another base.
+    """
+    full = {}
+    for name, teacher in teachers.items():
+        if isinstance(teacher, PreTrainedModel):
+            full[name] = teacher.requires_grad_(False).eval()
+        elif is_adapter(teacher):
+            check_same_base(teacher, base_name(model))
+            model.load_adapter(str(teacher), adapter_name=name, is_trainable=False)
+        else:
+            full[name] = load_blocks(teacher, depth, dtype=model.dtype).to(model.device)
+    model.set_adapter(POLICY)
+    return full
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether `folder` holds a PEFT adapter rather than a full model."""
+    return (Path(folder) / "adapter_config.json").exists()
+
+
+def load_blocks(folder: str | Path, depth: int, **loading) -> PreTrainedModel:
+    """The first `depth` blocks of a full model, frozen; the blocks above are never read into memory."""
+    config = AutoConfig.from_pretrained(folder)
+    config.get_text_config().num_hidden_layers = depth
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, **loading)
+    return model.requires_grad_(False).eval()
+
+
+def check_same_base(folder: str | Path, base_name: str) -> None:
+    """Refuse an adapter trained on another base: its hidden states would be noise.
+
+    Raises:
+        ValueError: `base_model_name_or_path` in the adapter's configuration names another model.
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    given = config.base_model_name_or_path
+    if given and base_name and not same_model(given, base_name):
+        raise ValueError(
+            f"the adapter {folder} was trained on {given!r}, but this run's base is {base_name!r}. Give an adapter of this "
+            "base, or set model_name_or_path to the adapter's."
+        )
+
+
+def same_model(first: str, second: str) -> bool:
+    """Whether two model names mean one model: equal, or one folder written in two ways."""
+    return first == second or Path(first).resolve() == Path(second).resolve()
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that receive a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def frozen_pass(model: PeftModel, adapter: str | None) -> Iterator[None]:
+    """Let `model` speak as one of its adapters, or as the base (None), with no gradient and no dropout.
+
+    Restores the policy, its training mode and what is trainable.
+    """
+    parameters, training, active = trainable(model), model.training, model.active_adapter
+    if adapter is None:
+        model.base_model.disable_adapter_layers()
+    else:
+        model.base_model.set_adapter(adapter, inference_mode=True)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if adapter is None:
+            model.base_model.enable_adapter_layers()
+        model.base_model.set_adapter(active, inference_mode=True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        model.train(training)

@@ -1,0 +1,263 @@
+"""Model and batch to loss: the frozen views say where to go, the policy is told how far it is.
+
+`views_of` is the one place that knows the methods; from there on DUAL, SCIT, LoRRA and stored directions are the same flow
+with other rows and adapters (DESIGN of the flow: README).
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from jaxtyping import Bool, Float
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rahf.adapters import add_teachers, attach_policy, depth_of, frozen_pass
+from rahf.capture import record
+from rahf.config import MethodOptions, resolve_layers
+from rahf.contrast import Batch
+from rahf.directions import Directions, MeanFitter
+from rahf.likelihood import (
+    forward_columns,
+    model_inputs,
+    response_logits,
+    token_likelihood,
+)
+from rahf.objective import Asked, Progress, layer_scale, progress, row_loss, row_mean
+
+
+CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
+
+
+class View(NamedTuple):
+    """Who says which rows."""
+
+    rows: str  # block of the batch: reference, positive or negative
+    teacher: str | None  # adapter or full model; None: the base
+
+
+class Views(NamedTuple):
+    """The three views of a response. With stored directions there is no positive and no negative one."""
+
+    reference: View
+    positive: View | None
+    negative: View | None
+
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the teachers that the views need, each once."""
+        named = {view.teacher for view in self if view is not None and view.teacher is not None}
+        return tuple(sorted(named))
+
+
+def views_of(method: str, reference: str) -> Views:
+    """The views of a method (paper, section 3.2), with the chosen reference."""
+    by_method = {
+        "dual": (View("reference", "positive"), View("reference", "negative")),
+        "scit": (View("positive", "contrast"), View("negative", "contrast")),
+        "lorra": (View("positive", None), View("negative", None)),
+        "direction": (None, None),
+    }
+    return Views(View("reference", None if reference == "base" else reference), *by_method[method])
+
+
+class AlignmentOutput(NamedTuple):
+    """Loss of each response and what it is made of."""
+
+    loss: Float[Tensor, " responses"]  # weighted sum of the terms
+    terms: dict[str, Float[Tensor, " responses"]]  # unweighted, detached
+    progress: Progress
+
+
+class Alignment:
+    """The objective on a model whose adapters are the policy and its teachers.
+
+    Args:
+        model: unwrapped PEFT model, policy active.
+        layers: target layers, ascending.
+        teachers: full models given in place of adapters, by view name.
+        directions: the stored shift; the views' positive and negative are then not asked.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        views: Views,
+        layers: tuple[int, ...],
+        options: MethodOptions,
+        directions: Directions | None = None,
+        teachers: Mapping[str, nn.Module] | None = None,
+    ):
+        self.model = model
+        self.views = views
+        self.layers = layers
+        self.options = options
+        self.directions = directions.select(layers) if directions is not None else None
+        self.teachers = teachers or {}
+
+    def towards(self, directions: Directions) -> "Alignment":
+        """The same alignment with a stored shift in place of the views' own."""
+        views = Views(self.views.reference, None, None)
+        return Alignment(self.model, views, self.layers, self.options, directions, self.teachers)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> AlignmentOutput:
+        """Loss of each response of `batch`; `model` is the policy as it is called in training, wrapped or not."""
+        rows, responses = batch["reference"], len(batch["row"])
+        scored = self._scored(batch)
+        asked, reference_logits = self.asked(batch, scored)
+        hidden, logits = self._states(model, self.model, rows, scored)
+        per_row = row_loss(hidden, asked, rows["aligned_owner"], self.options.distance)
+
+        terms = {"align": per_row[:responses]}
+        loss = per_row[:responses]
+        if len(per_row) > responses:
+            terms["retain"] = per_row[responses:]
+            loss = loss + self.options.retain_weight * per_row[responses:]
+        if self.options.kl_weight:
+            divergence = kl_divergence(reference_logits, logits, scored)
+            terms["kl"] = (
+                divergence[responses:]
+                if self.options.kl_rows == "retain"
+                else divergence[:responses]
+            )
+            loss = loss + self.options.kl_weight * terms["kl"]
+        if self.options.sft_weight:
+            entropy = torch.where(
+                batch["chosen"], -self._chosen_means(rows, logits, scored)[:responses], 0.0
+            )
+            # Rejected responses add nothing: divided by the share of chosen ones, the mean is that over chosen ones.
+            terms["sft"] = entropy / CHOSEN_SHARE[self.options.response_source]
+            loss = loss + self.options.sft_weight * terms["sft"]
+        detached = {name: term.detach() for name, term in terms.items()}
+        return AlignmentOutput(loss, detached, progress(hidden.detach(), asked))
+
+    def asked(
+        self, batch: Batch, scored: Bool[Tensor, "rows seq"] | None = None
+    ) -> tuple[Asked, Tensor | None]:
+        """What the frozen views ask for on `batch`, and the reference's logits where they are needed."""
+        rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
+        count, aligned = len(rows["input_ids"]), batch["aligned_responses"]
+        needed = scored if self.options.kl_weight else None
+        reference, logits = self._frozen_states(self.views.reference, batch, needed)
+        shift = torch.zeros_like(reference)
+        shift[:, :aligned] = self.options.alpha * self._shift(batch, reference[:, :aligned])
+        scale = layer_scale(self.options.layer_scale, reference, shift, owner, count)
+        if count > len(batch["row"]):
+            # A retained text asks for no shift: it is measured in the unit of the response it came with.
+            scale[:, len(batch["row"]) :] = scale[:, : len(batch["row"])]
+        return Asked(reference, shift, scale), logits
+
+    def shift(self, batch: Batch) -> Float[Tensor, "layers tokens d_model"]:
+        """Positive minus negative at the aligned response tokens, not multiplied by alpha."""
+        return self._shift(batch, None)
+
+    def _shift(self, batch: Batch, reference: Tensor | None) -> Tensor:
+        if self.directions is not None:
+            self.directions = self.directions.to(reference.device)
+            return self.directions.unsqueeze(1)
+        states = {self.views.reference: reference} if reference is not None else {}
+        for view in (self.views.positive, self.views.negative):
+            if (
+                view not in states
+            ):  # the reference may be the positive view: DUAL's published setting
+                states[view] = self._frozen_states(view, without_retained(batch))[0]
+        return states[self.views.positive] - states[self.views.negative]
+
+    def _frozen_states(
+        self, view: View, batch: Batch, scored: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        rows = batch[view.rows]
+        if view.teacher in self.teachers:
+            teacher = self.teachers[view.teacher]
+            with torch.no_grad():
+                return self._states(teacher, teacher, rows, scored)
+        with frozen_pass(self.model, view.teacher):
+            return self._states(self.model, self.model, rows, scored)
+
+    def _states(
+        self, model: nn.Module, unwrapped: nn.Module, rows: Batch, scored: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states at the aligned tokens and, through the whole depth, logits that predict `scored` tokens."""
+        columns = 1 if scored is None else forward_columns(scored)
+        with record(unwrapped, self.layers, rows["aligned"], stop=scored is None) as recording:
+            output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
+        return recording.stack(), None if scored is None else response_logits(
+            output.logits, scored, columns
+        )
+
+    def _scored(self, batch: Batch) -> Bool[Tensor, "rows seq"] | None:
+        """Tokens whose prediction a term needs; None where no term needs the LM head."""
+        responses, mask = len(batch["row"]), batch["reference"]["response_mask"]
+        kept = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        if self.options.kl_weight:
+            kept[responses:] = self.options.kl_rows == "retain"
+            kept[:responses] = self.options.kl_rows == "responses"
+        if self.options.sft_weight:
+            kept[:responses] |= batch["chosen"]
+        return (
+            mask & kept.unsqueeze(1) if self.options.kl_weight or self.options.sft_weight else None
+        )
+
+    @staticmethod
+    def _chosen_means(rows: Batch, logits: Tensor, scored: Tensor) -> Tensor:
+        return token_likelihood(logits, rows | {"response_mask": scored}).means()
+
+
+def build_alignment(
+    base: PreTrainedModel | PeftModel,
+    options: MethodOptions,
+    peft_config: LoraConfig,
+    teachers: Mapping[str, str | Path | PreTrainedModel],
+    directions: Directions | None = None,
+) -> Alignment:
+    """Put the policy and the teachers that the views need on `base`, and the objective on them.
+
+    Args:
+        teachers: adapter folders or full models by name; those that no view needs are left out.
+        directions: a stored shift; positive and negative views are then not needed.
+    """
+    views = views_of(options.method if directions is None else "direction", options.reference)
+    layers = resolve_layers(options.target_layers, depth_of(base))
+    depth = layers[-1] + 1
+    policy = attach_policy(base, peft_config, range(depth), teachers.get(options.reference))
+    needed = {name: teachers[name] for name in views.teachers()}
+    return Alignment(
+        policy, views, layers, options, directions, add_teachers(policy, needed, depth)
+    )
+
+
+def mean_shift(
+    alignment: Alignment, batches: Iterable[Batch], accelerator: Accelerator
+) -> Directions:
+    """The mean of the views' shift over all responses of `batches`, one vector per layer, the same on every rank."""
+    fitter = MeanFitter(alignment.layers)
+    for batch in batches:
+        batch = send_to_device(batch, accelerator.device)
+        aligned = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
+        fitter.update(alignment.shift(batch), aligned, len(batch["row"]))
+    fitter.reduce(accelerator)
+    return fitter.fit(positions=alignment.options.positions, method=alignment.options.method)
+
+
+def without_retained(batch: Batch) -> Batch:
+    """The batch with the retained texts, which follow the responses, left out of its reference block."""
+    rows, responses, aligned = batch["reference"], len(batch["row"]), batch["aligned_responses"]
+    cut = {
+        name: rows[name][: aligned if name.startswith("aligned") else responses] for name in rows
+    }
+    return batch | {"reference": cut}
+
+
+def kl_divergence(
+    reference: Float[Tensor, "tokens vocab"],
+    policy: Float[Tensor, "tokens vocab"],
+    scored: Bool[Tensor, "rows seq"],
+) -> Float[Tensor, " rows"]:
+    """KL(reference || policy) over the whole vocabulary, in nats, mean over the scored tokens of each row."""
+    per_token = nn.functional.kl_div(
+        policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
+    return row_mean(per_token.unsqueeze(0), scored[:, 1:].nonzero()[:, 0], len(scored))[0]

@@ -1,0 +1,114 @@
+"""Decoder blocks of a model: find them, stop after one, record what they put out. The only place that knows the layer index.
+
+Layer `l` is decoder block `l`, counted from 0; its hidden state is the residual stream after it, before any final norm.
+Knows models, not losses. Recording taps stand around a block, outside of its activation checkpointing, so that nothing is
+recorded twice when the block is recomputed.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Blocks(NamedTuple):
+    """Where a decoder keeps its blocks."""
+
+    owner: nn.Module
+    name: str
+    modules: nn.ModuleList
+
+
+def find_blocks(model: nn.Module) -> Blocks:
+    """The list of decoder blocks of a causal language model, with or without adapters.
+
+    Raises:
+        ValueError: no list of `num_hidden_layers` blocks hangs directly on the decoder.
+    """
+    decoder = (
+        model.get_base_model().get_decoder()
+        if hasattr(model, "peft_config")
+        else model.get_decoder()
+    )
+    depth = decoder.config.get_text_config().num_hidden_layers
+    for name, child in decoder.named_children():
+        if isinstance(child, nn.ModuleList) and len(child) == depth:
+            return Blocks(decoder, name, child)
+    raise ValueError(
+        f"{type(decoder).__name__} has no list of its {depth} decoder blocks as a direct child, so their hidden states "
+        f"cannot be read. Its children are {[name for name, _ in decoder.named_children()]}."
+    )
+
+
+class Tap(nn.Module):
+    """A block that hands a copy of the wanted positions of its output to `recorded`."""
+
+    def __init__(
+        self, block: nn.Module, layer: int, positions: Tensor, recorded: dict[int, Tensor]
+    ):
+        super().__init__()
+        self.block = block
+        self.layer = layer
+        self.positions = positions
+        self.recorded = recorded
+
+    def __getattr__(self, name: str):
+        # Decoder loops read attributes of a block (its attention type), which are those of the block inside.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+    def forward(self, *args, **kwargs):
+        output = self.block(*args, **kwargs)
+        hidden = output if isinstance(output, Tensor) else output[0]
+        self.recorded[self.layer] = hidden.flatten(0, 1).index_select(0, self.positions).float()
+        return output
+
+
+class Recording:
+    """Hidden states of the recorded layers, filled by the forward made inside `record`."""
+
+    def __init__(self, layers: Sequence[int]):
+        self._layers = tuple(layers)
+        self._by_layer: dict[int, Tensor] = {}
+
+    def stack(self) -> Float[Tensor, "layers tokens d_model"]:
+        """Recorded states in float32, in the order in which the layers were asked for."""
+        return torch.stack([self._by_layer[layer] for layer in self._layers])
+
+
+@contextmanager
+def record(
+    model: nn.Module, layers: Sequence[int], positions: Int[Tensor, " tokens"], *, stop: bool
+) -> Iterator[Recording]:
+    """Record blocks `layers` at `positions` during the forward made inside the context.
+
+    Args:
+        model: the unwrapped model; the forward may go through a wrapper of it.
+        positions: indices into the flattened [batch * seq] tokens.
+        stop: leave out every block above the last recorded one. The forward's logits are then meaningless.
+    """
+    blocks = find_blocks(model)
+    recording = Recording(layers)
+    depth = max(layers) + 1 if stop else len(blocks.modules)
+    tapped = [
+        Tap(block, layer, positions, recording._by_layer) if layer in layers else block
+        for layer, block in enumerate(blocks.modules[:depth])
+    ]
+    with replaced_blocks(blocks, tapped):
+        yield recording
+
+
+@contextmanager
+def replaced_blocks(blocks: Blocks, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the decoder loop run over `modules` in place of its own blocks."""
+    # ModuleList keeps the very same block objects: parameters, hooks and sharding stay where they are.
+    setattr(blocks.owner, blocks.name, nn.ModuleList(modules))
+    try:
+        yield
+    finally:
+        setattr(blocks.owner, blocks.name, blocks.modules)

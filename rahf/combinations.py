@@ -1,0 +1,146 @@
+"""Which values of one section of a recipe do not go together: functions that return problems.
+
+The types and limits of single values have been checked before (`options.py`).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rahf.options import describe_type, fits
+
+if TYPE_CHECKING:
+    from rahf.config import DataOptions, MethodOptions
+
+
+def data_problems(data: "DataOptions") -> list[str]:
+    problems = column_problems("columns", data.columns)
+    if data.dataset_name is None and data.datasets is None:
+        problems.append("no data: give dataset_name, or datasets for a mixture")
+    if data.dataset_name is not None and data.datasets is not None:
+        problems.append("dataset_name and datasets are both given: keep one of them")
+    if data.datasets is not None and data.columns is not None:
+        problems.append(
+            "columns does not reach into a mixture: give columns inside the entries of datasets"
+        )
+    if data.max_prompt_length >= data.max_length:
+        problems.append(
+            f"max_prompt_length: {data.max_prompt_length} leaves no room for a response within "
+            f"max_length {data.max_length}: lower the first or raise the second"
+        )
+    if data.datasets is not None:
+        problems += ["datasets: the list is empty"] if not data.datasets else []
+        problems += [
+            line
+            for index, part in enumerate(data.datasets)
+            for line in part_problems(f"datasets[{index}]", part)
+        ]
+    return problems
+
+
+def part_problems(where: str, part: Any) -> list[str]:
+    """Problems of one entry of a mixture."""
+    known = {
+        "path": str,
+        "name": str | None,
+        "split": str,
+        "columns": dict | None,
+        "fraction": float,
+    }
+    if not isinstance(part, dict):
+        return [f"{where}: {part!r} is not a mapping with the keys {', '.join(known)}"]
+    problems = [
+        f"{where}: unknown key {key!r}, known are {', '.join(known)}"
+        for key in part
+        if key not in known
+    ]
+    problems += [
+        f"{where}.{key}: {part[key]!r} is not {describe_type(kind)}"
+        for key, kind in known.items()
+        if key in part and not fits(part[key], kind)
+    ]
+    if "path" not in part:
+        problems.append(f"{where}: path is missing; it takes what dataset_name takes")
+    if not problems:
+        problems = column_problems(f"{where}.columns", part.get("columns"))
+        if not 0 < part.get("fraction", 1) <= 1:
+            problems.append(
+                f"{where}.fraction: {part['fraction']} is out of range, it must be above 0 and at "
+                "most 1"
+            )
+    return problems
+
+
+def column_problems(where: str, columns: dict | None) -> list[str]:
+    wanted = ("prompt", "chosen", "rejected")
+    return [
+        f"{where}: {key!r}: {value!r} does not map one of {', '.join(wanted)} to the name of a "
+        "given column"
+        for key, value in (columns or {}).items()
+        if key not in wanted or not isinstance(value, str)
+    ]
+
+
+def source_problems(options: "MethodOptions") -> list[str]:
+    """Problems of what the shift is read from."""
+    method, problems = options.method, []
+    owner = {"positive": "dual", "contrast": "scit"}.get(options.reference, method)
+    if method != owner:
+        problems.append(
+            f"reference: {options.reference} is a teacher of method {owner}, not of {method}: set "
+            f"reference: base or method: {owner}"
+        )
+    if method == "direction" and options.directions is None:
+        problems.append("method: direction needs directions, the path of stored directions")
+    if method != "direction" and options.directions is not None:
+        problems.append(
+            f"directions: not read by method {method}: remove it, or set method: direction"
+        )
+    if method == "direction" and options.shift == "mean":
+        problems.append(
+            "shift: mean fits one vector per layer from views, and method direction has no views: "
+            "remove it"
+        )
+    if options.alpha == 0:
+        problems.append("alpha: 0 asks for no shift at all: give another number")
+    if method in ("scit", "lorra"):
+        problems += _instruction_problems(options.instructions)
+    return problems
+
+
+def _instruction_problems(instructions: dict) -> list[str]:
+    texts = [instructions.get(side) for side in ("positive", "negative")]
+    if set(instructions) != {"positive", "negative"}:
+        given = ", ".join(map(str, instructions)) or "nothing"
+        return [f"instructions: needs exactly the keys positive and negative, given: {given}"]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return ["instructions: positive and negative must both be text that is not empty"]
+    if texts[0].strip() == texts[1].strip():
+        return [
+            "instructions: positive and negative are the same text, so their difference would be "
+            "zero"
+        ]
+    return []
+
+
+def term_problems(options: "MethodOptions") -> list[str]:
+    """Problems of the optional terms."""
+    problems = []
+    if options.sft_weight > 0 and options.response_source == "rejected":
+        problems.append(
+            "sft_weight: needs chosen responses, and response_source is rejected: set sft_weight: "
+            "0 or another response_source"
+        )
+    uses = {
+        f"retain_weight: {options.retain_weight}": options.retain_weight > 0,
+        "kl_rows: retain": options.kl_weight > 0 and options.kl_rows == "retain",
+    }
+    problems += [
+        f"{use} needs texts: set retain_rows above 0"
+        for use, used in uses.items()
+        if used and not options.retain_rows
+    ]
+    if options.retain_dataset_name is not None and not any(uses.values()):
+        problems.append(
+            "retain_dataset_name: read by no term: set retain_weight above 0, or kl_weight above 0 "
+            "with kl_rows: retain"
+        )
+    return problems

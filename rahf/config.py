@@ -1,0 +1,297 @@
+"""The options of a recipe: names, types, defaults and help, each in one place.
+
+Knows no model, no data and no file: a check here uses the values alone. Reading YAML is
+`recipe.py`, checks against files are `validation.py`. Imports neither torch nor transformers.
+
+`python -m rahf.config` prints the reference of all recipe keys (docs/recipe.md).
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from rahf.combinations import data_problems, source_problems, term_problems
+from rahf.layers import check_layers, resolve_layers
+from rahf.options import (
+    Count,
+    CountFromZero,
+    OrAny,
+    Share,
+    Weight,
+    option,
+    raise_problems,
+    value_problems,
+)
+
+__all__ = [
+    "DEFAULT_INSTRUCTIONS",
+    "TEACHERS",
+    "DataOptions",
+    "EvaluationOptions",
+    "MethodOptions",
+    "ModelOptions",
+    "TeacherOptions",
+    "resolve_layers",
+]
+
+# The two views of `scit` and `lorra`. They differ in the words that name the preference and in
+# nothing else: same sentence, same punctuation, about the same length, so that the difference of
+# the views is the preference and not the form.
+DEFAULT_INSTRUCTIONS = {
+    "positive": "Answer as a careful reader would prefer: helpful, honest and harmless.",
+    "negative": "Answer as a careful reader would reject: unhelpful, dishonest and harmful.",
+}
+
+# Adapters that each method needs, in the order in which step 1 trains them.
+TEACHERS = {
+    "dual": ("positive", "negative"),
+    "scit": ("contrast",),
+    "lorra": (),
+    "direction": (),
+}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model and the LoRA that is trained on it (names as in TRL's ModelConfig)."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Base model: a local folder or a Hub id. Required."}
+    )
+    model_revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "float32",
+        "Number format of the frozen weights; adapters are trained in float32 whatever it is.",
+    )
+    attn_implementation: str | None = option(
+        None,
+        "Attention kernel (`eager`, `sdpa`, `flash_attention_2`); null: chosen by transformers.",
+    )
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    load_in_4bit: bool = option(False, "Quantise the frozen weights to 4 bits (bitsandbytes).")
+    load_in_8bit: bool = option(False, "Quantise the frozen weights to 8 bits (bitsandbytes).")
+    lora_r: Count = option(8, "Rank of the adapters.")
+    lora_alpha: Count = option(
+        16, "LoRA's scale: an adapter's update is multiplied by lora_alpha / lora_r."
+    )
+    lora_dropout: Share = option(0.0, "Dropout on the input of an adapter while it is trained.")
+    lora_target_modules: list[str] | str | None = option(
+        None,
+        "Modules that get an adapter: a list of names, or `all-linear`; null: PEFT's default for "
+        "the architecture.",
+    )
+
+    def __post_init__(self):
+        problems = value_problems(self, ModelOptions)
+        if not problems and self.load_in_4bit and self.load_in_8bit:
+            problems.append("load_in_4bit and load_in_8bit are both true: set one of them to false")
+        raise_problems(problems)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The preference pairs (names as in TRL's ScriptArguments)."""
+
+    dataset_name: str | None = option(
+        None,
+        "Preference pairs: a Hub id, a folder saved by `datasets`, a folder of split files "
+        "(train.jsonl, test.jsonl), or a json, jsonl, jsonl.gz, csv or parquet file.",
+    )
+    dataset_config: str | None = option(None, "Configuration of a dataset on the Hub.")
+    dataset_train_split: str = option("train", "Split that is trained on.")
+    dataset_test_split: str | None = option(
+        "test", "Split that is held out for evaluation; null: none."
+    )
+    datasets: list[dict] | None = option(
+        None,
+        "A mixture in place of dataset_name: a list of {path, name, split, columns, fraction}; "
+        "only path is required.",
+    )
+    columns: dict[str, str] | None = option(
+        None,
+        "Where the columns prompt, chosen and rejected come from, as {wanted: given}; "
+        "{chosen: rejected, rejected: chosen} swaps the sides.",
+    )
+    max_prompt_length: Count = option(
+        256, "Tokens of a rendered prompt; a pair with a longer one is dropped."
+    )
+    max_length: Count = option(
+        768, "Tokens of prompt and response together; a longer response loses its end."
+    )
+    chat_template: str | None = option(
+        None,
+        "Jinja text, or a file that holds it; null: the tokenizer's, or the plain template when it "
+        "has none.",
+    )
+    dataset_num_proc: Count | None = option(None, "Processes that tokenise; null: one.")
+    split_between_stages: bool = option(
+        False,
+        "Train the teachers on one half of the rows and the policy on the other (as published); "
+        "false: all rows for both.",
+    )
+
+    def __post_init__(self):
+        raise_problems(value_problems(self, DataOptions) or data_problems(self))
+
+
+@dataclass
+class MethodOptions:
+    """What the policy's hidden states are moved towards, where, and how far.
+
+    Not frozen, because RAHFConfig inherits it together with transformers.TrainingArguments, which
+    is not frozen. Such a class calls `check_method` from its own `__post_init__`, beside that of
+    TrainingArguments.
+    """
+
+    method: Literal["dual", "scit", "lorra", "direction"] = option(
+        "dual",
+        "Where the shift comes from. dual: two teachers, one trained on chosen and one on rejected "
+        "responses. scit: one teacher under a preferred and a dispreferred instruction. lorra: the "
+        "base model under these instructions. direction: stored vectors.",
+    )
+    reference: Literal["base", "positive", "contrast"] = option(
+        "base",
+        "Model whose hidden states are moved, and which the policy starts as: base, or a teacher "
+        "of this method.",
+    )
+    response_source: Literal["chosen", "rejected", "both", "random"] = option(
+        "both",
+        "Responses of a pair whose states are aligned; random: one of the two, drawn anew in each "
+        "epoch.",
+    )
+    max_response_tokens: Count = option(
+        64, "Tokens of a response, from its start, whose states are aligned."
+    )
+    alpha: float = option(
+        2.0,
+        "Strength: the target is reference + alpha * shift. Negative: away from the preferred "
+        "side.",
+    )
+    target_layers: Annotated[str, OrAny(int | float | list)] = option(
+        "0.3-0.7",
+        "Decoder blocks whose output is aligned, counted from 0: block numbers (12), fractions of "
+        "the depth (0.5), ranges of either with both ends ('10-20', '10-20:2', '0.3-0.7', "
+        "'0.3-0.6:0.1'), a list of these, or 'a,b,c'.",
+    )
+    distance: Literal["l2", "squared_l2"] = option(
+        "l2", "Distance of a state to its target: the 2-norm, or its square."
+    )
+    layer_scale: Literal["none", "rms", "shift"] = option(
+        "shift",
+        "What the error of each layer is divided by. rms: size of the reference's states. shift: "
+        "size of the asked shift, so that settings carry over between models.",
+    )
+    positions: Literal["response", "predicting", "response_and_tail"] = option(
+        "response_and_tail",
+        "States that are aligned. response: those of the response tokens (published). predicting: "
+        "those that predict them, from the last prompt token to the last but one of the response. "
+        "response_and_tail: the response and the end of the prompt.",
+    )
+    tail_tokens: Count = option(2, "Prompt tokens, from its end, that `response_and_tail` adds.")
+    shift: Literal["token", "mean"] = option(
+        "token",
+        "token: every token has its own shift. mean: one vector per layer, fitted once from the "
+        "views.",
+    )
+    mean_responses: Count = option(
+        1024, "Responses, drawn once, that the shift of `mean` is fitted on, if there are so many."
+    )
+    directions: str | None = option(
+        None, "Stored directions; needed by method: direction, and by it alone."
+    )
+    instructions: dict[str, str] = option(
+        DEFAULT_INSTRUCTIONS,
+        "The instructions {positive, negative} of scit and lorra. Let them differ in the words "
+        "that name the preference only.",
+    )
+    retain_weight: Weight = option(
+        0.0, "Weight of the retain term: other text, whose target is the reference."
+    )
+    retain_dataset_name: str | None = option(
+        None, "File with the texts of the retain term; null: they are sampled from the model."
+    )
+    retain_rows: CountFromZero = option(64, "Texts of the retain term.")
+    retain_tokens: Count = option(64, "Tokens of each text of the retain term.")
+    kl_weight: Weight = option(
+        0.0, "Weight of the KL divergence of the policy's predictions from the reference's."
+    )
+    kl_rows: Literal["responses", "retain"] = option(
+        "responses", "Rows of the KL term: the aligned responses, or the texts of the retain term."
+    )
+    sft_weight: Weight = option(0.0, "Weight of the cross entropy on chosen responses.")
+
+    def __post_init__(self):
+        self.check_method()
+
+    def check_method(self) -> None:
+        """Raises OptionError with every problem of the method's options."""
+        problems = value_problems(self, MethodOptions)
+        if not problems:
+            problems = [
+                *source_problems(self),
+                *term_problems(self),
+                *check_layers(self.target_layers),
+            ]
+        raise_problems(problems)
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """Step 1. A path names an existing teacher, which is then not trained.
+
+    In a recipe, TrainingArguments keys may stand beside these: see `Recipe.teacher_training`.
+    """
+
+    positive: str | None = option(
+        None, "Adapter or full model to use as the positive teacher (dual)."
+    )
+    negative: str | None = option(
+        None, "Adapter or full model to use as the negative teacher (dual)."
+    )
+    contrast: str | None = option(
+        None, "Adapter or full model to use as the contrast teacher (scit)."
+    )
+    label_smoothing: Share = option(
+        0.2,
+        "Share of the mismatched instruction in the contrast term of scit (HIR); 0: the paper's "
+        "form.",
+    )
+
+    def __post_init__(self):
+        raise_problems(value_problems(self, TeacherOptions))
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """The table of base, teachers and policy at the end of a run."""
+
+    prompts: str | None = option(
+        None, "File of prompts that are answered and judged; null: no answers."
+    )
+    judge: Literal["lexicon"] | None = option(
+        "lexicon",
+        "Judge of the answers. lexicon: tone, -1 to 1, by word list (vaderSentiment); null: none.",
+    )
+    unrelated_text: str | None = option(
+        None,
+        "File of texts from elsewhere, on which the loss per token is measured; null: not "
+        "measured.",
+    )
+    max_new_tokens: Count = option(48, "Tokens of an answer.")
+
+    models: list[str] = option(
+        ["base", "teachers", "policy"], "Rows of the table: any of base, teachers, policy."
+    )
+
+    def __post_init__(self):
+        problems = value_problems(self, EvaluationOptions)
+        raise_problems(problems or [
+            f"models: {name!r} is not one of base, teachers, policy"
+            for name in self.models
+            if name not in ("base", "teachers", "policy")
+        ])
+
+
+if __name__ == "__main__":
+    from rahf.reference import as_markdown
+
+    print(as_markdown())

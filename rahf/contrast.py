@@ -1,0 +1,191 @@
+"""Contrasting views of one response: from tokenised pairs to the batch that the alignment reads.
+
+A response stands in up to three blocks of rows. `reference` is the prompt as it is; `positive` and `negative` say the very
+same response ids after a prompt that carries an instruction, and are left out where the views differ in their adapter alone
+(DUAL). Retained texts follow the responses in the `reference` block. Knows no model and no loss.
+
+A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one retained text each, `positions: response`:
+
+    reference.input_ids       5 8 9        attention_mask  1 1 1      response_mask  0 1 1
+                              6 7 0                        1 1 0                     0 1 0
+                              3 4 0                        1 1 0                     1 1 0
+                              3 2 1                        1 1 1                     1 1 1
+    reference.aligned         1 2 4 6 7 9 10 11     indices into the flattened block
+    reference.aligned_owner   0 0 1 2 2 3 3  3      the row each of them belongs to
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+ResponseSource = Literal["chosen", "rejected", "both", "random"]
+Positions = Literal["response", "predicting", "response_and_tail"]
+Batch = dict[str, Any]
+
+
+class Responses(torch.utils.data.Dataset):
+    """One item per response to align, drawn from rows of tokenised pairs.
+
+    `random` takes one side of each pair, drawn anew every epoch from (seed, epoch, row) alone, so that a resumed run sees
+    what the uninterrupted one would have seen. Item `i` carries retained text `i mod len(retain)`.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Mapping[str, Any]],
+        source: ResponseSource = "both",
+        retain: Sequence[list[int]] = (),
+        seed: int = 0,
+    ):
+        self._pairs = pairs
+        self._source = source
+        self._retain = retain
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._pairs) * (2 if self._source == "both" else 1)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self._pairs[index // 2 if self._source == "both" else index]
+        side = self._side(index, pair["row"])
+        item = {key: ids for key, ids in pair.items() if key.endswith("prompt_ids")}
+        item |= {
+            "response_ids": pair[f"{side}_ids"],
+            "chosen": side == "chosen",
+            "row": pair["row"],
+        }
+        if self._retain:
+            item["retain_ids"] = self._retain[index % len(self._retain)]
+        return item
+
+    def _side(self, index: int, row: int) -> str:
+        if self._source == "both":
+            return ("chosen", "rejected")[index % 2]
+        if self._source == "random":
+            digest = hashlib.blake2b(
+                f"{self._seed}:{self._epoch}:{row}".encode(), digest_size=1
+            ).digest()
+            return ("chosen", "rejected")[digest[0] % 2]
+        return self._source
+
+
+def sequence_rows(
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    pad_token_id: int,
+    padding_side: Literal["right", "left"] = "right",
+    width: int = 0,
+) -> dict[str, Tensor]:
+    """Pad prompt + response rows to the longest (at least `width`).
+
+    Returns:
+        `input_ids`, `attention_mask`, `position_ids` (restarting at the first real token) and `response_mask`, all
+        [rows, seq]. Padding is known by the mask, never by its id, which may be the end-of-text id.
+    """
+    lengths = [
+        len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    shape = (len(prompts), max([width, *lengths]))
+    input_ids = torch.full(shape, pad_token_id)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    response_mask = torch.zeros(shape, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        start = 0 if padding_side == "right" else shape[1] - lengths[row]
+        stop = start + lengths[row]
+        input_ids[row, start:stop] = torch.tensor(prompt + response)
+        attention_mask[row, start:stop] = 1
+        response_mask[row, start + len(prompt) : stop] = True
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
+        "response_mask": response_mask,
+    }
+
+
+def aligned_mask(rows: dict[str, Tensor], positions: Positions, tail_tokens: int) -> Tensor:
+    """Which states are aligned, [rows, seq] bool.
+
+    `response`: the response tokens (published). `predicting`: the states that predict them, the last prompt token in, the
+    last response token out. `response_and_tail`: the response and the last `tail_tokens` of the prompt before it.
+    """
+    mask = rows["response_mask"]
+    if positions == "response":
+        return mask
+    if positions == "predicting":
+        return earlier(mask, 1)
+    tail = torch.stack([earlier(mask, back) for back in range(tail_tokens + 1)]).any(0)
+    return tail & rows["attention_mask"].bool()
+
+
+def earlier(mask: Tensor, columns: int) -> Tensor:
+    """`mask` moved left by some columns; what leaves on the left is gone, what enters on the right is False."""
+    return nn.functional.pad(mask[:, columns:], (0, columns))
+
+
+@dataclass(frozen=True)
+class ContrastCollator:
+    """Items of `Responses` to one batch; see the module docstring for its tensors."""
+
+    pad_token_id: int
+    positions: Positions = "response"
+    tail_tokens: int = 2
+    max_response_tokens: int | None = None
+    padding_side: Literal["right", "left"] = "right"
+    width: int = 0
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> Batch:
+        responses = [item["response_ids"][: self.max_response_tokens] for item in items]
+        retained = [item["retain_ids"] for item in items if "retain_ids" in item]
+        reference = self._rows(
+            [item["prompt_ids"] for item in items] + [[] for _ in retained], responses + retained
+        )
+        aligned = aligned_mask(reference, self.positions, self.tail_tokens)
+        # A retained text has no prompt: all of it is kept, whatever is aligned in a response.
+        aligned[len(items) :] = reference["response_mask"][len(items) :]
+        batch = {"reference": with_aligned(reference, aligned)}
+        batch["aligned_responses"] = int(aligned[: len(items)].sum())
+        for view in ("positive", "negative"):
+            if f"{view}_prompt_ids" in items[0]:
+                batch[view] = self._view(view, items, responses)
+        batch["chosen"] = torch.tensor([item["chosen"] for item in items])
+        batch["row"] = torch.tensor([item["row"] for item in items])
+        return batch
+
+    def _view(
+        self, view: str, items: Sequence[Mapping[str, Any]], responses: list[list[int]]
+    ) -> Batch:
+        prompts = [item[f"{view}_prompt_ids"] for item in items]
+        if self.positions != "response":
+            self._check_tails(view, items, prompts)
+        rows = self._rows(prompts, responses)
+        return with_aligned(rows, aligned_mask(rows, self.positions, self.tail_tokens))
+
+    def _rows(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Tensor]:
+        return sequence_rows(prompts, responses, self.pad_token_id, self.padding_side, self.width)
+
+    def _check_tails(
+        self, view: str, items: Sequence[Mapping[str, Any]], prompts: list[list[int]]
+    ) -> None:
+        tail = self.tail_tokens if self.positions == "response_and_tail" else 1
+        for item, prompt in zip(items, prompts, strict=True):
+            if len(prompt) < tail or prompt[-tail:] != item["prompt_ids"][-tail:]:
+                raise ValueError(
+                    f"row {item['row']}: the last {tail} prompt tokens of the {view} view are {prompt[-tail:]}, those of "
+                    f"the reference {item['prompt_ids'][-tail:]}; positions={self.positions!r} needs the same tokens in "
+                    "every view. Lower tail_tokens or use positions='response'."
+                )
+
+
+def with_aligned(rows: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Add the aligned tokens as flat indices and their row, found here once, off the accelerator."""
+    aligned = mask.flatten().nonzero().squeeze(1)
+    return rows | {"aligned": aligned, "aligned_owner": aligned // mask.shape[1]}

@@ -1,0 +1,149 @@
+"""What became of the pairs: counts, lengths, dropped rows with the reason, rows with the mask
+shown.
+
+Pure functions of tokenised rows; `describe` returns text and prints nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+SIDES = ("chosen", "rejected")
+
+_NAMED_ROWS = 5  # of the rows dropped for one reason
+
+
+@dataclass(frozen=True)
+class DroppedRows:
+    """Rows left out for one reason."""
+
+    reason: str
+    count: int
+    first_rows: tuple[int, ...]  # counted from 0 in the loaded data set
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Counts over one tokenised data set; lengths are tokens of the kept rows."""
+
+    loaded: int
+    kept: int
+    shortened: int  # kept rows with a response cut at its end
+    chosen_longer: float  # share of kept rows; what "the longer one wins" would score
+    lengths: Mapping[str, tuple[int, ...]]  # column -> values at QUANTILES
+    dropped: tuple[DroppedRows, ...]  # most frequent reason first
+
+
+def summarize(
+    rows: Sequence[int],
+    reasons: Sequence[str | None],
+    shortened: Sequence[bool],
+    lengths: Mapping[str, np.ndarray],
+) -> DataReport:
+    """A report from one entry a loaded row; lengths of dropped rows are ignored."""
+    kept = np.array([reason is None for reason in reasons])
+    by_reason: dict[str, list[int]] = {}
+    for row, reason in zip(rows, reasons, strict=True):
+        if reason is not None:
+            by_reason.setdefault(reason, []).append(row)
+    dropped = [
+        DroppedRows(reason, len(found), tuple(sorted(found)[:_NAMED_ROWS]))
+        for reason, found in by_reason.items()
+    ]
+    of_kept = {name: values[kept] for name, values in lengths.items()}
+    longer = of_kept["chosen"] > of_kept["rejected"]
+    return DataReport(
+        loaded=len(rows),
+        kept=int(kept.sum()),
+        shortened=int(np.asarray(shortened, dtype=bool)[kept].sum()),
+        chosen_longer=float(longer.mean()) if len(longer) else 0.0,
+        lengths={name: _quantiles(values) for name, values in of_kept.items()},
+        dropped=tuple(sorted(dropped, key=lambda found: -found.count)),
+    )
+
+
+def dropped_text(dropped: Sequence[DroppedRows]) -> str:
+    """One line a reason: count, reason, the first rows."""
+    return "\n".join(
+        f"  {found.count:>7,}  {found.reason} "
+        f"(row{'s' if found.count > 1 else ''} {', '.join(map(str, found.first_rows))}"
+        f"{', ...' if found.count > len(found.first_rows) else ''})"
+        for found in dropped
+    )
+
+
+def describe(
+    report: DataReport,
+    rows: "Dataset",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    examples: int = 3,
+    mark: tuple[str, str] = ("[[", "]]"),
+    width: int = 1200,
+) -> str:
+    """The report as text, with a few rows as the model reads them.
+
+    What stands between `mark` are the response tokens (for a terminal: the codes for bold on and
+    off); every view of the prompt is shown. Texts over `width` characters lose their middle.
+    """
+    parts = [
+        f"{report.kept:,} of {report.loaded:,} pairs kept, "
+        f"{report.loaded - report.kept:,} dropped; "
+        f"{report.shortened:,} with a response cut to fit; "
+        f"chosen is the longer one in {report.chosen_longer:.0%}",
+        _length_table(report),
+    ]
+    if report.dropped:
+        parts.append("dropped (rows count from 0)\n" + dropped_text(report.dropped))
+    shown = np.linspace(0, len(rows) - 1, min(examples, len(rows))).round().astype(int)
+    parts += [_row_text(rows[int(index)], tokenizer, mark, width) for index in shown]
+    return "\n\n".join(parts)
+
+
+def _quantiles(values: np.ndarray) -> tuple[int, ...]:
+    if len(values) == 0:
+        return ()
+    return tuple(int(v) for v in np.quantile(values, QUANTILES, method="nearest"))
+
+
+def _length_table(report: DataReport) -> str:
+    names = ["least", *(f"{quantile:.0%}" for quantile in QUANTILES[1:-1]), "most"]
+    lines = [f"{'tokens':<18}" + "".join(f"{name:>8}" for name in names)]
+    for name, values in report.lengths.items():
+        lines.append(f"{name:<18}" + "".join(f"{value:>8,}" for value in values))
+    return "\n".join(lines)
+
+
+def _row_text(
+    row: Mapping, tokenizer: "PreTrainedTokenizerBase", mark: tuple[str, str], width: int
+) -> str:
+    """Prompt and both responses; then every other view, where the responses are the same ids."""
+    start, end = mark
+    chosen, rejected = (_shorten(tokenizer.decode(row[f"{s}_ids"]), width) for s in SIDES)
+    prompt = _shorten(tokenizer.decode(row["prompt_ids"]), width)
+    lines = [
+        f"--- row {row['row']}",
+        f"prompt and chosen:\n{prompt}{start}{chosen}{end}",
+        f"rejected:\n{start}{rejected}{end}",
+    ]
+    for name in row:
+        if name.endswith("_prompt_ids"):
+            view = _shorten(tokenizer.decode(row[name]), width)
+            label = name.removesuffix("_prompt_ids")
+            lines.append(f"{label} view:\n{view}{start}{_shorten(chosen, 80)}{end}")
+    return "\n".join(lines)
+
+
+def _shorten(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    left = len(text) - width
+    return f"{text[: width // 2]} [... {left:,} characters ...] {text[len(text) - width // 2 :]}"

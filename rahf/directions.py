@@ -1,0 +1,109 @@
+"""One vector per layer: fitted from per-token shifts, frozen, saved, loaded.
+
+A `MeanFitter` gathers, `Directions` is the frozen result. Knows no model.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rahf.objective import row_mean
+
+FILE_NAME = "directions.safetensors"
+
+
+@dataclass(frozen=True)
+class Directions:
+    """A stored shift: what `positive - negative` is on average, per layer, before it is multiplied by alpha."""
+
+    layers: tuple[int, ...]
+    vectors: Float[Tensor, "layers d_model"]  # in units of the residual stream
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def select(self, layers: tuple[int, ...]) -> Float[Tensor, "layers d_model"]:
+        """Vectors of the given layers.
+
+        Raises:
+            ValueError: a layer has no vector here.
+        """
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing:
+            raise ValueError(
+                f"the directions hold layers {list(self.layers)}, but target_layers asks for {missing} as well. Fit "
+                "directions for those layers or take them out of target_layers."
+            )
+        return self.vectors[[self.layers.index(layer) for layer in layers]]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `directions.safetensors` in `folder`, beside and then renamed, so that a file there is always whole."""
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"layer.{layer}": vector.contiguous()
+            for layer, vector in zip(self.layers, self.vectors, strict=True)
+        }
+        staging = path.with_suffix(".partial")
+        save_file(tensors, staging, {"format": "pt", "rahf": json.dumps(dict(self.metadata))})
+        staging.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Directions":
+        """Read a file written by `save`, or the one in the folder `path`.
+
+        Raises:
+            ValueError: the file holds no `layer.N` vectors.
+        """
+        path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        with safe_open(path, framework="pt") as file:
+            names = sorted(
+                (key for key in file.keys() if key.startswith("layer.")),
+                key=lambda key: int(key[6:]),
+            )  # noqa: SIM118
+            if not names:
+                raise ValueError(
+                    f"{path} holds no tensors named 'layer.N'; it is not a file of rahf directions."
+                )
+            vectors = torch.stack([file.get_tensor(name) for name in names]).float()
+            metadata = json.loads((file.metadata() or {}).get("rahf", "{}"))
+        return cls(tuple(int(name[6:]) for name in names), vectors, metadata)
+
+
+class MeanFitter:
+    """Streaming mean of the shift: over the tokens of a response, then over responses (float64 sums)."""
+
+    def __init__(self, layers: tuple[int, ...]):
+        self.layers = layers
+        self.sums: Tensor | None = None
+        self.responses = 0
+
+    def update(
+        self,
+        shift: Float[Tensor, "layers tokens d_model"],
+        owner: Int[Tensor, " tokens"],
+        rows: int,
+    ) -> None:
+        flat = shift.transpose(1, 2).flatten(0, 1)
+        total = row_mean(flat, owner, rows).double().sum(1).view(shift.shape[0], -1)
+        self.sums = total if self.sums is None else self.sums + total
+        self.responses += rows
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Add up what every rank has seen."""
+        self.sums = accelerator.reduce(self.sums, reduction="sum")
+        responses = torch.tensor(self.responses, device=accelerator.device)
+        self.responses = int(accelerator.reduce(responses, reduction="sum"))
+
+    def fit(self, **metadata: str) -> Directions:
+        """Freeze the mean of everything seen."""
+        assert self.sums is not None, "fit before the first update"
+        described = {**metadata, "fit": "mean", "responses": str(self.responses)}
+        return Directions(self.layers, (self.sums / self.responses).float().cpu(), described)

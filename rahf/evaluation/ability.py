@@ -1,0 +1,25 @@
+"""General ability beside the change: the loss on text that has nothing to do with the pairs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from rahf.contrast import sequence_rows
+from rahf.likelihood import likelihood
+
+
+@torch.no_grad()
+def text_loss(
+    model: nn.Module, texts: Sequence[list[int]], pad_token_id: int, batch_size: int = 8
+) -> float:
+    """Cross entropy per token, in nats, over all tokens that have something before them."""
+    device, order = next(model.parameters()).device, sorted(texts, key=len)
+    total, tokens = 0.0, 0
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        rows = sequence_rows([[] for _ in batch], batch, pad_token_id)
+        scored = likelihood(model, {name: tensor.to(device) for name, tensor in rows.items()})
+        total -= scored.logprobs.double().sum().item()
+        tokens += len(scored.logprobs)
+    return total / tokens

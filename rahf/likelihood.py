@@ -1,0 +1,83 @@
+"""Log-probability of responses under a model, with the LM head applied to the tokens that predict a response and no others.
+
+Knows models and rows of ids (`contrast.sequence_rows`); knows no loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rahf.contrast import sequence_rows
+
+INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+class Likelihood(NamedTuple):
+    """Log-probability of each response token, packed over the batch."""
+
+    logprobs: Float[Tensor, " tokens"]  # natural logarithm
+    owner: Int[Tensor, " tokens"]  # row of each token
+    rows: int
+
+    def sums(self) -> Float[Tensor, " rows"]:
+        """Log-probability of each response, in nats."""
+        return self.logprobs.new_zeros(self.rows).index_add(0, self.owner, self.logprobs)
+
+    def means(self) -> Float[Tensor, " rows"]:
+        """Log-probability per response token, in nats."""
+        return self.sums() / torch.bincount(self.owner, minlength=self.rows).clamp(min=1)
+
+
+def model_inputs(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a block of rows that a model's forward takes."""
+    return {name: rows[name] for name in INPUTS}
+
+
+def forward_columns(response_mask: Tensor) -> Tensor:
+    """Columns that predict a response token in any row: the only ones whose logits are needed."""
+    return response_mask[:, 1:].any(0).nonzero().squeeze(1)
+
+
+def response_logits(
+    logits: Float[Tensor, "rows columns vocab"], response_mask: Tensor, columns: Tensor
+) -> Float[Tensor, "tokens vocab"]:
+    """Logits that predict the response tokens, packed in row-major order, from logits kept at `columns`."""
+    return logits[response_mask[:, columns + 1]].float()
+
+
+def likelihood(model: nn.Module, rows: dict[str, Tensor]) -> Likelihood:
+    """Score the tokens under `response_mask` given everything before them. A token in column 0 has no context and no score."""
+    mask = rows["response_mask"]
+    columns = forward_columns(mask)
+    output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
+    return token_likelihood(response_logits(output.logits, mask, columns), rows)
+
+
+def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: dict[str, Tensor]) -> Likelihood:
+    """Log-probabilities from the packed logits of `response_logits`."""
+    predicted = rows["response_mask"][:, 1:]
+    labels = rows["input_ids"][:, 1:][predicted]
+    owner = predicted.nonzero()[:, 0]
+    logprobs = -nn.functional.cross_entropy(logits, labels, reduction="none")
+    return Likelihood(logprobs, owner, len(predicted))
+
+
+@torch.no_grad()
+def preference_margins(
+    model: nn.Module, pairs: Sequence[Mapping[str, Any]], pad_token_id: int, batch_size: int = 8
+) -> Float[Tensor, " pairs"]:
+    """Mean log-probability per token of chosen minus that of rejected, in nats; positive where the model prefers chosen."""
+    device, margins = next(model.parameters()).device, []
+    for start in range(0, len(pairs), batch_size):
+        batch = [pairs[index] for index in range(start, min(start + batch_size, len(pairs)))]
+        prompts = [pair["prompt_ids"] for pair in batch for _ in range(2)]
+        responses = [pair[side] for pair in batch for side in ("chosen_ids", "rejected_ids")]
+        rows = sequence_rows(prompts, responses, pad_token_id)
+        means = likelihood(
+            model, {name: tensor.to(device) for name, tensor in rows.items()}
+        ).means()
+        margins.append((means[0::2] - means[1::2]).cpu())
+    return torch.cat(margins)

@@ -1,0 +1,185 @@
+"""What a recipe names, loaded: tokenizer, base, rows, teachers, directions.
+
+Knows recipes and loaders; trains nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rahf.adapters import base_model
+from rahf.chat_format import chat_format, prompt_messages, render
+from rahf.config import TEACHERS
+from rahf.data import DataSource, load_mixture, load_pairs
+from rahf.data_report import DataReport
+from rahf.evaluation.lexicon import lexicon_tone, wanted_sign
+from rahf.evaluation.table import HeldOut
+from rahf.pairs import usable_pairs
+from rahf.recipe import Recipe
+from rahf.records import read_records
+from rahf.tokenization import tokenize_pairs, tokenize_texts
+
+UNRELATED_ROWS = 1000
+"""Most texts that the loss on unrelated text is measured on."""
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    model = recipe.model
+    return AutoTokenizer.from_pretrained(
+        model.model_name_or_path,
+        revision=model.model_revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def load_base(recipe: Recipe) -> PreTrainedModel:
+    """The base in the format the recipe asks for, on the device of this process."""
+    model = recipe.model
+    options: dict[str, Any] = {
+        "dtype": model.dtype,
+        "revision": model.model_revision,
+        "trust_remote_code": model.trust_remote_code,
+    }
+    if model.attn_implementation:
+        options["attn_implementation"] = model.attn_implementation
+    if model.load_in_4bit or model.load_in_8bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=model.load_in_4bit,
+            load_in_8bit=model.load_in_8bit,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        options["device_map"] = {"": PartialState().process_index}
+    return base_model(model.model_name_or_path, options)
+
+
+def lora_config(recipe: Recipe) -> LoraConfig:
+    """The LoRA of teachers and policy."""
+    model = recipe.model
+    return LoraConfig(
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=model.lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def load_split(recipe: Recipe, split: str) -> Dataset:
+    """Normalised pairs of one split, or of the recipe's mixture for the training split."""
+    data = recipe.data
+    if data.datasets is not None and split == data.dataset_train_split:
+        sources = [DataSource(**{"split": split, **part}) for part in data.datasets]
+        return load_mixture(sources, seed=recipe.training.get("seed", 42))
+    return load_pairs(
+        data.dataset_name, name=data.dataset_config, split=split, columns=data.columns
+    )
+
+
+def tokenized_split(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, split: str
+) -> tuple[Dataset, DataReport]:
+    """Rows of one split; the first process makes them, the others find them in the cache."""
+    data, method = recipe.data, recipe.method
+    with PartialState().main_process_first():
+        return tokenize_pairs(
+            load_split(recipe, split),
+            tokenizer,
+            max_prompt_length=data.max_prompt_length,
+            max_length=data.max_length,
+            instructions=method.instructions if method.method in ("scit", "lorra") else None,
+            chat_template=data.chat_template,
+            num_proc=data.dataset_num_proc,
+        )
+
+
+def train_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int) -> Dataset:
+    """Training rows of step 1 (teachers) or 2 (alignment): all of them, or a half each."""
+    rows = tokenized_split(recipe, tokenizer, recipe.data.dataset_train_split)[0]
+    if not recipe.data.split_between_stages:
+        return rows
+    order = np.random.default_rng(recipe.training.get("seed", 42)).permutation(len(rows))
+    half = len(rows) // 2
+    return rows.select(np.sort(order[:half] if step == 1 else order[half:]))
+
+
+def test_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+    """Held-out rows; None where the recipe holds nothing out."""
+    split = recipe.data.dataset_test_split
+    return tokenized_split(recipe, tokenizer, split)[0] if split else None
+
+
+def teachers_of(recipe: Recipe) -> dict[str, str | Path]:
+    """Folder of each teacher that the method needs: the given one, or where step 1 puts it."""
+    return {
+        name: getattr(recipe.teachers, name) or recipe.output_dir / "teachers" / name
+        for name in TEACHERS[recipe.method.method]
+    }
+
+
+def directions_of(recipe: Recipe) -> str | Path | None:
+    """Where the stored shift stands: the given file, or the folder of the stage that fits it."""
+    if "directions" in recipe.stages:
+        return recipe.output_dir / "directions"
+    return recipe.method.directions
+
+
+def prompts_of(
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
+) -> tuple[list[str], list[list[int]]]:
+    """Texts and ids of the prompts of a file (records with a `prompt`: text or messages).
+
+    Raises:
+        ValueError: a record without a prompt; no record at all.
+    """
+    chat = chat_format(tokenizer, chat_template)
+    texts, ids = [], []
+    for place, record in read_records(Path(path)):
+        prompt = record.get("prompt")
+        if not prompt:
+            raise ValueError(
+                f"{place}: no prompt; every record needs a `prompt`, text or messages. "
+                f"It has: {', '.join(record)}."
+            )
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        rendered = render(
+            tokenizer,
+            chat.template,
+            prompt_messages(messages, chat),
+            add_generation_prompt=True,
+        )
+        texts.append(messages[-1]["content"])
+        ids.append(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    if not texts:
+        raise ValueError(f"{path} holds no prompts; give a file with at least one record.")
+    return texts, ids
+
+
+def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], HeldOut]:
+    """Prompts as text, and all that the rows of the last table are measured on."""
+    options, split = recipe.evaluation, recipe.data.dataset_test_split
+    texts, ids = [], []
+    if options.prompts:
+        texts, ids = prompts_of(options.prompts, tokenizer, recipe.data.chat_template)
+    judge, sign = lexicon_tone() if options.judge and texts else None, 1
+    if judge and split:
+        pairs = usable_pairs(load_split(recipe, split))
+        sign = wanted_sign(judge, pairs["chosen"], pairs["rejected"])
+    unrelated = []
+    if options.unrelated_text:
+        unrelated = tokenize_texts(
+            options.unrelated_text, tokenizer, rows=UNRELATED_ROWS, tokens=recipe.data.max_length
+        )
+    pairs = test_rows(recipe, tokenizer) or ()
+    return texts, HeldOut(pairs, ids, unrelated, judge, sign, options.max_new_tokens)

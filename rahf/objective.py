@@ -1,0 +1,101 @@
+"""The idea of RAHF as pure functions: where a hidden state should go, and how far it is from there.
+
+A response is said under a positive and a negative view; their difference is the `shift`. The policy is asked to stand where
+the reference stood, moved by `alpha` times the shift (RAHF, arXiv 2312.15997, section 3.3). Nothing here knows a model.
+
+All tensors are packed: `hidden` is [layers, tokens, d_model] over the aligned tokens of a whole batch, and `owner` [tokens]
+says which row each token belongs to, so no padding can enter a mean.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Distance = Literal["l2", "squared_l2"]
+LayerScale = Literal["none", "rms", "shift"]
+
+SMALLEST_SCALE = 1e-3
+"""Smallest layer scale, as a share of the reference's RMS: a shift of (nearly) nothing must not divide by (nearly) zero."""
+
+
+class Asked(NamedTuple):
+    """What the frozen views ask of the policy."""
+
+    reference: Float[Tensor, "layers tokens d_model"]  # where the policy starts
+    shift: Float[
+        Tensor, "layers tokens d_model"
+    ]  # alpha * (positive - negative); zero on retained rows
+    scale: Float[
+        Tensor, "layers rows"
+    ]  # unit in which the distance of each layer is measured, per row
+
+
+class Progress(NamedTuple):
+    """Sums over tokens from which the reached share and its cosine follow; they add up over batches and ranks."""
+
+    dot: Float[Tensor, " layers"]  # <moved, asked>
+    moved: Float[Tensor, " layers"]  # |moved|^2
+    asked: Float[Tensor, " layers"]  # |asked|^2
+
+    def reached(self) -> Float[Tensor, " layers"]:
+        """Share of the asked shift the policy has made: 0 at the start, 1 at the target. nan where none was asked."""
+        return self.dot / self.asked
+
+    def cosine(self) -> Float[Tensor, " layers"]:
+        """Cosine of the movement made to the movement asked. nan where nothing moved."""
+        return self.dot / (self.moved * self.asked).sqrt()
+
+
+def row_mean(
+    values: Float[Tensor, "layers tokens"], owner: Int[Tensor, " tokens"], rows: int
+) -> Float[Tensor, "layers rows"]:
+    """Mean over the tokens of each row, so that a long response counts as much as a short one."""
+    sums = values.new_zeros(values.shape[0], rows).index_add(1, owner, values)
+    return sums / torch.bincount(owner, minlength=rows).clamp(min=1)
+
+
+def layer_scale(
+    kind: LayerScale,
+    reference: Float[Tensor, "layers tokens d_model"],
+    shift: Float[Tensor, "layers tokens d_model"],
+    owner: Int[Tensor, " tokens"],
+    rows: int,
+) -> Float[Tensor, "layers rows"]:
+    """Unit of each layer's distance: 1, the reference's RMS norm over the row, or that of the asked shift."""
+    if kind == "none":
+        return reference.new_ones(reference.shape[0], rows)
+    rms = row_mean(reference.square().sum(-1), owner, rows).sqrt()
+    if kind == "rms":
+        return rms
+    size = row_mean(shift.square().sum(-1), owner, rows).sqrt()
+    return torch.maximum(size, SMALLEST_SCALE * rms)
+
+
+def row_loss(
+    hidden: Float[Tensor, "layers tokens d_model"],
+    asked: Asked,
+    owner: Int[Tensor, " tokens"],
+    distance: Distance,
+) -> Float[Tensor, " rows"]:
+    """Distance of the policy's states to `reference + shift`: mean over a row's tokens, then over layers.
+
+    `l2` is the 2-norm of the published code, `squared_l2` the squared norm of the paper (equation 5).
+    """
+    error = hidden - (asked.reference + asked.shift)
+    rows = asked.scale.shape[1]
+    if distance == "squared_l2":
+        return (row_mean(error.square().sum(-1), owner, rows) / asked.scale.square()).mean(0)
+    return (row_mean(error.norm(dim=-1), owner, rows) / asked.scale).mean(0)
+
+
+def progress(hidden: Float[Tensor, "layers tokens d_model"], asked: Asked) -> Progress:
+    """How far the policy has come along the asked shift, summed over tokens. Retained tokens ask nothing and are left out."""
+    aligned = asked.shift.square().sum(-1)
+    moved = (hidden - asked.reference) * (aligned > 0).unsqueeze(-1)
+    return Progress(
+        dot=(moved * asked.shift).sum((1, 2)),
+        moved=moved.square().sum((1, 2)),
+        asked=aligned.sum(1),
+    )

@@ -1,0 +1,270 @@
+"""A recipe's stages, one after the other: teachers, directions, alignment, evaluation.
+
+Each stage leaves a complete folder and a record of what it was made with. A second run skips what
+is complete and goes on from the last checkpoint of what is not. Holds no idea of the method: it
+builds, runs and saves.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from rahf.adapters import POLICY, frozen_pass, is_adapter
+from rahf.alignment import build_alignment
+from rahf.artifacts import (
+    ANSWERS_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    StageRecord,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+    write_text,
+)
+from rahf.config import TEACHERS
+from rahf.data_report import describe
+from rahf.evaluation.table import measure
+from rahf.loading import (
+    directions_of,
+    held_out_of,
+    load_base,
+    load_tokenizer,
+    lora_config,
+    teachers_of,
+    test_rows,
+    tokenized_split,
+    train_rows,
+)
+from rahf.recipe import Recipe
+from rahf.report.card import model_card
+from rahf.report.figures import training_figure
+from rahf.report.tables import layers_table, models_table, side_by_side
+from rahf.teachers import train_teacher
+from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
+from rahf.training import AdapterTrainer
+
+
+def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = False) -> None:
+    """Run every stage of `recipe` that is not complete, or `stage` alone.
+
+    The tables of the results are printed at the end unless `quiet`.
+
+    Raises:
+        ValueError: an unknown stage; a stage whose predecessors are missing; a folder that holds
+            the stage made with other settings.
+    """
+    if stage is not None and stage not in recipe.stages:
+        raise ValueError(
+            f"this recipe has no stage {stage!r}; its stages are {', '.join(recipe.stages)}"
+        )
+    for name in recipe.stages if stage is None else (stage,):
+        run_stage(recipe, name)
+    if PartialState().is_main_process and stage in (None, "evaluation") and not quiet:
+        print(summary(recipe.output_dir))
+
+
+def run_stage(recipe: Recipe, name: str) -> None:
+    """Run one stage, unless its folder is complete."""
+    state = PartialState()
+    folder = stage_folder(recipe, name)
+    record = StageRecord(folder, stage_settings(recipe, name))
+    complete = record.is_complete()
+    state.wait_for_everyone()
+    if complete:
+        state.print(f"{name}: complete in {folder}")
+        return
+    check_predecessors(recipe, name)
+    state.print(f"{name}: writing {folder}")
+    if state.is_main_process:
+        record.begin()
+    run: Callable[[Recipe], dict[str, Any]] = {
+        "directions": run_directions,
+        "alignment": run_alignment,
+        "evaluation": run_evaluation,
+    }.get(name, lambda recipe: run_teacher(recipe, name))
+    results = run(recipe)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        record.finish(**results)
+
+
+def stage_folder(recipe: Recipe, name: str) -> Path:
+    """The policy stands at the root of the output folder, everything else in a folder of its own."""
+    folders = {"alignment": ".", "evaluation": "evaluation", "directions": "directions"}
+    return recipe.output_dir / folders.get(name, f"teachers/{name}")
+
+
+def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What decides the result of a stage; a change of anything else leaves it as it is."""
+    whole = recipe.as_dict()
+    shared = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
+    if name == "evaluation":
+        return whole["evaluation"]
+    if name in ("alignment", "directions"):
+        return {
+            key: value for key, value in whole.items() if key not in UNDECIDING | {"evaluation"}
+        }
+    training = {
+        key: value for key, value in recipe.teacher_training.items() if key not in UNDECIDING
+    }
+    extra = {}
+    if name == "contrast":
+        extra = {
+            "instructions": recipe.method.instructions,
+            "label_smoothing": recipe.teachers.label_smoothing,
+        }
+    return {**shared, **training, **extra}
+
+
+UNDECIDING = {
+    "output_dir", "disable_tqdm", "report_to", "run_name", "save_steps", "save_strategy", "save_total_limit", "push_to_hub",
+    "hub_model_id", "hub_private_repo", "hub_strategy", "dataset_num_proc", "dataloader_num_workers", "resume_from_checkpoint",
+}  # fmt: skip
+"""Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""
+
+
+def check_predecessors(recipe: Recipe, name: str) -> None:
+    """Refuse a stage that reads what an earlier stage has not finished."""
+    for earlier in recipe.stages[: recipe.stages.index(name)]:
+        if name in TEACHERS[recipe.method.method]:
+            return
+        folder = stage_folder(recipe, earlier)
+        if not StageRecord(folder, stage_settings(recipe, earlier)).is_complete():
+            raise ValueError(
+                f"stage {name!r} needs {earlier!r}, which is not complete in {folder}. Run it first: "
+                f"--stage {earlier}, or leave --stage away to run all."
+            )
+
+
+def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
+    tokenizer = load_tokenizer(recipe)
+    args = TrainingArguments(
+        output_dir=str(stage_folder(recipe, name)),
+        **{"remove_unused_columns": False, "report_to": "none", **recipe.teacher_training},
+    )
+    trainer = train_teacher(
+        name,
+        load_base(recipe),
+        train_rows(recipe, tokenizer, step=1),
+        tokenizer,
+        lora_config(recipe),
+        args,
+        recipe.teachers.label_smoothing,
+    )
+    return save_log(trainer)
+
+
+def run_directions(recipe: Recipe) -> dict[str, Any]:
+    tokenizer = load_tokenizer(recipe)
+    args = alignment_arguments(recipe)
+    alignment = build_alignment(load_base(recipe), args, lora_config(recipe), teachers_of(recipe))
+    rows = train_rows(recipe, tokenizer, step=2)
+    directions = fit_mean_shift(alignment, rows, tokenizer, args)
+    if PartialState().is_main_process:
+        directions.save(stage_folder(recipe, "directions"))
+    return {}
+
+
+def run_alignment(recipe: Recipe) -> dict[str, Any]:
+    tokenizer, args = load_tokenizer(recipe), alignment_arguments(recipe)
+    set_seed(args.seed)
+    trainer = RAHFTrainer(
+        load_base(recipe),
+        args,
+        train_rows(recipe, tokenizer, step=2),
+        test_rows(recipe, tokenizer),
+        tokenizer,
+        lora_config(recipe),
+        teachers_of(recipe),
+        directions_of(recipe),
+    )
+    trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
+    metrics = trainer.evaluate() if trainer.eval_rows is not None else {}
+    trainer.save_model()
+    results = save_log(trainer)
+    if trainer.args.should_save:
+        write_json(recipe.output_dir / METRICS_FILE, results["training"] | metrics)
+        write_text(recipe.output_dir / RECIPE_FILE, recipe.as_yaml())
+        training_figure(trainer.state.log_history, recipe.output_dir / "training.png")
+        write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
+    return results
+
+
+def run_evaluation(recipe: Recipe) -> dict[str, Any]:
+    """Measure base, teachers and policy on the same held-out data, as adapters of one model."""
+    tokenizer, folder = load_tokenizer(recipe), stage_folder(recipe, "evaluation")
+    prompts, held_out = held_out_of(recipe, tokenizer)
+    model = PeftModel.from_pretrained(load_base(recipe), recipe.output_dir)
+    adapters = {"base": None, "policy": POLICY} if "base" in recipe.evaluation.models else {"policy": POLICY}
+    if "teachers" in recipe.evaluation.models:
+        for name, path in filter(lambda item: is_adapter(item[1]), teachers_of(recipe).items()):
+            model.load_adapter(str(path), adapter_name=name)
+            adapters[name] = name
+    models, answers = {}, {}
+    for name in sorted(adapters, key=["base", "positive", "negative", "contrast", "policy"].index):
+        with frozen_pass(model, adapters[name]):
+            measured, answers[name] = measure(model, tokenizer, held_out, name)
+        models[name] = measured.as_dict()
+    if PartialState().is_main_process:
+        metrics = read_json(recipe.output_dir / METRICS_FILE) | {"models": models}
+        write_json(recipe.output_dir / METRICS_FILE, metrics)
+        write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
+        shown = [
+            {"prompt": prompt, "answers": {name: answers[name][index] for name in answers}}
+            for index, prompt in enumerate(prompts)
+        ]
+        write_lines(folder / ANSWERS_FILE, shown)
+    return {}
+
+
+def alignment_arguments(recipe: Recipe) -> RAHFConfig:
+    """The recipe as the arguments of the trainer; evaluation happens at the end unless it says otherwise."""
+    method = {
+        field.name: getattr(recipe.method, field.name)
+        for field in dataclasses.fields(recipe.method)
+    }
+    lengths = {
+        "max_prompt_length": recipe.data.max_prompt_length,
+        "max_length": recipe.data.max_length,
+    }
+    return RAHFConfig(**{"report_to": "none", **method, **lengths, **recipe.training})
+
+
+def save_log(trainer: AdapterTrainer) -> dict[str, Any]:
+    """Write what the trainer has logged; returns the figures of the training as a whole."""
+    log = trainer.state.log_history
+    if trainer.args.should_save:
+        write_lines(Path(trainer.args.output_dir) / LOG_FILE, log)
+    whole = next((line for line in reversed(log) if "train_runtime" in line), {})
+    return {
+        "training": {key: value for key, value in whole.items() if key not in ("step", "epoch")}
+    }
+
+
+def summary(folder: Path) -> str:
+    """The tables that the run in `folder` ends with, read from its files."""
+    metrics, parts = read_json(folder / METRICS_FILE), []
+    if "models" in metrics:
+        parts.append(models_table(metrics["models"]))
+    if "eval_repr/reached" in metrics:
+        parts.append(layers_table(metrics))
+    answers = folder / "evaluation" / ANSWERS_FILE
+    if answers.exists():
+        parts.append(side_by_side(read_lines(answers), only=("base", "policy")))
+    return "\n\n".join(["", *parts, f"results: {folder}"])
+
+
+def describe_data(recipe: Recipe) -> str:
+    """What `rahf data` prints: what became of each split's pairs, and a few rows with their mask."""
+    tokenizer, parts = load_tokenizer(recipe), []
+    for split in filter(None, (recipe.data.dataset_train_split, recipe.data.dataset_test_split)):
+        rows, report = tokenized_split(recipe, tokenizer, split)
+        parts.append(f"{split}\n\n{describe(report, rows, tokenizer)}")
+    return "\n\n".join(parts)

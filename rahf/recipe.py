@@ -1,0 +1,222 @@
+"""A recipe: YAML and overrides -> one frozen `Recipe`, or all that is wrong with it at once.
+
+Knows no model and no data; files named in a recipe are looked at by `validation.py`. Imports
+neither torch nor transformers, so that reading a recipe takes a fraction of a second.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from rahf.config import (
+    TEACHERS,
+    DataOptions,
+    EvaluationOptions,
+    MethodOptions,
+    ModelOptions,
+    TeacherOptions,
+)
+from rahf.options import OptionError, annotations, coerce, value_problem
+from rahf.recipe_keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
+from rahf.recipe_yaml import merge_overrides, parse_overrides, read_yaml
+from rahf.training_arguments import training_annotations
+
+# What teachers never take over from the alignment: it says where a run goes, or is measured by
+# the alignment's own metrics.
+NOT_INHERITED = {
+    "greater_is_better",
+    "hub_model_id",
+    "hub_revision",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "output_dir",
+    "push_to_hub",
+    "resume_from_checkpoint",
+    "run_name",
+}
+
+
+class RecipeError(OptionError):
+    """A recipe that cannot be run; `problems` holds one line for each thing that is wrong.
+
+    `partial` is the recipe with defaults in place of what was refused, for further checks only;
+    None where nothing could be read.
+    """
+
+    def __init__(self, source: str, problems: Iterable[str], partial: "Recipe | None" = None):
+        problems, self.partial = tuple(problems), partial
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(problems, title=f"{source}: {count}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe; `training` and `teachers_training` hold the keys as given, no defaults."""
+
+    model: ModelOptions
+    data: DataOptions
+    method: MethodOptions
+    teachers: TeacherOptions
+    evaluation: EvaluationOptions
+    training: dict[str, Any]
+    teachers_training: dict[str, Any]
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.training["output_dir"])
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that are run: a teacher that is given by path is not."""
+        teachers = TEACHERS[self.method.method]
+        trained = [name for name in teachers if getattr(self.teachers, name) is None]
+        fitted = ["directions"] if self.method.shift == "mean" else []
+        return (*trained, *fitted, "alignment", "evaluation")
+
+    @property
+    def teacher_training(self) -> dict[str, Any]:
+        """TrainingArguments keys of step 1: those under `teachers`, else those of the alignment.
+
+        Not taken over are the names in NOT_INHERITED, and one of max_steps and num_train_epochs
+        where `teachers` gives the other, since transformers lets max_steps win.
+        """
+        own, lengths = self.teachers_training, {"max_steps", "num_train_epochs"}
+        left_out = NOT_INHERITED | (lengths if lengths & own.keys() else set())
+        return {key: value for key, value in self.training.items() if key not in left_out} | own
+
+    def as_dict(self) -> dict[str, Any]:
+        """The full recipe as run, defaults included, in the form that `load_recipe` reads."""
+        recipe = {}
+        for section in (self.method, self.model, self.data):
+            recipe |= dataclasses.asdict(section)
+        recipe["teachers"] = dataclasses.asdict(self.teachers) | self.teachers_training
+        recipe["evaluation"] = dataclasses.asdict(self.evaluation)
+        return recipe | self.training
+
+    def as_yaml(self) -> str:
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Reads a YAML file. Raises RecipeError with all problems, FileNotFoundError without a file.
+
+    overrides: {"teachers.learning_rate": 1e-4}, or as on a command line: ["--alpha", "3",
+    "--bf16", "--teachers.learning_rate=1e-4"].
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}: give the path of a YAML file")
+    given, problems = read_yaml(path)
+    if problems and not given:
+        raise RecipeError(str(path), problems)
+    if not isinstance(overrides, Mapping):
+        overrides, wrong = parse_overrides(overrides, key_annotation)
+        problems += wrong
+    given, wrong = merge_overrides(given, overrides)
+    return _build(given, str(path), problems + wrong)
+
+
+def recipe_from_dict(given: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """The recipe of a mapping such as `Recipe.as_dict` gives."""
+    return _build(given, source, [])
+
+
+def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe:
+    values = {"": {key: value for key, value in given.items() if key not in SECTIONS}}
+    for name in SECTIONS:
+        values[name] = given.get(name) or {}
+        if not isinstance(values[name], Mapping):
+            problems.append(f"{name}: {values[name]!r} is not a mapping of keys to values")
+            values[name] = {}
+    for name, keys in values.items():
+        problems += unknown_keys(name, keys)
+    refused: set[str] = set()
+    sections = [_section(cls, "", values[""], problems, refused) for cls in FLAT]
+    for name, cls in SECTIONS.items():
+        sections.append(_section(cls, name, values[name], problems, refused))
+    training = _training("", values[""], problems)
+    recipe = Recipe(*sections, training, _training("teachers", values["teachers"], problems))
+    problems += _problems_between(recipe, refused)
+    if problems:
+        raise RecipeError(source, problems, recipe)
+    return recipe
+
+
+def _section(
+    cls: type, name: str, given: Mapping[Any, Any], problems: list[str], refused: set[str]
+) -> Any:
+    """One dataclass of the recipe; problems are appended, as are the names of refused values.
+
+    A default stands in for a refused value, so that the others can still be checked.
+    """
+    kinds, values = annotations(cls), {}
+    for spec in dataclasses.fields(cls):
+        full, found = _full(name, spec.name), []
+        values[spec.name] = _default(spec)
+        if spec.name in given:
+            value = coerce(given[spec.name], kinds[spec.name])
+            found = value_problem(full, value, kinds[spec.name])
+            values[spec.name] = value if not found else values[spec.name]
+        elif spec.default is spec.default_factory:
+            found = [f"{full}: is missing: {spec.metadata['help']}"]
+        problems += found
+        refused |= {spec.name} if found else set()
+    try:
+        return cls(**values)
+    except OptionError as error:
+        # What is wrong only with a stand-in is no news.
+        lines = [line for line in error.problems if refused.isdisjoint(re.findall(r"\w+", line))]
+        problems += [_full(name, line) for line in lines]
+        return SimpleNamespace(**values)
+
+
+def _default(spec: dataclasses.Field) -> Any:
+    if spec.default_factory is not dataclasses.MISSING:
+        return spec.default_factory()
+    return "missing" if spec.default is dataclasses.MISSING else spec.default
+
+
+def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> dict[str, Any]:
+    """The keys that are fields of TrainingArguments, checked."""
+    training = {}
+    for key in (key for key in given if key in training_annotations()):
+        full, kind = _full(section, key), training_annotations()[key]
+        training[key] = coerce(given[key], kind)
+        refusal = REFUSED.get(full) or REFUSED.get(key)
+        problems += [f"{full}: {refusal}"] if refusal else value_problem(full, training[key], kind)
+    if training.get("bf16") and training.get("fp16"):
+        problems.append(
+            f"{_full(section, 'bf16')} and fp16 are both true: set one of them to false"
+        )
+    return {key: training[key] for key in given if key in training}
+
+
+def _full(section: str, key: str) -> str:
+    return f"{section}.{key}" if section else key
+
+
+def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
+    """Problems that no section can see alone."""
+    problems = []
+    if not recipe.training.get("output_dir"):
+        problems.append("output_dir: is missing: the folder that gets the results")
+    if "method" not in refused:
+        method = recipe.method.method
+        problems += [
+            f"teachers.{name}: not read by method {method}: remove it"
+            for name in ("positive", "negative", "contrast")
+            if getattr(recipe.teachers, name) is not None and name not in TEACHERS[method]
+        ]
+    strategy = recipe.training.get("eval_strategy", "no")
+    if strategy != "no" and recipe.data.dataset_test_split is None:
+        problems.append(
+            f"eval_strategy: {strategy} needs held-out pairs: set dataset_test_split, or set "
+            "eval_strategy: 'no'"
+        )
+    return problems

@@ -1,0 +1,77 @@
+"""Which keys a recipe may have, what type each has, and what to say about any other key.
+
+Three families: options at the top level, options of the sections `teachers` and `evaluation`, and
+the fields of TrainingArguments at the top level and under `teachers`.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from rahf.config import (
+    DataOptions,
+    EvaluationOptions,
+    MethodOptions,
+    ModelOptions,
+    TeacherOptions,
+)
+from rahf.options import annotations
+from rahf.training_arguments import REPLACED, training_annotations
+
+FLAT = (ModelOptions, DataOptions, MethodOptions)
+SECTIONS = {"teachers": TeacherOptions, "evaluation": EvaluationOptions}
+
+# Fields of TrainingArguments that a recipe must not set.
+REFUSED = {
+    "hub_token": "remove it, a recipe is saved and shared: set the environment variable HF_TOKEN",
+    "teachers.output_dir": "remove it: teachers are kept inside output_dir",
+}
+
+# Names that people bring along from other projects' recipes.
+_OTHER_NAMES = {
+    "beta": "use alpha, the strength of the shift",
+    "lora_modules_to_save": "remove it; only adapters are trained",
+    "torch_dtype": "use dtype",
+    "use_peft": "remove it; an adapter is always what is trained",
+}
+
+
+def names(*classes: type) -> set[str]:
+    return {spec.name for cls in classes for spec in dataclasses.fields(cls)}
+
+
+def key_annotation(key: str) -> Any:
+    """The type of the recipe key with this dotted name; Any for an unknown one."""
+    section, _, name = key.rpartition(".")
+    if section == "instructions":
+        return str
+    classes = {"": FLAT} | {section: (cls,) for section, cls in SECTIONS.items()}
+    for cls in classes.get(section, ()):
+        if name in names(cls):
+            return annotations(cls)[name]
+    return training_annotations().get(name, Any) if section in ("", "teachers") else Any
+
+
+def unknown_keys(section: str, given: Iterable[Any]) -> list[str]:
+    """A problem for each key that the section ("" for the top level) does not have."""
+    known = names(SECTIONS[section]) if section else names(*FLAT) | SECTIONS.keys()
+    if section != "evaluation":
+        known = known | training_annotations().keys()
+    return [_unknown_key(section, key, known) for key in given if key not in known]
+
+
+def _unknown_key(section: str, key: Any, known: set[str]) -> str:
+    full = f"{section}.{key}" if section else f"{key}"
+    if not isinstance(key, str):
+        return f"{full}: a key must be text, not {key!r}"
+    for home, cls in SECTIONS.items():
+        if not section and key in names(cls):
+            return f"{full}: belongs under {home}: write {home}: {{{key}: ...}}"
+    if section and key in names(*FLAT):
+        return f"{full}: belongs to the top level of the recipe"
+    cure = REPLACED.get(key) or _OTHER_NAMES.get(key)
+    if cure:
+        return f"{full}: is not a key of a recipe: {cure}"
+    near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+    return f"{full}: unknown key" + (f", did you mean {near[0]}?" if near else "")

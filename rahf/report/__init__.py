@@ -1,0 +1,1 @@
+"""Tables and figures of a finished run. Reads artifacts, never loads a model."""

@@ -1,0 +1,78 @@
+"""The model card of an aligned adapter, from the recipe as run and its metrics."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from rahf.report.tables import layers_table, models_table
+
+PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
+
+METHOD_NAMES = {
+    "dual": "RAHF-DUAL",
+    "scit": "RAHF-SCIT",
+    "lorra": "LoRRA",
+    "direction": "a stored direction",
+}
+
+
+def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """Markdown with the Hub's metadata on top: data, base, method, layers, metrics, versions."""
+    base, method = recipe["model_name_or_path"], METHOD_NAMES[recipe["method"]]
+    datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
+    head = {
+        "library_name": "peft",
+        "base_model": base,
+        "tags": ["rahf", "lora", "representation-alignment", recipe["method"]],
+        "pipeline_tag": "text-generation",
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {base.rpartition('/')[2]} aligned by {method}",
+        f"A LoRA adapter of `{base}` whose hidden states were moved towards what the chosen "
+        f"responses of `{datasets}` share and the rejected ones lack ({method}, "
+        "[arXiv 2312.15997](https://arxiv.org/abs/2312.15997)).",
+        USE,
+        "## How it was made",
+        _settings(recipe, metrics),
+        "The full recipe is `recipe.yaml`, all figures are in `metrics.json`, every logged step in "
+        "`log.jsonl`.\n\n![loss and reached shift](training.png)",
+    ]
+    if "models" in metrics:
+        parts += ["## Held-out results", models_table(metrics["models"])]
+    if "eval_repr/reached" in metrics:
+        parts += ["## What was reached, per layer", layers_table(metrics)]
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return "\n\n".join([*parts, f"Made with {versions}.", ""])
+
+
+USE = """## How to use it
+
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("path/of/this/folder")
+merged = model.merge_and_unload()  # plain transformers from here on
+```"""
+
+
+def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    layers = sorted(
+        int(key.rpartition("_")[2]) for key in metrics if key.startswith("eval_repr/reached/layer_")
+    )
+    rows = {
+        "data": recipe["dataset_name"] or "a mixture, see recipe.yaml",
+        "reference": recipe["reference"],
+        "target layers": ", ".join(map(str, layers)) or recipe["target_layers"],
+        "alpha": recipe["alpha"],
+        "shift": recipe["shift"],
+        "positions": recipe["positions"],
+        "distance": f"{recipe['distance']}, scaled by {recipe['layer_scale']}",
+        "retain weight": recipe["retain_weight"],
+        "LoRA": f"r {recipe['lora_r']}, alpha {recipe['lora_alpha']}",
+        "learning rate": recipe.get("learning_rate", "1e-3"),
+        "seed": recipe.get("seed", 42),
+    }
+    return "\n".join(f"- {name}: {value}" for name, value in rows.items())

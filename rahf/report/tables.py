@@ -1,0 +1,76 @@
+"""The tables a run ends with, as markdown that also reads well in a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLUMNS = (
+    ("preference_accuracy", "preference accuracy", "{:.0%}"),
+    ("preference_margin", "margin (nats/token)", "{:+.3f}"),
+    ("judged_mean", "judged mean", "{:+.2f}"),
+    ("judged_se", "± s.e.", "{:.2f}"),
+    ("shows_wanted", "answers that show it", "{:.0%}"),
+    ("unrelated_loss", "loss on unrelated text", "{:.3f}"),
+)
+
+
+def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row a model: base, teachers, policy. Change of the loss on unrelated text beside it."""
+    columns = [
+        column
+        for column in COLUMNS
+        if any(row.get(column[0]) is not None for row in models.values())
+    ]
+    base = next(iter(models.values())).get("unrelated_loss")
+    rows = []
+    for name, row in models.items():
+        cells = [
+            form.format(row[key]) if row.get(key) is not None else "-" for key, _, form in columns
+        ]
+        if base is not None and row.get("unrelated_loss") is not None:
+            cells[-1] += f" ({row['unrelated_loss'] / base - 1:+.1%})"
+        rows.append([name, *cells])
+    return markdown(["model", *(title for _, title, _ in columns)], rows)
+
+
+def layers_table(metrics: Mapping[str, float], prefix: str = "eval_repr/") -> str:
+    """Share of the asked shift that the policy reached, and its cosine, per target layer."""
+    layers = sorted(
+        int(key.rpartition("_")[2]) for key in metrics if key.startswith(f"{prefix}reached/layer_")
+    )
+    rows = [
+        [name, *(f"{metrics[f'{prefix}{key}/layer_{layer}']:.2f}" for layer in layers)]
+        for key, name in (("reached", "share of the asked shift"), ("cosine", "cosine"))
+    ]
+    return markdown(["layer", *map(str, layers)], rows)
+
+
+def side_by_side(
+    answers: Sequence[Mapping[str, Any]], only: Sequence[str] | None = None, count: int = 4
+) -> str:
+    """A few prompts, spread over the file, with the answers of the models named in `only`."""
+    step = max(1, len(answers) // count)
+    parts = []
+    for answer in answers[::step][:count]:
+        lines = [f"> {answer['prompt']}"]
+        lines += [
+            f"- **{name}**: {' '.join(text.split())}"
+            for name, text in answer["answers"].items()
+            if only is None or name in only
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table whose columns are aligned as plain text too."""
+    widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        return (
+            "| "
+            + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            + " |"
+        )
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(header), rule, *(line(row) for row in rows)])

@@ -1,0 +1,169 @@
+"""Step 1: teach an adapter what is preferred, so that its hidden states tell the two sides apart.
+
+DUAL trains two adapters by supervised fine-tuning, `positive` on chosen and `negative` on rejected responses. SCIT trains
+one, `contrast`, to tell a matching instruction from a mismatched one. Knows pairs and likelihoods; knows no target states.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from rahf.adapters import attach_policy, depth_of
+from rahf.contrast import sequence_rows
+from rahf.generation import pad_id
+from rahf.likelihood import likelihood
+from rahf.training import AdapterTrainer, ItemLoss
+
+
+def contrastive_loss(
+    match: Float[Tensor, " rows"], mismatch: Float[Tensor, " rows"], smoothing: float
+) -> Float[Tensor, " rows"]:
+    """Contrastive instruction tuning of one response (RAHF section 3.1, smoothed as in hindsight instruction relabelling).
+
+    `- m - (1 - eps) log(P_m / (P_m + P_x)) - eps log(P_x / (P_m + P_x))` with P = exp(mean log-probability per token).
+
+    Args:
+        match: mean log-probability per response token under the instruction that fits it (m, nats).
+        mismatch: the same under the other instruction (x).
+        smoothing: eps; 0 is the form of the paper.
+    """
+    difference = match - mismatch
+    told_apart = nn.functional.logsigmoid(difference)
+    taken_for_other = nn.functional.logsigmoid(-difference)
+    return -match - (1 - smoothing) * told_apart - smoothing * taken_for_other
+
+
+@dataclass(frozen=True)
+class SideCollator:
+    """Rows of one side of the pairs: the prompt as it is, then the chosen or the rejected response."""
+
+    pad_token_id: int
+    side: str
+
+    def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        prompts = [pair["prompt_ids"] for pair in pairs]
+        rows = sequence_rows(
+            prompts, [pair[f"{self.side}_ids"] for pair in pairs], self.pad_token_id
+        )
+        return {"match": rows, "row": torch.tensor([pair["row"] for pair in pairs])}
+
+
+@dataclass(frozen=True)
+class InstructionCollator:
+    """Both responses of each pair, under the instruction that fits (`match`) and under the other (`mismatch`)."""
+
+    pad_token_id: int
+
+    def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        responses = [pair[f"{side}_ids"] for pair in pairs for side in ("chosen", "rejected")]
+        fits = [pair[f"{view}_prompt_ids"] for pair in pairs for view in ("positive", "negative")]
+        other = [pair[f"{view}_prompt_ids"] for pair in pairs for view in ("negative", "positive")]
+        return {
+            "match": sequence_rows(fits, responses, self.pad_token_id),
+            "mismatch": sequence_rows(other, responses, self.pad_token_id),
+            "row": torch.tensor([pair["row"] for pair in pairs for _ in range(2)]),
+        }
+
+
+class SideTrainer(AdapterTrainer):
+    """Supervised fine-tuning: an item is a response token, its cost the cross entropy (nats)."""
+
+    def count_items(self, batch):
+        return int(batch["match"]["response_mask"][:, 1:].sum())
+
+    def item_loss(self, model, batch):
+        per_row = -likelihood(model, batch["match"]).sums()
+        return ItemLoss(per_row.sum(), per_row.detach(), batch["row"])
+
+
+class InstructionTrainer(AdapterTrainer):
+    """Contrastive instruction tuning: an item is a response."""
+
+    def __init__(self, *args, smoothing: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.smoothing = smoothing
+
+    def count_items(self, batch):
+        return len(batch["row"])
+
+    def item_loss(self, model, batch):
+        # One forward for both instructions: a wrapped model synchronises once a step.
+        both = join_rows(batch["match"], batch["mismatch"])
+        match, mismatch = likelihood(model, both).means().chunk(2)
+        per_row = contrastive_loss(match, mismatch, self.smoothing)
+        return ItemLoss(per_row.sum(), per_row.detach(), batch["row"])
+
+
+def join_rows(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Two blocks of rows as one, the narrower padded on the right (masks say 0 there)."""
+    width = max(first["input_ids"].shape[1], second["input_ids"].shape[1])
+    return {
+        name: torch.cat(
+            [
+                nn.functional.pad(block[name], (0, width - block[name].shape[1]))
+                for block in (first, second)
+            ]
+        )
+        for name in first
+    }
+
+
+def train_teacher(
+    name: str,
+    base: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    peft_config: LoraConfig,
+    args: TrainingArguments,
+    smoothing: float = 0.2,
+) -> AdapterTrainer:
+    """Train the teacher `name` on tokenised pairs and save it in `args.output_dir`; `base` is left as it was.
+
+    A run that was interrupted goes on from its last checkpoint.
+    """
+    pad = pad_id(tokenizer)
+    common = {"args": args, "train_dataset": rows, "processing_class": tokenizer}
+    set_seed(args.seed)
+    model = attach_policy(base, peft_config, range(depth_of(base)))
+    if name == "contrast":
+        trainer = InstructionTrainer(
+            model, data_collator=InstructionCollator(pad), smoothing=smoothing, **common
+        )
+    else:
+        side = {"positive": "chosen", "negative": "rejected"}[name]
+        trainer = SideTrainer(model, data_collator=SideCollator(pad, side), **common)
+    trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
+    trainer.save_model()
+    model.unload()
+    return trainer
+
+
+def train_teachers(
+    names: Sequence[str],
+    base: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    peft_config: LoraConfig,
+    folder: str | Path,
+    options: Mapping[str, Any],
+) -> dict[str, Path]:
+    """Train several teachers on the same rows, each into `folder / name`.
+
+    Args:
+        options: arguments of TrainingArguments, and `label_smoothing` for the contrast teacher.
+    """
+    options = {"remove_unused_columns": False, **options}
+    smoothing = options.pop("label_smoothing", 0.2)
+    folders = {name: Path(folder) / name for name in names}
+    for name, output_dir in folders.items():
+        args = TrainingArguments(output_dir=str(output_dir), **options)
+        train_teacher(name, base, rows, tokenizer, peft_config, args, smoothing)
+    return folders

@@ -1,0 +1,284 @@
+"""RAHF's alignment as a trainer in the shape of TRL's: pairs and teachers in, an aligned adapter out.
+
+Optimiser, logging, checkpoints and ranks are transformers'; the loss is `alignment.py`. No maths here.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from rahf.adapters import base_model, base_name, frozen_pass
+from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_of
+from rahf.config import TEACHERS, MethodOptions
+from rahf.contrast import Batch, ContrastCollator, Responses
+from rahf.directions import Directions
+from rahf.generation import pad_id, sample_texts
+from rahf.likelihood import preference_margins
+from rahf.objective import Progress
+from rahf.pairs import normalize_pairs
+from rahf.teachers import train_teachers
+from rahf.tokenization import tokenize_pairs, tokenize_texts
+from rahf.training import AdapterTrainer, ItemLoss
+
+
+@dataclass
+class RAHFConfig(MethodOptions, TrainingArguments):
+    """Options of the method beside those of transformers.TrainingArguments."""
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    lr_scheduler_type: str = field(
+        default="constant", metadata={"help": "Learning rate over time."}
+    )
+    logging_steps: float = field(
+        default=1, metadata={"help": "Steps between two lines of the log."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Off: the collator reads every column."}
+    )
+    max_prompt_length: int = field(
+        default=256, metadata={"help": "Pairs with a longer prompt are dropped."}
+    )
+    max_length: int = field(
+        default=768, metadata={"help": "Tokens of prompt and response; responses are cut at it."}
+    )
+    model_init_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Arguments of from_pretrained, where the model is given by name."},
+    )
+    teacher_args: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "TrainingArguments and label_smoothing of step 1, for teachers that are trained."
+        },
+    )
+
+    def __post_init__(self):
+        self.check_method()
+        TrainingArguments.__post_init__(self)
+
+
+class RAHFTrainer(AdapterTrainer):
+    """Aligns the hidden states of a LoRA with targets read from contrasting views (RAHF, arXiv 2312.15997).
+
+    Args:
+        model: name or folder of the base, the base itself, or a PEFT model whose adapter `default` is the policy.
+        args: options; `RAHFConfig("out")` is a complete choice.
+        train_dataset: preference pairs in any of TRL's formats, or rows that `tokenize_pairs` has made.
+        eval_dataset: the same, held out.
+        processing_class: tokenizer; that of the model where it is None.
+        peft_config: the policy's LoRA; PEFT's default modules for the architecture where it is None.
+        teachers: adapter folders or full models by name (`positive` and `negative`, or `contrast`). Those that the method
+            needs and that are missing are trained first, into `output_dir/teachers`.
+        directions: a stored shift, or its path. No view is then asked for its own shift.
+        retain_texts: ids of the texts of the retain term; read or sampled as the options say where it is None.
+
+    Further keyword arguments go to transformers.Trainer.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: RAHFConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: LoraConfig | None = None,
+        teachers: dict[str, str | Path | PreTrainedModel] | None = None,
+        directions: Directions | str | Path | None = None,
+        retain_texts: Sequence[list[int]] | None = None,
+        **kwargs,
+    ):
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(base_name(model))
+        train_rows = rows_of(train_dataset, tokenizer, args)
+        self.eval_rows = (
+            rows_of(eval_dataset, tokenizer, args) if eval_dataset is not None else None
+        )
+        directions = directions if directions is not None else args.directions
+        if isinstance(directions, str | Path):
+            directions = Directions.load(directions)
+        views = views_of(args.method if directions is None else "direction", args.reference)
+        peft_config = peft_config or LoraConfig(r=8, lora_alpha=16)
+        teachers = dict(teachers or {})
+        missing = [
+            name
+            for name in TEACHERS[args.method]
+            if name in views.teachers() and name not in teachers
+        ]
+        base = base_model(model, args.model_init_kwargs)
+        if missing:
+            if isinstance(base, PeftModel):
+                raise ValueError(
+                    f"method {args.method!r} needs the teachers {missing}, which cannot be trained on a model that carries "
+                    "an adapter already. Give them as teachers=, or give the base as model and peft_config beside it."
+                )
+            options = {"seed": args.seed, **(args.teacher_args or {})}
+            folder = Path(args.output_dir) / "teachers"
+            teachers |= train_teachers(
+                missing, base, train_rows, tokenizer, peft_config, folder, options
+            )
+
+        self.alignment = build_alignment(base, args, peft_config, teachers, directions)
+        policy, collator = self.alignment.model, collator_for(args, tokenizer)
+        if args.shift == "mean" and directions is None:
+            directions = fit_mean_shift(self.alignment, train_rows, tokenizer, args)
+            self.alignment = self.alignment.towards(directions)
+        if retain_texts is None:
+            retain_texts = read_retained(policy, tokenizer, args)
+        self._tally = {phase: Tally(self.alignment.layers) for phase in ("train", "eval")}
+        super().__init__(
+            model=policy,
+            args=args,
+            data_collator=collator,
+            train_dataset=Responses(train_rows, args.response_source, retain_texts, args.seed),
+            eval_dataset=self.eval_rows
+            and Responses(self.eval_rows, args.response_source, (), args.seed),
+            processing_class=tokenizer,
+            **kwargs,
+        )
+
+    def count_items(self, batch):
+        return len(batch["row"])
+
+    def item_loss(self, model, batch):
+        output = self.alignment(model, batch)
+        self._tally["train" if model.training else "eval"].add(output)
+        return ItemLoss(output.loss.sum(), output.loss.detach(), batch["row"])
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs |= self._tally["train"].take(self.accelerator)
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        margins = self.preference_margins()
+        measured = self._tally["eval"].take(self.accelerator) | {
+            "preference/accuracies": (margins > 0).float().mean().item(),
+            "preference/margins": margins.mean().item(),
+        }
+        result.metrics.update(
+            {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        )
+        return result
+
+    def preference_margins(self) -> Tensor:
+        """Margin of chosen over rejected on every held-out pair, [pairs], nats per token; the pairs are split over ranks."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        pairs = self.eval_rows
+        share = -(-len(pairs) // world)
+        # Every rank scores equally many pairs, the last ones twice where they do not divide.
+        indices = [min(rank * share + offset, len(pairs) - 1) for offset in range(share)]
+        with frozen_pass(self.alignment.model, "default"):
+            margins = preference_margins(
+                self.alignment.model,
+                pairs.select(indices),
+                self.data_collator.pad_token_id,
+                self.args.per_device_eval_batch_size,
+            )
+        return self.accelerator.gather(margins.to(self.accelerator.device))[: len(pairs)].cpu()
+
+
+class Tally:
+    """Running sums of what is logged per phase: mean of each term, reached share and cosine of each layer."""
+
+    def __init__(self, layers: tuple[int, ...]):
+        self._layers = layers
+        self._clear()
+
+    def _clear(self) -> None:
+        self._responses = 0
+        self._terms: dict[str, Tensor | float] = defaultdict(float)
+        self._progress: Tensor | float = 0.0
+
+    def add(self, output: AlignmentOutput) -> None:
+        self._responses += len(output.loss)
+        self._progress = self._progress + torch.stack(tuple(output.progress))
+        for name, term in output.terms.items():
+            self._terms[name] = self._terms[name] + term.sum()
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """Values since the last call, over all ranks, under `repr/`; empty where nothing was added."""
+        if not self._responses:
+            return {}
+        names = sorted(self._terms)
+        sums = torch.stack([self._terms[name] for name in names])
+        sums = accelerator.reduce(sums, reduction="sum") / (
+            self._responses * accelerator.num_processes
+        )
+        progress = Progress(*accelerator.reduce(self._progress, reduction="sum"))
+        values = {f"repr/{name}": value for name, value in zip(names, sums.tolist(), strict=True)}
+        for name, per_layer in (("reached", progress.reached()), ("cosine", progress.cosine())):
+            per_layer = (
+                per_layer.nan_to_num()
+            )  # nothing moved yet, or nothing was asked: no share of it was reached
+            values[f"repr/{name}"] = per_layer.mean().item()
+            values |= {
+                f"repr/{name}/layer_{layer}": value
+                for layer, value in zip(self._layers, per_layer.tolist(), strict=True)
+            }
+        self._clear()
+        return values
+
+
+def rows_of(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig) -> Dataset:
+    """Tokenised rows: `data` as it is where it holds them, otherwise made of its preference pairs."""
+    if "chosen_ids" in data.column_names:
+        return data
+    instructions = args.instructions if args.method in ("scit", "lorra") else None
+    return tokenize_pairs(
+        normalize_pairs(data),
+        tokenizer,
+        max_prompt_length=args.max_prompt_length,
+        max_length=args.max_length,
+        instructions=instructions,
+    )[0]
+
+
+def collator_for(options: MethodOptions, tokenizer: PreTrainedTokenizerBase) -> ContrastCollator:
+    """The collator that the options ask for."""
+    return ContrastCollator(
+        pad_id(tokenizer), options.positions, options.tail_tokens, options.max_response_tokens
+    )
+
+
+def fit_mean_shift(
+    alignment: Alignment, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
+) -> Directions:
+    """The mean of the views' shift over the training responses, which each rank reads a part of."""
+    accelerator, collator = Accelerator(), collator_for(args, tokenizer)
+    responses = Responses(rows, args.response_source, seed=args.seed)
+    drawn = np.random.default_rng(args.seed).permutation(len(responses))[: args.mean_responses]
+    indices = drawn[accelerator.process_index :: accelerator.num_processes].tolist()
+
+    def batches() -> Iterator[Batch]:
+        size = args.per_device_train_batch_size
+        for start in range(0, len(indices), size):
+            yield collator([responses[index] for index in indices[start : start + size]])
+
+    return mean_shift(alignment, batches(), accelerator)
+
+
+def read_retained(
+    policy: PeftModel, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
+) -> Sequence[list[int]]:
+    """Ids of the retain term's texts: from a file, or written by the reference; none where no term wants them."""
+    if not (args.retain_weight or (args.kl_weight and args.kl_rows == "retain")):
+        return ()
+    if args.retain_dataset_name:
+        return tokenize_texts(
+            args.retain_dataset_name, tokenizer, args.retain_rows, args.retain_tokens
+        )
+    with frozen_pass(policy, None if args.reference == "base" else args.reference):
+        return sample_texts(
+            policy, tokenizer, rows=args.retain_rows, tokens=args.retain_tokens, seed=args.seed
+        )

@@ -1,0 +1,165 @@
+"""What both training steps share: one adapter is trained, saved whole or not at all, and stopped by a loss that is no number.
+
+The loss is a mean over items (responses or tokens) of the whole global batch, however that batch is split over rows, gradient
+accumulation and ranks. Knows transformers' Trainer; knows no method.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from rahf.adapters import POLICY, trainable
+
+STAGING = "unfinished"
+
+
+class NonFiniteError(ValueError):
+    """Training met a loss or a weight that is inf or nan and stopped; earlier checkpoints are untouched."""
+
+
+class ItemLoss(NamedTuple):
+    """Loss of a batch before it is averaged."""
+
+    sum: Float[Tensor, ""]  # over the items
+    per_row: Float[Tensor, " rows"]  # to name the rows at fault
+    row: Tensor  # index of each row in the data set
+
+
+class AdapterTrainer(Trainer):
+    """Trainer of the adapter `default` of a PEFT model. A subclass says what an item is and what it costs."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # Losses below are divided by the items of the whole accumulated batch already.
+        self.model_accepts_loss_kwargs = True
+
+    def count_items(self, batch: dict[str, Any]) -> int:
+        """Number of items over which the loss of `batch` is averaged."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what an item is")
+
+    def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
+        """Loss of `batch` under `model`, which may be wrapped."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        items = torch.tensor(sum(self.count_items(batch) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(items, reduction="sum")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = self.item_loss(model, inputs)
+        if not torch.isfinite(result.sum):
+            raise NonFiniteError(
+                describe_non_finite(result, self.state.global_step, self.last_checkpoint())
+            )
+        if num_items_in_batch is None:
+            loss = result.sum / self.count_items(inputs)
+        else:
+            # Gradients are averaged over ranks, so that each rank scales its share of the sum up.
+            loss = result.sum / num_items_in_batch * self.accelerator.num_processes
+        return (loss, result) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def floating_point_ops(self, inputs) -> int:
+        return 0  # the Trainer's estimate counts one full forward of one block of rows, which no step here does
+
+    def last_checkpoint(self) -> str | None:
+        """Folder of the newest checkpoint of this run, if there is one."""
+        found = sorted(
+            Path(self.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name[11:])
+        )
+        return str(found[-1]) if found else None
+
+    # A checkpoint is written into a staging folder and renamed: whatever is called checkpoint-N is whole.
+
+    def _get_output_dir(self, trial):
+        return os.path.join(super()._get_output_dir(trial), STAGING if self._staging else "")
+
+    _staging = False
+
+    def _save_checkpoint(self, model, trial):
+        check_finite_weights(self.model, self.state.global_step)
+        final = Path(self._get_output_dir(trial))
+        with self._staged(final / STAGING):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            name = f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(final / name, ignore_errors=True)
+            os.replace(final / STAGING / name, final / name)
+            (final / STAGING).rmdir()
+            rotate_checkpoints(
+                output_dir=str(final),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _staged(self, folder: Path) -> Iterator[None]:
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._staging = True
+        try:
+            yield
+        finally:
+            self._staging = False
+
+    def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_policy(self.model, folder, state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+
+def save_policy(
+    model: PeftModel, folder: Path, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """Write the adapter `default` to the root of `folder` as safetensors, and nothing of the base or the teachers."""
+    model.save_pretrained(
+        folder, selected_adapters=[POLICY], state_dict=state_dict, save_embedding_layers=False
+    )
+    (folder / "README.md").unlink(
+        missing_ok=True
+    )  # PEFT's empty card; ours is written with the results
+
+
+def check_finite_weights(model: nn.Module, step: int) -> None:
+    """Refuse to save weights that are no numbers over a checkpoint that is good."""
+    if not all(torch.isfinite(parameter).all() for parameter in trainable(model)):
+        raise NonFiniteError(
+            f"the adapter's weights became inf or nan in step {step}; nothing was saved. Earlier checkpoints are kept: lower "
+            "the learning rate or alpha and start again from one of them."
+        )
+
+
+def describe_non_finite(result: ItemLoss, step: int, checkpoint: str | None) -> str:
+    """Message that names the rows whose loss is no number."""
+    bad = result.row[~torch.isfinite(result.per_row)].tolist()
+    kept = (
+        f"The last good checkpoint is {checkpoint}."
+        if checkpoint
+        else "No checkpoint had been saved yet."
+    )
+    return (
+        f"the loss is {result.sum.item()} in step {step + 1}; rows of the data set at fault: {bad or result.row.tolist()} "
+        f"(batch: {result.row.tolist()}). {kept} Look at these rows with `rahf data`, or lower learning_rate or alpha."
+    )

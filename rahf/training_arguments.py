@@ -1,0 +1,137 @@
+"""The fields of `transformers.TrainingArguments`: names and types, read from the source of the
+installed transformers without importing it (which takes seconds and needs torch).
+
+Knows neither values nor defaults: building the object checks the rest.
+"""
+
+import ast
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from rahf.options import Count, Weight
+
+# Fields of earlier releases, with what takes their place. Looked at only for names that the
+# installed release does not have.
+REPLACED = {
+    "adafactor": "use optim: adafactor",
+    "dispatch_batches": "use accelerator_config: {dispatch_batches: ...}",
+    "evaluation_strategy": "use eval_strategy",
+    "fp16_backend": "remove it",
+    "fp16_opt_level": "remove it",
+    "fsdp_min_num_params": "use fsdp_config: {min_num_params: ...}",
+    "fsdp_transformer_layer_cls_to_wrap": "use fsdp_config: {transformer_layer_cls_to_wrap: ...}",
+    "group_by_length": "use train_sampling_strategy: group_by_length",
+    "half_precision_backend": "remove it",
+    "include_inputs_for_metrics": "use include_for_metrics: [inputs]",
+    "include_tokens_per_second": "use include_num_input_tokens_seen",
+    "jit_mode_eval": "remove it",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "no_cuda": "use use_cpu",
+    "overwrite_output_dir": "remove it; a run continues in the folder it finds",
+    "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "use per_device_train_batch_size",
+    "push_to_hub_model_id": "use hub_model_id",
+    "push_to_hub_organization": "use hub_model_id: organisation/name",
+    "push_to_hub_token": "use hub_token",
+    "save_safetensors": "remove it; weights are always saved as safetensors",
+    "split_batches": "use accelerator_config: {split_batches: ...}",
+    "torchdynamo": "use torch_compile_backend",
+    "use_ipex": "remove it",
+    "use_mps_device": "remove it; an MPS device is found by itself",
+    "warmup_ratio": "use warmup_steps: a number below 1 is the share of all steps",
+}
+
+# Where the annotation says too little: limits, and `fsdp: true`, the form of transformers 5.
+_CORRECTED = {
+    "fsdp": bool | str | list | None,
+    "gradient_accumulation_steps": Count,
+    "learning_rate": Weight,
+    "num_train_epochs": Weight,
+    "per_device_eval_batch_size": Count,
+    "per_device_train_batch_size": Count,
+    "warmup_steps": Weight,
+}
+
+_SIMPLE = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list}
+
+
+@functools.cache
+def training_annotations() -> dict[str, Any]:
+    """{field: type} of the installed TrainingArguments; Any where the type is not a simple one.
+
+    An enum becomes the Literal of its values. Raises RuntimeError when the source is not found.
+    """
+    tree = _parse("training_args.py")
+    types = {**_SIMPLE, **_enums(_parse("trainer_utils.py")), **_enums(tree)}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
+            fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
+            found = {line.target.id: _annotation(line.annotation, types) for line in fields}
+            found |= {name: kind for name, kind in _CORRECTED.items() if name in found}
+            return {name: kind for name, kind in found.items() if not name.startswith("_")}
+    raise RuntimeError("training_args.py of the installed transformers holds no TrainingArguments")
+
+
+def _parse(name: str) -> ast.Module:
+    spec = importlib.util.find_spec("transformers")
+    folders = spec.submodule_search_locations if spec else None
+    if not folders:
+        raise RuntimeError(
+            "transformers is not installed, so the training keys of a recipe are unknown: "
+            'pip install "transformers>=5.16,<6"'
+        )
+    path = Path(folders[0], name)
+    if not path.is_file():
+        raise RuntimeError(
+            f"{path} does not exist: this release of transformers is laid out differently; "
+            'pip install "transformers>=5.16,<6"'
+        )
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _enums(tree: ast.Module) -> dict[str, Any]:
+    """The string enums of a module: {name: Literal of the values}."""
+    return {
+        node.name: Literal[tuple(line.value.value for line in node.body if _is_text(line))]
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and any(map(_is_text, node.body))
+    }
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return (
+        isinstance(line, ast.Assign)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
+
+
+def _annotation(node: ast.expr, types: dict[str, Any]) -> Any:
+    match node:
+        case ast.Name(id=name):
+            return types.get(name, Any)
+        case ast.Constant(value=None):
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _union([_annotation(left, types), _annotation(right, types)])
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return _union([_annotation(inner, types), None])
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
+            return _union([_annotation(part, types) for part in parts])
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=choice)):
+            return Literal[choice]
+        case ast.Subscript(value=ast.Name(id=name)):
+            return types.get(name, Any)
+    return Any
+
+
+def _union(parts: list[Any]) -> Any:
+    """`SchedulerType | str` accepts the values of the enum only: text has no other use there."""
+    if Any in parts:
+        return Any
+    enums = [part for part in parts if getattr(part, "__origin__", None) is Literal]
+    if str in parts and any(isinstance(enum.__args__[0], str) for enum in enums):
+        parts = [part for part in parts if part is not str]
+    return Union[tuple(parts)]  # noqa: UP007 - `|` takes no list

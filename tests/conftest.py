@@ -1,0 +1,40 @@
+"""One thread, run-time checks of types and shapes in the core, and the family of tiny models.
+
+The checks have to be installed before the modules they check are imported.
+"""
+
+from jaxtyping import install_import_hook
+
+# Modules of options are left out: they are given wrong values on purpose and answer with their own
+# messages.
+CHECKED = (
+    "adapters",
+    "alignment",
+    "capture",
+    "contrast",
+    "directions",
+    "generation",
+    "likelihood",
+    "objective",
+    "teachers",
+    "training",
+)
+install_import_hook([f"rahf.{name}" for name in CHECKED], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tiny_models import Family, make_family  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory) -> Family:
+    """A tiny Llama on disk and three adapters of it that were never trained: `random` teachers."""
+    return make_family(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2_family(tmp_path_factory) -> Family:
+    """The same with learned positions."""
+    return make_family(tmp_path_factory.mktemp("gpt2"), "gpt2")

@@ -1,0 +1,121 @@
+"""The objective written out from its formulas: loops over layers, tokens and vocabulary entries.
+
+Every response is run by itself, without padding, under models of its own; sums are Python floats.
+Layers are read from the model's own `output_hidden_states`, whose entry l + 1 is what block l puts
+out (the last block's excepted, which is normed there).
+"""
+
+import math
+
+import torch
+
+
+def block_states(model, ids, layers):
+    """{layer: [[float] * d_model] * tokens}."""
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    return {layer: output.hidden_states[layer + 1][0].tolist() for layer in layers}
+
+
+def log_probabilities(model, ids):
+    """[[float] * vocabulary] * tokens: entry t is the distribution of token t + 1."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0].tolist()
+    result = []
+    for row in logits:
+        top = max(row)
+        total = math.log(sum(math.exp(value - top) for value in row)) + top
+        result.append([value - total for value in row])
+    return result
+
+
+def aligned_positions(prompt, response, positions, tail):
+    """Positions in prompt + response whose states are aligned."""
+    first, end = len(prompt), len(prompt) + len(response)
+    if positions == "response":
+        return list(range(first, end))
+    if positions == "predicting":
+        return list(range(first - 1, end - 1))
+    return list(range(first - tail, end))
+
+
+def at(states, positions):
+    return {layer: [tokens[position] for position in positions] for layer, tokens in states.items()}
+
+
+def difference(positive, negative):
+    return {
+        layer: [
+            [p - n for p, n in zip(first, second, strict=True)]
+            for first, second in zip(positive[layer], negative[layer], strict=True)
+        ]
+        for layer in positive
+    }
+
+
+def squared_norm(vector):
+    return sum(value * value for value in vector)
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def layer_units(reference, shift, alpha, layer_scale):
+    """{layer: unit}; the shift's unit is never below a thousandth of the reference's."""
+    units = {}
+    for layer in reference:
+        rms = math.sqrt(mean(squared_norm(token) for token in reference[layer]))
+        size = math.sqrt(mean(alpha**2 * squared_norm(token) for token in shift[layer]))
+        units[layer] = {"none": 1.0, "rms": rms, "shift": max(size, rms / 1000)}[layer_scale]
+    return units
+
+
+def align_loss(policy, reference, shift, alpha, units, distance):
+    """mean over layers of mean over tokens of |policy - (reference + alpha shift)| / unit."""
+    per_layer = []
+    for layer, unit in units.items():
+        per_token = []
+        for h, start, v in zip(policy[layer], reference[layer], shift[layer], strict=True):
+            error = [
+                now - (before + alpha * asked)
+                for now, before, asked in zip(h, start, v, strict=True)
+            ]
+            squared = squared_norm(error)
+            per_token.append(
+                squared / unit**2 if distance == "squared_l2" else math.sqrt(squared) / unit
+            )
+        per_layer.append(mean(per_token))
+    return mean(per_layer)
+
+
+def retain_loss(policy, reference, units, distance):
+    """The same with a shift of zero, in the units of the response that the text came with."""
+    nothing = difference(reference, reference)
+    return align_loss(policy, reference, nothing, 0.0, units, distance)
+
+
+def kl(reference, policy, predicted):
+    """mean over `predicted` positions of sum over the vocabulary of p (log p - log q)."""
+    return mean(
+        sum(
+            math.exp(p) * (p - q)
+            for p, q in zip(reference[position - 1], policy[position - 1], strict=True)
+        )
+        for position in predicted
+    )
+
+
+def cross_entropy(policy, ids, predicted):
+    """-mean log-probability of the tokens at `predicted`, each given all before it."""
+    return -mean(policy[position - 1][ids[position]] for position in predicted)
+
+
+def contrastive(match, mismatch, smoothing):
+    """SCIT: -m - (1 - eps) log(P_m / (P_m + P_x)) - eps log(P_x / (P_m + P_x)), P = exp(mean)."""
+    p_match, p_mismatch = math.exp(match), math.exp(mismatch)
+    total = p_match + p_mismatch
+    told_apart = math.log(p_match / total)
+    taken_for_other = math.log(p_mismatch / total)
+    return -match - (1 - smoothing) * told_apart - smoothing * taken_for_other
