@@ -26,6 +26,7 @@ from rahf.likelihood import (
     model_inputs,
     response_logits,
     token_likelihood,
+    with_context,
 )
 from rahf.objective import Asked, Progress, layer_scale, progress, row_loss, row_mean
 
@@ -190,7 +191,7 @@ class Alignment:
 
     def _scored(self, batch: Batch) -> Bool[Tensor, "rows seq"] | None:
         """Tokens whose prediction a term needs; None where no term needs the LM head."""
-        responses, mask = len(batch["row"]), batch["reference"]["response_mask"]
+        responses, mask = len(batch["row"]), with_context(batch["reference"])
         kept = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
         if self.options.kl_weight:
             kept[responses:] = self.options.kl_rows == "retain"

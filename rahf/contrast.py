@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 ResponseSource = Literal["chosen", "rejected", "both", "random"]
 Positions = Literal["response", "predicting", "response_and_tail"]
 Batch = dict[str, Any]
+Pairs = Dataset | Sequence[Mapping[str, Any]]
 
 
 class Responses(torch.utils.data.Dataset):
@@ -36,7 +38,7 @@ class Responses(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        pairs: Sequence[Mapping[str, Any]],
+        pairs: Pairs,
         source: ResponseSource = "both",
         retain: Sequence[list[int]] = (),
         seed: int = 0,

@@ -3,14 +3,13 @@
 Knows models and rows of ids (`contrast.sequence_rows`); knows no loss.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rahf.contrast import sequence_rows
+from rahf.contrast import Pairs, sequence_rows
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -48,9 +47,15 @@ def response_logits(
     return logits[response_mask[:, columns + 1]].float()
 
 
+def with_context(rows: dict[str, Tensor]) -> Tensor:
+    """Response tokens that something stands before: the first token of a text without a prompt has no prediction."""
+    return rows["response_mask"] & nn.functional.pad(rows["attention_mask"][:, :-1], (1, 0)).bool()
+
+
 def likelihood(model: nn.Module, rows: dict[str, Tensor]) -> Likelihood:
-    """Score the tokens under `response_mask` given everything before them. A token in column 0 has no context and no score."""
-    mask = rows["response_mask"]
+    """Score the tokens under `response_mask` given everything before them; see `with_context` for those that have no score."""
+    mask = with_context(rows)
+    rows = rows | {"response_mask": mask}
     columns = forward_columns(mask)
     output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
     return token_likelihood(response_logits(output.logits, mask, columns), rows)
@@ -67,7 +72,7 @@ def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: dict[str, Tens
 
 @torch.no_grad()
 def preference_margins(
-    model: nn.Module, pairs: Sequence[Mapping[str, Any]], pad_token_id: int, batch_size: int = 8
+    model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
 ) -> Float[Tensor, " pairs"]:
     """Mean log-probability per token of chosen minus that of rejected, in nats; positive where the model prefers chosen."""
     device, margins = next(model.parameters()).device, []

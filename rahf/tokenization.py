@@ -304,8 +304,7 @@ def _response_ids(
     boundaries: list[int],
     prompts: list[list[int]],
 ) -> list[list[int]]:
-    """The ids after the prompt's; where one token lies across the boundary, those of the rest
-    alone."""
+    """The ids after the prompt's; if a token lies across the boundary, those of the rest alone."""
     encoded = tokenizer(
         wholes,
         add_special_tokens=False,
@@ -313,17 +312,13 @@ def _response_ids(
         return_attention_mask=False,
         verbose=False,
     )
-    responses, across = [], []
-    for i, (ids, offsets) in enumerate(
-        zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ):
-        count = len(prompts[i])
-        # Equal ids do not suffice where all unknown words have one id, nor do equal places
-        # where the prompt is cut into other pieces once a response follows.
-        clean = ids[:count] == prompts[i] and _splits_at(offsets, count, boundaries[i])
-        responses.append(ids[count:])
-        if not clean:
-            across.append(i)
+    starts = list(map(len, prompts))
+    responses = [ids[start:] for ids, start in zip(encoded["input_ids"], starts, strict=True)]
+    across = [
+        i
+        for i, offsets in enumerate(encoded["offset_mapping"])
+        if not _splits_at(offsets, starts[i], boundaries[i])
+    ]
     alone = _ids(tokenizer, [wholes[i][boundaries[i] :] for i in across])
     for i, ids in zip(across, alone, strict=True):
         responses[i] = ids
@@ -331,6 +326,11 @@ def _response_ids(
 
 
 def _splits_at(offsets: list[tuple[int, int]], count: int, boundary: int) -> bool:
+    """Whether the first `count` tokens, the number the prompt has alone, end at the boundary.
+
+    Offsets alone cannot tell: some tokenizers leave blanks out of them, so a token that holds the
+    prompt's last blank and the response's first word looks like the response's.
+    """
     return (
         count < len(offsets)
         and offsets[count][0] >= boundary

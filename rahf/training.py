@@ -6,7 +6,7 @@ accumulation and ranks. Knows transformers' Trainer; knows no method.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from rahf.adapters import POLICY, trainable
@@ -40,6 +40,7 @@ class AdapterTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        show_compactly(self)
         # Losses below are divided by the items of the whole accumulated batch already.
         self.model_accepts_loss_kwargs = True
 
@@ -128,6 +129,31 @@ class AdapterTrainer(Trainer):
         save_policy(self.model, folder, state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
+
+
+class CompactProgress(ProgressCallback):
+    """Progress bar whose lines leave the per-layer figures to the log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
+
+
+class CompactPrinter(PrinterCallback):
+    """The same where progress bars are off."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
+
+
+def show_compactly(trainer: Trainer) -> None:
+    """Put the compact display in the place of the Trainer's own."""
+    for own, compact in ((ProgressCallback, CompactProgress), (PrinterCallback, CompactPrinter)):
+        if trainer.pop_callback(own) is not None:
+            trainer.add_callback(compact)
+
+
+def without_layers(logs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in logs.items() if "/layer_" not in key}
 
 
 def save_policy(

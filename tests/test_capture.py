@@ -116,8 +116,6 @@ def test_activation_checkpointing_changes_neither_states_nor_gradients(architect
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
-        calls = []
-        model.get_base_model().get_decoder().register_forward_hook(lambda *_: calls.append(1))
         with record(model, [0, 2], every_position(ids), stop=True) as recording:
             model(input_ids=ids, use_cache=False)
         states = recording.stack()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rahf.contrast import Pairs
 from rahf.evaluation.ability import text_loss
 from rahf.evaluation.lexicon import Judge, shows
 from rahf.generation import generate, pad_id
@@ -21,7 +22,7 @@ from rahf.likelihood import preference_margins
 class HeldOut:
     """What every row of the table is measured on; an empty part is not measured."""
 
-    pairs: Sequence[dict[str, Any]]  # tokenised pairs
+    pairs: Pairs  # tokenised pairs
     prompts: Sequence[list[int]]  # ids of prompts to answer
     unrelated: Sequence[list[int]]  # ids of texts
     judge: Judge | None

@@ -1,0 +1,421 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from reference import objective as loops
+from tiny_models import D_MODEL, EOS, Family, lora, randomize, tiny_pairs
+
+from rahf.adapters import add_teachers, attach_policy, trainable
+from rahf.alignment import CHOSEN_SHARE, Alignment, mean_shift, views_of
+from rahf.config import MethodOptions
+from rahf.contrast import ContrastCollator, Responses
+from rahf.directions import Directions
+
+LAYERS = (0, 2)
+METHODS = [
+    ("dual", "base"),
+    ("dual", "positive"),
+    ("scit", "base"),
+    ("scit", "contrast"),
+    ("lorra", "base"),
+    ("direction", "base"),
+]
+RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
+
+
+def method_options(method="dual", reference="base", **options):
+    stored = {"directions": "stored"} if method == "direction" else {}
+    return MethodOptions(method=method, reference=reference, **{**stored, **options})
+
+
+def stored_directions():
+    vectors = torch.randn(len(LAYERS), D_MODEL, generator=torch.Generator().manual_seed(8))
+    return Directions(LAYERS, vectors)
+
+
+def alignment_of(family: Family, options: MethodOptions, teachers=None) -> Alignment:
+    """An alignment whose policy has moved a little from where it starts."""
+    views = views_of(options.method, options.reference)
+    teachers = teachers or {name: family.adapters[name] for name in views.teachers()}
+    model = attach_policy(family.load_base(), lora(), range(LAYERS[-1] + 1))
+    full = add_teachers(model, teachers, LAYERS[-1] + 1)
+    randomize(model, "default", seed=9, scale=0.1)
+    directions = stored_directions() if options.method == "direction" else None
+    return Alignment(model, views, LAYERS, options, directions, full)
+
+
+def batch_of(pairs, options, retain=(), **collating):
+    dataset = Responses(pairs, options.response_source, retain)
+    collator = ContrastCollator(
+        EOS, options.positions, options.tail_tokens, options.max_response_tokens, **collating
+    )
+    return collator([dataset[index] for index in range(len(dataset))])
+
+
+def policy_alone(family, alignment):
+    """The policy as a model of its own, apart from the model with all adapters."""
+    model = attach_policy(family.load_base(), lora(), range(LAYERS[-1] + 1))
+    weights = dict(alignment.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            parameter.data = weights[name].data.clone()
+    return model.eval()
+
+
+class ByLoops:
+    """Loss of a response from models of their own, one unpadded row at a time."""
+
+    def __init__(self, family, alignment, options):
+        self.options = options
+        self.policy = policy_alone(family, alignment)
+        views = views_of(options.method, options.reference)
+        self.views = views
+        self.models = {view.teacher: family.load(view.teacher) for view in views if view}
+
+    def states(self, model, prompt, response):
+        positions = loops.aligned_positions(
+            prompt, response, self.options.positions, self.options.tail_tokens
+        )
+        return loops.at(loops.block_states(model, prompt + response, LAYERS), positions)
+
+    def view_states(self, view, item, response):
+        prompt = "prompt_ids" if view.rows == "reference" else f"{view.rows}_prompt_ids"
+        return self.states(self.models[view.teacher], item[prompt], response)
+
+    def shift(self, item, response, tokens):
+        if self.options.method == "direction":
+            vectors = stored_directions().vectors.tolist()
+            return {
+                layer: [vector] * tokens for layer, vector in zip(LAYERS, vectors, strict=True)
+            }
+        return loops.difference(
+            self.view_states(self.views.positive, item, response),
+            self.view_states(self.views.negative, item, response),
+        )
+
+    def loss(self, item):
+        options, prompt = self.options, item["prompt_ids"]
+        response = item["response_ids"][: options.max_response_tokens]
+        reference_model = self.models[self.views.reference.teacher]
+        reference = self.states(reference_model, prompt, response)
+        policy = self.states(self.policy, prompt, response)
+        shift = self.shift(item, response, len(policy[LAYERS[0]]))
+        units = loops.layer_units(reference, shift, options.alpha, options.layer_scale)
+        total = loops.align_loss(policy, reference, shift, options.alpha, units, options.distance)
+
+        ids = prompt + response
+        predicted = range(len(prompt), len(ids))
+        if "retain_ids" in item:
+            text = item["retain_ids"]
+            total += options.retain_weight * loops.retain_loss(
+                loops.block_states(self.policy, text, LAYERS),
+                loops.block_states(reference_model, text, LAYERS),
+                units,
+                options.distance,
+            )
+            if options.kl_rows == "retain":
+                ids, predicted = text, range(1, len(text))
+        if options.kl_weight:
+            total += options.kl_weight * loops.kl(
+                loops.log_probabilities(reference_model, ids),
+                loops.log_probabilities(self.policy, ids),
+                predicted,
+            )
+        if options.sft_weight and item["chosen"]:
+            share = {"chosen": 1.0, "both": 0.5, "random": 0.5}[options.response_source]
+            total += (options.sft_weight / share) * loops.cross_entropy(
+                loops.log_probabilities(self.policy, prompt + response),
+                prompt + response,
+                range(len(prompt), len(prompt + response)),
+            )
+        return total
+
+
+def check_against_loops(family, options, retain=(), **collating):
+    pairs = tiny_pairs(2)
+    alignment = alignment_of(family, options)
+    output = alignment(alignment.model, batch_of(pairs, options, retain, **collating))
+    dataset = Responses(pairs, options.response_source, retain)
+    by_loops = ByLoops(family, alignment, options)
+    expected = [by_loops.loss(dataset[index]) for index in range(len(dataset))]
+    assert output.loss.tolist() == pytest.approx(expected, rel=2e-4)
+    return output
+
+
+@pytest.mark.parametrize(("method", "reference"), METHODS)
+@pytest.mark.parametrize("positions", ["response", "predicting", "response_and_tail"])
+def test_the_loss_of_every_method_and_reference_equals_the_loops(
+    family, method, reference, positions
+):
+    check_against_loops(family, method_options(method, reference, positions=positions))
+
+
+@pytest.mark.parametrize("distance", ["l2", "squared_l2"])
+@pytest.mark.parametrize("layer_scale", ["none", "rms", "shift"])
+def test_the_loss_of_every_distance_and_scale_equals_the_loops(family, distance, layer_scale):
+    options = method_options(distance=distance, layer_scale=layer_scale, alpha=-1.5)
+    check_against_loops(family, options)
+
+
+@pytest.mark.parametrize("layer_scale", ["none", "rms", "shift"])
+@pytest.mark.parametrize("positions", ["response", "predicting"])
+def test_the_loss_with_retained_texts_equals_the_loops(family, layer_scale, positions):
+    options = method_options(layer_scale=layer_scale, positions=positions, retain_weight=0.7)
+    output = check_against_loops(family, options, RETAINED)
+    assert set(output.terms) == {"align", "retain"}
+    assert (output.terms["retain"] > 0).all()
+
+
+@pytest.mark.parametrize(("method", "reference"), METHODS)
+@pytest.mark.parametrize("kl_rows", ["responses", "retain"])
+def test_the_loss_with_every_term_equals_the_loops(family, method, reference, kl_rows):
+    options = method_options(
+        method, reference, retain_weight=0.3, kl_weight=0.5, kl_rows=kl_rows, sft_weight=0.2
+    )
+    output = check_against_loops(family, options, RETAINED)
+    assert set(output.terms) == {"align", "retain", "kl", "sft"}
+
+
+@pytest.mark.parametrize("kl_rows", ["responses", "retain"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_kl_term_alone_equals_the_loops(family, kl_rows, side):
+    options = method_options(kl_weight=2.0, kl_rows=kl_rows)
+    retain = RETAINED if kl_rows == "retain" else ()
+    check_against_loops(family, options, retain, padding_side=side, width=20)
+
+
+@pytest.mark.parametrize("source", ["chosen", "both"])
+def test_the_sft_term_alone_equals_the_loops(family, source):
+    check_against_loops(family, method_options(sft_weight=2.0, response_source=source))
+
+
+def test_the_sft_term_is_a_mean_over_chosen_responses(family):
+    assert CHOSEN_SHARE == {"chosen": 1.0, "both": 0.5, "random": 0.5}
+    both = method_options(sft_weight=1.0, response_source="both")
+    chosen = method_options(sft_weight=1.0, response_source="chosen")
+    alignment, pairs = alignment_of(family, both), tiny_pairs(3)
+    over_both = alignment(alignment.model, batch_of(pairs, both)).terms["sft"]
+    alignment.options = chosen
+    over_chosen = alignment(alignment.model, batch_of(pairs, chosen)).terms["sft"]
+    assert over_both.mean().item() == pytest.approx(over_chosen.mean().item(), rel=1e-5)
+
+
+def test_a_batch_of_rejected_responses_only_has_an_sft_term_of_zero(family):
+    options = method_options(sft_weight=1.0, response_source="both")
+    dataset = Responses(tiny_pairs(1), "both")
+    batch = ContrastCollator(EOS)([dataset[1]])
+    alignment = alignment_of(family, options)
+    output = alignment(alignment.model, batch)
+    assert output.terms["sft"].tolist() == [0.0]
+    output.loss.sum().backward()
+
+
+def test_responses_are_cut_before_they_are_aligned(family):
+    check_against_loops(family, method_options(max_response_tokens=2, sft_weight=0.1))
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize(("method", "reference"), METHODS)
+def test_the_loss_does_not_depend_on_side_or_amount_of_padding(
+    family, gpt2_family, model, method, reference
+):
+    options = method_options(
+        method, reference, retain_weight=0.3, kl_weight=0.5, kl_rows="retain", sft_weight=0.2
+    )
+    alignment = alignment_of({"llama": family, "gpt2": gpt2_family}[model], options)
+    pairs = tiny_pairs(3)
+    results = []
+    for side in ("right", "left"):
+        for width in (0, 30):
+            batch = batch_of(pairs, options, RETAINED, padding_side=side, width=width)
+            output = alignment(alignment.model, batch)
+            gradient = torch.autograd.grad(output.loss.sum(), trainable(alignment.model))
+            results.append((output, torch.cat([part.flatten() for part in gradient])))
+    first, first_gradient = results[0]
+    for output, gradient in results[1:]:
+        assert torch.allclose(output.loss, first.loss, rtol=1e-4)
+        assert torch.allclose(gradient, first_gradient, rtol=1e-3, atol=1e-4)
+        for name, term in first.terms.items():
+            assert torch.allclose(output.terms[name], term, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_does_not_depend_on_the_split_or_order_of_the_batch(family):
+    options = method_options("scit", "contrast", retain_weight=0.3, kl_weight=0.5, sft_weight=0.2)
+    alignment = alignment_of(family, options)
+    dataset = Responses(tiny_pairs(3), "both", RETAINED)
+    items = [dataset[index] for index in range(len(dataset))]
+    collator = ContrastCollator(EOS, options.positions, options.tail_tokens)
+    whole = alignment(alignment.model, collator(items))
+
+    singles = [alignment(alignment.model, collator([item])) for item in items]
+    assert torch.allclose(torch.cat([one.loss for one in singles]), whole.loss, rtol=1e-4)
+    for name in whole.progress._fields:
+        total = sum(getattr(one.progress, name) for one in singles)
+        assert torch.allclose(total, getattr(whole.progress, name), rtol=1e-3)
+
+    backwards = alignment(alignment.model, collator(items[::-1]))
+    assert torch.allclose(backwards.loss.flip(0), whole.loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layer_scale", ["none", "rms", "shift"])
+@pytest.mark.parametrize("distance", ["l2", "squared_l2"])
+def test_identical_views_ask_for_no_shift_and_the_loss_stays_finite(family, layer_scale, distance):
+    options = method_options("lorra", layer_scale=layer_scale, distance=distance)
+    pairs = [
+        {
+            **pair,
+            "positive_prompt_ids": pair["prompt_ids"],
+            "negative_prompt_ids": pair["prompt_ids"],
+        }
+        for pair in tiny_pairs(2)
+    ]
+    alignment, batch = alignment_of(family, options), batch_of(pairs, options)
+    assert torch.equal(alignment.shift(batch), torch.zeros_like(alignment.shift(batch)))
+    randomize(alignment.model, "default", seed=0, scale=0.0)
+    loss = alignment(alignment.model, batch).loss
+    assert loss.tolist() == [0.0] * 4
+    randomize(alignment.model, "default", seed=9)
+    loss = alignment(alignment.model, batch).loss
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in trainable(alignment.model))
+
+
+def test_the_same_teacher_on_both_sides_asks_for_no_shift(family):
+    options = method_options("dual")
+    teachers = dict.fromkeys(("positive", "negative"), family.adapters["positive"])
+    alignment = alignment_of(family, options, teachers)
+    shift = alignment.shift(batch_of(tiny_pairs(2), options))
+    assert torch.equal(shift, torch.zeros_like(shift))
+
+
+def test_swapping_the_teachers_turns_the_shift_round(family):
+    options = method_options("dual")
+    batch = batch_of(tiny_pairs(2), options)
+    shift = alignment_of(family, options).shift(batch)
+    swapped = {
+        "positive": family.adapters["negative"],
+        "negative": family.adapters["positive"],
+    }
+    assert torch.equal(alignment_of(family, options, swapped).shift(batch), -shift)
+    assert shift.norm() > 1
+
+
+@pytest.mark.parametrize(("method", "reference"), METHODS)
+def test_a_loss_without_predictions_runs_no_head_and_no_block_above_the_top_layer(
+    family, method, reference
+):
+    options = method_options(method, reference)
+    alignment = alignment_of(family, options)
+    base = alignment.model.get_base_model()
+    above, columns = [], []
+    for block in base.model.layers[LAYERS[-1] + 1 :]:
+        block.register_forward_hook(lambda *_: above.append(1))
+    base.lm_head.register_forward_hook(lambda _, inputs, __: columns.append(inputs[0].shape[1]))
+    alignment(alignment.model, batch_of(tiny_pairs(2), options))
+    assert not above
+    assert set(columns) == {1}
+
+
+def test_retained_texts_are_not_run_through_the_teachers(family):
+    options = method_options("dual", retain_weight=1.0)
+    alignment = alignment_of(family, options)
+    seen = []
+    alignment.model.get_base_model().model.embed_tokens.register_forward_hook(
+        lambda _, inputs, __: seen.append(len(inputs[0]))
+    )
+    alignment(alignment.model, batch_of(tiny_pairs(2), options, RETAINED))
+    assert seen == [8, 4, 4, 8]
+
+
+def test_a_positive_reference_is_read_once(family):
+    options = method_options("dual", "positive")
+    alignment = alignment_of(family, options)
+    forwards = []
+    alignment.model.get_base_model().model.embed_tokens.register_forward_hook(
+        lambda *_: forwards.append(1)
+    )
+    alignment(alignment.model, batch_of(tiny_pairs(2), options))
+    assert len(forwards) == 3
+
+
+def test_no_gradient_reaches_the_target(family):
+    alignment = alignment_of(family, method_options())
+    asked, _ = alignment.asked(batch_of(tiny_pairs(2), method_options()))
+    assert not any(part.requires_grad for part in asked)
+
+
+def test_dropout_of_the_policy_does_not_touch_the_target(family):
+    options = method_options()
+    alignment = alignment_of(family, options)
+    batch = batch_of(tiny_pairs(2), options)
+    still, _ = alignment.asked(batch)
+    for module in alignment.model.modules():
+        if isinstance(module, torch.nn.ModuleDict) and "default" in module:
+            module.update({name: torch.nn.Dropout(0.5) for name in module if name in ("default",)})
+            break
+    alignment.model.train()
+    moving, _ = alignment.asked(batch)
+    assert torch.equal(moving.reference, still.reference)
+    assert torch.equal(moving.shift, still.shift)
+    assert alignment.model.training
+
+
+def test_progress_is_0_where_the_policy_starts(family):
+    options = method_options("dual", "positive")
+    views = views_of("dual", "positive")
+    model = attach_policy(family.load_base(), lora(), range(3), family.adapters["positive"])
+    add_teachers(model, {name: family.adapters[name] for name in views.teachers()}, 3)
+    alignment = Alignment(model, views, LAYERS, options)
+    output = alignment(model, batch_of(tiny_pairs(2), options))
+    assert output.progress.reached().tolist() == [0.0, 0.0]
+    assert output.progress.moved.tolist() == [0.0, 0.0]
+
+
+def test_the_mean_shift_is_that_of_single_responses_whatever_the_batches(family):
+    options = method_options("scit", "base", positions="response_and_tail", retain_weight=1.0)
+    alignment = alignment_of(family, options)
+    dataset = Responses(tiny_pairs(3), "both", RETAINED)
+    items = [dataset[index] for index in range(len(dataset))]
+    collator = ContrastCollator(EOS, options.positions, options.tail_tokens)
+
+    singles = torch.stack([alignment.shift(collator([item])).mean(1) for item in items])
+    for size in (1, 4, 6):
+        batches = [collator(items[start : start + size]) for start in range(0, 6, size)]
+        found = mean_shift(alignment, batches, Accelerator(cpu=True))
+        assert torch.allclose(found.vectors, singles.mean(0), atol=1e-5)
+        assert found.metadata["method"] == "scit"
+        assert found.metadata["positions"] == "response_and_tail"
+
+
+def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
+    options = method_options("dual", alpha=3.0, layer_scale="none")
+    alignment = alignment_of(family, options).towards(stored_directions())
+    asked, _ = alignment.asked(batch_of(tiny_pairs(2), options))
+    vectors = 3.0 * stored_directions().vectors.unsqueeze(1)
+    assert torch.equal(asked.shift, vectors.expand_as(asked.shift))
+
+
+@pytest.mark.parametrize(
+    ("method", "reference", "teachers"),
+    [
+        ("dual", "base", ("negative", "positive")),
+        ("dual", "positive", ("negative", "positive")),
+        ("scit", "base", ("contrast",)),
+        ("scit", "contrast", ("contrast",)),
+        ("lorra", "base", ()),
+        ("direction", "base", ()),
+        ("direction", "positive", ("positive",)),
+    ],
+)
+def test_views_name_the_teachers_they_need(method, reference, teachers):
+    assert views_of(method, reference).teachers() == teachers
+
+
+def test_instructed_views_read_rows_that_differ_in_the_instruction():
+    for method in ("scit", "lorra"):
+        views = views_of(method, "base")
+        assert (views.positive.rows, views.negative.rows) == ("positive", "negative")
+        assert views.positive.teacher == views.negative.teacher
+    dual = views_of("dual", "base")
+    assert dual.positive.rows == dual.negative.rows == "reference"
+    assert dual.positive.teacher != dual.negative.teacher

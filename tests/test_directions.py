@@ -1,0 +1,102 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from rahf.directions import FILE_NAME, Directions, MeanFitter
+
+
+def some_directions():
+    vectors = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    return Directions((2, 9, 10), vectors, {"method": "dual", "fit": "mean"})
+
+
+def test_saved_directions_are_loaded_as_they_were(tmp_path):
+    directions = some_directions()
+    path = directions.save(tmp_path / "new" / "folder")
+    assert path.name == FILE_NAME
+    for place in (path, path.parent, str(path)):
+        loaded = Directions.load(place)
+        # Ten blocks or more: layers are ordered as numbers and not as text.
+        assert loaded.layers == (2, 9, 10)
+        assert torch.equal(loaded.vectors, directions.vectors)
+        assert loaded.metadata == directions.metadata
+
+
+def test_saving_leaves_one_whole_file(tmp_path):
+    some_directions().save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_failed_save_leaves_the_old_file_as_it_was(tmp_path, monkeypatch):
+    directions = some_directions()
+    directions.save(tmp_path)
+
+    def half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rahf.directions.save_file", half)
+    with pytest.raises(OSError, match="No space left"):
+        Directions((2,), torch.zeros(1, 5)).save(tmp_path)
+    assert torch.equal(Directions.load(tmp_path).vectors, directions.vectors)
+
+
+def test_layers_are_selected_in_the_order_asked_for():
+    directions = some_directions()
+    assert torch.equal(directions.select((10, 2)), directions.vectors[[2, 0]])
+
+
+def test_a_layer_without_a_vector_is_named():
+    with pytest.raises(ValueError, match=r"hold layers \[2, 9, 10\].*asks for \[3, 11\]"):
+        some_directions().select((2, 3, 11))
+
+
+def test_a_file_of_something_else_is_refused_by_name(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"lm_head.weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=r"model\.safetensors holds no tensors named 'layer\.N'"):
+        Directions.load(path)
+
+
+def test_directions_are_frozen():
+    with pytest.raises(AttributeError):
+        some_directions().layers = (1,)
+
+
+def shifts_of_responses():
+    """Per-token shifts [layers, tokens, d_model] of six responses of different lengths."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, length, 4, generator=generator) for length in (1, 5, 2, 2, 7, 3)]
+
+
+def fitted(batches):
+    fitter = MeanFitter((0, 3))
+    for batch in batches:
+        owner = torch.tensor([row for row, shift in enumerate(batch) for _ in range(shift.shape[1])])
+        fitter.update(torch.cat(batch, 1), owner, len(batch))
+    return fitter
+
+
+def test_the_mean_is_over_the_tokens_of_a_response_and_then_over_responses():
+    responses = shifts_of_responses()
+    expected = torch.stack([shift.mean(1) for shift in responses]).mean(0)
+    directions = fitted([responses]).fit(method="dual")
+    assert directions.layers == (0, 3)
+    assert torch.allclose(directions.vectors, expected, atol=1e-6)
+    assert directions.metadata == {"method": "dual", "fit": "mean", "responses": "6"}
+
+
+def test_streaming_equals_one_batch():
+    responses = shifts_of_responses()
+    whole = fitted([responses]).fit().vectors
+    for batches in ([responses[:1], responses[1:]], [[response] for response in responses[::-1]]):
+        assert torch.allclose(fitted(batches).fit().vectors, whole, atol=1e-6)
+
+
+def test_adding_up_over_one_rank_changes_nothing():
+    fitter = fitted([shifts_of_responses()])
+    before = fitter.fit().vectors
+    fitter.reduce(Accelerator(cpu=True))
+    assert torch.equal(fitter.fit().vectors, before)
+    assert fitter.responses == 6

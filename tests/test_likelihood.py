@@ -1,0 +1,86 @@
+import pytest
+import torch
+from tiny_models import EOS, tiny_model, tiny_pairs
+
+from rahf.contrast import sequence_rows
+from rahf.likelihood import likelihood, preference_margins
+
+
+def log_probability_by_loop(model, prompt, response):
+    """Sum over the response tokens of log p(token | all before it), one forward a token."""
+    total, ids = 0.0, list(prompt)
+    for token in response:
+        with torch.no_grad():
+            total += model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token]
+        ids.append(token)
+    return total.item()
+
+
+def prompts_and_responses():
+    pairs = tiny_pairs(4)
+    return [pair["prompt_ids"] for pair in pairs], [pair["chosen_ids"] for pair in pairs]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("width", [0, 20])
+def test_likelihood_equals_one_forward_a_token_whatever_the_padding(architecture, side, width):
+    model = tiny_model(architecture)
+    prompts, responses = prompts_and_responses()
+    with torch.no_grad():
+        found = likelihood(model, sequence_rows(prompts, responses, EOS, side, width))
+
+    expected = [
+        log_probability_by_loop(model, prompt, response)
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    lengths = torch.tensor([len(response) for response in responses])
+    assert torch.allclose(found.sums(), torch.tensor(expected), atol=1e-4)
+    assert torch.allclose(found.means(), torch.tensor(expected) / lengths, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("width", [0, 9])
+def test_the_first_token_of_a_text_without_a_prompt_has_no_score(side, width):
+    model, text = tiny_model(), [7, 8, 9]
+    rows = sequence_rows([[], [4]], [text, [5, 6, 7, 8, 9]], EOS, side, width)
+    with torch.no_grad():
+        found = likelihood(model, rows)
+    assert torch.bincount(found.owner).tolist() == [2, 5]
+    expected = log_probability_by_loop(model, text[:1], text[1:])
+    assert found.sums()[0].item() == pytest.approx(expected, abs=1e-4)
+    assert found.means()[0].item() == pytest.approx(expected / 2, abs=1e-4)
+
+
+def test_the_head_is_applied_to_the_columns_that_predict_and_to_no_others():
+    model = tiny_model()
+    seen = []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    rows = sequence_rows([[2, 3, 4, 5], [2, 3, 4, 5]], [[6], [7, 8]], EOS)
+    likelihood(model, rows)
+    assert seen == [(2, 2, model.config.hidden_size)]
+
+
+def test_preference_margins_do_not_depend_on_the_batch_size():
+    model, pairs = tiny_model(), tiny_pairs(5)
+    expected = [
+        log_probability_by_loop(model, pair["prompt_ids"], pair["chosen_ids"])
+        / len(pair["chosen_ids"])
+        - log_probability_by_loop(model, pair["prompt_ids"], pair["rejected_ids"])
+        / len(pair["rejected_ids"])
+        for pair in pairs
+    ]
+    for batch_size in (1, 2, 5, 8):
+        margins = preference_margins(model, pairs, EOS, batch_size)
+        assert margins.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_margin_changes_sign_when_the_sides_are_swapped():
+    model, pairs = tiny_model(), tiny_pairs(3)
+    swapped = [
+        {**pair, "chosen_ids": pair["rejected_ids"], "rejected_ids": pair["chosen_ids"]}
+        for pair in pairs
+    ]
+    margins = preference_margins(model, pairs, EOS)
+    assert torch.allclose(preference_margins(model, swapped, EOS), -margins, atol=1e-6)
+    assert margins.abs().min() > 1e-3

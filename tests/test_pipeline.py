@@ -1,0 +1,202 @@
+"""A recipe's stages on a tiny model: complete folders, skipping, resuming, refusing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from peft import AutoPeftModelForCausalLM
+from tiny_models import Family
+
+from rahf.pipeline import describe_data, run_pipeline, summary
+from rahf.trainer import RAHFTrainer
+from rahf.validation import checked_recipe
+
+WORDS = [f"w{index}" for index in range(2, 40)]
+
+
+def write_lines(path: Path, records: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def recipe_file(family: Family, tmp_path: Path, monkeypatch) -> Path:
+    """A DUAL recipe on six pairs, with held-out pairs, prompts and unrelated text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pairs = [
+        {
+            "prompt": f"{WORDS[index]} {WORDS[index + 1]}",
+            "chosen": " ".join(WORDS[index + 2 : index + 5]),
+            "rejected": " ".join(WORDS[index + 7 : index + 9]),
+        }
+        for index in range(6)
+    ]
+    write_lines(tmp_path / "pairs/train.jsonl", pairs)
+    write_lines(tmp_path / "pairs/test.jsonl", pairs[:3])
+    write_lines(tmp_path / "texts.jsonl", [{"text": " ".join(WORDS[:8])}] * 2)
+    recipe = {
+        "method": "dual",
+        "model_name_or_path": str(family.base),
+        "dataset_name": "pairs",
+        "output_dir": "out",
+        "target_layers": "1-2",
+        "lora_r": 2,
+        "shift": "token",
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "teachers": {"max_steps": 2},
+        "evaluation": {
+            "prompts": "pairs/test.jsonl",
+            "unrelated_text": "texts.jsonl",
+            "max_new_tokens": 3,
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_a_recipe_leaves_a_complete_folder_for_every_stage(recipe_file):
+    run_pipeline(checked_recipe(recipe_file))
+    out = Path("out")
+    for folder in ("", "teachers/positive", "teachers/negative"):
+        assert (out / folder / "adapter_model.safetensors").exists()
+        assert (out / folder / "log.jsonl").exists()
+        assert json.loads((out / folder / "stage.json").read_text())["complete"]
+    for name in ("README.md", "metrics.json", "recipe.yaml", "training.png", "log.jsonl"):
+        assert (out / name).stat().st_size > 0
+    assert (out / "evaluation/answers.jsonl").read_text().count("\n") == 3
+    assert not list(out.rglob("*.bin"))
+    AutoPeftModelForCausalLM.from_pretrained(out)
+
+
+def test_the_metrics_hold_base_teachers_and_policy(recipe_file):
+    run_pipeline(checked_recipe(recipe_file))
+    models = json.loads(Path("out/metrics.json").read_text())["models"]
+    assert list(models) == ["base", "positive", "negative", "policy"]
+    for row in models.values():
+        assert row["answers"] == 3
+        assert 0 <= row["preference_accuracy"] <= 1
+        assert row["unrelated_loss"] > 0
+    assert models["base"] != models["policy"]
+
+
+def test_the_recipe_as_run_can_be_run_again(recipe_file):
+    run_pipeline(checked_recipe(recipe_file), stage="positive")
+    run_pipeline(checked_recipe(recipe_file))
+    again = checked_recipe("out/recipe.yaml")
+    assert again == checked_recipe("out/recipe.yaml", {"seed": again.training.get("seed", 42)})
+    run_pipeline(again)  # every stage is complete: the settings are the same
+
+
+def test_a_second_run_leaves_complete_stages_alone(recipe_file, capsys):
+    run_pipeline(checked_recipe(recipe_file))
+    files = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.is_file()}
+    run_pipeline(checked_recipe(recipe_file))
+    assert files == {
+        path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.is_file()
+    }
+    assert "positive: complete" in capsys.readouterr().out
+
+
+def test_a_stage_made_with_other_settings_is_refused_and_named(recipe_file):
+    run_pipeline(checked_recipe(recipe_file), stage="positive")
+    with pytest.raises(ValueError, match=r"max_steps: 2 there, 1 now"):
+        run_pipeline(checked_recipe(recipe_file, {"teachers.max_steps": 1}))
+
+
+def test_a_change_that_decides_nothing_is_no_other_setting(recipe_file):
+    run_pipeline(checked_recipe(recipe_file), stage="positive")
+    run_pipeline(checked_recipe(recipe_file, {"save_steps": 7}), stage="positive")
+
+
+def test_a_stage_whose_predecessor_is_missing_says_what_to_run_first(recipe_file):
+    with pytest.raises(ValueError, match="needs 'positive', which is not complete"):
+        run_pipeline(checked_recipe(recipe_file), stage="alignment")
+
+
+def test_an_unknown_stage_is_refused_with_the_names_of_the_stages(recipe_file):
+    with pytest.raises(ValueError, match="positive, negative, alignment, evaluation"):
+        run_pipeline(checked_recipe(recipe_file), stage="teachers")
+
+
+def test_the_directions_of_a_mean_shift_are_a_stage_of_their_own(recipe_file):
+    run_pipeline(checked_recipe(recipe_file, {"shift": "mean"}), stage=None)
+    assert Path("out/directions/directions.safetensors").exists()
+    run_pipeline(
+        checked_recipe(
+            recipe_file,
+            {"method": "direction", "directions": "out/directions", "output_dir": "back"},
+        )
+    )
+    ours, stored = (
+        json.loads(Path(folder, "metrics.json").read_text())["eval_loss"]
+        for folder in ("out", "back")
+    )
+    assert ours == pytest.approx(stored, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["scit", "lorra"])
+def test_methods_with_instructions_run_to_the_end(recipe_file, method):
+    recipe = checked_recipe(
+        recipe_file,
+        {"method": method, "instructions": {"positive": "w3 w4", "negative": "w3 w5"}},
+    )
+    run_pipeline(recipe)
+    assert "policy" in summary(Path("out"))
+
+
+def test_given_teachers_are_used_and_not_trained(recipe_file, family):
+    given = {f"teachers.{name}": str(family.adapters[name]) for name in ("positive", "negative")}
+    run_pipeline(checked_recipe(recipe_file, given))
+    assert not Path("out/teachers").exists()
+
+
+def test_a_killed_stage_goes_on_from_its_checkpoint(recipe_file, monkeypatch):
+    options = {"save_steps": 1, "save_strategy": "steps"}
+    run_pipeline(checked_recipe(recipe_file, {**options, "output_dir": "whole"}))
+
+    loss = RAHFTrainer.item_loss
+
+    def killed(self, model, batch):
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(RAHFTrainer, "item_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(checked_recipe(recipe_file, options))
+    monkeypatch.setattr(RAHFTrainer, "item_loss", loss)
+    run_pipeline(checked_recipe(recipe_file, options))
+    assert (
+        Path("out/adapter_model.safetensors").read_bytes()
+        == Path("whole/adapter_model.safetensors").read_bytes()
+    )
+
+
+def test_data_is_described_per_split_with_the_mask_visible(recipe_file):
+    text = describe_data(checked_recipe(recipe_file))
+    assert "6 of 6 pairs kept" in text
+    assert "3 of 3 pairs kept" in text
+    assert "[[" in text
+
+
+def test_a_mixture_with_fractions_trains(recipe_file):
+    recipe = checked_recipe(
+        recipe_file,
+        {
+            "dataset_name": None,
+            "datasets": [
+                {"path": "pairs", "fraction": 0.5},
+                {"path": "pairs", "split": "test", "fraction": 1.0},
+            ],
+            "dataset_test_split": None,
+            "evaluation.prompts": None,
+        },
+    )
+    run_pipeline(recipe, stage="positive")
+    assert Path("out/teachers/positive/adapter_model.safetensors").exists()
