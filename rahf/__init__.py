@@ -9,7 +9,7 @@ _HOME = {
     "Directions": "rahf.directions",
     "RAHFConfig": "rahf.trainer",
     "RAHFTrainer": "rahf.trainer",
-    "load_recipe": "rahf.recipe",
+    "load_recipe": "rahf.recipe.reading",
 }
 
 __all__ = ["Directions", "RAHFConfig", "RAHFTrainer", "load_recipe"]

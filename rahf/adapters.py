@@ -26,14 +26,19 @@ def base_name(model: str | nn.Module) -> str:
 
 
 def base_model(
-    model: str | nn.Module, init_kwargs: Mapping[str, Any] | None = None
+    model: str | PreTrainedModel | PeftModel,
+    init_kwargs: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise."""
-    if not isinstance(model, str):
-        return model
-    return AutoModelForCausalLM.from_pretrained(
-        model, **{"dtype": torch.float32, **(init_kwargs or {})}
-    )
+    """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise.
+
+    Args:
+        device: where it is moved to; None where sharding or quantisation places it.
+    """
+    if isinstance(model, str):
+        options = {"dtype": torch.float32, **(init_kwargs or {})}
+        model = AutoModelForCausalLM.from_pretrained(model, **options)
+    return model if device is None else model.to(device)
 
 
 def depth_of(model: nn.Module) -> int:
@@ -45,17 +50,26 @@ def attach_policy(
     base: PreTrainedModel | PeftModel,
     config: LoraConfig,
     layers: range,
-    start: str | Path | None = None,
+    start: str | Path | PreTrainedModel | None = None,
 ) -> PeftModel:
     """Put the policy's LoRA, in float32, on the given blocks of `base`.
 
     Args:
         start: folder of an adapter the policy starts as a copy of; its configuration is then taken over.
+
+    Raises:
+        ValueError: `start` is a full model, or an adapter of another base.
     """
     if isinstance(base, PeftModel):
         model = base
         model.set_adapter(POLICY)
     elif start is not None:
+        if isinstance(start, PreTrainedModel) or not is_adapter(start):
+            given = base_name(start) if isinstance(start, PreTrainedModel) else start
+            raise ValueError(
+                f"the policy cannot start as a copy of {given}, which is a full model and no adapter. Give an adapter as "
+                "that teacher, or make the full model the base (model_name_or_path) and set reference: base."
+            )
         check_same_base(start, base_name(base))
         model = PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
     else:
@@ -82,15 +96,16 @@ def add_teachers(
         ValueError: an adapter was trained on another base.
     """
     full = {}
-    for name, teacher in teachers.items():
-        if isinstance(teacher, PreTrainedModel):
-            full[name] = teacher.requires_grad_(False).eval()
-        elif is_adapter(teacher):
-            check_same_base(teacher, base_name(model))
-            model.load_adapter(str(teacher), adapter_name=name, is_trainable=False)
-        else:
-            full[name] = load_blocks(teacher, depth, dtype=model.dtype).to(model.device)
-    model.set_adapter(POLICY)
+    with keeping_trainable(model):
+        for name, teacher in teachers.items():
+            if isinstance(teacher, PreTrainedModel):
+                full[name] = teacher.requires_grad_(False).eval()
+            elif is_adapter(teacher):
+                check_same_base(teacher, base_name(model))
+                model.load_adapter(str(teacher), adapter_name=name, is_trainable=False)
+            else:
+                full[name] = load_blocks(teacher, depth, dtype=model.dtype).to(model.device)
+        model.set_adapter(POLICY)
     return full
 
 
@@ -130,6 +145,18 @@ def same_model(first: str, second: str) -> bool:
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that receive a gradient."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def keeping_trainable(model: nn.Module) -> Iterator[None]:
+    """Keep trainable what is trainable now: PEFT turns all of an adapter on when it is loaded or chosen."""
+    parameters = trainable(model)
+    try:
+        yield
+    finally:
+        model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from rahf.likelihood import (
 )
 from rahf.objective import Asked, Progress, layer_scale, progress, row_loss, row_mean
 
-
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
 
 
@@ -224,6 +223,8 @@ def build_alignment(
     layers = resolve_layers(options.target_layers, depth_of(base))
     depth = layers[-1] + 1
     policy = attach_policy(base, peft_config, range(depth), teachers.get(options.reference))
+    if directions is not None:
+        directions.check_width(base.config.get_text_config().hidden_size)
     needed = {name: teachers[name] for name in views.teachers()}
     return Alignment(
         policy, views, layers, options, directions, add_teachers(policy, needed, depth)

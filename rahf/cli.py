@@ -51,7 +51,7 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     align = _command(commands, "align", "run the stages of a recipe that are not done yet", _align)
     align.add_argument("--stage", metavar="NAME", help="run this stage alone")
     if with_keys:
-        from rahf.reference import as_text
+        from rahf.recipe.reference import as_text
 
         align.epilog = f"{align.epilog}\n\n{as_text()}"
     _command(commands, "data", "show what a recipe's data becomes: counts, lengths, rows", _data)
@@ -94,7 +94,7 @@ class _Version(argparse.Action):
 
 
 def _align(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.validation import checked_recipe
+    from rahf.recipe.validation import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
     from rahf.pipeline import run_pipeline
@@ -104,7 +104,7 @@ def _align(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.validation import checked_recipe
+    from rahf.recipe.validation import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
     from rahf.pipeline import describe_data
@@ -114,8 +114,8 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _validate(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe import RecipeError
-    from rahf.validation import checked_recipe, summary
+    from rahf.recipe.reading import RecipeError
+    from rahf.recipe.validation import checked_recipe, summary
 
     try:
         recipe = checked_recipe(options.recipe, overrides)

@@ -9,9 +9,9 @@ Knows no model, no data and no file: a check here uses the values alone. Reading
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from rahf.combinations import data_problems, source_problems, term_problems
-from rahf.layers import check_layers, resolve_layers
-from rahf.options import (
+from rahf.recipe.combinations import data_problems, source_problems, term_problems
+from rahf.recipe.layers import check_layers, resolve_layers
+from rahf.recipe.options import (
     Count,
     CountFromZero,
     OrAny,
@@ -188,9 +188,9 @@ class MethodOptions:
     )
     tail_tokens: Count = option(2, "Prompt tokens, from its end, that `response_and_tail` adds.")
     shift: Literal["token", "mean"] = option(
-        "token",
-        "token: every token has its own shift. mean: one vector per layer, fitted once from the "
-        "views.",
+        "mean",
+        "mean: one vector per layer, fitted once from the views. token: every token has its own "
+        "shift (published). Not read by method: direction.",
     )
     mean_responses: Count = option(
         1024, "Responses, drawn once, that the shift of `mean` is fitted on, if there are so many."
@@ -284,14 +284,17 @@ class EvaluationOptions:
 
     def __post_init__(self):
         problems = value_problems(self, EvaluationOptions)
-        raise_problems(problems or [
-            f"models: {name!r} is not one of base, teachers, policy"
-            for name in self.models
-            if name not in ("base", "teachers", "policy")
-        ])
+        raise_problems(
+            problems
+            or [
+                f"models: {name!r} is not one of base, teachers, policy"
+                for name in self.models
+                if name not in ("base", "teachers", "policy")
+            ]
+        )
 
 
 if __name__ == "__main__":
-    from rahf.reference import as_markdown
+    from rahf.recipe.reference import as_markdown
 
     print(as_markdown())

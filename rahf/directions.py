@@ -42,6 +42,19 @@ class Directions:
             )
         return self.vectors[[self.layers.index(layer) for layer in layers]]
 
+    def check_width(self, d_model: int) -> None:
+        """Refuse directions of another model, as far as their width gives them away.
+
+        Raises:
+            ValueError: the vectors are not `d_model` wide.
+        """
+        width = self.vectors.shape[1]
+        if width != d_model:
+            raise ValueError(
+                f"the directions have {width} dimensions, the model's hidden states {d_model}: "
+                "they were fitted on another model. Fit them on this one."
+            )
+
     def save(self, folder: str | Path) -> Path:
         """Write `directions.safetensors` in `folder`, beside and then renamed, so that a file there is always whole."""
         path = Path(folder) / FILE_NAME

@@ -19,16 +19,16 @@ from transformers import (
 )
 
 from rahf.adapters import base_model
-from rahf.chat_format import chat_format, prompt_messages, render
 from rahf.config import TEACHERS
-from rahf.data import DataSource, load_mixture, load_pairs
-from rahf.data_report import DataReport
+from rahf.data.chat_format import chat_format, prompt_messages, render
+from rahf.data.pairs import usable_pairs
+from rahf.data.records import read_records
+from rahf.data.report import DataReport
+from rahf.data.sources import DataSource, load_mixture, load_pairs
+from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.evaluation.lexicon import lexicon_tone, wanted_sign
 from rahf.evaluation.table import HeldOut
-from rahf.pairs import usable_pairs
-from rahf.recipe import Recipe
-from rahf.records import read_records
-from rahf.tokenization import tokenize_pairs, tokenize_texts
+from rahf.recipe.reading import Recipe
 
 UNRELATED_ROWS = 1000
 """Most texts that the loss on unrelated text is measured on."""
@@ -60,8 +60,10 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-        options["device_map"] = {"": PartialState().process_index}
-    return base_model(model.model_name_or_path, options)
+        options["device_map"] = {"": PartialState().local_process_index}
+    sharded = recipe.training.get("deepspeed") or recipe.training.get("fsdp")
+    placed = sharded or "device_map" in options
+    return base_model(model.model_name_or_path, options, None if placed else PartialState().device)
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from rahf.adapters import POLICY, frozen_pass, is_adapter
 from rahf.alignment import build_alignment
@@ -29,7 +29,7 @@ from rahf.artifacts import (
     write_text,
 )
 from rahf.config import TEACHERS
-from rahf.data_report import describe
+from rahf.data.report import describe
 from rahf.evaluation.table import measure
 from rahf.loading import (
     directions_of,
@@ -42,7 +42,7 @@ from rahf.loading import (
     tokenized_split,
     train_rows,
 )
-from rahf.recipe import Recipe
+from rahf.recipe.reading import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
@@ -60,6 +60,7 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
         ValueError: an unknown stage; a stage whose predecessors are missing; a folder that holds
             the stage made with other settings.
     """
+    PartialState(cpu=recipe.training.get("use_cpu", False))
     if stage is not None and stage not in recipe.stages:
         raise ValueError(
             f"this recipe has no stage {stage!r}; its stages are {', '.join(recipe.stages)}"
@@ -202,7 +203,11 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
     tokenizer, folder = load_tokenizer(recipe), stage_folder(recipe, "evaluation")
     prompts, held_out = held_out_of(recipe, tokenizer)
     model = PeftModel.from_pretrained(load_base(recipe), recipe.output_dir)
-    adapters = {"base": None, "policy": POLICY} if "base" in recipe.evaluation.models else {"policy": POLICY}
+    adapters = (
+        {"base": None, "policy": POLICY}
+        if "base" in recipe.evaluation.models
+        else {"policy": POLICY}
+    )
     if "teachers" in recipe.evaluation.models:
         for name, path in filter(lambda item: is_adapter(item[1]), teachers_of(recipe).items()):
             model.load_adapter(str(path), adapter_name=name)

@@ -15,19 +15,26 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from rahf.adapters import base_model, base_name, frozen_pass
 from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_of
 from rahf.config import TEACHERS, MethodOptions
 from rahf.contrast import Batch, ContrastCollator, Responses
+from rahf.data.pairs import normalize_pairs
+from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.directions import Directions
 from rahf.generation import pad_id, sample_texts
 from rahf.likelihood import preference_margins
 from rahf.objective import Progress
-from rahf.pairs import normalize_pairs
 from rahf.teachers import train_teachers
-from rahf.tokenization import tokenize_pairs, tokenize_texts
 from rahf.training import AdapterTrainer, ItemLoss
 
 
@@ -114,7 +121,9 @@ class RAHFTrainer(AdapterTrainer):
             for name in TEACHERS[args.method]
             if name in views.teachers() and name not in teachers
         ]
-        base = base_model(model, args.model_init_kwargs)
+        placed = args.deepspeed or args.fsdp or (args.model_init_kwargs or {}).get("device_map")
+        by_name = isinstance(model, str) and not placed
+        base = base_model(model, args.model_init_kwargs, args.device if by_name else None)
         if missing:
             if isinstance(base, PeftModel):
                 raise ValueError(
@@ -127,6 +136,7 @@ class RAHFTrainer(AdapterTrainer):
                 missing, base, train_rows, tokenizer, peft_config, folder, options
             )
 
+        set_seed(args.seed)
         self.alignment = build_alignment(base, args, peft_config, teachers, directions)
         policy, collator = self.alignment.model, collator_for(args, tokenizer)
         if args.shift == "mean" and directions is None:
@@ -145,6 +155,7 @@ class RAHFTrainer(AdapterTrainer):
             processing_class=tokenizer,
             **kwargs,
         )
+        self.add_callback(DrawAnew(self.train_dataset))
 
     def count_items(self, batch):
         return len(batch["row"])
@@ -186,6 +197,19 @@ class RAHFTrainer(AdapterTrainer):
                 self.args.per_device_eval_batch_size,
             )
         return self.accelerator.gather(margins.to(self.accelerator.device))[: len(pairs)].cpu()
+
+
+class DrawAnew(TrainerCallback):
+    """Tells the responses which epoch it is.
+
+    Accelerate tells a data set so only where it has no sampler to tell: neither with several ranks nor after a resume.
+    """
+
+    def __init__(self, responses: Responses):
+        self._responses = responses
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._responses.set_epoch(int(state.epoch))
 
 
 class Tally:

@@ -4,6 +4,7 @@ The loss is a mean over items (responses or tokens) of the whole global batch, h
 accumulation and ranks. Knows transformers' Trainer; knows no method.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,13 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from rahf.adapters import POLICY, trainable
 
 STAGING = "unfinished"
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(ValueError):
@@ -38,8 +43,13 @@ class ItemLoss(NamedTuple):
 class AdapterTrainer(Trainer):
     """Trainer of the adapter `default` of a PEFT model. A subclass says what an item is and what it costs."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: PeftModel, args: TrainingArguments, **kwargs):
+        if args.n_gpu > 1:
+            # One process on a machine of several GPUs: transformers would split batches over threads
+            # (DataParallel), which neither adapters nor recording survive. `accelerate launch` uses all.
+            logger.warning("training on one of %d GPUs; use accelerate launch for all", args.n_gpu)
+            args._n_gpu = 1
+        super().__init__(model, args, **kwargs)
         show_compactly(self)
         # Losses below are divided by the items of the whole accumulated batch already.
         self.model_accepts_loss_kwargs = True
@@ -51,6 +61,11 @@ class AdapterTrainer(Trainer):
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
         """Loss of `batch` under `model`, which may be wrapped."""
         raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def _run_epoch(self, *args, **kwargs):
+        # A run killed after its last checkpoint is complete; the Trainer would make one step more before it looks.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -85,7 +100,7 @@ class AdapterTrainer(Trainer):
         )
         return str(found[-1]) if found else None
 
-    # A checkpoint is written into a staging folder and renamed: whatever is called checkpoint-N is whole.
+    # Everything is written into a staging folder and renamed: whatever is called checkpoint-N is whole.
 
     def _get_output_dir(self, trial):
         return os.path.join(super()._get_output_dir(trial), STAGING if self._staging else "")
@@ -93,13 +108,16 @@ class AdapterTrainer(Trainer):
     _staging = False
 
     def _save_checkpoint(self, model, trial):
-        check_finite_weights(self.model, self.state.global_step)
         final = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
         with self._staged(final / STAGING):
             super()._save_checkpoint(model, trial)
+        if self.state.best_model_checkpoint == str(final / STAGING / name):
+            self.state.best_model_checkpoint = str(final / name)
+            if self.args.should_save:
+                self.state.save_to_json(str(final / STAGING / name / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
             shutil.rmtree(final / name, ignore_errors=True)
             os.replace(final / STAGING / name, final / name)
             (final / STAGING).rmdir()
@@ -121,14 +139,24 @@ class AdapterTrainer(Trainer):
         finally:
             self._staging = False
 
+    def save_model(self, output_dir=None, _internal_call=False):
+        check_finite_weights(self.model, self.state.global_step)
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_policy(self.model, folder, state_dict)
+        written = folder / STAGING
+        shutil.rmtree(written, ignore_errors=True)
+        written.mkdir(parents=True)
+        save_policy(self.model, written, state_dict)
         if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+            self.processing_class.save_pretrained(written)
+        for path in list(written.iterdir()):
+            shutil.rmtree(folder / path.name, ignore_errors=True)  # only a folder has to make way
+            path.replace(folder / path.name)
+        written.rmdir()
 
 
 class CompactProgress(ProgressCallback):
@@ -159,13 +187,18 @@ def without_layers(logs: Mapping[str, Any]) -> dict[str, Any]:
 def save_policy(
     model: PeftModel, folder: Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
-    """Write the adapter `default` to the root of `folder` as safetensors, and nothing of the base or the teachers."""
+    """Write the adapter `default` to the root of `folder`, nothing of the base or the teachers.
+
+    Written beside and then renamed: a full disk leaves the adapter that was there.
+    """
+    staging = folder / "unfinished-adapter"
+    shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(
-        folder, selected_adapters=[POLICY], state_dict=state_dict, save_embedding_layers=False
+        staging, selected_adapters=[POLICY], state_dict=state_dict, save_embedding_layers=False
     )
-    (folder / "README.md").unlink(
-        missing_ok=True
-    )  # PEFT's empty card; ours is written with the results
+    for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
+        (staging / name).replace(folder / name)
+    shutil.rmtree(staging)  # holds no more than PEFT's empty card: ours comes with the results
 
 
 def check_finite_weights(model: nn.Module, step: int) -> None:

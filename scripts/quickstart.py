@@ -8,7 +8,7 @@ from pathlib import Path
 from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_json, read_lines
 from rahf.pipeline import run_pipeline
 from rahf.report.tables import layers_table, models_table, side_by_side
-from rahf.validation import checked_recipe
+from rahf.recipe.validation import checked_recipe
 
 FOLDER = Path("recipes/smollm2-135m")
 

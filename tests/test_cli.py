@@ -105,7 +105,7 @@ def test_validate_says_what_the_recipe_will_do(place, capsys):
         "  method   scit, reference base, alpha 4",
         "  model    model, target layers 3, 4, 5 of 12",
         "  data     pairs",
-        "  stages   contrast (steps: 3), alignment (steps: 3)",
+        "  stages   contrast (steps: 3), directions, alignment (steps: 3), evaluation",
         "  results  out",
     ]
 

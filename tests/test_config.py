@@ -17,8 +17,8 @@ from rahf.config import (
     TeacherOptions,
     resolve_layers,
 )
-from rahf.options import OptionError, coerce, fits
-from rahf.reference import as_markdown, as_text
+from rahf.recipe.options import OptionError, coerce, fits
+from rahf.recipe.reference import as_markdown, as_text
 
 SECTIONS = [ModelOptions, DataOptions, MethodOptions, TeacherOptions, EvaluationOptions]
 
@@ -85,7 +85,6 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"method": "lorra", "reference": "positive"}, "not of lorra: set reference: base"),
         ({"method": "direction"}, "method: direction needs directions"),
         ({"directions": "x"}, "directions: not read by method dual"),
-        ({"method": "direction", "directions": "x", "shift": "mean"}, "shift: mean fits"),
         ({"sft_weight": 1, "response_source": "rejected"}, "sft_weight: needs chosen responses"),
         ({"retain_weight": 0.5, "retain_rows": 0}, "retain_weight: 0.5 needs texts"),
         ({"kl_weight": 1, "kl_rows": "retain", "retain_rows": 0}, "kl_rows: retain needs texts"),

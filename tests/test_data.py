@@ -8,8 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from rahf.data import DataSource, available_splits, load_mixture, load_pairs
-from rahf.pairs import normalize_pairs, usable_pairs
+from rahf.data.pairs import normalize_pairs, usable_pairs
+from rahf.data.sources import DataSource, available_splits, load_mixture, load_pairs
 
 datasets.disable_progress_bars()
 
@@ -545,10 +545,10 @@ def test_a_second_process_finds_the_pairs_of_a_file_in_the_cache(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", numbered(3))
     pairs = load_pairs(path, cache_dir=tmp_path / "cache")
     code = (
-        "import datasets, rahf.data, rahf.records\n"
+        "import datasets, rahf.data.sources\n"
         "def unexpected(path): raise AssertionError('the file was read again')\n"
-        "rahf.data.read_records = unexpected\n"
-        f"pairs = rahf.data.load_pairs({str(path)!r}, cache_dir={str(tmp_path / 'cache')!r})\n"
+        "rahf.data.sources.read_records = unexpected\n"
+        f"pairs = rahf.data.sources.load_pairs({str(path)!r}, cache_dir={str(tmp_path / 'cache')!r})\n"
         "print(len(pairs), pairs._fingerprint)"
     )
     root = Path(__file__).parents[1]
@@ -567,7 +567,7 @@ def test_a_changed_file_is_read_again(tmp_path):
 
 def test_importing_the_data_modules_loads_neither_torch_nor_datasets():
     code = (
-        "import sys, rahf.data, rahf.tokenization\n"
+        "import sys, rahf.data, rahf.data.tokenization\n"
         "print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -6,10 +6,10 @@ import importlib.util
 import pytest
 import yaml
 
-from rahf import training_arguments
+from rahf.recipe import training_arguments
 from rahf.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
-from rahf.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict
-from rahf.training_arguments import REPLACED, training_annotations
+from rahf.recipe.reading import Recipe, RecipeError, load_recipe, recipe_from_dict
+from rahf.recipe.training_arguments import REPLACED, training_annotations
 
 SMALL = {
     "model_name_or_path": "org/model",
@@ -300,15 +300,17 @@ def test_a_wrong_override_is_told(write, tokens, said):
     assert problems(write(), tokens)[0].startswith(said)
 
 
-def test_stages_are_the_teachers_to_train_and_the_alignment(write):
+def test_stages_are_the_teachers_to_train_the_directions_the_alignment_and_the_evaluation(write):
     def stages(**keys):
         return load_recipe(write(**keys)).stages
 
-    assert stages() == ("positive", "negative", "alignment")
-    assert stages(teachers={"positive": "x"}) == ("negative", "alignment")
-    assert stages(method="scit") == ("contrast", "alignment")
-    assert stages(method="lorra") == ("alignment",)
-    assert stages(method="direction", directions="x") == ("alignment",)
+    last = ("alignment", "evaluation")
+    assert stages() == ("positive", "negative", "directions", *last)
+    assert stages(shift="token") == ("positive", "negative", *last)
+    assert stages(shift="token", teachers={"positive": "x"}) == ("negative", *last)
+    assert stages(shift="token", method="scit") == ("contrast", *last)
+    assert stages(shift="token", method="lorra") == last
+    assert stages(method="direction", directions="x") == last
 
 
 def test_teachers_take_over_the_training_keys_that_they_do_not_give(write):

@@ -18,10 +18,10 @@ from tokenizers_for_tests import (
 )
 from transformers import PreTrainedTokenizerFast
 
-import rahf.tokenization
-from rahf.chat_format import PLAIN_CHAT_TEMPLATE, chat_format, resolve_chat_template
-from rahf.data_report import QUANTILES, describe
-from rahf.tokenization import tokenize_pairs, tokenize_texts, tokenizer_key
+import rahf.data.tokenization
+from rahf.data.chat_format import PLAIN_CHAT_TEMPLATE, chat_format, resolve_chat_template
+from rahf.data.report import QUANTILES, describe
+from rahf.data.tokenization import tokenize_pairs, tokenize_texts, tokenizer_key
 
 datasets.disable_progress_bars()
 
@@ -467,13 +467,13 @@ def test_a_template_may_be_a_file(tokenize, tmp_path):
 def renderings(monkeypatch):
     """Counts the pairs that are rendered; a cache hit renders none."""
     count = {"pairs": 0}
-    render_pair = rahf.tokenization._render_pair
+    render_pair = rahf.data.tokenization._render_pair
 
     def counting(*args):
         count["pairs"] += 1
         return render_pair(*args)
 
-    monkeypatch.setattr(rahf.tokenization, "_render_pair", counting)
+    monkeypatch.setattr(rahf.data.tokenization, "_render_pair", counting)
     return count
 
 
@@ -512,7 +512,7 @@ def test_other_data_another_tokenizer_and_other_code_are_cache_misses(
     extended.add_tokens(["film"])
     tokenize(dataset_of(), extended)
     assert renderings["pairs"] == 3
-    monkeypatch.setattr(rahf.tokenization, "TOKENIZATION_VERSION", -1)
+    monkeypatch.setattr(rahf.data.tokenization, "TOKENIZATION_VERSION", -1)
     tokenize(dataset_of(), chatml_tokenizer())
     assert renderings["pairs"] == 4
 
@@ -528,18 +528,18 @@ def test_a_second_process_finds_the_rows_of_a_file_in_the_cache(tmp_path):
     pairs = [{"prompt": QUESTION, "chosen": LOVED, "rejected": HATED}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     code = (
-        "import sys, datasets, rahf.tokenization\n"
-        "from rahf.data import load_pairs\n"
+        "import sys, datasets, rahf.data.tokenization\n"
+        "from rahf.data.sources import load_pairs\n"
         "from tokenizers_for_tests import chatml_tokenizer\n"
         "rendered = []\n"
-        "render_pair = rahf.tokenization._render_pair\n"
+        "render_pair = rahf.data.tokenization._render_pair\n"
         "def counting(*args):\n"
         "    rendered.append(1)\n"
         "    return render_pair(*args)\n"
-        "rahf.tokenization._render_pair = counting\n"
+        "rahf.data.tokenization._render_pair = counting\n"
         "source, cache = sys.argv[1:]\n"
         "pairs = load_pairs(source, cache_dir=cache)\n"
-        "rahf.tokenization.tokenize_pairs(pairs, chatml_tokenizer(), cache_dir=cache)\n"
+        "rahf.data.tokenization.tokenize_pairs(pairs, chatml_tokenizer(), cache_dir=cache)\n"
         "print(len(rendered))"
     )
     here = Path(__file__).parent

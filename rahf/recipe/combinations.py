@@ -5,7 +5,7 @@ The types and limits of single values have been checked before (`options.py`).
 
 from typing import TYPE_CHECKING, Any
 
-from rahf.options import describe_type, fits
+from rahf.recipe.options import describe_type, fits
 
 if TYPE_CHECKING:
     from rahf.config import DataOptions, MethodOptions
@@ -93,11 +93,6 @@ def source_problems(options: "MethodOptions") -> list[str]:
     if method != "direction" and options.directions is not None:
         problems.append(
             f"directions: not read by method {method}: remove it, or set method: direction"
-        )
-    if method == "direction" and options.shift == "mean":
-        problems.append(
-            "shift: mean fits one vector per layer from views, and method direction has no views: "
-            "remove it"
         )
     if options.alpha == 0:
         problems.append("alpha: 0 asks for no shift at all: give another number")

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rahf.pairs import (
+from rahf.data.pairs import (
     PAIR_FORM_VERSION,
     check_columns,
     normalize_pairs,
     normalize_row,
     pair_features,
 )
-from rahf.records import RECORD_SUFFIXES, read_records
+from rahf.data.records import RECORD_SUFFIXES, read_records
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,8 +16,8 @@ from rahf.config import (
     ModelOptions,
     TeacherOptions,
 )
-from rahf.options import annotations
-from rahf.training_arguments import REPLACED, training_annotations
+from rahf.recipe.options import annotations
+from rahf.recipe.training_arguments import REPLACED, training_annotations
 
 FLAT = (ModelOptions, DataOptions, MethodOptions)
 SECTIONS = {"teachers": TeacherOptions, "evaluation": EvaluationOptions}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rahf.cached_map import cached_map
-from rahf.chat_format import (
+from rahf.data.cached_map import cached_map
+from rahf.data.chat_format import (
     ChatFormat,
     Message,
     TemplateRefusalError,
@@ -26,9 +26,9 @@ from rahf.chat_format import (
     render,
     response_text,
 )
-from rahf.data_report import SIDES, DataReport, dropped_text, summarize
-from rahf.pairs import normalize_pairs
-from rahf.records import read_records
+from rahf.data.pairs import normalize_pairs
+from rahf.data.records import read_records
+from rahf.data.report import SIDES, DataReport, dropped_text, summarize
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from rahf.options import annotations, describe_type
-from rahf.recipe_keys import FLAT, SECTIONS
+from rahf.recipe.keys import FLAT, SECTIONS
+from rahf.recipe.options import annotations, describe_type
 
 _TRAINING = (
     "Every further key at the top level is a field of transformers.TrainingArguments (output_dir, "

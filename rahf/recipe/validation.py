@@ -14,13 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rahf.combinations import column_problems, part_problems
 from rahf.config import TEACHERS
-from rahf.data import FILE_SUFFIXES, DataSource, local_path, local_splits
-from rahf.layers import resolve_layers
-from rahf.pairs import check_columns, normalize_row
-from rahf.recipe import Recipe, RecipeError, load_recipe
-from rahf.records import read_records
+from rahf.data.pairs import check_columns, normalize_row
+from rahf.data.records import read_records
+from rahf.data.sources import FILE_SUFFIXES, DataSource, local_path, local_splits
+from rahf.recipe.combinations import column_problems, part_problems
+from rahf.recipe.layers import resolve_layers
+from rahf.recipe.reading import Recipe, RecipeError, load_recipe
 
 ROWS_READ = 200
 
@@ -266,13 +266,13 @@ def summary(recipe: Recipe) -> str:
     paths = (
         [data.dataset_name] if data.datasets is None else [part["path"] for part in data.datasets]
     )
-    lengths = {stage: _length(recipe.teacher_training) for stage in recipe.stages}
-    lengths["alignment"] = _length(recipe.training)
+    told = {name: f" ({_length(recipe.teacher_training)})" for name in TEACHERS[method.method]}
+    told["alignment"] = f" ({_length(recipe.training)})"
     rows = {
         "method": f"{method.method}, reference {method.reference}, alpha {method.alpha}",
         "model": f"{_with_origin(name)}{_layers_told(recipe)}",
         "data": ", ".join(map(_with_origin, paths)),
-        "stages": ", ".join(f"{stage} ({length})" for stage, length in lengths.items()),
+        "stages": ", ".join(f"{stage}{told.get(stage, '')}" for stage in recipe.stages),
         "results": recipe.training["output_dir"],
     }
     return "\n".join(f"  {key:<8} {value}" for key, value in rows.items())

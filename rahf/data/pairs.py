@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rahf.cached_map import cached_map
+from rahf.data.cached_map import cached_map
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -22,10 +22,10 @@ from rahf.config import (
     ModelOptions,
     TeacherOptions,
 )
-from rahf.options import OptionError, annotations, coerce, value_problem
-from rahf.recipe_keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
-from rahf.recipe_yaml import merge_overrides, parse_overrides, read_yaml
-from rahf.training_arguments import training_annotations
+from rahf.recipe.keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
+from rahf.recipe.options import OptionError, annotations, coerce, value_problem
+from rahf.recipe.training_arguments import training_annotations
+from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
 # What teachers never take over from the alignment: it says where a run goes, or is measured by
 # the alignment's own metrics.
@@ -76,7 +76,9 @@ class Recipe:
         """Names of the stages that are run: a teacher that is given by path is not."""
         teachers = TEACHERS[self.method.method]
         trained = [name for name in teachers if getattr(self.teachers, name) is None]
-        fitted = ["directions"] if self.method.shift == "mean" else []
+        fitted = (
+            ["directions"] if self.method.shift == "mean" and self.method.directions is None else []
+        )
         return (*trained, *fitted, "alignment", "evaluation")
 
     @property

@@ -1,0 +1,210 @@
+import pytest
+import torch
+from peft import PeftModel
+from tiny_models import ARCHITECTURES, DEPTH, EOS, lora, make_family, randomize, tiny_model
+
+from rahf.adapters import (
+    add_teachers,
+    attach_policy,
+    check_same_base,
+    find_blocks,
+    frozen_pass,
+    is_adapter,
+    load_blocks,
+    trainable,
+)
+from rahf.capture import record
+
+IDS = torch.tensor([[5, 6, 7, 8, EOS]])
+
+
+def states_of(model, layers=(0, 2)):
+    with record(model, layers, torch.arange(IDS.numel()), stop=False) as recording, torch.no_grad():
+        model(input_ids=IDS)
+    return recording.stack()
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def trainable_names(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def blocks_of_names(names):
+    return {int(name.split(".layers.")[1].split(".")[0]) for name in names}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_policy_is_a_lora_on_the_blocks_up_to_the_top_target_layer(architecture):
+    model = attach_policy(tiny_model(architecture), lora(), range(3))
+    modules = find_blocks(model).modules
+    for layer, block in enumerate(modules):
+        names = {name for name, parameter in block.named_parameters() if parameter.requires_grad}
+        assert all(".default." in name for name in names)
+        assert bool(names) == (layer < 3)
+    inside = sum(len(trainable(block)) for block in modules)
+    assert inside == len(trainable(model)) > 0
+
+
+def test_a_new_policy_says_what_the_base_says(family):
+    base = states_of(family.load_base())
+    assert torch.equal(states_of(attach_policy(family.load_base(), lora(), range(3))), base)
+
+
+def test_the_policy_is_named_default(family):
+    model = attach_policy(family.load_base(), lora(), range(3))
+    add_teachers(model, family.adapters, 3)
+    assert model.active_adapter == "default"
+    assert set(model.peft_config) == {"default", "positive", "negative", "contrast"}
+
+
+def test_blocks_that_the_user_names_are_kept(family):
+    model = attach_policy(family.load_base(), lora(layers_to_transform=[1]), range(3))
+    assert blocks_of_names(trainable_names(model)) == {1}
+
+
+@pytest.mark.parametrize("name", ["positive", "contrast"])
+def test_a_policy_that_starts_as_a_teacher_has_the_very_states_of_it(family, name):
+    model = attach_policy(family.load_base(), lora(), range(3), family.adapters[name])
+    add_teachers(model, family.adapters, 3)
+    own = states_of(model)
+    with frozen_pass(model, name):
+        assert torch.equal(states_of(model), own)
+    assert torch.equal(states_of(family.load(name)), own)
+    assert not torch.equal(states_of(family.load_base()), own)
+
+
+@pytest.mark.parametrize("start", [None, "positive"])
+def test_teachers_get_no_gradient_and_the_policy_none_above_the_top_layer(family, start):
+    start = start and family.adapters[start]
+    model = attach_policy(family.load_base(), lora(), range(2), start)
+    add_teachers(model, family.adapters, 2)
+    names = trainable_names(model)
+    assert all(".default." in name for name in names)
+    assert blocks_of_names(names) == {0, 1}
+
+
+def test_a_model_that_carries_a_policy_keeps_it(family):
+    model = attach_policy(family.load_base(), lora(), range(3))
+    randomize(model, "default", seed=3)
+    before = states_of(model)
+    again = attach_policy(model, lora(rank=7), range(3))
+    assert again is model
+    assert torch.equal(states_of(again), before)
+
+
+def test_adapters_are_float32_on_a_bfloat16_base(family):
+    model = attach_policy(family.load_base(dtype=torch.bfloat16), lora(), range(3))
+    add_teachers(model, family.adapters, 3)
+    for name, parameter in model.named_parameters():
+        is_adapter_weight = "lora_" in name
+        assert parameter.dtype == (torch.float32 if is_adapter_weight else torch.bfloat16), name
+
+
+def test_every_adapter_speaks_as_a_model_of_its_own(family):
+    model = attach_policy(family.load_base(), lora(), range(3))
+    add_teachers(model, family.adapters, 3)
+    for name in (None, *family.adapters):
+        with frozen_pass(model, name):
+            assert torch.equal(states_of(model), states_of(family.load(name)))
+
+
+@pytest.mark.parametrize("name", [None, "positive"])
+def test_a_frozen_pass_gives_everything_back(family, name):
+    model = attach_policy(family.load_base(), lora(lora_dropout=0.5), range(3))
+    add_teachers(model, family.adapters, 3)
+    randomize(model, "default", seed=3)
+    model.train()
+    names, weights = trainable_names(model), snapshot(model)
+    with frozen_pass(model, name):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        inside = states_of(model)
+    assert model.training
+    assert model.active_adapter == "default"
+    assert trainable_names(model) == names
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    model.eval()
+    assert not torch.equal(states_of(model), inside)
+    with frozen_pass(model, "default"):
+        pass
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", [None, "positive"])
+def test_a_frozen_pass_gives_everything_back_after_an_exception(family, name):
+    model = attach_policy(family.load_base(), lora(), range(3))
+    add_teachers(model, family.adapters, 3)
+    randomize(model, "default", seed=3)
+    names, before = trainable_names(model), states_of(model)
+    with pytest.raises(RuntimeError, match="inside"), frozen_pass(model, name):
+        raise RuntimeError("inside")
+    assert trainable_names(model) == names
+    assert torch.equal(states_of(model), before)
+
+
+def test_a_teacher_of_another_base_is_refused_with_both_names(family, tmp_path):
+    other = make_family(tmp_path, "llama")
+    model = attach_policy(family.load_base(), lora(), range(3))
+    for refuse in (
+        lambda: check_same_base(other.adapters["positive"], str(family.base)),
+        lambda: add_teachers(model, {"positive": other.adapters["positive"]}, 3),
+        lambda: attach_policy(family.load_base(), lora(), range(3), other.adapters["positive"]),
+    ):
+        with pytest.raises(ValueError, match="was trained on") as refused:
+            refuse()
+        assert repr(str(other.base)) in str(refused.value)
+        assert repr(str(family.base)) in str(refused.value)
+
+
+def test_one_folder_written_in_two_ways_is_one_base(family, monkeypatch):
+    monkeypatch.chdir(family.base.parent)
+    check_same_base(family.adapters["positive"], "base")
+    check_same_base(family.adapters["positive"], f"{family.base}/../base")
+
+
+def test_an_adapter_is_told_from_a_full_model(family):
+    assert is_adapter(family.adapters["positive"])
+    assert not is_adapter(family.base)
+
+
+def merged(family, name, folder):
+    """The teacher as a full model on disk."""
+    PeftModel.from_pretrained(family.load_base(), family.adapters[name]).merge_and_unload().save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_a_full_model_says_what_the_same_teacher_says_as_an_adapter(family, tmp_path):
+    folder = merged(family, "positive", tmp_path / "full")
+    model = attach_policy(family.load_base(), lora(), range(3))
+    full = add_teachers(model, {"positive": folder, "negative": family.adapters["negative"]}, 3)
+    assert set(full) == {"positive"}
+    assert "positive" not in model.peft_config
+    assert torch.allclose(states_of(full["positive"]), states_of(family.load("positive")), atol=1e-5)
+
+
+def test_of_a_full_model_only_the_blocks_that_are_needed_are_loaded(family, tmp_path):
+    full = load_blocks(merged(family, "positive", tmp_path / "full"), 2, dtype=torch.float32)
+    assert len(full.model.layers) == 2
+    assert not trainable(full)
+    assert not full.training
+
+
+def test_a_full_model_given_as_an_object_is_frozen(family):
+    teacher = family.load_base().train()
+    model = attach_policy(family.load_base(), lora(), range(3))
+    assert add_teachers(model, {"positive": teacher}, 3) == {"positive": teacher}
+    assert not trainable(teacher)
+    assert not teacher.training
+    assert len(teacher.model.layers) == DEPTH
+
+
+def test_a_policy_cannot_start_as_a_full_model(family, tmp_path):
+    folder = merged(family, "positive", tmp_path / "full")
+    for teacher in (folder, family.load_base()):
+        with pytest.raises(ValueError, match="full model.*adapter"):
+            attach_policy(family.load_base(), lora(), range(3), teacher)
