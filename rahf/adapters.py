@@ -1,4 +1,5 @@
-"""Adapters on one copy of the base weights: the policy (`default`) beside the teachers it learns from.
+"""Adapters on one copy of the base weights: the policy (`default`) beside the teachers it learns
+from.
 
 Everything that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
 """
@@ -17,7 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from rahf.capture import find_blocks
 
 POLICY = "default"
-"""PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM` looks for it."""
+"""PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
+looks for it.
+"""
 
 
 def base_name(model: str | nn.Module) -> str:
@@ -55,7 +58,8 @@ def attach_policy(
     """Put the policy's LoRA, in float32, on the given blocks of `base`.
 
     Args:
-        start: folder of an adapter the policy starts as a copy of; its configuration is then taken over.
+        start: folder of an adapter the policy starts as a copy of; its configuration is then taken
+            over.
 
     Raises:
         ValueError: `start` is a full model, or an adapter of another base.
@@ -67,8 +71,9 @@ def attach_policy(
         if isinstance(start, PreTrainedModel) or not is_adapter(start):
             given = base_name(start) if isinstance(start, PreTrainedModel) else start
             raise ValueError(
-                f"the policy cannot start as a copy of {given}, which is a full model and no adapter. Give an adapter as "
-                "that teacher, or make the full model the base (model_name_or_path) and set reference: base."
+                f"the policy cannot start as a copy of {given}, which is a full model and no "
+                "adapter. Give an adapter as that teacher, or make the full model the base "
+                "(model_name_or_path) and set reference: base."
             )
         check_same_base(start, base_name(base))
         model = PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
@@ -82,7 +87,8 @@ def attach_policy(
         # Pure bfloat16 weights hardly move at usual learning rates.
         parameter.data = parameter.data.float()
     for block in find_blocks(model).modules[layers.stop :]:
-        # A copied teacher may reach above the top target layer, where no gradient of the loss arrives.
+        # A copied teacher may reach above the top target layer, where no gradient of the loss
+        # arrives.
         block.requires_grad_(False)
     return model
 
@@ -90,7 +96,8 @@ def attach_policy(
 def add_teachers(
     model: PeftModel, teachers: Mapping[str, str | Path | PreTrainedModel], depth: int
 ) -> dict[str, PreTrainedModel]:
-    """Give `model` its teachers: adapter folders become frozen adapters of it, full models are returned by name.
+    """Give `model` its teachers: adapter folders become frozen adapters of it, full models are
+    returned by name.
 
     Raises:
         ValueError: an adapter was trained on another base.
@@ -115,7 +122,9 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def load_blocks(folder: str | Path, depth: int, **loading) -> PreTrainedModel:
-    """The first `depth` blocks of a full model, frozen; the blocks above are never read into memory."""
+    """The first `depth` blocks of a full model, frozen; the blocks above are never read into
+    memory.
+    """
     config = AutoConfig.from_pretrained(folder)
     config.get_text_config().num_hidden_layers = depth
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, **loading)
@@ -132,8 +141,8 @@ def check_same_base(folder: str | Path, base_name: str) -> None:
     given = config.base_model_name_or_path
     if given and base_name and not same_model(given, base_name):
         raise ValueError(
-            f"the adapter {folder} was trained on {given!r}, but this run's base is {base_name!r}. Give an adapter of this "
-            "base, or set model_name_or_path to the adapter's."
+            f"the adapter {folder} was trained on {given!r}, but this run's base is {base_name!r}. "
+            "Give an adapter of this base, or set model_name_or_path to the adapter's."
         )
 
 
@@ -149,7 +158,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def keeping_trainable(model: nn.Module) -> Iterator[None]:
-    """Keep trainable what is trainable now: PEFT turns all of an adapter on when it is loaded or chosen."""
+    """Keep trainable what is trainable now: PEFT turns all of an adapter on when it is loaded or
+    chosen.
+    """
     parameters = trainable(model)
     try:
         yield
@@ -161,7 +172,8 @@ def keeping_trainable(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_pass(model: PeftModel, adapter: str | None) -> Iterator[None]:
-    """Let `model` speak as one of its adapters, or as the base (None), with no gradient and no dropout.
+    """Let `model` speak as one of its adapters, or as the base (None), with no gradient and no
+    dropout.
 
     Restores the policy, its training mode and what is trainable.
     """

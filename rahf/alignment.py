@@ -1,7 +1,7 @@
 """Model and batch to loss: the frozen views say where to go, the policy is told how far it is.
 
-`views_of` is the one place that knows the methods; from there on DUAL, SCIT, LoRRA and stored directions are the same flow
-with other rows and adapters (DESIGN of the flow: README).
+`views_of` is the one place that knows the methods; from there on DUAL, SCIT, LoRRA and stored
+directions are the same flow with other rows and adapters (DESIGN of the flow: README).
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,7 +41,9 @@ class View(NamedTuple):
 
 
 class Views(NamedTuple):
-    """The three views of a response. With stored directions there is no positive and no negative one."""
+    """The three views of a response. With stored directions there is no positive and no negative
+    one.
+    """
 
     reference: View
     positive: View | None
@@ -104,7 +106,9 @@ class Alignment:
         return Alignment(self.model, views, self.layers, self.options, directions, self.teachers)
 
     def __call__(self, model: nn.Module, batch: Batch) -> AlignmentOutput:
-        """Loss of each response of `batch`; `model` is the policy as it is called in training, wrapped or not."""
+        """Loss of each response of `batch`; `model` is the policy as it is called in training,
+        wrapped or not.
+        """
         rows, responses = batch["reference"], len(batch["row"])
         scored = self._scored(batch)
         asked, reference_logits = self.asked(batch, scored)
@@ -128,7 +132,8 @@ class Alignment:
             entropy = torch.where(
                 batch["chosen"], -self._chosen_means(rows, logits, scored)[:responses], 0.0
             )
-            # Rejected responses add nothing: divided by the share of chosen ones, the mean is that over chosen ones.
+            # Rejected responses add nothing: divided by the share of chosen ones, the mean is that
+            # over chosen ones.
             terms["sft"] = entropy / CHOSEN_SHARE[self.options.response_source]
             loss = loss + self.options.sft_weight * terms["sft"]
         detached = {name: term.detach() for name, term in terms.items()}
@@ -137,7 +142,9 @@ class Alignment:
     def asked(
         self, batch: Batch, scored: Bool[Tensor, "rows seq"] | None = None
     ) -> tuple[Asked, Tensor | None]:
-        """What the frozen views ask for on `batch`, and the reference's logits where they are needed."""
+        """What the frozen views ask for on `batch`, and the reference's logits where they are
+        needed.
+        """
         rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
         count, aligned = len(rows["input_ids"]), batch["aligned_responses"]
         needed = scored if self.options.kl_weight else None
@@ -146,7 +153,8 @@ class Alignment:
         shift[:, :aligned] = self.options.alpha * self._shift(batch, reference[:, :aligned])
         scale = layer_scale(self.options.layer_scale, reference, shift, owner, count)
         if count > len(batch["row"]):
-            # A retained text asks for no shift: it is measured in the unit of the response it came with.
+            # A retained text asks for no shift: it is measured in the unit of the response it came
+            # with.
             scale[:, len(batch["row"]) :] = scale[:, : len(batch["row"])]
         return Asked(reference, shift, scale), logits
 
@@ -180,7 +188,9 @@ class Alignment:
     def _states(
         self, model: nn.Module, unwrapped: nn.Module, rows: Batch, scored: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states at the aligned tokens and, through the whole depth, logits that predict `scored` tokens."""
+        """Hidden states at the aligned tokens and, through the whole depth, logits that predict
+        `scored` tokens.
+        """
         columns = 1 if scored is None else forward_columns(scored)
         with record(unwrapped, self.layers, rows["aligned"], stop=scored is None) as recording:
             output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
@@ -234,7 +244,9 @@ def build_alignment(
 def mean_shift(
     alignment: Alignment, batches: Iterable[Batch], accelerator: Accelerator
 ) -> Directions:
-    """The mean of the views' shift over all responses of `batches`, one vector per layer, the same on every rank."""
+    """The mean of the views' shift over all responses of `batches`, one vector per layer, the same
+    on every rank.
+    """
     fitter = MeanFitter(alignment.layers)
     for batch in batches:
         batch = send_to_device(batch, accelerator.device)
@@ -245,7 +257,9 @@ def mean_shift(
 
 
 def without_retained(batch: Batch) -> Batch:
-    """The batch with the retained texts, which follow the responses, left out of its reference block."""
+    """The batch with the retained texts, which follow the responses, left out of its reference
+    block.
+    """
     rows, responses, aligned = batch["reference"], len(batch["row"]), batch["aligned_responses"]
     cut = {
         name: rows[name][: aligned if name.startswith("aligned") else responses] for name in rows
@@ -258,7 +272,9 @@ def kl_divergence(
     policy: Float[Tensor, "tokens vocab"],
     scored: Bool[Tensor, "rows seq"],
 ) -> Float[Tensor, " rows"]:
-    """KL(reference || policy) over the whole vocabulary, in nats, mean over the scored tokens of each row."""
+    """KL(reference || policy) over the whole vocabulary, in nats, mean over the scored tokens of
+    each row.
+    """
     per_token = nn.functional.kl_div(
         policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)

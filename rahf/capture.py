@@ -1,8 +1,9 @@
-"""Decoder blocks of a model: find them, stop after one, record what they put out. The only place that knows the layer index.
+"""Decoder blocks of a model: find them, stop after one, record what they put out. The only place
+that knows the layer index.
 
-Layer `l` is decoder block `l`, counted from 0; its hidden state is the residual stream after it, before any final norm.
-Knows models, not losses. Recording taps stand around a block, outside of its activation checkpointing, so that nothing is
-recorded twice when the block is recomputed.
+Layer `l` is decoder block `l`, counted from 0; its hidden state is the residual stream after it,
+before any final norm. Knows models, not losses. Recording taps stand around a block, outside of its
+activation checkpointing, so that nothing is recorded twice when the block is recomputed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,8 +39,9 @@ def find_blocks(model: nn.Module) -> Blocks:
         if isinstance(child, nn.ModuleList) and len(child) == depth:
             return Blocks(decoder, name, child)
     raise ValueError(
-        f"{type(decoder).__name__} has no list of its {depth} decoder blocks as a direct child, so their hidden states "
-        f"cannot be read. Its children are {[name for name, _ in decoder.named_children()]}."
+        f"{type(decoder).__name__} has no list of its {depth} decoder blocks as a direct child, so "
+        "their hidden states cannot be read. Its children are "
+        f"{[name for name, _ in decoder.named_children()]}."
     )
 
 
@@ -56,7 +58,8 @@ class Tap(nn.Module):
         self.recorded = recorded
 
     def __getattr__(self, name: str):
-        # Decoder loops read attributes of a block (its attention type), which are those of the block inside.
+        # Decoder loops read attributes of a block (its attention type), which are those of the
+        # block inside.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -90,7 +93,8 @@ def record(
     Args:
         model: the unwrapped model; the forward may go through a wrapper of it.
         positions: indices into the flattened [batch * seq] tokens.
-        stop: leave out every block above the last recorded one. The forward's logits are then meaningless.
+        stop: leave out every block above the last recorded one. The forward's logits are then
+            meaningless.
     """
     blocks = find_blocks(model)
     recording = Recording(layers)
@@ -106,7 +110,8 @@ def record(
 @contextmanager
 def replaced_blocks(blocks: Blocks, modules: Sequence[nn.Module]) -> Iterator[None]:
     """Let the decoder loop run over `modules` in place of its own blocks."""
-    # ModuleList keeps the very same block objects: parameters, hooks and sharding stay where they are.
+    # ModuleList keeps the very same block objects: parameters, hooks and sharding stay where they
+    # are.
     setattr(blocks.owner, blocks.name, nn.ModuleList(modules))
     try:
         yield

@@ -1,10 +1,12 @@
 """Contrasting views of one response: from tokenised pairs to the batch that the alignment reads.
 
-A response stands in up to three blocks of rows. `reference` is the prompt as it is; `positive` and `negative` say the very
-same response ids after a prompt that carries an instruction, and are left out where the views differ in their adapter alone
-(DUAL). Retained texts follow the responses in the `reference` block. Knows no model and no loss.
+A response stands in up to three blocks of rows. `reference` is the prompt as it is; `positive` and
+`negative` say the very same response ids after a prompt that carries an instruction, and are left
+out where the views differ in their adapter alone (DUAL). Retained texts follow the responses in the
+`reference` block. Knows no model and no loss.
 
-A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one retained text each, `positions: response`:
+A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one retained text each,
+`positions: response`:
 
     reference.input_ids       5 8 9        attention_mask  1 1 1      response_mask  0 1 1
                               6 7 0                        1 1 0                     0 1 0
@@ -32,8 +34,9 @@ Pairs = Dataset | Sequence[Mapping[str, Any]]
 class Responses(torch.utils.data.Dataset):
     """One item per response to align, drawn from rows of tokenised pairs.
 
-    `random` takes one side of each pair, drawn anew every epoch from (seed, epoch, row) alone, so that a resumed run sees
-    what the uninterrupted one would have seen. Item `i` carries retained text `i mod len(retain)`.
+    `random` takes one side of each pair, drawn anew every epoch from (seed, epoch, row) alone, so
+    that a resumed run sees what the uninterrupted one would have seen. Item `i` carries retained
+    text `i mod len(retain)`.
     """
 
     def __init__(
@@ -89,8 +92,9 @@ def sequence_rows(
     """Pad prompt + response rows to the longest (at least `width`).
 
     Returns:
-        `input_ids`, `attention_mask`, `position_ids` (restarting at the first real token) and `response_mask`, all
-        [rows, seq]. Padding is known by the mask, never by its id, which may be the end-of-text id.
+        `input_ids`, `attention_mask`, `position_ids` (restarting at the first real token) and
+        `response_mask`, all [rows, seq]. Padding is known by the mask, never by its id, which may
+        be the end-of-text id.
     """
     lengths = [
         len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)
@@ -116,8 +120,10 @@ def sequence_rows(
 def aligned_mask(rows: dict[str, Tensor], positions: Positions, tail_tokens: int) -> Tensor:
     """Which states are aligned, [rows, seq] bool.
 
-    `response`: the response tokens (published). `predicting`: the states that predict them, the last prompt token in, the
-    last response token out. `response_and_tail`: the response and the last `tail_tokens` of the prompt before it.
+    `response`: the response tokens (published). `predicting`: the states that predict them, the
+        last prompt token in, the
+    last response token out. `response_and_tail`: the response and the last `tail_tokens` of the
+    prompt before it.
     """
     mask = rows["response_mask"]
     if positions == "response":
@@ -129,7 +135,9 @@ def aligned_mask(rows: dict[str, Tensor], positions: Positions, tail_tokens: int
 
 
 def earlier(mask: Tensor, columns: int) -> Tensor:
-    """`mask` moved left by some columns; what leaves on the left is gone, what enters on the right is False."""
+    """`mask` moved left by some columns; what leaves on the left is gone, what enters on the right
+    is False.
+    """
     return nn.functional.pad(mask[:, columns:], (0, columns))
 
 
@@ -181,13 +189,16 @@ class ContrastCollator:
         for item, prompt in zip(items, prompts, strict=True):
             if len(prompt) < tail or prompt[-tail:] != item["prompt_ids"][-tail:]:
                 raise ValueError(
-                    f"row {item['row']}: the last {tail} prompt tokens of the {view} view are {prompt[-tail:]}, those of "
-                    f"the reference {item['prompt_ids'][-tail:]}; positions={self.positions!r} needs the same tokens in "
-                    "every view. Lower tail_tokens or use positions='response'."
+                    f"row {item['row']}: the last {tail} prompt tokens of the {view} view are "
+                    f"{prompt[-tail:]}, those of the reference {item['prompt_ids'][-tail:]}; "
+                    f"positions={self.positions!r} needs the same tokens in every view. "
+                    "Lower tail_tokens or use positions='response'."
                 )
 
 
 def with_aligned(rows: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """Add the aligned tokens as flat indices and their row, found here once, off the accelerator."""
+    """Add the aligned tokens as flat indices and their row, found here once, off the
+    accelerator.
+    """
     aligned = mask.flatten().nonzero().squeeze(1)
     return rows | {"aligned": aligned, "aligned_owner": aligned // mask.shape[1]}

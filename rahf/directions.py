@@ -22,7 +22,9 @@ FILE_NAME = "directions.safetensors"
 
 @dataclass(frozen=True)
 class Directions:
-    """A stored shift: what `positive - negative` is on average, per layer, before it is multiplied by alpha."""
+    """A stored shift: what `positive - negative` is on average, per layer, before it is multiplied
+    by alpha.
+    """
 
     layers: tuple[int, ...]
     vectors: Float[Tensor, "layers d_model"]  # in units of the residual stream
@@ -37,8 +39,9 @@ class Directions:
         missing = [layer for layer in layers if layer not in self.layers]
         if missing:
             raise ValueError(
-                f"the directions hold layers {list(self.layers)}, but target_layers asks for {missing} as well. Fit "
-                "directions for those layers or take them out of target_layers."
+                f"the directions hold layers {list(self.layers)}, but target_layers asks for "
+                f"{missing} as well. Fit directions for those layers or take them out of "
+                "target_layers."
             )
         return self.vectors[[self.layers.index(layer) for layer in layers]]
 
@@ -56,7 +59,9 @@ class Directions:
             )
 
     def save(self, folder: str | Path) -> Path:
-        """Write `directions.safetensors` in `folder`, beside and then renamed, so that a file there is always whole."""
+        """Write `directions.safetensors` in `folder`, beside and then renamed, so that a file there
+        is always whole.
+        """
         path = Path(folder) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
@@ -77,10 +82,8 @@ class Directions:
         """
         path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
         with safe_open(path, framework="pt") as file:
-            names = sorted(
-                (key for key in file.keys() if key.startswith("layer.")),
-                key=lambda key: int(key[6:]),
-            )  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith("layer.")]  # noqa: SIM118
+            names.sort(key=lambda name: int(name.removeprefix("layer.")))
             if not names:
                 raise ValueError(
                     f"{path} holds no tensors named 'layer.N'; it is not a file of rahf directions."
@@ -91,7 +94,9 @@ class Directions:
 
 
 class MeanFitter:
-    """Streaming mean of the shift: over the tokens of a response, then over responses (float64 sums)."""
+    """Streaming mean of the shift: over the tokens of a response, then over responses (float64
+    sums).
+    """
 
     def __init__(self, layers: tuple[int, ...]):
         self.layers = layers

@@ -1,4 +1,6 @@
-"""Text from a model: answers to prompts, and free text for the retain term. Knows models and ids; knows no method."""
+"""Text from a model: answers to prompts, and free text for the retain term. Knows models and ids;
+knows no method.
+"""
 
 from collections.abc import Sequence
 
@@ -31,7 +33,8 @@ def generate(
 ) -> list[str]:
     """Greedy answers to prompts given as ids, in their order.
 
-    Prompts are batched by length, so that little is padded; a row ends at its own end-of-text token.
+    Prompts are batched by length, so that little is padded; a row ends at its own end-of-text
+    token.
     """
     pad, device = pad_id(tokenizer), next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -66,7 +69,8 @@ def sample_texts(
     seed: int,
     batch_size: int = 32,
 ) -> list[list[int]]:
-    """Ids of texts that the model writes when it is given nothing but its first token, at temperature 1.
+    """Ids of texts that the model writes when it is given nothing but its first token, at
+    temperature 1.
 
     They show what the model does anyway, and need no data: rows for the retain term.
     """
@@ -104,5 +108,7 @@ def cut_padding(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding id, or the end-of-text id where the tokenizer has none: padding is known by its mask."""
+    """The padding id, or the end-of-text id where the tokenizer has none: padding is known by its
+    mask.
+    """
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

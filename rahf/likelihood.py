@@ -1,4 +1,5 @@
-"""Log-probability of responses under a model, with the LM head applied to the tokens that predict a response and no others.
+"""Log-probability of responses under a model, with the LM head applied to the tokens that predict a
+response and no others.
 
 Knows models and rows of ids (`contrast.sequence_rows`); knows no loss.
 """
@@ -43,17 +44,23 @@ def forward_columns(response_mask: Tensor) -> Tensor:
 def response_logits(
     logits: Float[Tensor, "rows columns vocab"], response_mask: Tensor, columns: Tensor
 ) -> Float[Tensor, "tokens vocab"]:
-    """Logits that predict the response tokens, packed in row-major order, from logits kept at `columns`."""
+    """Logits that predict the response tokens, packed in row-major order, from logits kept at
+    `columns`.
+    """
     return logits[response_mask[:, columns + 1]].float()
 
 
 def with_context(rows: dict[str, Tensor]) -> Tensor:
-    """Response tokens that something stands before: the first token of a text without a prompt has no prediction."""
+    """Response tokens that something stands before: the first token of a text without a prompt has
+    no prediction.
+    """
     return rows["response_mask"] & nn.functional.pad(rows["attention_mask"][:, :-1], (1, 0)).bool()
 
 
 def likelihood(model: nn.Module, rows: dict[str, Tensor]) -> Likelihood:
-    """Score the tokens under `response_mask` given everything before them; see `with_context` for those that have no score."""
+    """Score the tokens under `response_mask` given everything before them; see `with_context` for
+    those that have no score.
+    """
     mask = with_context(rows)
     rows = rows | {"response_mask": mask}
     columns = forward_columns(mask)
@@ -74,7 +81,9 @@ def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: dict[str, Tens
 def preference_margins(
     model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
 ) -> Float[Tensor, " pairs"]:
-    """Mean log-probability per token of chosen minus that of rejected, in nats; positive where the model prefers chosen."""
+    """Mean log-probability per token of chosen minus that of rejected, in nats; positive where the
+    model prefers chosen.
+    """
     device, margins = next(model.parameters()).device, []
     for start in range(0, len(pairs), batch_size):
         batch = [pairs[index] for index in range(start, min(start + batch_size, len(pairs)))]

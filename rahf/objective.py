@@ -1,10 +1,11 @@
 """The idea of RAHF as pure functions: where a hidden state should go, and how far it is from there.
 
-A response is said under a positive and a negative view; their difference is the `shift`. The policy is asked to stand where
-the reference stood, moved by `alpha` times the shift (RAHF, arXiv 2312.15997, section 3.3). Nothing here knows a model.
+A response is said under a positive and a negative view; their difference is the `shift`. The policy
+is asked to stand where the reference stood, moved by `alpha` times the shift (RAHF, arXiv
+2312.15997, section 3.3). Nothing here knows a model.
 
-All tensors are packed: `hidden` is [layers, tokens, d_model] over the aligned tokens of a whole batch, and `owner` [tokens]
-says which row each token belongs to, so no padding can enter a mean.
+All tensors are packed: `hidden` is [layers, tokens, d_model] over the aligned tokens of a whole
+batch, and `owner` [tokens] says which row each token belongs to, so no padding can enter a mean.
 """
 
 from typing import Literal, NamedTuple
@@ -17,7 +18,9 @@ Distance = Literal["l2", "squared_l2"]
 LayerScale = Literal["none", "rms", "shift"]
 
 SMALLEST_SCALE = 1e-3
-"""Smallest layer scale, as a share of the reference's RMS: a shift of (nearly) nothing must not divide by (nearly) zero."""
+"""Smallest layer scale, as a share of the reference's RMS: a shift of (nearly) nothing must not
+divide by (nearly) zero.
+"""
 
 
 class Asked(NamedTuple):
@@ -33,14 +36,18 @@ class Asked(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Sums over tokens from which the reached share and its cosine follow; they add up over batches and ranks."""
+    """Sums over tokens from which the reached share and its cosine follow; they add up over batches
+    and ranks.
+    """
 
     dot: Float[Tensor, " layers"]  # <moved, asked>
     moved: Float[Tensor, " layers"]  # |moved|^2
     asked: Float[Tensor, " layers"]  # |asked|^2
 
     def reached(self) -> Float[Tensor, " layers"]:
-        """Share of the asked shift the policy has made: 0 at the start, 1 at the target. nan where none was asked."""
+        """Share of the asked shift the policy has made: 0 at the start, 1 at the target. nan where
+        none was asked.
+        """
         return self.dot / self.asked
 
     def cosine(self) -> Float[Tensor, " layers"]:
@@ -63,7 +70,9 @@ def layer_scale(
     owner: Int[Tensor, " tokens"],
     rows: int,
 ) -> Float[Tensor, "layers rows"]:
-    """Unit of each layer's distance: 1, the reference's RMS norm over the row, or that of the asked shift."""
+    """Unit of each layer's distance: 1, the reference's RMS norm over the row, or that of the asked
+    shift.
+    """
     if kind == "none":
         return reference.new_ones(reference.shape[0], rows)
     rms = row_mean(reference.square().sum(-1), owner, rows).sqrt()
@@ -79,9 +88,11 @@ def row_loss(
     owner: Int[Tensor, " tokens"],
     distance: Distance,
 ) -> Float[Tensor, " rows"]:
-    """Distance of the policy's states to `reference + shift`: mean over a row's tokens, then over layers.
+    """Distance of the policy's states to `reference + shift`: mean over a row's tokens, then over
+    layers.
 
-    `l2` is the 2-norm of the published code, `squared_l2` the squared norm of the paper (equation 5).
+    `l2` is the 2-norm of the published code, `squared_l2` the squared norm of the paper (equation
+    5).
     """
     error = hidden - (asked.reference + asked.shift)
     rows = asked.scale.shape[1]
@@ -91,7 +102,9 @@ def row_loss(
 
 
 def progress(hidden: Float[Tensor, "layers tokens d_model"], asked: Asked) -> Progress:
-    """How far the policy has come along the asked shift, summed over tokens. Retained tokens ask nothing and are left out."""
+    """How far the policy has come along the asked shift, summed over tokens. Retained tokens ask
+    nothing and are left out.
+    """
     aligned = asked.shift.square().sum(-1)
     moved = (hidden - asked.reference) * (aligned > 0).unsqueeze(-1)
     return Progress(

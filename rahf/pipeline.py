@@ -97,7 +97,9 @@ def run_stage(recipe: Recipe, name: str) -> None:
 
 
 def stage_folder(recipe: Recipe, name: str) -> Path:
-    """The policy stands at the root of the output folder, everything else in a folder of its own."""
+    """The policy stands at the root of the output folder, everything else in a folder of its
+    own.
+    """
     folders = {"alignment": ".", "evaluation": "evaluation", "directions": "directions"}
     return recipe.output_dir / folders.get(name, f"teachers/{name}")
 
@@ -125,9 +127,10 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 UNDECIDING = {
-    "output_dir", "disable_tqdm", "report_to", "run_name", "save_steps", "save_strategy", "save_total_limit", "push_to_hub",
-    "hub_model_id", "hub_private_repo", "hub_strategy", "dataset_num_proc", "dataloader_num_workers", "resume_from_checkpoint",
-}  # fmt: skip
+    *("output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint"),
+    *("save_steps", "save_strategy", "save_total_limit", "dataset_num_proc"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "dataloader_num_workers"),
+}
 """Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""
 
 
@@ -139,8 +142,8 @@ def check_predecessors(recipe: Recipe, name: str) -> None:
         folder = stage_folder(recipe, earlier)
         if not StageRecord(folder, stage_settings(recipe, earlier)).is_complete():
             raise ValueError(
-                f"stage {name!r} needs {earlier!r}, which is not complete in {folder}. Run it first: "
-                f"--stage {earlier}, or leave --stage away to run all."
+                f"stage {name!r} needs {earlier!r}, which is not complete in {folder}. Run it "
+                f"first: --stage {earlier}, or leave --stage away to run all."
             )
 
 
@@ -230,7 +233,9 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
 
 
 def alignment_arguments(recipe: Recipe) -> RAHFConfig:
-    """The recipe as the arguments of the trainer; evaluation happens at the end unless it says otherwise."""
+    """The recipe as the arguments of the trainer; evaluation happens at the end unless it says
+    otherwise.
+    """
     method = {
         field.name: getattr(recipe.method, field.name)
         for field in dataclasses.fields(recipe.method)
@@ -267,7 +272,9 @@ def summary(folder: Path) -> str:
 
 
 def describe_data(recipe: Recipe) -> str:
-    """What `rahf data` prints: what became of each split's pairs, and a few rows with their mask."""
+    """What `rahf data` prints: what became of each split's pairs, and a few rows with their
+    mask.
+    """
     tokenizer, parts = load_tokenizer(recipe), []
     for split in filter(None, (recipe.data.dataset_train_split, recipe.data.dataset_test_split)):
         rows, report = tokenized_split(recipe, tokenizer, split)

@@ -1,7 +1,8 @@
 """Step 1: teach an adapter what is preferred, so that its hidden states tell the two sides apart.
 
-DUAL trains two adapters by supervised fine-tuning, `positive` on chosen and `negative` on rejected responses. SCIT trains
-one, `contrast`, to tell a matching instruction from a mismatched one. Knows pairs and likelihoods; knows no target states.
+DUAL trains two adapters by supervised fine-tuning, `positive` on chosen and `negative` on rejected
+responses. SCIT trains one, `contrast`, to tell a matching instruction from a mismatched one. Knows
+pairs and likelihoods; knows no target states.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,11 @@ from rahf.training import AdapterTrainer, ItemLoss
 def contrastive_loss(
     match: Float[Tensor, " rows"], mismatch: Float[Tensor, " rows"], smoothing: float
 ) -> Float[Tensor, " rows"]:
-    """Contrastive instruction tuning of one response (RAHF section 3.1, smoothed as in hindsight instruction relabelling).
+    """Contrastive instruction tuning of one response (RAHF section 3.1, smoothed as in hindsight
+    instruction relabelling).
 
-    `- m - (1 - eps) log(P_m / (P_m + P_x)) - eps log(P_x / (P_m + P_x))` with P = exp(mean log-probability per token).
+    `- m - (1 - eps) log(P_m / (P_m + P_x)) - eps log(P_x / (P_m + P_x))` with P = exp(mean
+    log-probability per token).
 
     Args:
         match: mean log-probability per response token under the instruction that fits it (m, nats).
@@ -43,7 +46,9 @@ def contrastive_loss(
 
 @dataclass(frozen=True)
 class SideCollator:
-    """Rows of one side of the pairs: the prompt as it is, then the chosen or the rejected response."""
+    """Rows of one side of the pairs: the prompt as it is, then the chosen or the rejected
+    response.
+    """
 
     pad_token_id: int
     side: str
@@ -58,7 +63,9 @@ class SideCollator:
 
 @dataclass(frozen=True)
 class InstructionCollator:
-    """Both responses of each pair, under the instruction that fits (`match`) and under the other (`mismatch`)."""
+    """Both responses of each pair, under the instruction that fits (`match`) and under the other
+    (`mismatch`).
+    """
 
     pad_token_id: int
 
@@ -125,7 +132,8 @@ def train_teacher(
     args: TrainingArguments,
     smoothing: float = 0.2,
 ) -> AdapterTrainer:
-    """Train the teacher `name` on tokenised pairs and save it in `args.output_dir`; `base` is left as it was.
+    """Train the teacher `name` on tokenised pairs and save it in `args.output_dir`; `base` is left
+    as it was.
 
     A run that was interrupted goes on from its last checkpoint.
     """

@@ -1,6 +1,8 @@
-"""RAHF's alignment as a trainer in the shape of TRL's: pairs and teachers in, an aligned adapter out.
+"""RAHF's alignment as a trainer in the shape of TRL's: pairs and teachers in, an aligned adapter
+out.
 
-Optimiser, logging, checkpoints and ranks are transformers'; the loss is `alignment.py`. No maths here.
+Optimiser, logging, checkpoints and ranks are transformers'; the loss is `alignment.py`. No maths
+here.
 """
 
 from collections import defaultdict
@@ -65,7 +67,7 @@ class RAHFConfig(MethodOptions, TrainingArguments):
     teacher_args: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "TrainingArguments and label_smoothing of step 1, for teachers that are trained."
+            "help": "TrainingArguments and label_smoothing for the teachers that are trained."
         },
     )
 
@@ -75,19 +77,25 @@ class RAHFConfig(MethodOptions, TrainingArguments):
 
 
 class RAHFTrainer(AdapterTrainer):
-    """Aligns the hidden states of a LoRA with targets read from contrasting views (RAHF, arXiv 2312.15997).
+    """Aligns the hidden states of a LoRA with targets read from contrasting views (RAHF, arXiv
+    2312.15997).
 
     Args:
-        model: name or folder of the base, the base itself, or a PEFT model whose adapter `default` is the policy.
+        model: name or folder of the base, the base itself, or a PEFT model whose adapter `default`
+            is the policy.
         args: options; `RAHFConfig("out")` is a complete choice.
-        train_dataset: preference pairs in any of TRL's formats, or rows that `tokenize_pairs` has made.
+        train_dataset: preference pairs in any of TRL's formats, or rows that `tokenize_pairs` has
+            made.
         eval_dataset: the same, held out.
         processing_class: tokenizer; that of the model where it is None.
-        peft_config: the policy's LoRA; PEFT's default modules for the architecture where it is None.
-        teachers: adapter folders or full models by name (`positive` and `negative`, or `contrast`). Those that the method
-            needs and that are missing are trained first, into `output_dir/teachers`.
+        peft_config: the policy's LoRA; PEFT's default modules for the architecture where it is
+            None.
+        teachers: adapter folders or full models by name (`positive` and `negative`, or `contrast`).
+            Those that the method needs and that are missing are trained first, into
+            `output_dir/teachers`.
         directions: a stored shift, or its path. No view is then asked for its own shift.
-        retain_texts: ids of the texts of the retain term; read or sampled as the options say where it is None.
+        retain_texts: ids of the texts of the retain term; read or sampled as the options say where
+            it is None.
 
     Further keyword arguments go to transformers.Trainer.
     """
@@ -127,8 +135,9 @@ class RAHFTrainer(AdapterTrainer):
         if missing:
             if isinstance(base, PeftModel):
                 raise ValueError(
-                    f"method {args.method!r} needs the teachers {missing}, which cannot be trained on a model that carries "
-                    "an adapter already. Give them as teachers=, or give the base as model and peft_config beside it."
+                    f"method {args.method!r} needs the teachers {missing}, which cannot be trained "
+                    "on a model that carries an adapter already. Give them as teachers=, or give "
+                    "the base as model and peft_config beside it."
                 )
             options = {"seed": args.seed, **(args.teacher_args or {})}
             folder = Path(args.output_dir) / "teachers"
@@ -183,7 +192,9 @@ class RAHFTrainer(AdapterTrainer):
         return result
 
     def preference_margins(self) -> Tensor:
-        """Margin of chosen over rejected on every held-out pair, [pairs], nats per token; the pairs are split over ranks."""
+        """Margin of chosen over rejected on every held-out pair, [pairs], nats per token; the pairs
+        are split over ranks.
+        """
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         pairs = self.eval_rows
         share = -(-len(pairs) // world)
@@ -202,7 +213,8 @@ class RAHFTrainer(AdapterTrainer):
 class DrawAnew(TrainerCallback):
     """Tells the responses which epoch it is.
 
-    Accelerate tells a data set so only where it has no sampler to tell: neither with several ranks nor after a resume.
+    Accelerate tells a data set so only where it has no sampler to tell: neither with several ranks
+    nor after a resume.
     """
 
     def __init__(self, responses: Responses):
@@ -213,7 +225,9 @@ class DrawAnew(TrainerCallback):
 
 
 class Tally:
-    """Running sums of what is logged per phase: mean of each term, reached share and cosine of each layer."""
+    """Running sums of what is logged per phase: mean of each term, reached share and cosine of each
+    layer.
+    """
 
     def __init__(self, layers: tuple[int, ...]):
         self._layers = layers
@@ -231,7 +245,9 @@ class Tally:
             self._terms[name] = self._terms[name] + term.sum()
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Values since the last call, over all ranks, under `repr/`; empty where nothing was added."""
+        """Values since the last call, over all ranks, under `repr/`; empty where nothing was
+        added.
+        """
         if not self._responses:
             return {}
         names = sorted(self._terms)
@@ -255,7 +271,9 @@ class Tally:
 
 
 def rows_of(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig) -> Dataset:
-    """Tokenised rows: `data` as it is where it holds them, otherwise made of its preference pairs."""
+    """Tokenised rows: `data` as it is where it holds them, otherwise made of its preference
+    pairs.
+    """
     if "chosen_ids" in data.column_names:
         return data
     instructions = args.instructions if args.method in ("scit", "lorra") else None
@@ -295,7 +313,9 @@ def fit_mean_shift(
 def read_retained(
     policy: PeftModel, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
 ) -> Sequence[list[int]]:
-    """Ids of the retain term's texts: from a file, or written by the reference; none where no term wants them."""
+    """Ids of the retain term's texts: from a file, or written by the reference; none where no term
+    wants them.
+    """
     if not (args.retain_weight or (args.kl_weight and args.kl_rows == "retain")):
         return ()
     if args.retain_dataset_name:

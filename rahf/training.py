@@ -1,7 +1,8 @@
-"""What both training steps share: one adapter is trained, saved whole or not at all, and stopped by a loss that is no number.
+"""What both training steps share: one adapter is trained, saved whole or not at all, and stopped by
+a loss that is no number.
 
-The loss is a mean over items (responses or tokens) of the whole global batch, however that batch is split over rows, gradient
-accumulation and ranks. Knows transformers' Trainer; knows no method.
+The loss is a mean over items (responses or tokens) of the whole global batch, however that batch is
+split over rows, gradient accumulation and ranks. Knows transformers' Trainer; knows no method.
 """
 
 import logging
@@ -29,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(ValueError):
-    """Training met a loss or a weight that is inf or nan and stopped; earlier checkpoints are untouched."""
+    """Training met a loss or a weight that is inf or nan and stopped; earlier checkpoints are
+    untouched.
+    """
 
 
 class ItemLoss(NamedTuple):
@@ -41,12 +44,15 @@ class ItemLoss(NamedTuple):
 
 
 class AdapterTrainer(Trainer):
-    """Trainer of the adapter `default` of a PEFT model. A subclass says what an item is and what it costs."""
+    """Trainer of the adapter `default` of a PEFT model. A subclass says what an item is and what it
+    costs.
+    """
 
     def __init__(self, model: PeftModel, args: TrainingArguments, **kwargs):
         if args.n_gpu > 1:
-            # One process on a machine of several GPUs: transformers would split batches over threads
-            # (DataParallel), which neither adapters nor recording survive. `accelerate launch` uses all.
+            # One process on a machine of several GPUs: transformers would split batches over
+            # threads (DataParallel), which neither adapters nor recording survive. `accelerate
+            # launch` uses all.
             logger.warning("training on one of %d GPUs; use accelerate launch for all", args.n_gpu)
             args._n_gpu = 1
         super().__init__(model, args, **kwargs)
@@ -63,7 +69,8 @@ class AdapterTrainer(Trainer):
         raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def _run_epoch(self, *args, **kwargs):
-        # A run killed after its last checkpoint is complete; the Trainer would make one step more before it looks.
+        # A run killed after its last checkpoint is complete; the Trainer would make one step more
+        # before it looks.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
@@ -91,7 +98,9 @@ class AdapterTrainer(Trainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def floating_point_ops(self, inputs) -> int:
-        return 0  # the Trainer's estimate counts one full forward of one block of rows, which no step here does
+        # the Trainer's estimate counts one full forward of one block of rows, which no step here
+        # does
+        return 0
 
     def last_checkpoint(self) -> str | None:
         """Folder of the newest checkpoint of this run, if there is one."""
@@ -100,7 +109,8 @@ class AdapterTrainer(Trainer):
         )
         return str(found[-1]) if found else None
 
-    # Everything is written into a staging folder and renamed: whatever is called checkpoint-N is whole.
+    # Everything is written into a staging folder and renamed: whatever is called checkpoint-N is
+    # whole.
 
     def _get_output_dir(self, trial):
         return os.path.join(super()._get_output_dir(trial), STAGING if self._staging else "")
@@ -205,8 +215,8 @@ def check_finite_weights(model: nn.Module, step: int) -> None:
     """Refuse to save weights that are no numbers over a checkpoint that is good."""
     if not all(torch.isfinite(parameter).all() for parameter in trainable(model)):
         raise NonFiniteError(
-            f"the adapter's weights became inf or nan in step {step}; nothing was saved. Earlier checkpoints are kept: lower "
-            "the learning rate or alpha and start again from one of them."
+            f"the adapter's weights became inf or nan in step {step}; nothing was saved. Earlier "
+            "checkpoints are kept: lower the learning rate or alpha and start again from one."
         )
 
 
@@ -219,6 +229,7 @@ def describe_non_finite(result: ItemLoss, step: int, checkpoint: str | None) -> 
         else "No checkpoint had been saved yet."
     )
     return (
-        f"the loss is {result.sum.item()} in step {step + 1}; rows of the data set at fault: {bad or result.row.tolist()} "
-        f"(batch: {result.row.tolist()}). {kept} Look at these rows with `rahf data`, or lower learning_rate or alpha."
+        f"the loss is {result.sum.item()} in step {step + 1}; rows of the data set at fault: "
+        f"{bad or result.row.tolist()} (batch: {result.row.tolist()}). {kept} Look at these rows, "
+        "or lower learning_rate or alpha."
     )

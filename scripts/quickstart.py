@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_json, read_lines
 from rahf.pipeline import run_pipeline
-from rahf.report.tables import layers_table, models_table, side_by_side
 from rahf.recipe.validation import checked_recipe
+from rahf.report.tables import layers_table, models_table, side_by_side
 
 FOLDER = Path("recipes/smollm2-135m")
 
@@ -23,19 +23,32 @@ def main() -> None:
     print("\nHeld-out prompts; tone by lexicon from -1 (sour) to 1 (warm)\n")
     print(models_table(models))
     gap = models["policy warm"]["judged_mean"] - models["policy sour"]["judged_mean"]
-    print(f"\nThe two directions are {gap:.2f} apart on {models['base']['answers']} answers each.\n")
+    print(
+        f"\nThe two directions are {gap:.2f} apart on {models['base']['answers']} answers each.\n"
+    )
     for name, measured in metrics.items():
         print(f"Share of the asked shift that the {name} policy reached, per layer\n")
         print(layers_table(measured), end="\n\n")
-    answers = {name: read_lines(recipe.output_dir / "evaluation" / ANSWERS_FILE) for name, recipe in runs.items()}
+    answers = {
+        name: read_lines(recipe.output_dir / "evaluation" / ANSWERS_FILE)
+        for name, recipe in runs.items()
+    }
     print("A few of the answers\n")
-    print(side_by_side([
-        {
-            "prompt": warm["prompt"],
-            "answers": {"base": warm["answers"]["base"], "warm": warm["answers"]["policy"], "sour": sour["answers"]["policy"]},
-        }
-        for warm, sour in zip(answers["warm"], answers["sour"], strict=True)
-    ]))
+    print(
+        side_by_side(
+            [
+                {
+                    "prompt": warm["prompt"],
+                    "answers": {
+                        "base": warm["answers"]["base"],
+                        "warm": warm["answers"]["policy"],
+                        "sour": sour["answers"]["policy"],
+                    },
+                }
+                for warm, sour in zip(answers["warm"], answers["sour"], strict=True)
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -172,9 +172,9 @@ def test_an_adapter_is_told_from_a_full_model(family):
 
 def merged(family, name, folder):
     """The teacher as a full model on disk."""
-    PeftModel.from_pretrained(family.load_base(), family.adapters[name]).merge_and_unload().save_pretrained(
-        folder
-    )
+    PeftModel.from_pretrained(
+        family.load_base(), family.adapters[name]
+    ).merge_and_unload().save_pretrained(folder)
     return folder
 
 
@@ -184,7 +184,9 @@ def test_a_full_model_says_what_the_same_teacher_says_as_an_adapter(family, tmp_
     full = add_teachers(model, {"positive": folder, "negative": family.adapters["negative"]}, 3)
     assert set(full) == {"positive"}
     assert "positive" not in model.peft_config
-    assert torch.allclose(states_of(full["positive"]), states_of(family.load("positive")), atol=1e-5)
+    assert torch.allclose(
+        states_of(full["positive"]), states_of(family.load("positive")), atol=1e-5
+    )
 
 
 def test_of_a_full_model_only_the_blocks_that_are_needed_are_loaded(family, tmp_path):

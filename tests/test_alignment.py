@@ -84,9 +84,7 @@ class ByLoops:
     def shift(self, item, response, tokens):
         if self.options.method == "direction":
             vectors = stored_directions().vectors.tolist()
-            return {
-                layer: [vector] * tokens for layer, vector in zip(LAYERS, vectors, strict=True)
-            }
+            return {layer: [vector] * tokens for layer, vector in zip(LAYERS, vectors, strict=True)}
         return loops.difference(
             self.view_states(self.views.positive, item, response),
             self.view_states(self.views.negative, item, response),

@@ -8,7 +8,9 @@ from rahf.capture import find_blocks, record
 
 
 def some_ids(rows=2, width=9, seed=1):
-    return torch.randint(2, VOCABULARY, (rows, width), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        2, VOCABULARY, (rows, width), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def every_position(ids):

@@ -73,7 +73,9 @@ def shifts_of_responses():
 def fitted(batches):
     fitter = MeanFitter((0, 3))
     for batch in batches:
-        owner = torch.tensor([row for row, shift in enumerate(batch) for _ in range(shift.shape[1])])
+        owner = torch.tensor(
+            [row for row, shift in enumerate(batch) for _ in range(shift.shape[1])]
+        )
         fitter.update(torch.cat(batch, 1), owner, len(batch))
     return fitter
 

@@ -23,9 +23,7 @@ def of_row(states, row):
 
 def asked_of(kind, shift, alpha=1.0):
     reference = random_states(0)
-    return Asked(
-        reference, alpha * shift, layer_scale(kind, reference, alpha * shift, OWNER, ROWS)
-    )
+    return Asked(reference, alpha * shift, layer_scale(kind, reference, alpha * shift, OWNER, ROWS))
 
 
 @pytest.mark.parametrize("distance", ["l2", "squared_l2"])
@@ -38,9 +36,7 @@ def test_row_loss_equals_the_loops(distance, kind):
     for row in range(ROWS):
         start, asked_shift = of_row(asked.reference, row), of_row(shift, row)
         units = loops.layer_units(start, asked_shift, alpha, kind)
-        expected = loops.align_loss(
-            of_row(hidden, row), start, asked_shift, alpha, units, distance
-        )
+        expected = loops.align_loss(of_row(hidden, row), start, asked_shift, alpha, units, distance)
         assert loss[row].item() == pytest.approx(expected, rel=1e-9)
 
 

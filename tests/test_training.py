@@ -181,8 +181,8 @@ def test_a_loss_that_is_no_number_stops_with_its_rows_and_keeps_the_last_good_ch
     trainer = alignment_trainer(family, tmp_path, callbacks=[Spoil(3)])
     seen = []
     collate = trainer.data_collator
-    trainer.data_collator = lambda items: seen.append([item["row"] for item in items]) or collate(
-        items
+    trainer.data_collator = lambda items: (
+        seen.append([item["row"] for item in items]) or collate(items)
     )
     with pytest.raises(NonFiniteError) as stopped:
         trainer.train()
@@ -224,7 +224,9 @@ def test_weights_that_are_no_numbers_are_not_saved(family, tmp_path):
 
 
 def test_a_final_model_that_is_no_number_is_not_written_over_a_good_one(family, tmp_path):
-    trainer = alignment_trainer(family, tmp_path, save_strategy="no", callbacks=[Spoil(6, "on_train_end")])
+    trainer = alignment_trainer(
+        family, tmp_path, save_strategy="no", callbacks=[Spoil(6, "on_train_end")]
+    )
     trainer.save_model()
     trainer.train()
     before = (tmp_path / "adapter_model.safetensors").read_bytes()

@@ -1,1 +1,3 @@
-"""Preference pairs from where they lie to rows of ids: sources, formats, templates, tokens, report."""
+"""Preference pairs from where they lie to rows of ids: sources, formats, templates, tokens,
+report.
+"""

@@ -1,9 +1,13 @@
-"""A judge that knows nothing of the training: the tone of a text by word list (VADER, Hutto & Gilbert 2014)."""
+"""A judge that knows nothing of the training: the tone of a text by word list (VADER, Hutto &
+Gilbert 2014).
+"""
 
 from collections.abc import Callable, Sequence
 
 Judge = Callable[[Sequence[str]], list[float]]
-"""Texts to scores; the sign says which way a text leans, `NEUTRAL` how small a lean says nothing."""
+"""Texts to scores; the sign says which way a text leans, `NEUTRAL` how small a lean says
+nothing.
+"""
 
 NEUTRAL = 0.05
 """Compound scores within +-0.05 are neutral, as VADER's authors use it."""
@@ -32,5 +36,7 @@ def wanted_sign(judge: Judge, chosen: Sequence[str], rejected: Sequence[str]) ->
 
 
 def shows(scores: Sequence[float], sign: int) -> list[bool]:
-    """Which texts show the wanted behaviour: those that lean to its side beyond the neutral band."""
+    """Which texts show the wanted behaviour: those that lean to its side beyond the neutral
+    band.
+    """
     return [sign * score > NEUTRAL for score in scores]

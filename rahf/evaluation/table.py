@@ -1,4 +1,5 @@
-"""One row of the table at the end of a run: a model's preferences, its answers and its general ability.
+"""One row of the table at the end of a run: a model's preferences, its answers and its general
+ability.
 
 Knows a model that can be asked, ids and a judge; knows no method and no file.
 """

@@ -1,1 +1,3 @@
-"""Recipes without torch: options and their checks, YAML and overrides, files named, reference text."""
+"""Recipes without torch: options and their checks, YAML and overrides, files named, reference
+text.
+"""

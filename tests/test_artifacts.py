@@ -1,0 +1,58 @@
+"""Files of a run are written whole or not at all, and a stage knows what it was made with."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from rahf.artifacts import StageRecord, read_json, read_lines, write_json, write_lines, write_text
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write_json(tmp_path / "a/b.json", {"ü": [1, None]})
+    assert read_json(tmp_path / "a/b.json") == {"ü": [1, None]}
+    write_lines(tmp_path / "c.jsonl", [{"x": 1}, {"x": "zwei\n"}])
+    assert read_lines(tmp_path / "c.jsonl") == [{"x": 1}, {"x": "zwei\n"}]
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_text(path, "old")
+    whole = Path.write_text
+
+    def full(self, text, **options):
+        whole(self, text[:2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new and longer")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_a_stage_is_complete_only_after_it_has_finished(tmp_path):
+    record = StageRecord(tmp_path / "stage", {"lr": 1e-3})
+    assert not record.is_complete()
+    record.begin()
+    assert not record.is_complete()
+    record.finish(seconds=3)
+    assert record.is_complete()
+    assert StageRecord(tmp_path / "stage", {"lr": 1e-3}).is_complete()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_and_every_difference_is_named(tmp_path, finished):
+    record = StageRecord(tmp_path, {"lr": 1e-3, "data": {"name": "a"}, "same": 1})
+    record.finish() if finished else record.begin()
+    with pytest.raises(ValueError, match="made with other settings") as refused:
+        StageRecord(tmp_path, {"lr": 2e-3, "data": {"name": "b"}, "same": 1}).is_complete()
+    lines = str(refused.value).splitlines()
+    assert "  data.name: 'a' there, 'b' now" in lines
+    assert "  lr: 0.001 there, 0.002 now" in lines
+    assert not any("same" in line for line in lines)
+
+
+def test_settings_that_json_writes_alike_are_the_same(tmp_path):
+    StageRecord(tmp_path, {"layers": (1, 2)}).finish()
+    assert StageRecord(tmp_path, {"layers": [1, 2]}).is_complete()

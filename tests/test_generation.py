@@ -1,0 +1,110 @@
+import torch
+from tiny_models import EOS, tiny_model, tiny_tokenizer
+
+from rahf.generation import cut_padding, generate, left_padded, pad_id, sample_texts
+
+PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14, 15, 16, 17], [18, 19]]
+
+
+def answer_by_loop(model, tokenizer, prompt, max_new_tokens):
+    """Greedy, one token at a time, without padding and without a cache."""
+    ids = list(prompt)
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            token = model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item()
+        ids.append(token)
+        if token == EOS:
+            break
+    return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip()
+
+
+def test_answers_do_not_depend_on_batch_size_or_padding_and_keep_their_order():
+    tokenizer = tiny_tokenizer()
+    for architecture in ("llama", "gpt2"):
+        model = tiny_model(architecture)
+        expected = [answer_by_loop(model, tokenizer, prompt, 6) for prompt in PROMPTS]
+        assert len(set(expected)) == len(PROMPTS)
+        for batch_size in (1, 2, 5, 16):
+            answers = generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size)
+            assert answers == expected
+
+
+def test_an_answer_ends_at_its_own_end_of_text_while_others_go_on():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    lengths = {
+        len(answer_by_loop(model, tokenizer, [first, second], 40).split())
+        for first in range(2, 40)
+        for second in (3, 4)
+    }
+    assert min(lengths) < 40, "no answer of this model ends by itself: choose another seed"
+    prompts = [[first, second] for first in range(2, 40) for second in (3, 4)]
+    answers = generate(model, tokenizer, prompts, max_new_tokens=40, batch_size=76)
+    assert {len(answer.split()) for answer in answers} == lengths
+
+
+def test_generating_leaves_the_training_mode_as_it_was():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    for training in (True, False):
+        model.train(training)
+        generate(model, tokenizer, PROMPTS[:1], max_new_tokens=2)
+        assert model.training is training
+        sample_texts(model, tokenizer, rows=1, tokens=4, seed=0)
+        assert model.training is training
+
+
+def test_no_prompts_give_no_answers():
+    assert generate(tiny_model(), tiny_tokenizer(), [], max_new_tokens=2) == []
+
+
+def test_padding_stands_on_the_left():
+    ids, mask = left_padded([[5, 6, 7], [8]], pad_token_id=1)
+    assert ids.tolist() == [[5, 6, 7], [1, 1, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def sampled(seed=0, **options):
+    return sample_texts(
+        tiny_model(), tiny_tokenizer(), **{"rows": 5, "tokens": 12, "seed": seed, **options}
+    )
+
+
+def test_sampled_texts_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    first = sampled()
+    torch.manual_seed(2)
+    assert sampled() == first
+    assert sampled(seed=1) != first
+
+
+def test_sampling_does_not_disturb_the_global_random_numbers():
+    torch.manual_seed(1)
+    undisturbed = torch.rand(3)
+    torch.manual_seed(1)
+    sampled()
+    assert torch.equal(torch.rand(3), undisturbed)
+
+
+def test_as_many_texts_as_asked_for_none_longer_than_asked_for():
+    for batch_size in (2, 5, 32):
+        texts = sampled(batch_size=batch_size)
+        assert len(texts) == 5
+        assert all(9 <= len(text) <= 12 for text in texts)
+        assert all(text[0] == EOS for text in texts)
+        assert len({tuple(text) for text in texts}) == 5
+        assert all(EOS not in text[1:-1] for text in texts)
+
+
+def test_a_text_is_cut_after_its_first_end():
+    tokenizer = tiny_tokenizer()
+    assert cut_padding([EOS, 5, 6, EOS, EOS, EOS], tokenizer) == [EOS, 5, 6, EOS]
+    assert cut_padding([EOS, 5, 6], tokenizer) == [EOS, 5, 6]
+    assert cut_padding([EOS, EOS], tokenizer) == [EOS, EOS]
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end():
+    tokenizer = tiny_tokenizer()
+    assert pad_id(tokenizer) == EOS
+    tokenizer.pad_token = "w7"
+    assert pad_id(tokenizer) == 7
+    tokenizer.pad_token = None
+    assert pad_id(tokenizer) == EOS

@@ -1,0 +1,77 @@
+"""Tables, figures and the model card, from the files of a run."""
+
+import yaml
+
+from rahf.recipe.reading import recipe_from_dict
+from rahf.report.card import model_card
+from rahf.report.figures import training_figure
+from rahf.report.tables import layers_table, markdown, models_table, side_by_side
+
+METRICS = {
+    "eval_repr/reached": 0.5,
+    "eval_repr/cosine": 0.8,
+    "eval_repr/reached/layer_9": 0.45,
+    "eval_repr/reached/layer_10": 0.55,
+    "eval_repr/cosine/layer_9": 0.75,
+    "eval_repr/cosine/layer_10": 0.85,
+}
+MODELS = {
+    "base": {"preference_accuracy": 0.5, "unrelated_loss": 3.0},
+    "policy": {"preference_accuracy": 0.75, "unrelated_loss": 3.3},
+}
+
+
+def test_markdown_columns_line_up():
+    lines = markdown(["a", "long title"], [["wide cell", "1"]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_models_table_shows_the_change_against_the_base():
+    table = models_table(MODELS)
+    assert "3.300 (+10.0%)" in table
+    assert "75%" in table
+    assert "judged" not in table  # no model was judged
+
+
+def test_the_layers_table_is_in_the_order_of_the_layers():
+    header, _, reached, cosine = layers_table(METRICS).splitlines()
+    assert header.split("|")[2:4] == [" 9    ", " 10   "]
+    assert "0.45" in reached
+    assert "0.85" in cosine
+
+
+def test_answers_stand_side_by_side_and_on_one_line_each():
+    answers = [{"prompt": "q", "answers": {"base": "a\nb", "policy": "c", "other": "d"}}]
+    assert side_by_side(answers, only=("base", "policy")) == "> q\n- **base**: a b\n- **policy**: c"
+
+
+def test_the_figure_is_drawn_with_and_without_held_out_pairs(tmp_path):
+    log = [
+        {"step": 1, "loss": 1.0, "repr/reached": 0.0},
+        {
+            "step": 2,
+            "loss": 0.5,
+            **{key.removeprefix("eval_"): value for key, value in METRICS.items()},
+        },
+    ]
+    training_figure(log, tmp_path / "without.png")
+    training_figure([*log, {"step": 2, **METRICS}], tmp_path / "with.png")
+    assert (tmp_path / "without.png").stat().st_size > 5000
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_the_card_names_data_base_layers_alpha_metrics_and_versions():
+    recipe = recipe_from_dict(
+        {
+            "model_name_or_path": "org/base-1b",
+            "dataset_name": "org/pairs",
+            "output_dir": "out",
+            "alpha": 2.5,
+        }
+    )
+    card = model_card(recipe.as_dict(), METRICS | {"models": MODELS})
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == "org/base-1b"
+    assert head["library_name"] == "peft"
+    for expected in ("org/pairs", "target layers: 9, 10", "alpha: 2.5", "75%", "transformers 5."):
+        assert expected in card
