@@ -6,7 +6,6 @@ split over rows, gradient accumulation and ranks. Knows transformers' Trainer; k
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -113,7 +111,8 @@ class AdapterTrainer(Trainer):
     # whole.
 
     def _get_output_dir(self, trial):
-        return os.path.join(super()._get_output_dir(trial), STAGING if self._staging else "")
+        folder = Path(super()._get_output_dir(trial))
+        return str(folder / STAGING if self._staging else folder)
 
     _staging = False
 
@@ -129,7 +128,7 @@ class AdapterTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             shutil.rmtree(final / name, ignore_errors=True)
-            os.replace(final / STAGING / name, final / name)
+            (final / STAGING / name).replace(final / name)
             (final / STAGING).rmdir()
             rotate_checkpoints(
                 output_dir=str(final),
@@ -197,18 +196,11 @@ def without_layers(logs: Mapping[str, Any]) -> dict[str, Any]:
 def save_policy(
     model: PeftModel, folder: Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
-    """Write the adapter `default` to the root of `folder`, nothing of the base or the teachers.
-
-    Written beside and then renamed: a full disk leaves the adapter that was there.
-    """
-    staging = folder / "unfinished-adapter"
-    shutil.rmtree(staging, ignore_errors=True)
+    """Write the adapter `default` to the root of `folder`, nothing of the base or the teachers."""
     model.save_pretrained(
-        staging, selected_adapters=[POLICY], state_dict=state_dict, save_embedding_layers=False
+        folder, selected_adapters=[POLICY], state_dict=state_dict, save_embedding_layers=False
     )
-    for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME):
-        (staging / name).replace(folder / name)
-    shutil.rmtree(staging)  # holds no more than PEFT's empty card: ours comes with the results
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card: ours comes with the results
 
 
 def check_finite_weights(model: nn.Module, step: int) -> None:

@@ -21,11 +21,18 @@ CHECKED = (
 )
 install_import_hook([f"rahf.{name}" for name in CHECKED], "beartype.beartype")
 
+import gc  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from tiny_models import Family, make_family  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    # Every run of the Trainer collects garbage; what has been imported need not be looked through.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

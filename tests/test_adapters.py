@@ -208,5 +208,5 @@ def test_a_full_model_given_as_an_object_is_frozen(family):
 def test_a_policy_cannot_start_as_a_full_model(family, tmp_path):
     folder = merged(family, "positive", tmp_path / "full")
     for teacher in (folder, family.load_base()):
-        with pytest.raises(ValueError, match="full model.*adapter"):
+        with pytest.raises(ValueError, match=r"full model.*adapter"):
             attach_policy(family.load_base(), lora(), range(3), teacher)

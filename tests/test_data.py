@@ -548,7 +548,8 @@ def test_a_second_process_finds_the_pairs_of_a_file_in_the_cache(tmp_path):
         "import datasets, rahf.data.sources\n"
         "def unexpected(path): raise AssertionError('the file was read again')\n"
         "rahf.data.sources.read_records = unexpected\n"
-        f"pairs = rahf.data.sources.load_pairs({str(path)!r}, cache_dir={str(tmp_path / 'cache')!r})\n"
+        "pairs = rahf.data.sources.load_pairs("
+        f"{str(path)!r}, cache_dir={str(tmp_path / 'cache')!r})\n"
         "print(len(pairs), pairs._fingerprint)"
     )
     root = Path(__file__).parents[1]

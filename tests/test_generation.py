@@ -1,3 +1,4 @@
+import pytest
 import torch
 from tiny_models import EOS, tiny_model, tiny_tokenizer
 
@@ -18,28 +19,24 @@ def answer_by_loop(model, tokenizer, prompt, max_new_tokens):
     return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip()
 
 
-def test_answers_do_not_depend_on_batch_size_or_padding_and_keep_their_order():
-    tokenizer = tiny_tokenizer()
-    for architecture in ("llama", "gpt2"):
-        model = tiny_model(architecture)
-        expected = [answer_by_loop(model, tokenizer, prompt, 6) for prompt in PROMPTS]
-        assert len(set(expected)) == len(PROMPTS)
-        for batch_size in (1, 2, 5, 16):
-            answers = generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size)
-            assert answers == expected
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_answers_do_not_depend_on_batch_size_or_padding_and_keep_their_order(architecture):
+    model, tokenizer = tiny_model(architecture), tiny_tokenizer()
+    expected = [answer_by_loop(model, tokenizer, prompt, 6) for prompt in PROMPTS]
+    assert len(set(expected)) > 3
+    for batch_size in (1, 2, 5, 16):
+        answers = generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=batch_size)
+        assert answers == expected
 
 
 def test_an_answer_ends_at_its_own_end_of_text_while_others_go_on():
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    lengths = {
-        len(answer_by_loop(model, tokenizer, [first, second], 40).split())
-        for first in range(2, 40)
-        for second in (3, 4)
-    }
-    assert min(lengths) < 40, "no answer of this model ends by itself: choose another seed"
-    prompts = [[first, second] for first in range(2, 40) for second in (3, 4)]
-    answers = generate(model, tokenizer, prompts, max_new_tokens=40, batch_size=76)
-    assert {len(answer.split()) for answer in answers} == lengths
+    prompts = [[first, 3] for first in range(2, 12)]
+    expected = [answer_by_loop(model, tokenizer, prompt, 20) for prompt in prompts]
+    lengths = [len(answer.split()) for answer in expected]
+    assert min(lengths) < 20
+    assert max(lengths) == 20
+    assert generate(model, tokenizer, prompts, max_new_tokens=20) == expected
 
 
 def test_generating_leaves_the_training_mode_as_it_was():

@@ -6,8 +6,8 @@ import importlib.util
 import pytest
 import yaml
 
-from rahf.recipe import training_arguments
 from rahf.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
+from rahf.recipe import training_arguments
 from rahf.recipe.reading import Recipe, RecipeError, load_recipe, recipe_from_dict
 from rahf.recipe.training_arguments import REPLACED, training_annotations
 

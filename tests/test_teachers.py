@@ -4,13 +4,13 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from reference import objective as loops
-from test_training import files_of
-from tiny_models import EOS, lora, tiny_dataset, tiny_pairs, tiny_tokenizer
+from tiny_models import EOS, lora, tiny_dataset, tiny_model, tiny_pairs, tiny_tokenizer
 from tiny_runs import (
     QUIET,
     KillAfter,
     KilledError,
     assert_same_weights,
+    files_of,
     largest_difference,
     policy_weights,
 )
@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from rahf.adapters import attach_policy, trainable
 from rahf.contrast import sequence_rows
-from rahf.likelihood import preference_margins
+from rahf.likelihood import likelihood, preference_margins
 from rahf.teachers import (
     InstructionCollator,
     InstructionTrainer,
@@ -42,11 +42,15 @@ class Bigrams(nn.Module):
     def __init__(self):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(RATIOS).log())
-        # What a model has that the trainer looks at.
-        self.config = None
 
     def forward(self, input_ids, attention_mask, position_ids, use_cache, logits_to_keep):
         return CausalLMOutput(logits=self.logits[input_ids][:, logits_to_keep])
+
+
+def untrained(kind, folder, **options):
+    """A trainer whose loss is then asked about another model than its own."""
+    model = attach_policy(tiny_model(), lora(), range(1))
+    return kind(model, TrainingArguments(str(folder), **QUIET), **options)
 
 
 def bigram_batch():
@@ -65,8 +69,6 @@ def bigram_batch():
 def test_a_response_is_scored_by_the_tokens_before_its_own():
     # p(2 | 0) p(3 | 2) = .3 * .7 under the good instruction, p(2 | 1) p(3 | 2) = .2 * .7 under the
     # bad one. Read without the shift by one it would be p(2 | 2) p(3 | 3) under both.
-    from rahf.likelihood import likelihood
-
     batch = bigram_batch()
     match = likelihood(Bigrams(), batch["match"])
     mismatch = likelihood(Bigrams(), batch["mismatch"])
@@ -88,10 +90,8 @@ def test_the_contrastive_loss_by_hand_on_four_tokens(tmp_path, smoothing):
             [0.7803 + math.log(1 + math.sqrt(2 / 3)), math.log(10) + math.log(5)], abs=1e-4
         )
 
-    args = TrainingArguments(str(tmp_path), **QUIET)
-    trainer = InstructionTrainer(Bigrams(), args=args, smoothing=smoothing)
-    batch = bigram_batch()
-    result = trainer.item_loss(trainer.model, batch)
+    trainer, batch = untrained(InstructionTrainer, tmp_path, smoothing=smoothing), bigram_batch()
+    result = trainer.item_loss(Bigrams(), batch)
     assert trainer.count_items(batch) == 2
     assert result.per_row.tolist() == pytest.approx(expected, rel=1e-6)
     assert result.sum.item() == pytest.approx(sum(expected), rel=1e-6)
@@ -117,11 +117,10 @@ def test_the_contrastive_loss_is_finite_where_one_side_is_impossible():
 def test_supervised_fine_tuning_counts_response_tokens_and_nothing_else(tmp_path):
     # chosen 2 3 after 0: -log(.3 * .7), two tokens.
     pair = {"row": 4, "prompt_ids": [1, 0], "chosen_ids": [2, 3], "rejected_ids": [1]}
-    args = TrainingArguments(str(tmp_path), **QUIET)
-    trainer = SideTrainer(Bigrams(), args=args)
+    trainer = untrained(SideTrainer, tmp_path)
     for side, cost, tokens in (("chosen", -math.log(0.21), 2), ("rejected", -math.log(0.2), 1)):
         batch = SideCollator(0, side)([pair])
-        result = trainer.item_loss(trainer.model, batch)
+        result = trainer.item_loss(Bigrams(), batch)
         assert result.sum.item() == pytest.approx(cost)
         assert trainer.count_items(batch) == tokens
         assert result.row.tolist() == [4]

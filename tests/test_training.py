@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import lora
 from tiny_runs import (
     KillAfter,
     KilledError,
     alignment_trainer,
     assert_same_weights,
+    files_of,
     largest_difference,
     policy_weights,
 )
@@ -40,8 +42,9 @@ RUNS = {
         "retain_texts": RETAINED,
         "retain_weight": 0.5,
     },
-    "dropout and a decaying learning rate": {
-        "lora_dropout": 0.3,
+    "mean shift, dropout, a learning rate that changes": {
+        "shift": "mean",
+        "peft_config": lora(lora_dropout=0.3),
         "lr_scheduler_type": "linear",
         "warmup_steps": 2,
     },
@@ -53,19 +56,11 @@ RUNS = {
 }
 
 
-def run_options(name):
-    from tiny_models import lora
-
-    options = dict(RUNS[name])
-    dropout = options.pop("lora_dropout", 0.0)
-    return {**options, "peft_config": lora(lora_dropout=dropout)}
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_killed_at_any_step_and_resumed_ends_with_the_very_same_weights(
     family, tmp_path, name
 ):
-    options = run_options(name)
+    options = RUNS[name]
     trainer = alignment_trainer(family, tmp_path / "whole", **options)
     trainer.train()
     whole = policy_weights(trainer)
@@ -233,12 +228,6 @@ def test_a_final_model_that_is_no_number_is_not_written_over_a_good_one(family, 
     with pytest.raises(NonFiniteError, match="became inf or nan"):
         trainer.save_model()
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == before
-
-
-def files_of(folder):
-    return {
-        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("place", ["weights", "optimizer", "state"])

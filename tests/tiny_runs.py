@@ -40,7 +40,6 @@ def alignment_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     teachers: dict | None = None,
     peft_config=None,
-    directions=None,
     base=None,
     **options,
 ) -> RAHFTrainer:
@@ -53,6 +52,7 @@ def alignment_trainer(
             "save_steps": 1,
             "learning_rate": 1e-2,
             "target_layers": [0, 2],
+            "shift": "token",
             "seed": 3,
             **QUIET,
             **options,
@@ -69,7 +69,6 @@ def alignment_trainer(
         tiny_tokenizer(),
         peft_config or lora(),
         teachers,
-        directions=directions,
         retain_texts=retain_texts,
         callbacks=list(callbacks),
     )
@@ -94,3 +93,10 @@ def assert_same_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> 
 def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     assert first.keys() == second.keys()
     return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder and what it holds."""
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }

@@ -18,6 +18,9 @@ from rahf.evaluation.lexicon import Judge, shows
 from rahf.generation import generate, pad_id
 from rahf.likelihood import preference_margins
 
+ANSWERS_AT_ONCE = 64
+"""Prompts in a batch of generation, whose cost is reading the weights once a token."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -63,7 +66,7 @@ def measure(
             tokenizer,
             held_out.prompts,
             max_new_tokens=held_out.max_new_tokens,
-            batch_size=24,
+            batch_size=ANSWERS_AT_ONCE,
             progress=f"answers of {name}",
         )
         values |= {"answers": len(answers), **_judged(answers, held_out)}

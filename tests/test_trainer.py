@@ -1,0 +1,394 @@
+import math
+
+import datasets
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from tiny_models import DEPTH, EOS, lora, make_family, tiny_dataset, tiny_tokenizer
+from tiny_runs import QUIET, alignment_trainer, files_of, largest_difference, policy_weights
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from rahf.adapters import attach_policy, frozen_pass, trainable
+from rahf.alignment import mean_shift
+from rahf.capture import record
+from rahf.directions import Directions
+from rahf.likelihood import preference_margins
+from rahf.trainer import RAHFConfig, RAHFTrainer
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+LAYERS = (0, 2)
+RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
+EVERY_TERM = {
+    "retain_weight": 0.3,
+    "kl_weight": 0.2,
+    "sft_weight": 0.1,
+    "retain_texts": RETAINED,
+}
+METHODS = [
+    ("dual", "base"),
+    ("dual", "positive"),
+    ("scit", "base"),
+    ("scit", "contrast"),
+    ("lorra", "base"),
+]
+
+
+def states_of(model):
+    model.eval()
+    with record(model, LAYERS, torch.arange(IDS.numel()), stop=False) as recording:  # noqa: SIM117
+        with torch.no_grad():
+            model(input_ids=IDS)
+    return recording.stack()
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+class Gradients(TrainerCallback):
+    """Largest gradient of every parameter in every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append(
+            {
+                name: parameter.grad.abs().max().item()
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
+            }
+        )
+
+
+@pytest.mark.parametrize("terms", [{}, EVERY_TERM])
+@pytest.mark.parametrize(("method", "reference"), METHODS)
+def test_every_parameter_of_the_policy_is_trained_and_nothing_else(
+    family, tmp_path, method, reference, terms
+):
+    gradients = Gradients()
+    trainer = alignment_trainer(
+        family,
+        tmp_path,
+        method=method,
+        reference=reference,
+        max_steps=2,
+        save_strategy="no",
+        callbacks=[gradients],
+        **terms,
+    )
+    before = snapshot(trainer.model)
+    trainer.train()
+    names = {name for name, part in trainer.model.named_parameters() if part.requires_grad}
+    # Rank 2 on two projections of the blocks 0, 1 and 2: two matrices each.
+    assert len(names) == 3 * 2 * 2
+    assert all(".default." in name for name in names)
+    # While B is zero, A has no gradient: the second step reaches all.
+    assert set(gradients.steps[1]) == names
+    assert all(largest > 0 for largest in gradients.steps[1].values())
+    after = trainer.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == names
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen3", "gemma3", "gpt2", "gpt_neox"])
+def test_every_parameter_is_trained_in_other_architectures(architecture, tmp_path):
+    gradients = Gradients()
+    trainer = alignment_trainer(
+        make_family(tmp_path, architecture),
+        tmp_path / "out",
+        max_steps=2,
+        save_strategy="no",
+        callbacks=[gradients],
+    )
+    trainer.train()
+    assert len(gradients.steps[1]) == len(trainable(trainer.model)) > 0
+    assert all(largest > 0 for largest in gradients.steps[1].values())
+
+
+def test_training_reaches_the_asked_shift(family, tmp_path):
+    trainer = alignment_trainer(
+        family,
+        tmp_path,
+        max_steps=40,
+        learning_rate=2e-2,
+        per_device_train_batch_size=8,
+        save_strategy="no",
+        peft_config=lora(rank=8),
+    )
+    trainer.train()
+    log = [line for line in trainer.state.log_history if "loss" in line]
+    assert log[0]["repr/reached"] == 0
+    assert log[-1]["repr/reached"] > 0.5
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+
+
+def test_adapters_are_trained_in_float32_on_a_bfloat16_base(family, tmp_path):
+    base = family.load_base(dtype=torch.bfloat16)
+    trainer = alignment_trainer(
+        family, tmp_path, base=base, learning_rate=2e-5, max_steps=2, save_strategy="no"
+    )
+    start = policy_weights(trainer)
+    trainer.train()
+    end = policy_weights(trainer)
+    assert {weight.dtype for weight in end.values()} == {torch.float32}
+    for name in start:
+        assert not torch.equal(start[name], end[name]), name
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_the_saved_policy_has_the_hidden_states_it_had_in_training(
+    family, gpt2_family, tmp_path, model
+):
+    family = {"llama": family, "gpt2": gpt2_family}[model]
+    trainer = alignment_trainer(family, tmp_path / "out", save_strategy="no")
+    trainer.train()
+    trainer.save_model()
+    states = states_of(trainer.model)
+    assert not torch.allclose(states, states_of(family.load_base()), atol=1e-3)
+
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(states_of(loaded), states)
+
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(states_of(plain), states, atol=1e-4)
+
+
+def test_the_folder_holds_the_policy_and_the_tokenizer_and_nothing_else(family, tmp_path):
+    trainer = alignment_trainer(family, tmp_path, save_strategy="no")
+    trainer.train()
+    trainer.save_model()
+    files = files_of(tmp_path)
+    assert {str(name) for name in files} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    policy = sum(weight.numel() for weight in policy_weights(trainer).values())
+    assert len(next(v for k, v in files.items() if k.suffix == ".safetensors")) < 4 * policy + 4000
+
+
+@pytest.mark.parametrize(("method", "reference"), [("dual", "positive"), ("scit", "contrast")])
+def test_a_policy_with_a_teacher_as_reference_starts_as_that_teacher(
+    family, tmp_path, method, reference
+):
+    trainer = alignment_trainer(
+        family, tmp_path, method=method, reference=reference, save_strategy="no", max_steps=2
+    )
+    own = states_of(trainer.model)
+    with frozen_pass(trainer.model, reference):
+        assert torch.equal(states_of(trainer.model), own)
+    assert torch.equal(states_of(family.load(reference)), own)
+    trainer.train()
+    first = next(line for line in trainer.state.log_history if "loss" in line)
+    assert first["repr/reached"] == 0
+
+
+def test_a_teacher_of_another_base_is_refused(family, tmp_path):
+    other = make_family(tmp_path / "other", "llama")
+    with pytest.raises(ValueError, match="was trained on"):
+        alignment_trainer(family, tmp_path / "out", teachers=other.adapters)
+
+
+def test_a_full_model_teaches_what_the_same_teacher_teaches_as_an_adapter(family, tmp_path):
+    model = PeftModel.from_pretrained(family.load_base(), family.adapters["positive"])
+    model.merge_and_unload().save_pretrained(tmp_path / "full")
+    results = []
+    for name, positive in (("adapter", family.adapters["positive"]), ("full", tmp_path / "full")):
+        trainer = alignment_trainer(
+            family,
+            tmp_path / name,
+            teachers={"positive": positive, "negative": family.adapters["negative"]},
+            save_strategy="no",
+            optim="sgd",
+            learning_rate=1.0,
+        )
+        trainer.train()
+        results.append(policy_weights(trainer))
+        full = trainer.alignment.teachers
+        assert [len(teacher.model.layers) for teacher in full.values()] == [3] * len(full)
+        assert set(full) == ({"positive"} if name == "full" else set())
+    assert largest_difference(*results) < 1e-4
+    assert not any(weight.abs().max() == 0 for weight in results[0].values())
+
+
+def test_missing_teachers_are_trained_first(family, tmp_path):
+    args = RAHFConfig(
+        str(tmp_path / "out"),
+        shift="token",
+        target_layers=[0, 2],
+        max_steps=1,
+        teacher_args={"max_steps": 2, **QUIET},
+        **QUIET,
+    )
+    trainer = RAHFTrainer(str(family.base), args, tiny_dataset(3), peft_config=lora())
+    assert set(trainer.model.peft_config) == {"default", "positive", "negative"}
+    trainer.train()
+    for name in ("positive", "negative"):
+        teacher = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out" / "teachers" / name)
+        with frozen_pass(trainer.model, name):
+            assert torch.equal(states_of(trainer.model), states_of(teacher))
+        assert not torch.equal(states_of(teacher), states_of(family.load_base()))
+
+
+def test_teachers_cannot_be_trained_on_a_model_that_carries_a_policy(family, tmp_path):
+    policy = attach_policy(family.load_base(), lora(), range(3))
+    with pytest.raises(ValueError, match=r"needs the teachers \['positive', 'negative'\]"):
+        alignment_trainer(family, tmp_path, base=policy, teachers={})
+
+
+def test_raw_pairs_are_tokenised(family, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pairs = datasets.Dataset.from_list(
+        [{"prompt": "w5 w6", "chosen": "w7 w8", "rejected": "w9"}] * 4
+    )
+    args = RAHFConfig(str(tmp_path / "out"), max_steps=1, target_layers=[0, 2], **QUIET)
+    trainer = RAHFTrainer(
+        family.load_base(), args, pairs, pairs, tiny_tokenizer(), lora(), family.adapters
+    )
+    assert "chosen_ids" in trainer.eval_rows.column_names
+    trainer.train()
+
+
+LAYER_KEYS = [f"{name}/layer_{layer}" for name in ("reached", "cosine") for layer in LAYERS]
+
+
+def test_the_log_tells_terms_reached_share_and_cosine_of_every_layer(family, tmp_path):
+    trainer = alignment_trainer(family, tmp_path, save_strategy="no", **EVERY_TERM)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    keys = ["align", "retain", "kl", "sft", "reached", "cosine", *LAYER_KEYS]
+    assert len(lines) == 6
+    for line in lines:
+        assert {key for key in line if key.startswith("repr/")} == {f"repr/{key}" for key in keys}
+        weighted = line["repr/align"] + sum(
+            EVERY_TERM[f"{term}_weight"] * line[f"repr/{term}"] for term in ("retain", "kl", "sft")
+        )
+        assert line["loss"] == pytest.approx(weighted, rel=1e-4)
+        for name in ("reached", "cosine"):
+            per_layer = [line[f"repr/{name}/layer_{layer}"] for layer in LAYERS]
+            assert line[f"repr/{name}"] == pytest.approx(sum(per_layer) / 2)
+            assert -1.01 <= line["repr/cosine"] <= 1.01
+    assert lines[0]["repr/reached"] == lines[0]["repr/cosine"] == 0
+    assert lines[-1]["repr/reached"] > 0
+
+
+def test_a_line_of_the_log_is_the_mean_over_the_steps_since_the_last(family, tmp_path):
+    each = alignment_trainer(family, tmp_path / "each", save_strategy="no")
+    every_third = alignment_trainer(family, tmp_path / "third", save_strategy="no", logging_steps=3)
+    for trainer in (each, every_third):
+        trainer.train()
+    fine, coarse = (
+        [line["repr/align"] for line in trainer.state.log_history if "repr/align" in line]
+        for trainer in (each, every_third)
+    )
+    expected = [sum(fine[:3]) / 3, sum(fine[3:]) / 3]
+    assert coarse == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluation_measures_held_out_pairs(family, tmp_path):
+    trainer = alignment_trainer(
+        family, tmp_path, eval_pairs=5, save_strategy="no", per_device_eval_batch_size=3
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    keys = ["align", "reached", "cosine", *LAYER_KEYS]
+    assert {f"eval_repr/{key}" for key in keys} <= set(metrics)
+    margins = preference_margins(trainer.model, trainer.eval_rows, EOS)
+    assert metrics["eval_preference/accuracies"] == pytest.approx(
+        (margins > 0).float().mean().item()
+    )
+    assert metrics["eval_preference/margins"] == pytest.approx(margins.mean().item(), abs=1e-5)
+    assert math.isfinite(metrics["eval_loss"])
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_repr/align"], rel=1e-3)
+
+
+def test_evaluation_changes_neither_the_policy_nor_the_steps_to_come(family, tmp_path):
+    plain = alignment_trainer(family, tmp_path / "plain", save_strategy="no")
+    watched = alignment_trainer(
+        family,
+        tmp_path / "watched",
+        eval_pairs=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="no",
+    )
+    for trainer in (plain, watched):
+        trainer.train()
+    assert largest_difference(policy_weights(plain), policy_weights(watched)) == 0
+
+
+def test_a_mean_shift_is_fitted_once_and_is_that_of_all_responses(family, tmp_path):
+    trainer = alignment_trainer(family, tmp_path, shift="mean", save_strategy="no", max_steps=2)
+    token = alignment_trainer(family, tmp_path)
+    items = [token.train_dataset[index] for index in range(len(token.train_dataset))]
+    expected = mean_shift(token.alignment, [token.data_collator(items)], token.accelerator)
+    assert torch.allclose(trainer.alignment.directions, expected.vectors, atol=1e-5)
+    assert trainer.alignment.views.teachers() == ()
+    trainer.train()
+
+
+def test_stored_directions_are_read_from_their_folder(family, tmp_path):
+    vectors = torch.randn(DEPTH, 16, generator=torch.Generator().manual_seed(0))
+    Directions(tuple(range(DEPTH)), vectors).save(tmp_path / "stored")
+    options = {"method": "direction", "directions": str(tmp_path / "stored")}
+    trainer = alignment_trainer(family, tmp_path / "out", save_strategy="no", **options)
+    assert torch.equal(trainer.alignment.directions, vectors[list(LAYERS)])
+    assert set(trainer.model.peft_config) == {"default"}
+    trainer.train()
+
+
+def test_retained_texts_are_sampled_from_the_reference_where_none_are_given(family, tmp_path):
+    options = {
+        "retain_weight": 0.5,
+        "retain_texts": None,
+        "retain_rows": 3,
+        "retain_tokens": 12,
+        "save_strategy": "no",
+    }
+    first, second, other = (
+        alignment_trainer(family, tmp_path / str(index), reference=reference, **options)
+        for index, reference in enumerate(("base", "base", "positive"))
+    )
+    texts, again, of_positive = (
+        [trainer.train_dataset[index]["retain_ids"] for index in range(3)]
+        for trainer in (first, second, other)
+    )
+    assert texts == again
+    assert texts != of_positive
+    assert all(9 <= len(text) <= 12 for text in texts)
+
+
+def test_without_a_term_that_wants_them_no_texts_are_retained(family, tmp_path):
+    trainer = alignment_trainer(family, tmp_path, retain_texts=None, kl_weight=0.1)
+    assert "retain_ids" not in trainer.train_dataset[0]
+
+
+def test_a_random_side_is_drawn_anew_in_every_epoch_of_a_run(family, tmp_path):
+    options = {"pairs": 6, "response_source": "random", "save_strategy": "no"}
+    trainer = alignment_trainer(family, tmp_path, max_steps=9, **options)
+    seen = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda items: seen.extend(items) or collate(items)
+    trainer.train()
+    drawn = [{item["row"]: item["chosen"] for item in seen[start : start + 6]} for start in (0, 6, 12)]
+    responses = trainer.train_dataset
+    for epoch, sides in enumerate(drawn):
+        responses.set_epoch(epoch)
+        items = [responses[index] for index in range(6)]
+        assert sides == {item["row"]: item["chosen"] for item in items}
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
+def test_options_of_the_method_are_checked_with_the_others():
+    with pytest.raises(ValueError, match="alpha: 0"):
+        RAHFConfig("out", alpha=0.0, **QUIET)
+    with pytest.raises(ValueError, match="distance"):
+        RAHFConfig("out", distance="l3", **QUIET)
+
+
+def test_a_target_layer_beyond_the_model_is_refused(family, tmp_path):
+    with pytest.raises(ValueError, match="reaches block 4, but the model has 4 blocks"):
+        alignment_trainer(family, tmp_path, target_layers=[1, 4])
