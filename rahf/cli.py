@@ -1,4 +1,4 @@
-"""The command `rahf`: align, data, validate.
+"""The command `rahf`: align, data, plan, prepare, validate.
 
 Parses and prints; what a command does is imported when it is run, so that `rahf validate` and
 `--help` come without torch.
@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ OVERRIDES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: 0, 1 (not valid), 2 (cannot be run)."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    # PEFT asks transformers by a name that it is giving up: nothing that a user could mend.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     options, overrides = _parser("align" in given[:1]).parse_known_args(given)
     try:
         return options.run(options, overrides)
@@ -55,6 +58,10 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
 
         align.epilog = f"{align.epilog}\n\n{as_text()}"
     _command(commands, "data", "show what a recipe's data becomes: counts, lengths, rows", _data)
+    _command(commands, "prepare", "tokenise a recipe's data into the cache, nothing else", _prepare)
+    _plan_options(
+        _command(commands, "plan", "tell what a recipe will cost, without loading weights", _plan)
+    )
     _command(commands, "validate", "tell every problem of a recipe, without running it", _validate)
     return parser
 
@@ -80,6 +87,16 @@ def _command(commands, name: str, help: str, run) -> argparse.ArgumentParser:
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--accelerate_config", metavar="NAME", help="a file, or NAME of accelerate_configs/")
+    add("--num_processes", metavar="N", type=int, help="processes, one a device")
+    add("--device_memory", metavar="GIB", type=float, help="refuse what does not fit into it")
+    add("--rows", metavar="N", type=int, help="training rows, where they cannot be counted")
+    add("--mean_tokens", metavar="N", type=float, help="tokens of a row, padding included")
+    add("--model_config", metavar="FILE", type=Path, help="config.json in place of the model's")
 
 
 class _Version(argparse.Action):
@@ -110,6 +127,29 @@ def _data(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.pipeline import describe_data
 
     print(describe_data(recipe))
+    return 0
+
+
+def _prepare(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rahf.recipe.validation import checked_recipe
+
+    recipe = checked_recipe(options.recipe, overrides)
+    from rahf.plan.prepare import prepare
+
+    print(prepare(recipe))
+    return 0
+
+
+def _plan(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rahf.plan.command import PlanOptions, plan
+    from rahf.recipe.validation import checked_recipe
+
+    recipe = checked_recipe(options.recipe, overrides)
+    chosen = PlanOptions(**{name: getattr(options, name) for name in PlanOptions._fields})
+    text, refusal = plan(recipe, chosen)
+    print(text)
+    if refusal is not None:
+        raise refusal
     return 0
 
 

@@ -14,6 +14,7 @@ from rahf.recipe.layers import check_layers, resolve_layers
 from rahf.recipe.options import (
     Count,
     CountFromZero,
+    Limits,
     OrAny,
     Share,
     Weight,
@@ -167,7 +168,7 @@ class MethodOptions:
         "side.",
     )
     target_layers: Annotated[str, OrAny(int | float | list)] = option(
-        "0.3-0.7",
+        "0.5-0.8",
         "Decoder blocks whose output is aligned, counted from 0: block numbers (12), fractions of "
         "the depth (0.5), ranges of either with both ends ('10-20', '10-20:2', '0.3-0.7', "
         "'0.3-0.6:0.1'), a list of these, or 'a,b,c'.",
@@ -210,7 +211,9 @@ class MethodOptions:
         None, "File with the texts of the retain term; null: they are sampled from the model."
     )
     retain_rows: CountFromZero = option(64, "Texts of the retain term.")
-    retain_tokens: Count = option(64, "Tokens of each text of the retain term.")
+    retain_tokens: Annotated[int, Limits(least=2)] = option(
+        64, "Tokens of each text of the retain term."
+    )
     kl_weight: Weight = option(
         0.0, "Weight of the KL divergence of the policy's predictions from the reference's."
     )

@@ -52,6 +52,7 @@ def generate(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=pad,
+            eos_token_id=end_ids(model, tokenizer),
         )
         for index, row in zip(indices, output[:, ids.shape[1] :], strict=True):
             answers[index] = tokenizer.decode(row, skip_special_tokens=True).strip()
@@ -105,6 +106,13 @@ def cut_padding(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]
         if token == tokenizer.eos_token_id:
             return ids[: index + 1]
     return ids
+
+
+def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text: those of the model, and the tokenizer's, which the training ends on."""
+    of_model = model.generation_config.eos_token_id
+    of_model = of_model if isinstance(of_model, list) else [of_model]
+    return sorted({token for token in (*of_model, tokenizer.eos_token_id) if token is not None})
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

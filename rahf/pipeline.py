@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from rahf.adapters import POLICY, frozen_pass, is_adapter
 from rahf.alignment import build_alignment
@@ -126,6 +127,9 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     return {**shared, **training, **extra}
 
 
+QUIET_DEFAULTS = {"report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}
+"""Where transformers' own defaults would warn, or report to whatever tracker is installed."""
+
 UNDECIDING = {
     *("output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint"),
     *("save_steps", "save_strategy", "save_total_limit", "dataset_num_proc"),
@@ -151,7 +155,7 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe)
     args = TrainingArguments(
         output_dir=str(stage_folder(recipe, name)),
-        **{"remove_unused_columns": False, "report_to": "none", **recipe.teacher_training},
+        **{**QUIET_DEFAULTS, "remove_unused_columns": False, **recipe.teacher_training},
     )
     trainer = train_teacher(
         name,
@@ -178,7 +182,6 @@ def run_directions(recipe: Recipe) -> dict[str, Any]:
 
 def run_alignment(recipe: Recipe) -> dict[str, Any]:
     tokenizer, args = load_tokenizer(recipe), alignment_arguments(recipe)
-    set_seed(args.seed)
     trainer = RAHFTrainer(
         load_base(recipe),
         args,
@@ -244,7 +247,7 @@ def alignment_arguments(recipe: Recipe) -> RAHFConfig:
         "max_prompt_length": recipe.data.max_prompt_length,
         "max_length": recipe.data.max_length,
     }
-    return RAHFConfig(**{"report_to": "none", **method, **lengths, **recipe.training})
+    return RAHFConfig(**{**QUIET_DEFAULTS, **method, **lengths, **recipe.training})
 
 
 def save_log(trainer: AdapterTrainer) -> dict[str, Any]:

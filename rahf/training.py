@@ -7,6 +7,7 @@ split over rows, gradient accumulation and ranks. Knows transformers' Trainer; k
 
 import logging
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ class ItemLoss(NamedTuple):
     row: Tensor  # index of each row in the data set
 
 
-class AdapterTrainer(Trainer):
+class AdapterTrainer(Trainer, ABC):
     """Trainer of the adapter `default` of a PEFT model. A subclass says what an item is and what it
     costs.
     """
@@ -58,13 +59,13 @@ class AdapterTrainer(Trainer):
         # Losses below are divided by the items of the whole accumulated batch already.
         self.model_accepts_loss_kwargs = True
 
+    @abstractmethod
     def count_items(self, batch: dict[str, Any]) -> int:
         """Number of items over which the loss of `batch` is averaged."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what an item is")
 
+    @abstractmethod
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
         """Loss of `batch` under `model`, which may be wrapped."""
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def _run_epoch(self, *args, **kwargs):
         # A run killed after its last checkpoint is complete; the Trainer would make one step more

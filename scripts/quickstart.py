@@ -14,9 +14,10 @@ FOLDER = Path("recipes/smollm2-135m")
 
 
 def main() -> None:
-    runs = {name: checked_recipe(FOLDER / f"{name}.yaml") for name in ("warm", "sour")}
-    for recipe in runs.values():
-        run_pipeline(recipe, quiet=True)
+    runs = {}
+    for name in ("warm", "sour"):  # sour reads the directions that warm has fitted
+        runs[name] = checked_recipe(FOLDER / f"{name}.yaml")
+        run_pipeline(runs[name], quiet=True)
     metrics = {name: read_json(recipe.output_dir / METRICS_FILE) for name, recipe in runs.items()}
     models = {name: row for name, row in metrics["warm"]["models"].items() if name != "policy"}
     models |= {f"policy {name}": metrics[name]["models"]["policy"] for name in runs}

@@ -31,7 +31,7 @@ LEVELS = (
     ("recipe", "alignment", "training"),
     ("teachers", "evaluation"),
     ("trainer", "loading", "report"),
-    ("pipeline",),
+    ("pipeline", "plan"),
     ("cli",),
     ("__main__",),
 )

@@ -373,7 +373,9 @@ def test_a_random_side_is_drawn_anew_in_every_epoch_of_a_run(family, tmp_path):
     collate = trainer.data_collator
     trainer.data_collator = lambda items: seen.extend(items) or collate(items)
     trainer.train()
-    drawn = [{item["row"]: item["chosen"] for item in seen[start : start + 6]} for start in (0, 6, 12)]
+    drawn = [
+        {item["row"]: item["chosen"] for item in seen[start : start + 6]} for start in (0, 6, 12)
+    ]
     responses = trainer.train_dataset
     for epoch, sides in enumerate(drawn):
         responses.set_epoch(epoch)

@@ -78,7 +78,9 @@ def resident(
     share = 1 / launch.processes
     if launch.shards_parameters and not formats.bits:
         held = 0 if launch.offloads_parameters else held * share
-        held += gathered(decoder, launch) * (formats.product if formats.autocast else formats.weight)
+        held += gathered(decoder, launch) * (
+            formats.product if formats.autocast else formats.weight
+        )
     # Half-precision adapters (DeepSpeed's own 16-bit mode) have float32 masters in the optimiser.
     state = formats.optimiser + (4 if formats.adapter < 4 else 0)
     gradients, optimiser = trained * formats.adapter, trained * state
@@ -163,12 +165,14 @@ def _attention_saved(decoder: Decoder, formats: Formats, width: float) -> float:
     query, key = decoder.q_width, decoder.q_width
     if formats.attention == "flash":
         key = decoder.kv_width
-    states = query + 2 * key
-    if decoder.family == "gpt_neox":
-        states += 2 * query  # queries and keys are rotated beside the fused projection
-    kept = states * formats.product
+    kept = (query + 2 * key) * formats.product
     if formats.attention == "eager":
-        return kept + decoder.heads * width * (4 if formats.product == 4 else 6)
+        weight = 4 if formats.product == 4 else 6  # in float32, and again in the format of values
+        weight += 4 if decoder.softcap else 0
+        return kept + decoder.heads * width * weight
+    if decoder.family == "gpt_neox":
+        # Queries and keys are rotated beside the fused projection, which the values keep whole.
+        kept += 2 * query * formats.product
     kept += query * formats.product + 4 * decoder.heads
     return kept + (width * formats.product if formats.attention == "sdpa" else 0)
 
@@ -194,7 +198,8 @@ def _lora_saved(lora: Lora, formats: Formats) -> float:
             inputs += sum(linear.inputs for linear in lora.targets) * _dropout_mask(formats)
         return middle + inputs
     shared = {_input_of(linear): linear.inputs for linear in lora.targets}
-    shared.pop("attention", None)  # kept as the output of attention already
+    if formats.attention != "eager":
+        shared.pop("attention", None)  # kept as the output of attention already
     return middle + sum(shared.values()) * number
 
 

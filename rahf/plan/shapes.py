@@ -43,6 +43,7 @@ class Decoder(NamedTuple):
     rms: bool  # RMS norms (a weight) or layer norms (a weight and a bias)
     activation: str
     dropouts: int  # dropouts of d_model wide outputs in a block, active in training
+    softcap: bool = False  # attention's scores pass through a tanh
     parallel: bool = False  # the MLP reads what attention reads, not what attention adds to
 
     @property
@@ -163,6 +164,7 @@ def _llama_like(config: Mapping[str, Any]) -> Decoder:
         rms=True,
         activation="silu",
         dropouts=0,
+        softcap=config["model_type"] == "gemma2",
     )
 
 
@@ -247,9 +249,7 @@ DEFAULT_TARGETS = {
 }
 
 
-def read_lora(
-    decoder: Decoder, rank: int, dropout: float, modules: list[str] | str | None
-) -> Lora:
+def read_lora(decoder: Decoder, rank: int, dropout: float, modules: list[str] | str | None) -> Lora:
     """The LoRA of a recipe on a decoder; names are matched as PEFT does, a text is a pattern.
 
     Raises:

@@ -80,7 +80,7 @@ def first_block_backward(decoder: Decoder, lora: Lora, made: Pass) -> float:
     below the lowest adapter is left out.
     """
     flops = _Gradients(lora, made.tokens)
-    reached = {feeds: False for feeds in ("q", "k", "v")}
+    reached = dict.fromkeys(("q", "k", "v"), False)
     for linear in decoder.linears:
         if linear.feeds in ("q", "k", "v", "qkv"):
             fed = flops.through(linear, False)

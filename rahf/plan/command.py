@@ -1,0 +1,109 @@
+"""`rahf plan`: from a recipe, an accelerate configuration and a device to the text of the plan.
+
+Reads the model's config.json and counts rows; loads neither weights nor torch.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rahf.plan.launch import read_launch
+from rahf.plan.lengths import LENGTHS_FILE, Lengths, bounds, count_rows, read_measured
+from rahf.plan.passes import Case
+from rahf.plan.report import refusal, report
+from rahf.plan.shapes import Decoder, read_decoder
+from rahf.recipe.reading import Recipe
+from rahf.recipe.validation import is_local
+
+
+class PlanOptions(NamedTuple):
+    """What the command line says beside the recipe."""
+
+    accelerate_config: str | None = None
+    num_processes: int | None = None
+    device_memory: float | None = None  # GiB
+    rows: int | None = None
+    mean_tokens: float | None = None
+    model_config: Path | None = None
+
+
+class DoesNotFitError(ValueError):
+    """The plan needs more memory than the device has."""
+
+
+def plan(recipe: Recipe, options: PlanOptions) -> tuple[str, DoesNotFitError | None]:
+    """The text, and the refusal where a device is given that the recipe does not fit."""
+    case, told = case_of(recipe, options)
+    wrong = refusal(case, options.device_memory) if options.device_memory is not None else None
+    return report(case, told), DoesNotFitError(wrong) if wrong else None
+
+
+def case_of(recipe: Recipe, options: PlanOptions) -> tuple[Case, str]:
+    """What is planned, and where the lengths of its rows come from."""
+    launch = read_launch(options.accelerate_config, options.num_processes, recipe.training)
+    decoder = model_decoder(recipe, options.model_config)
+    recipe = _with_stored_dtype(recipe, options.model_config)
+    lengths, rows, told = _lengths(recipe, options)
+    return Case(recipe, decoder, launch, lengths, rows), told
+
+
+def model_decoder(recipe: Recipe, given: Path | None = None) -> Decoder:
+    """The decoder of the recipe's model, or of the config.json given in its place."""
+    path = _config_path(recipe, given)
+    return read_decoder(_read_json(path), str(path))
+
+
+def _config_path(recipe: Recipe, given: Path | None) -> Path:
+    if given is not None:
+        return given
+    name = recipe.model.model_name_or_path
+    if is_local(name):
+        return Path(name) / "config.json"
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=recipe.model.model_revision))
+    except OSError as error:  # also those of the Hub and of the connection
+        raise ValueError(
+            f"the config.json of {name} cannot be had from the Hub ({error}): give one with "
+            "--model_config FILE"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON") from error
+
+
+def _with_stored_dtype(recipe: Recipe, given: Path | None) -> Recipe:
+    """`dtype: auto` is the format that config.json names."""
+    if recipe.model.dtype != "auto":
+        return recipe
+    config = _read_json(_config_path(recipe, given))
+    config = config.get("text_config") or config
+    stored = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return replace(recipe, model=replace(recipe.model, dtype=stored))
+
+
+def _lengths(recipe: Recipe, options: PlanOptions) -> tuple[Lengths, int | None, str]:
+    measured = read_measured(recipe, options.mean_tokens)
+    if measured is not None:
+        lengths, rows = measured
+        told = f"measured ({recipe.output_dir / LENGTHS_FILE})"
+    else:
+        lengths, rows = bounds(recipe, options.mean_tokens), None
+        data = recipe.data
+        told = (
+            f"upper bounds (max_prompt_length {data.max_prompt_length}, max_length "
+            f"{data.max_length}): `rahf prepare` measures them, --mean_tokens sets them"
+        )
+    if options.mean_tokens is not None:
+        told = f"{options.mean_tokens:g} tokens a row (--mean_tokens); memory: {told}"
+    if options.rows is not None:
+        rows = options.rows
+    elif rows is None:
+        rows = count_rows(recipe)
+    return lengths, rows, told

@@ -1,0 +1,156 @@
+"""How a run is spread over processes, read from an accelerate configuration without accelerate.
+
+Knows the keys that decide where weights, gradients and optimiser state are; no recipe, no model.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+FOLDER = Path("accelerate_configs")
+
+
+class Launch(NamedTuple):
+    """The engine under a run."""
+
+    engine: str = "single"  # single, ddp, zero2, zero3 or fsdp2
+    processes: int = 1
+    offloads_parameters: bool = False  # frozen and trained weights stand in the host's memory
+    offloads_optimiser: bool = False
+    mixed_precision: str = "no"  # no, bf16 or fp16
+    cpu: bool = False
+    checkpoints_activations: bool = False  # asked of the engine and not by the recipe
+
+    @property
+    def shards_parameters(self) -> bool:
+        return self.engine in ("zero3", "fsdp2") and self.processes > 1
+
+    @property
+    def shards_gradients(self) -> bool:
+        return self.engine in ("zero2", "zero3", "fsdp2") and self.processes > 1
+
+    @property
+    def casts_weights(self) -> bool:
+        """Whether mixed precision makes all weights 16 bits wide (DeepSpeed) in place of
+        autocast.
+        """
+        return self.engine in ("zero2", "zero3")
+
+    def told(self) -> str:
+        offloaded = [
+            name
+            for name, moved in (
+                ("parameters", self.offloads_parameters),
+                ("optimiser", self.offloads_optimiser),
+            )
+            if moved
+        ]
+        count = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{self.engine}, {count}" + (
+            f", offloaded: {', '.join(offloaded)}" * bool(offloaded)
+        )
+
+
+def read_launch(
+    name: str | None, processes: int | None = None, training: Mapping[str, Any] | None = None
+) -> Launch:
+    """The launch of an accelerate configuration: a file, or NAME of accelerate_configs/NAME.yaml.
+
+    Args:
+        processes: in place of the file's own number.
+        training: TrainingArguments keys of the recipe, whose `deepspeed` or `fsdp` choose the
+            engine where no configuration is named.
+
+    Raises:
+        ValueError: no such file; an engine that is not known here; fewer than one process.
+    """
+    if processes is not None and processes < 1:
+        raise ValueError(f"--num_processes {processes}: give at least 1")
+    config = _read(_found(name)) if name else _of_training(training or {})
+    number = processes if processes is not None else int(config.get("num_processes") or 1)
+    launch = _launch(config, number, name or "the recipe")
+    return launch._replace(engine="single") if number == 1 and launch.engine == "ddp" else launch
+
+
+def _found(name: str) -> Path:
+    given = Path(name)
+    path = given if given.is_file() else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+        there = f"in {FOLDER} are {', '.join(known)}" if known else f"there is no folder {FOLDER}"
+        raise ValueError(f"--accelerate_config {name}: is no file, nor is {path}; {there}")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: an accelerate configuration is a mapping of keys to values")
+    return config
+
+
+def _of_training(training: Mapping[str, Any]) -> dict[str, Any]:
+    if training.get("fsdp"):
+        return {"distributed_type": "FSDP", "fsdp_config": training.get("fsdp_config") or {}}
+    given = training.get("deepspeed")
+    if given is None:
+        # As `accelerate launch --num_processes N` without a configuration.
+        return {"distributed_type": "MULTI_GPU", "use_cpu": training.get("use_cpu", False)}
+    return {"distributed_type": "DEEPSPEED", "deepspeed_config": _of_deepspeed(given)}
+
+
+def _of_deepspeed(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's own JSON in the words of accelerate."""
+    whole = json.loads(Path(given).read_text(encoding="utf-8")) if isinstance(given, str) else given
+    zero = whole.get("zero_optimization", {})
+    return {
+        "zero_stage": zero.get("stage", 0),
+        "offload_param_device": zero.get("offload_param", {}).get("device", "none"),
+        "offload_optimizer_device": zero.get("offload_optimizer", {}).get("device", "none"),
+    }
+
+
+def _launch(config: Mapping[str, Any], processes: int, source: str) -> Launch:
+    kind = str(config.get("distributed_type", "NO"))
+    common = Launch(
+        processes=processes,
+        mixed_precision=str(config.get("mixed_precision", "no")),
+        cpu=bool(config.get("use_cpu", False)),
+    )
+    if kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        return common._replace(engine="ddp" if processes > 1 else "single")
+    if kind == "DEEPSPEED":
+        zero = config.get("deepspeed_config") or {}
+        if zero.get("deepspeed_config_file"):
+            zero = _of_deepspeed(zero["deepspeed_config_file"])
+        stage = int(zero.get("zero_stage", 2))
+        return common._replace(
+            engine={0: "ddp", 3: "zero3"}.get(stage, "zero2"),
+            offloads_parameters=_moved(zero, "offload_param_device"),
+            offloads_optimiser=_moved(zero, "offload_optimizer_device"),
+        )
+    if kind == "FSDP":
+        fsdp = config.get("fsdp_config") or {}
+        offloads = bool(fsdp.get("fsdp_offload_params", False))
+        # Weights that are not released after the forward are whole for the rest of the step.
+        keeps = fsdp.get("fsdp_reshard_after_forward", True) in (False, "SHARD_GRAD_OP", "NO_SHARD")
+        return common._replace(
+            engine="zero2" if keeps else "fsdp2",
+            offloads_parameters=offloads,
+            offloads_optimiser=offloads,
+            checkpoints_activations=bool(fsdp.get("fsdp_activation_checkpointing", False)),
+        )
+    raise ValueError(
+        f"{source}: distributed_type {kind} is not known to the plan; it knows NO, MULTI_GPU, "
+        "MULTI_CPU, DEEPSPEED and FSDP"
+    )
+
+
+def _moved(zero: Mapping[str, Any], key: str) -> bool:
+    return str(zero.get(key) or "none") != "none"

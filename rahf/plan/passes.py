@@ -1,0 +1,273 @@
+"""The stages of a recipe as passes through the decoder: who says which rows, how deep, how often.
+
+The same passes as in `teachers.py` and `alignment.py`, told without torch; a test holds the two
+together. Knows recipes; knows no FLOPs and no bytes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rahf.config import TEACHERS
+from rahf.plan.launch import Launch
+from rahf.plan.lengths import Extent, Lengths
+from rahf.plan.shapes import Decoder, Lora, read_lora
+from rahf.plan.work import Pass
+from rahf.recipe.layers import resolve_layers
+from rahf.recipe.reading import Recipe
+
+SIDES = {"chosen": ("chosen",), "rejected": ("rejected",)}
+BOTH = ("chosen", "rejected")
+
+EVAL_BATCH = TRAIN_BATCH = 8
+"""Rows of a batch by transformers' defaults."""
+
+Extents = Callable[[str, tuple[str, ...], int | None, int], Extent]
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that a plan is made of."""
+
+    recipe: Recipe
+    decoder: Decoder
+    launch: Launch
+    lengths: Lengths
+    rows: int | None  # training rows; None: not known
+    early_exit: bool = True  # False: blocks above the top target layer are computed
+
+    @property
+    def lora(self) -> Lora:
+        model = self.recipe.model
+        return read_lora(self.decoder, model.lora_r, model.lora_dropout, model.lora_target_modules)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return resolve_layers(self.recipe.method.target_layers, self.decoder.layers)
+
+    @property
+    def top(self) -> int:
+        """Blocks up to the top target layer, that one included."""
+        return self.layers[-1] + 1
+
+
+class Stage(NamedTuple):
+    """One stage: its passes in one process for one batch, and how many such batches there are."""
+
+    name: str
+    steps: int | None  # None: the number of rows would have to be known
+    batches: int  # a step and process
+    usual: tuple[Pass, ...]  # with rows of the usual length, for work
+    longest: tuple[Pass, ...]  # with the longest rows, for memory
+    adapted: int  # LoRA blocks on the model, all adapters together
+    trained: int  # LoRA blocks that are trained
+    full: int  # parameters of teachers that are models of their own
+
+
+def stages_of(case: Case) -> tuple[Stage, ...]:
+    """The stages of the recipe that a model is run in, evaluation left out."""
+    made = []
+    for name in case.recipe.stages:
+        if name in TEACHERS[case.recipe.method.method]:
+            made.append(_teacher(case, name))
+        elif name == "directions":
+            made.append(_directions(case))
+        elif name == "alignment":
+            made.append(_alignment(case))
+    return tuple(made)
+
+
+def _teacher(case: Case, name: str) -> Stage:
+    training = case.recipe.teacher_training
+    batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
+
+    def passes(extents: Extents) -> tuple[Pass, ...]:
+        if name == "contrast":
+            # Both responses, each under the instruction that fits and under the other one.
+            count, extent = 4 * batch, extents("positive_prompt", BOTH, None, 4 * batch)
+        else:
+            side = {"positive": "chosen", "negative": "rejected"}[name]
+            count, extent = batch, extents("prompt", (side,), None, batch)
+        width, response = extent
+        layers = case.decoder.layers
+        return (Pass(name, count, width, layers, True, True, response, response),)
+
+    layers = case.decoder.layers
+    return _stage(case, name, training, _stage_rows(case), batch, passes, layers, layers, 0)
+
+
+def _directions(case: Case) -> Stage:
+    """Frozen passes of the positive and the negative view over a sample of the responses."""
+    training, method = case.recipe.training, case.recipe.method
+    batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
+    responses = _responses(case)
+    if responses is not None:
+        shared = ceil(min(method.mean_responses, responses) / case.launch.processes)
+        training = {"max_steps": ceil(shared / batch)}
+    else:
+        shared = ceil(method.mean_responses / case.launch.processes)
+        training = {"max_steps": ceil(shared / batch)}
+
+    def passes(extents: Extents) -> tuple[Pass, ...]:
+        return tuple(_states(case, view, batch, extents) for view in ("positive", "negative"))
+
+    adapters, full = _teachers_held(case, both=True)
+    return _stage(
+        case, "directions", training, responses, batch, passes, case.top + adapters, 0, full
+    )
+
+
+def _alignment(case: Case) -> Stage:
+    training, method = case.recipe.training, case.recipe.method
+    batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
+    per_token = method.shift == "token" and method.method != "direction"
+    # DUAL's positive view is its reference where the policy starts from the positive teacher.
+    views = ["positive", "negative"] if per_token else []
+    if method.method == "dual" and method.reference == "positive":
+        views = views[1:]
+
+    def passes(extents: Extents) -> tuple[Pass, ...]:
+        frozen = [_states(case, view, batch, extents) for view in ("reference", *views)]
+        return (*frozen, _states(case, "policy", batch, extents), *_held_out(case, extents))
+
+    adapters, full = _teachers_held(case, both=per_token)
+    policy = case.top if method.reference == "base" else case.decoder.layers
+    return _stage(
+        case,
+        "alignment",
+        training,
+        _responses(case),
+        batch,
+        passes,
+        policy + adapters,
+        case.top,
+        full,
+    )
+
+
+def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
+    """A pass that reads hidden states: of the policy, the reference, or a view."""
+    method = case.recipe.method
+    view = "prompt"
+    if name in ("positive", "negative") and method.method in ("scit", "lorra"):
+        view = f"{name}_prompt"
+    sides = SIDES.get(method.response_source, BOTH)
+    cut = method.max_response_tokens
+    width, response = extents(view, sides, cut, batch)
+    tail = method.tail_tokens if method.positions == "response_and_tail" else 0
+    recorded = response + tail
+    plain = name in ("reference", "policy")
+    rows = batch
+    if plain and _retains(case):
+        # A retained text beside every response, padded to the same width.
+        rows, width = 2 * batch, max(width, method.retain_tokens)
+        recorded = (recorded + method.retain_tokens) / 2
+    scored = _scored(case, name, response)
+    depth = case.decoder.layers if scored or not case.early_exit else case.top
+    adapted = {
+        "policy": True,
+        "reference": method.reference != "base",
+    }.get(name, method.method != "lorra")
+    return Pass(
+        name,
+        rows,
+        width,
+        depth,
+        adapted,
+        name == "policy",
+        columns=scored or 1,
+        scored=scored,
+        recorded=recorded * len(case.layers),
+    )
+
+
+def _scored(case: Case, name: str, response: float) -> float:
+    """Tokens of a row whose logits the KL or SFT term reads."""
+    method = case.recipe.method
+    if name not in ("reference", "policy"):
+        return 0
+    if method.kl_weight:
+        return method.retain_tokens if method.kl_rows == "retain" else response
+    return response if method.sft_weight and name == "policy" else 0
+
+
+def _retains(case: Case) -> bool:
+    method = case.recipe.method
+    return bool(method.retain_weight or (method.kl_weight and method.kl_rows == "retain"))
+
+
+def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:
+    """Both sides of the held-out pairs at the end of the alignment, for the preference accuracy."""
+    if case.recipe.data.dataset_test_split is None:
+        return ()
+    rows = 2 * case.recipe.training.get("per_device_eval_batch_size", EVAL_BATCH)
+    width, response = extents("prompt", BOTH, None, rows)
+    depth = case.decoder.layers
+    return (Pass("held-out", rows, width, depth, True, False, response, response, counted=False),)
+
+
+def _teachers_held(case: Case, both: bool) -> tuple[int, int]:
+    """LoRA blocks of the teachers on the model, and parameters of teachers that are full models."""
+    method = case.recipe.method
+    named = set(TEACHERS[method.method]) if both else set()
+    named |= {method.reference} - {"base"}
+    given = [getattr(case.recipe.teachers, name) for name in named]
+    full = sum(path is not None and _is_model(path) for path in given)
+    decoder = case.decoder
+    parameters = decoder.embedding_parameters + case.top * decoder.block_parameters
+    return (len(named) - full) * decoder.layers, full * parameters
+
+
+def _is_model(path: str) -> bool:
+    return (Path(path) / "config.json").is_file() and not (
+        Path(path) / "adapter_config.json"
+    ).is_file()
+
+
+def _stage_rows(case: Case) -> int | None:
+    """Pairs that one stage is trained on."""
+    halved = case.recipe.data.split_between_stages
+    return case.rows // 2 if halved and case.rows is not None else case.rows
+
+
+def _responses(case: Case) -> int | None:
+    rows = _stage_rows(case)
+    per_pair = 2 if case.recipe.method.response_source == "both" else 1
+    return None if rows is None else rows * per_pair
+
+
+def _stage(
+    case: Case,
+    name: str,
+    training: dict[str, Any],
+    items: int | None,
+    batch: int,
+    passes: Callable[[Extents], tuple[Pass, ...]],
+    adapted: int,
+    trained: int,
+    full: int,
+) -> Stage:
+    lengths = case.lengths
+
+    def longest(view: str, sides: tuple[str, ...], cut: int | None, _: int) -> Extent:
+        return lengths.longest(view, sides, cut)
+
+    batches = training.get("gradient_accumulation_steps", 1)
+    steps = steps_of(training, items, batch, case.launch.processes)
+    usual = tuple(made for made in passes(lengths.usual) if made.counted)
+    return Stage(name, steps, batches, usual, passes(longest), adapted, trained, full)
+
+
+def steps_of(training: dict[str, Any], items: int | None, batch: int, processes: int) -> int | None:
+    """Optimiser steps, counted as transformers does: the last, smaller batch is a batch, the last,
+    smaller accumulation a step. None where the number of items decides and is not known.
+    """
+    if training.get("max_steps", -1) > 0:
+        return training["max_steps"]
+    if items is None:
+        return None
+    batches = ceil(ceil(items / batch) / processes)
+    updates = max(1, ceil(batches / training.get("gradient_accumulation_steps", 1)))
+    return ceil(training.get("num_train_epochs", 3) * updates)

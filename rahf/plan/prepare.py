@@ -1,0 +1,60 @@
+"""Data preparation apart from training: rows into the cache, their lengths into the output folder.
+
+Ranks of a later run find the rows and wait for none that tokenises; `rahf plan` reads the lengths.
+"""
+
+import json
+import time
+
+import pyarrow.compute as arrow
+from datasets import Dataset
+
+from rahf.artifacts import write_text
+from rahf.loading import load_tokenizer, tokenized_split
+from rahf.plan.lengths import LENGTHS_FILE, settings_of
+from rahf.recipe.reading import Recipe
+
+SAMPLE = 1000
+"""Rows whose lengths are kept: evenly over their ranks by length, the longest among them."""
+
+
+def prepare(recipe: Recipe) -> str:
+    """Tokenise every split of the recipe into the cache; says where that is and how long it took,
+    a split a line.
+    """
+    tokenizer, lines = load_tokenizer(recipe), []
+    train = recipe.data.dataset_train_split
+    for split in filter(None, (train, recipe.data.dataset_test_split)):
+        started = time.perf_counter()
+        rows, _ = tokenized_split(recipe, tokenizer, split)
+        seconds = time.perf_counter() - started
+        lines.append(f"{split}: {len(rows):,} rows in {seconds:.1f} s, {_place(rows)}")
+        if split == train:
+            path = recipe.output_dir / LENGTHS_FILE
+            write_text(path, lengths_text(recipe, rows))
+            lines.append(f"{split}: lengths for `rahf plan` in {path}")
+    return "\n".join(lines)
+
+
+def _place(rows: Dataset) -> str:
+    files = sorted({file["filename"] for file in rows.cache_files})
+    return f"in {', '.join(files)}" if files else "in memory"
+
+
+def lengths_text(recipe: Recipe, rows: Dataset) -> str:
+    """The file that `rahf plan` reads: settings, number of rows, lengths of a sample of them."""
+    columns = [name for name in rows.column_names if name.endswith("_ids")]
+    table = rows.with_format("arrow")[:]
+    lengths = [arrow.list_value_length(table[name]).to_pylist() for name in columns]
+    ordered = sorted(zip(*lengths, strict=True), key=lambda row: (sum(row), row))
+    last = len(ordered) - 1
+    kept = min(SAMPLE, len(ordered))
+    sample = [ordered[round(last * rank / max(1, kept - 1))] for rank in range(kept)]
+    return json.dumps(
+        {
+            "settings": settings_of(recipe),
+            "rows": len(rows),
+            "columns": [name.removesuffix("_ids") for name in columns],
+            "sample": sample,
+        }
+    )

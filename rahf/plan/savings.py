@@ -1,0 +1,192 @@
+"""Settings that change what a case costs: each on its own, and those that make it fit.
+
+Knows recipes and launches; what a setting saves is estimated anew, never computed here.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import reduce
+from typing import Any, NamedTuple
+
+from rahf.plan.estimate import StagePlan, estimate
+from rahf.plan.passes import EVAL_BATCH, TRAIN_BATCH, Case
+
+MOST_PROCESSES = 4096
+
+
+class Setting(NamedTuple):
+    """A change of a case, in the words of a recipe or of the command line."""
+
+    kind: str  # of two settings of a kind only one can be made
+    told: str
+    made: Callable[[Case], Case]
+
+
+def changes(case: Case) -> list[Setting]:
+    """Every saving, turned: made where it is not, left where it is."""
+    method, model = case.recipe.method, case.recipe.model
+    found = []
+    if case.early_exit and case.top < case.decoder.layers:
+        told = f"without early exit after block {case.top - 1} of 0-{case.decoder.layers - 1}"
+        found.append(Setting("depth", told, lambda case: replace(case, early_exit=False)))
+    found.append(_checkpointing(not _checkpoints(case)))
+    if method.method != "direction":
+        found.append(_shift("mean" if method.shift == "token" else "token"))
+    found.append(_half() if model.dtype == "float32" else _single())
+    if not (model.load_in_8bit or model.load_in_4bit):
+        found += [_quantised(8), _quantised(4)]
+    if _largest_batch(case) > 1:
+        found.append(_small_batches())
+    engines = ("ddp", "zero2", "zero3", "fsdp2") if case.launch.processes > 1 else ()
+    return found + [
+        _engine(name, case.launch.processes) for name in engines if name != case.launch.engine
+    ]
+
+
+def fitting(case: Case, device_bytes: float) -> tuple[list[Setting], float] | None:
+    """The fewest settings with which every stage fits, the cheaper ones first, and the bytes of
+    the largest stage then; None where none of them is enough.
+    """
+    for chosen in _remedies(case):
+        changed = reduce(lambda made, setting: setting.made(made), chosen, case)
+        most = largest(estimate(changed))
+        if most <= device_bytes:
+            return chosen, most
+    return None
+
+
+def largest(plan: tuple[StagePlan, ...]) -> float:
+    """Bytes of the stage that needs most."""
+    return max(stage.total for stage in plan)
+
+
+def _remedies(case: Case) -> Iterator[list[Setting]]:
+    own = [_small_evaluation()]
+    if not _checkpoints(case):
+        own.append(_checkpointing(True))
+    if _largest_batch(case) > 1:
+        own.append(_small_batches())
+    if case.recipe.model.dtype == "float32":
+        own.append(_half())
+    launch, model = case.launch, case.recipe.model
+    quantised = model.load_in_8bit or model.load_in_4bit
+    offered = list(own)
+    if launch.processes > 1 and not launch.shards_parameters and not quantised:
+        offered += [_engine(name, launch.processes) for name in ("fsdp2", "zero3")]
+    if not quantised and not launch.shards_parameters and not launch.cpu:
+        offered += [_quantised(8), _quantised(4)]
+    for count in range(1, 5):
+        for chosen in itertools.combinations(offered, count):
+            if len({setting.kind for setting in chosen}) == count:
+                yield list(chosen)
+    if quantised:
+        return
+    processes = 2 * launch.processes
+    while processes <= MOST_PROCESSES:
+        yield [_engine("fsdp2", processes)]
+        yield [*own, _engine("fsdp2", processes)]
+        processes *= 2
+
+
+def _checkpoints(case: Case) -> bool:
+    training = case.recipe.training
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    return any(training.get(name) for name in names) or case.launch.checkpoints_activations
+
+
+def _largest_batch(case: Case) -> int:
+    given = (case.recipe.training, case.recipe.teacher_training)
+    return max(training.get("per_device_train_batch_size", TRAIN_BATCH) for training in given)
+
+
+def _keyed(case: Case, **sections: dict[str, Any]) -> Case:
+    """The case with keys of its recipe set anew; those of `training` in the teachers' own too."""
+    recipe = case.recipe
+    for name in ("model", "method"):
+        if name in sections:
+            recipe = replace(recipe, **{name: replace(getattr(recipe, name), **sections[name])})
+    if "training" in sections:
+        recipe = replace(
+            recipe,
+            training=recipe.training | sections["training"],
+            teachers_training=recipe.teachers_training | sections["training"],
+        )
+    return replace(case, recipe=recipe)
+
+
+def _checkpointing(on: bool) -> Setting:
+    def made(case: Case) -> Case:
+        keys = {"activation_checkpointing": on, "gradient_checkpointing": on}
+        launch = case.launch._replace(checkpoints_activations=False)
+        return _keyed(replace(case, launch=launch), training=keys)
+
+    return Setting("activations", f"activation_checkpointing: {str(on).lower()}", made)
+
+
+def _shift(kind: str) -> Setting:
+    return Setting("shift", f"shift: {kind}", lambda case: _keyed(case, method={"shift": kind}))
+
+
+def _half() -> Setting:
+    def made(case: Case) -> Case:
+        return _keyed(case, model={"dtype": "bfloat16"}, training={"bf16": True, "fp16": False})
+
+    return Setting("dtype", "dtype: bfloat16 with bf16: true", made)
+
+
+def _single() -> Setting:
+    def made(case: Case) -> Case:
+        case = replace(case, launch=case.launch._replace(mixed_precision="no"))
+        return _keyed(case, model={"dtype": "float32"}, training={"bf16": False, "fp16": False})
+
+    return Setting("dtype", "dtype: float32 with bf16: false", made)
+
+
+def _quantised(bits: int) -> Setting:
+    def made(case: Case) -> Case:
+        return _keyed(_half().made(case), model={f"load_in_{bits}bit": True})
+
+    return Setting("dtype", f"load_in_{bits}bit: true with bf16: true", made)
+
+
+def _small_batches() -> Setting:
+    """One row a batch, and as many accumulated as there were: the same step."""
+
+    def made(case: Case) -> Case:
+        recipe = case.recipe
+        return replace(
+            case,
+            recipe=replace(
+                recipe,
+                training=recipe.training | _accumulated(recipe.training),
+                teachers_training=recipe.teachers_training | _accumulated(recipe.teacher_training),
+            ),
+        )
+
+    told = "per_device_train_batch_size: 1 with gradient_accumulation_steps for the rest"
+    return Setting("batch", told, made)
+
+
+def _accumulated(training: dict[str, Any]) -> dict[str, int]:
+    batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
+    return {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": batch * training.get("gradient_accumulation_steps", 1),
+    }
+
+
+def _small_evaluation() -> Setting:
+    def made(case: Case) -> Case:
+        size = case.recipe.training.get("per_device_eval_batch_size", EVAL_BATCH)
+        return _keyed(case, training={"per_device_eval_batch_size": min(1, size)})
+
+    return Setting("evaluation", "per_device_eval_batch_size: 1", made)
+
+
+def _engine(name: str, processes: int) -> Setting:
+    def made(case: Case) -> Case:
+        return replace(case, launch=case.launch._replace(engine=name, processes=processes))
+
+    flags = f"--accelerate_config {name} --num_processes {processes}"
+    return Setting("engine", flags, made)
