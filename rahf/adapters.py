@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
 from rahf.capture import find_blocks
 
@@ -117,8 +118,8 @@ def add_teachers(
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether `folder` holds a PEFT adapter rather than a full model."""
-    return (Path(folder) / "adapter_config.json").exists()
+    """Whether `folder`, or the repository of that name, holds an adapter and no full model."""
+    return find_adapter_config_file(str(folder)) is not None
 
 
 def load_blocks(folder: str | Path, depth: int, **loading) -> PreTrainedModel:

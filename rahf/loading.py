@@ -43,8 +43,8 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     )
 
 
-def load_base(recipe: Recipe) -> PreTrainedModel:
-    """The base in the format the recipe asks for, on the device of this process."""
+def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel:
+    """The base, or the model `name`, as the recipe asks for, on the device of this process."""
     model = recipe.model
     options: dict[str, Any] = {
         "dtype": model.dtype,
@@ -63,7 +63,8 @@ def load_base(recipe: Recipe) -> PreTrainedModel:
         options["device_map"] = {"": PartialState().local_process_index}
     sharded = recipe.training.get("deepspeed") or recipe.training.get("fsdp")
     placed = sharded or "device_map" in options
-    return base_model(model.model_name_or_path, options, None if placed else PartialState().device)
+    name = str(name or model.model_name_or_path)
+    return base_model(name, options, None if placed else PartialState().device)
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:

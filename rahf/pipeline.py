@@ -6,13 +6,14 @@ builds, runs and saves.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from torch import nn
 from transformers import TrainingArguments
 
 from rahf.adapters import POLICY, frozen_pass, is_adapter
@@ -205,23 +206,12 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
 
 
 def run_evaluation(recipe: Recipe) -> dict[str, Any]:
-    """Measure base, teachers and policy on the same held-out data, as adapters of one model."""
+    """Measure base, teachers and policy on the same held-out data."""
     tokenizer, folder = load_tokenizer(recipe), stage_folder(recipe, "evaluation")
     prompts, held_out = held_out_of(recipe, tokenizer)
-    model = PeftModel.from_pretrained(load_base(recipe), recipe.output_dir)
-    adapters = (
-        {"base": None, "policy": POLICY}
-        if "base" in recipe.evaluation.models
-        else {"policy": POLICY}
-    )
-    if "teachers" in recipe.evaluation.models:
-        for name, path in filter(lambda item: is_adapter(item[1]), teachers_of(recipe).items()):
-            model.load_adapter(str(path), adapter_name=name)
-            adapters[name] = name
     models, answers = {}, {}
-    for name in sorted(adapters, key=["base", "positive", "negative", "contrast", "policy"].index):
-        with frozen_pass(model, adapters[name]):
-            measured, answers[name] = measure(model, tokenizer, held_out, name)
+    for name, model in models_to_measure(recipe):
+        measured, answers[name] = measure(model, tokenizer, held_out, name)
         models[name] = measured.as_dict()
     if PartialState().is_main_process:
         metrics = read_json(recipe.output_dir / METRICS_FILE) | {"models": models}
@@ -233,6 +223,25 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
         ]
         write_lines(folder / ANSWERS_FILE, shown)
     return {}
+
+
+def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
+    """The rows of the table, one after the other: adapters of one base, or full models by turns."""
+    wanted = recipe.evaluation.models
+    model = PeftModel.from_pretrained(load_base(recipe), recipe.output_dir)
+    if "base" in wanted:
+        with frozen_pass(model, None):
+            yield "base", model
+    for name, path in teachers_of(recipe).items() if "teachers" in wanted else ():
+        if is_adapter(path):
+            model.load_adapter(str(path), adapter_name=name)
+            with frozen_pass(model, name):
+                yield name, model
+        else:
+            yield name, load_base(recipe, path)
+    if "policy" in wanted:
+        with frozen_pass(model, POLICY):
+            yield "policy", model
 
 
 def alignment_arguments(recipe: Recipe) -> RAHFConfig:

@@ -155,6 +155,17 @@ def test_given_teachers_are_used_and_not_trained(recipe_file, family):
     assert not Path("out/teachers").exists()
 
 
+def test_a_full_model_may_teach_and_stands_in_the_table(recipe_file, family):
+    given = {
+        "teachers.positive": str(family.adapters["positive"]),
+        "teachers.negative": str(family.base),
+    }
+    run_pipeline(checked_recipe(recipe_file, given))
+    models = json.loads(Path("out/metrics.json").read_text())["models"]
+    assert models["negative"] == models["base"]
+    assert models["positive"] != models["base"]
+
+
 def test_a_killed_stage_goes_on_from_its_checkpoint(recipe_file, monkeypatch):
     options = {"save_steps": 1, "save_strategy": "steps"}
     run_pipeline(checked_recipe(recipe_file, {**options, "output_dir": "whole"}))
