@@ -123,9 +123,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def load_blocks(folder: str | Path, depth: int, **loading) -> PreTrainedModel:
-    """The first `depth` blocks of a full model, frozen; the blocks above are never read into
-    memory.
-    """
+    """The first `depth` blocks of a full model, frozen; those above are never read."""
     config = AutoConfig.from_pretrained(folder)
     config.get_text_config().num_hidden_layers = depth
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, **loading)
@@ -159,9 +157,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def keeping_trainable(model: nn.Module) -> Iterator[None]:
-    """Keep trainable what is trainable now: PEFT turns all of an adapter on when it is loaded or
-    chosen.
-    """
+    """Keep trainable what is so now: PEFT turns on all of an adapter it loads or chooses."""
     parameters = trainable(model)
     try:
         yield

@@ -41,9 +41,7 @@ class View(NamedTuple):
 
 
 class Views(NamedTuple):
-    """The three views of a response. With stored directions there is no positive and no negative
-    one.
-    """
+    """The three views of a response; a stored shift needs no positive and no negative one."""
 
     reference: View
     positive: View | None
@@ -51,8 +49,9 @@ class Views(NamedTuple):
 
     def teachers(self) -> tuple[str, ...]:
         """Names of the teachers that the views need, each once."""
-        named = {view.teacher for view in self if view is not None and view.teacher is not None}
-        return tuple(sorted(named))
+        views = (self.positive, self.negative, self.reference)
+        named = (view.teacher for view in views if view is not None)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def views_of(method: str, reference: str) -> Views:
@@ -106,9 +105,7 @@ class Alignment:
         return Alignment(self.model, views, self.layers, self.options, directions, self.teachers)
 
     def __call__(self, model: nn.Module, batch: Batch) -> AlignmentOutput:
-        """Loss of each response of `batch`; `model` is the policy as it is called in training,
-        wrapped or not.
-        """
+        """Loss of each response of `batch`. `model` is the policy as training calls it, wrapped."""
         rows, responses = batch["reference"], len(batch["row"])
         scored = self._scored(batch)
         asked, reference_logits = self.asked(batch, scored)
@@ -132,8 +129,7 @@ class Alignment:
             entropy = torch.where(
                 batch["chosen"], -self._chosen_means(rows, logits, scored)[:responses], 0.0
             )
-            # Rejected responses add nothing: divided by the share of chosen ones, the mean is that
-            # over chosen ones.
+            # Rejected responses add 0: divided by the share of chosen ones, the mean is theirs.
             terms["sft"] = entropy / CHOSEN_SHARE[self.options.response_source]
             loss = loss + self.options.sft_weight * terms["sft"]
         detached = {name: term.detach() for name, term in terms.items()}
@@ -142,9 +138,7 @@ class Alignment:
     def asked(
         self, batch: Batch, scored: Bool[Tensor, "rows seq"] | None = None
     ) -> tuple[Asked, Tensor | None]:
-        """What the frozen views ask for on `batch`, and the reference's logits where they are
-        needed.
-        """
+        """What the frozen views ask for, and the reference's logits where the KL needs them."""
         rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
         count, aligned = len(rows["input_ids"]), batch["aligned_responses"]
         needed = scored if self.options.kl_weight else None
@@ -153,8 +147,7 @@ class Alignment:
         shift[:, :aligned] = self.options.alpha * self._shift(batch, reference[:, :aligned])
         scale = layer_scale(self.options.layer_scale, reference, shift, owner, count)
         if count > len(batch["row"]):
-            # A retained text asks for no shift: it is measured in the unit of the response it came
-            # with.
+            # A retained text has no shift: it is measured in the unit of the response beside it.
             scale[:, len(batch["row"]) :] = scale[:, : len(batch["row"])]
         return Asked(reference, shift, scale), logits
 
@@ -168,9 +161,7 @@ class Alignment:
             return self.directions.unsqueeze(1)
         states = {self.views.reference: reference} if reference is not None else {}
         for view in (self.views.positive, self.views.negative):
-            if (
-                view not in states
-            ):  # the reference may be the positive view: DUAL's published setting
+            if view not in states:  # published DUAL: the positive view is the reference
                 states[view] = self._frozen_states(view, without_retained(batch))[0]
         return states[self.views.positive] - states[self.views.negative]
 
@@ -188,15 +179,13 @@ class Alignment:
     def _states(
         self, model: nn.Module, unwrapped: nn.Module, rows: Batch, scored: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states at the aligned tokens and, through the whole depth, logits that predict
-        `scored` tokens.
-        """
+        """Hidden states at the aligned tokens; if asked, logits that predict `scored` tokens."""
         columns = 1 if scored is None else forward_columns(scored)
         with record(unwrapped, self.layers, rows["aligned"], stop=scored is None) as recording:
             output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
-        return recording.stack(), None if scored is None else response_logits(
-            output.logits, scored, columns
-        )
+        if scored is None:
+            return recording.stack(), None
+        return recording.stack(), response_logits(output.logits, scored, columns)
 
     def _scored(self, batch: Batch) -> Bool[Tensor, "rows seq"] | None:
         """Tokens whose prediction a term needs; None where no term needs the LM head."""
@@ -207,9 +196,8 @@ class Alignment:
             kept[:responses] = self.options.kl_rows == "responses"
         if self.options.sft_weight:
             kept[:responses] |= batch["chosen"]
-        return (
-            mask & kept.unsqueeze(1) if self.options.kl_weight or self.options.sft_weight else None
-        )
+        wanted = self.options.kl_weight or self.options.sft_weight
+        return mask & kept.unsqueeze(1) if wanted else None
 
     @staticmethod
     def _chosen_means(rows: Batch, logits: Tensor, scored: Tensor) -> Tensor:
@@ -244,9 +232,7 @@ def build_alignment(
 def mean_shift(
     alignment: Alignment, batches: Iterable[Batch], accelerator: Accelerator
 ) -> Directions:
-    """The mean of the views' shift over all responses of `batches`, one vector per layer, the same
-    on every rank.
-    """
+    """The mean of the views' shift over all responses of `batches`, the same on every rank."""
     fitter = MeanFitter(alignment.layers)
     for batch in batches:
         batch = send_to_device(batch, accelerator.device)
@@ -257,9 +243,7 @@ def mean_shift(
 
 
 def without_retained(batch: Batch) -> Batch:
-    """The batch with the retained texts, which follow the responses, left out of its reference
-    block.
-    """
+    """The batch without the retained texts, which follow the responses in `reference`."""
     rows, responses, aligned = batch["reference"], len(batch["row"]), batch["aligned_responses"]
     cut = {
         name: rows[name][: aligned if name.startswith("aligned") else responses] for name in rows
@@ -272,9 +256,7 @@ def kl_divergence(
     policy: Float[Tensor, "tokens vocab"],
     scored: Bool[Tensor, "rows seq"],
 ) -> Float[Tensor, " rows"]:
-    """KL(reference || policy) over the whole vocabulary, in nats, mean over the scored tokens of
-    each row.
-    """
+    """KL(reference || policy) over the whole vocabulary, in nats, mean over a row's tokens."""
     per_token = nn.functional.kl_div(
         policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)

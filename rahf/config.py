@@ -279,6 +279,7 @@ class EvaluationOptions:
         "File of texts from elsewhere, on which the loss per token is measured; null: not "
         "measured.",
     )
+    unrelated_rows: Count = option(200, "Texts of that file that are read, from its start.")
     max_new_tokens: Count = option(48, "Tokens of an answer.")
 
     models: list[str] = option(

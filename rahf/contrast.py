@@ -120,10 +120,9 @@ def sequence_rows(
 def aligned_mask(rows: dict[str, Tensor], positions: Positions, tail_tokens: int) -> Tensor:
     """Which states are aligned, [rows, seq] bool.
 
-    `response`: the response tokens (published). `predicting`: the states that predict them, the
-        last prompt token in, the
-    last response token out. `response_and_tail`: the response and the last `tail_tokens` of the
-    prompt before it.
+    `response` is the response tokens (published); `predicting` the states that predict them, the
+    last prompt token in, the last response token out; `response_and_tail` the response and the
+    last `tail_tokens` of the prompt before it.
     """
     mask = rows["response_mask"]
     if positions == "response":
@@ -135,9 +134,7 @@ def aligned_mask(rows: dict[str, Tensor], positions: Positions, tail_tokens: int
 
 
 def earlier(mask: Tensor, columns: int) -> Tensor:
-    """`mask` moved left by some columns; what leaves on the left is gone, what enters on the right
-    is False.
-    """
+    """`mask` moved left by some columns, with False entering on the right."""
     return nn.functional.pad(mask[:, columns:], (0, columns))
 
 
@@ -197,8 +194,6 @@ class ContrastCollator:
 
 
 def with_aligned(rows: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """Add the aligned tokens as flat indices and their row, found here once, off the
-    accelerator.
-    """
+    """Add the aligned tokens as flat indices and their rows, found off the accelerator."""
     aligned = mask.flatten().nonzero().squeeze(1)
     return rows | {"aligned": aligned, "aligned_owner": aligned // mask.shape[1]}

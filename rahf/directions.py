@@ -94,9 +94,7 @@ class Directions:
 
 
 class MeanFitter:
-    """Streaming mean of the shift: over the tokens of a response, then over responses (float64
-    sums).
-    """
+    """Streaming mean of the shift, over tokens of a response, then over responses, in float64."""
 
     def __init__(self, layers: tuple[int, ...]):
         self.layers = layers

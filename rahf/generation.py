@@ -116,7 +116,5 @@ def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding id, or the end-of-text id where the tokenizer has none: padding is known by its
-    mask.
-    """
+    """The padding id, or the end-of-text id where there is none: its mask tells padding."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -44,9 +44,7 @@ def forward_columns(response_mask: Tensor) -> Tensor:
 def response_logits(
     logits: Float[Tensor, "rows columns vocab"], response_mask: Tensor, columns: Tensor
 ) -> Float[Tensor, "tokens vocab"]:
-    """Logits that predict the response tokens, packed in row-major order, from logits kept at
-    `columns`.
-    """
+    """Logits that predict response tokens, packed row by row, from logits kept at `columns`."""
     return logits[response_mask[:, columns + 1]].float()
 
 

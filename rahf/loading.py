@@ -30,9 +30,6 @@ from rahf.evaluation.lexicon import lexicon_tone, wanted_sign
 from rahf.evaluation.table import HeldOut
 from rahf.recipe.reading import Recipe
 
-UNRELATED_ROWS = 1000
-"""Most texts that the loss on unrelated text is measured on."""
-
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     model = recipe.model
@@ -182,7 +179,10 @@ def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[lis
     unrelated = []
     if options.unrelated_text:
         unrelated = tokenize_texts(
-            options.unrelated_text, tokenizer, rows=UNRELATED_ROWS, tokens=recipe.data.max_length
+            options.unrelated_text,
+            tokenizer,
+            rows=options.unrelated_rows,
+            tokens=recipe.data.max_length,
         )
     pairs = test_rows(recipe, tokenizer) or ()
     return texts, HeldOut(pairs, ids, unrelated, judge, sign, options.max_new_tokens)

@@ -18,9 +18,7 @@ Distance = Literal["l2", "squared_l2"]
 LayerScale = Literal["none", "rms", "shift"]
 
 SMALLEST_SCALE = 1e-3
-"""Smallest layer scale, as a share of the reference's RMS: a shift of (nearly) nothing must not
-divide by (nearly) zero.
-"""
+"""Smallest layer scale as a share of the reference's RMS, so that no shift divides by zero."""
 
 
 class Asked(NamedTuple):
@@ -36,18 +34,14 @@ class Asked(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Sums over tokens from which the reached share and its cosine follow; they add up over batches
-    and ranks.
-    """
+    """Sums over tokens that give reached share and cosine, and add up over batches and ranks."""
 
     dot: Float[Tensor, " layers"]  # <moved, asked>
     moved: Float[Tensor, " layers"]  # |moved|^2
     asked: Float[Tensor, " layers"]  # |asked|^2
 
     def reached(self) -> Float[Tensor, " layers"]:
-        """Share of the asked shift the policy has made: 0 at the start, 1 at the target. nan where
-        none was asked.
-        """
+        """Share of the asked shift that was made: 0 at the start, 1 at the target, nan if none."""
         return self.dot / self.asked
 
     def cosine(self) -> Float[Tensor, " layers"]:
@@ -70,9 +64,7 @@ def layer_scale(
     owner: Int[Tensor, " tokens"],
     rows: int,
 ) -> Float[Tensor, "layers rows"]:
-    """Unit of each layer's distance: 1, the reference's RMS norm over the row, or that of the asked
-    shift.
-    """
+    """Unit of each layer's distance: 1, or the RMS norm over the row of reference or shift."""
     if kind == "none":
         return reference.new_ones(reference.shape[0], rows)
     rms = row_mean(reference.square().sum(-1), owner, rows).sqrt()
@@ -88,11 +80,9 @@ def row_loss(
     owner: Int[Tensor, " tokens"],
     distance: Distance,
 ) -> Float[Tensor, " rows"]:
-    """Distance of the policy's states to `reference + shift`: mean over a row's tokens, then over
-    layers.
+    """Distance of the policy's states to the target: mean over a row's tokens, then over layers.
 
-    `l2` is the 2-norm of the published code, `squared_l2` the squared norm of the paper (equation
-    5).
+    `l2` is the 2-norm of the published code, `squared_l2` the squared norm of the paper.
     """
     error = hidden - (asked.reference + asked.shift)
     rows = asked.scale.shape[1]
@@ -102,9 +92,7 @@ def row_loss(
 
 
 def progress(hidden: Float[Tensor, "layers tokens d_model"], asked: Asked) -> Progress:
-    """How far the policy has come along the asked shift, summed over tokens. Retained tokens ask
-    nothing and are left out.
-    """
+    """How far the policy has come along the asked shift; tokens that ask nothing are left out."""
     aligned = asked.shift.square().sum(-1)
     moved = (hidden - asked.reference) * (aligned > 0).unsqueeze(-1)
     return Progress(

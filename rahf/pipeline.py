@@ -99,9 +99,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
 
 
 def stage_folder(recipe: Recipe, name: str) -> Path:
-    """The policy stands at the root of the output folder, everything else in a folder of its
-    own.
-    """
+    """The policy stands at the root of the output folder, the rest in folders of its own."""
     folders = {"alignment": ".", "evaluation": "evaluation", "directions": "directions"}
     return recipe.output_dir / folders.get(name, f"teachers/{name}")
 
@@ -245,9 +243,7 @@ def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
 
 
 def alignment_arguments(recipe: Recipe) -> RAHFConfig:
-    """The recipe as the arguments of the trainer; evaluation happens at the end unless it says
-    otherwise.
-    """
+    """The recipe as the arguments of the trainer."""
     method = {
         field.name: getattr(recipe.method, field.name)
         for field in dataclasses.fields(recipe.method)
@@ -284,9 +280,7 @@ def summary(folder: Path) -> str:
 
 
 def describe_data(recipe: Recipe) -> str:
-    """What `rahf data` prints: what became of each split's pairs, and a few rows with their
-    mask.
-    """
+    """What `rahf data` prints: what became of each split, and a few rows with their mask."""
     tokenizer, parts = load_tokenizer(recipe), []
     for split in filter(None, (recipe.data.dataset_train_split, recipe.data.dataset_test_split)):
         rows, report = tokenized_split(recipe, tokenizer, split)

@@ -46,9 +46,7 @@ def contrastive_loss(
 
 @dataclass(frozen=True)
 class SideCollator:
-    """Rows of one side of the pairs: the prompt as it is, then the chosen or the rejected
-    response.
-    """
+    """Rows of one side of the pairs: the prompt, then the chosen or the rejected response."""
 
     pad_token_id: int
     side: str
@@ -63,9 +61,7 @@ class SideCollator:
 
 @dataclass(frozen=True)
 class InstructionCollator:
-    """Both responses of each pair, under the instruction that fits (`match`) and under the other
-    (`mismatch`).
-    """
+    """Both responses of a pair, after the instruction that fits and after the other."""
 
     pad_token_id: int
 

@@ -1,5 +1,4 @@
-"""RAHF's alignment as a trainer in the shape of TRL's: pairs and teachers in, an aligned adapter
-out.
+"""The alignment as a trainer in the shape of TRL's: pairs and teachers in, an adapter out.
 
 Optimiser, logging, checkpoints and ranks are transformers'; the loss is `alignment.py`. No maths
 here.
@@ -28,7 +27,7 @@ from transformers import (
 
 from rahf.adapters import base_model, base_name, frozen_pass
 from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_of
-from rahf.config import TEACHERS, MethodOptions
+from rahf.config import MethodOptions
 from rahf.contrast import Batch, ContrastCollator, Responses
 from rahf.data.pairs import normalize_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
@@ -77,8 +76,9 @@ class RAHFConfig(MethodOptions, TrainingArguments):
 
 
 class RAHFTrainer(AdapterTrainer):
-    """Aligns the hidden states of a LoRA with targets read from contrasting views (RAHF, arXiv
-    2312.15997).
+    """Moves the hidden states of a LoRA to targets read from contrasting views.
+
+    RAHF, arXiv 2312.15997, and its neighbours: see docs/method.md.
 
     Args:
         model: name or folder of the base, the base itself, or a PEFT model whose adapter `default`
@@ -121,29 +121,15 @@ class RAHFTrainer(AdapterTrainer):
         directions = directions if directions is not None else args.directions
         if isinstance(directions, str | Path):
             directions = Directions.load(directions)
-        views = views_of(args.method if directions is None else "direction", args.reference)
         peft_config = peft_config or LoraConfig(r=8, lora_alpha=16)
-        teachers = dict(teachers or {})
-        missing = [
-            name
-            for name in TEACHERS[args.method]
-            if name in views.teachers() and name not in teachers
-        ]
         placed = args.deepspeed or args.fsdp or (args.model_init_kwargs or {}).get("device_map")
         by_name = isinstance(model, str) and not placed
         base = base_model(model, args.model_init_kwargs, args.device if by_name else None)
+        views = views_of(args.method if directions is None else "direction", args.reference)
+        teachers = dict(teachers or {})
+        missing = [name for name in views.teachers() if name not in teachers]
         if missing:
-            if isinstance(base, PeftModel):
-                raise ValueError(
-                    f"method {args.method!r} needs the teachers {missing}, which cannot be trained "
-                    "on a model that carries an adapter already. Give them as teachers=, or give "
-                    "the base as model and peft_config beside it."
-                )
-            options = {"seed": args.seed, **(args.teacher_args or {})}
-            folder = Path(args.output_dir) / "teachers"
-            teachers |= train_teachers(
-                missing, base, train_rows, tokenizer, peft_config, folder, options
-            )
+            teachers |= teach(missing, base, train_rows, tokenizer, peft_config, args)
 
         set_seed(args.seed)
         self.alignment = build_alignment(base, args, peft_config, teachers, directions)
@@ -160,7 +146,7 @@ class RAHFTrainer(AdapterTrainer):
             data_collator=collator,
             train_dataset=Responses(train_rows, args.response_source, retain_texts, args.seed),
             eval_dataset=self.eval_rows
-            and Responses(self.eval_rows, args.response_source, (), args.seed),
+            and Responses(self.eval_rows, args.response_source, retain_texts, args.seed),
             processing_class=tokenizer,
             **kwargs,
         )
@@ -192,9 +178,7 @@ class RAHFTrainer(AdapterTrainer):
         return result
 
     def preference_margins(self) -> Tensor:
-        """Margin of chosen over rejected on every held-out pair, [pairs], nats per token; the pairs
-        are split over ranks.
-        """
+        """Margin of chosen over rejected, [held-out pairs], nats per token; split over ranks."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         pairs = self.eval_rows
         share = -(-len(pairs) // world)
@@ -225,9 +209,7 @@ class DrawAnew(TrainerCallback):
 
 
 class Tally:
-    """Running sums of what is logged per phase: mean of each term, reached share and cosine of each
-    layer.
-    """
+    """Running sums of what is logged: mean of each term, reached share and cosine per layer."""
 
     def __init__(self, layers: tuple[int, ...]):
         self._layers = layers
@@ -245,9 +227,7 @@ class Tally:
             self._terms[name] = self._terms[name] + term.sum()
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Values since the last call, over all ranks, under `repr/`; empty where nothing was
-        added.
-        """
+        """Values since the last call, over all ranks, under `repr/`; empty if nothing was added."""
         if not self._responses:
             return {}
         names = sorted(self._terms)
@@ -258,9 +238,8 @@ class Tally:
         progress = Progress(*accelerator.reduce(self._progress, reduction="sum"))
         values = {f"repr/{name}": value for name, value in zip(names, sums.tolist(), strict=True)}
         for name, per_layer in (("reached", progress.reached()), ("cosine", progress.cosine())):
-            per_layer = (
-                per_layer.nan_to_num()
-            )  # nothing moved yet, or nothing was asked: no share of it was reached
+            # Where nothing moved yet, or nothing was asked, no share of it was reached.
+            per_layer = per_layer.nan_to_num()
             values[f"repr/{name}"] = per_layer.mean().item()
             values |= {
                 f"repr/{name}/layer_{layer}": value
@@ -271,9 +250,7 @@ class Tally:
 
 
 def rows_of(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig) -> Dataset:
-    """Tokenised rows: `data` as it is where it holds them, otherwise made of its preference
-    pairs.
-    """
+    """Tokenised rows: `data` itself where it holds them, otherwise made of its pairs."""
     if "chosen_ids" in data.column_names:
         return data
     instructions = args.instructions if args.method in ("scit", "lorra") else None
@@ -284,6 +261,30 @@ def rows_of(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig)
         max_length=args.max_length,
         instructions=instructions,
     )[0]
+
+
+def teach(
+    names: Sequence[str],
+    base: PreTrainedModel | PeftModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    peft_config: LoraConfig,
+    args: RAHFConfig,
+) -> dict[str, Path]:
+    """Train teachers that were not given, into `output_dir/teachers`.
+
+    Raises:
+        ValueError: the model carries an adapter already, so that a teacher cannot be put on it.
+    """
+    if isinstance(base, PeftModel):
+        raise ValueError(
+            f"method {args.method!r} needs the teachers {list(names)}, which cannot be trained on "
+            "a model that carries an adapter already. Give them as teachers=, or give the base as "
+            "model and peft_config beside it."
+        )
+    options = {"seed": args.seed, **(args.teacher_args or {})}
+    folder = Path(args.output_dir) / "teachers"
+    return train_teachers(names, base, rows, tokenizer, peft_config, folder, options)
 
 
 def collator_for(options: MethodOptions, tokenizer: PreTrainedTokenizerBase) -> ContrastCollator:
@@ -313,9 +314,7 @@ def fit_mean_shift(
 def read_retained(
     policy: PeftModel, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
 ) -> Sequence[list[int]]:
-    """Ids of the retain term's texts: from a file, or written by the reference; none where no term
-    wants them.
-    """
+    """Ids of the retain term's texts: from a file, or sampled from the reference, or none."""
     if not (args.retain_weight or (args.kl_weight and args.kl_rows == "retain")):
         return ()
     if args.retain_dataset_name:

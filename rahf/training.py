@@ -29,9 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(ValueError):
-    """Training met a loss or a weight that is inf or nan and stopped; earlier checkpoints are
-    untouched.
-    """
+    """Training met a loss or a weight that is inf or nan and stopped; checkpoints are kept."""
 
 
 class ItemLoss(NamedTuple):
@@ -43,9 +41,7 @@ class ItemLoss(NamedTuple):
 
 
 class AdapterTrainer(Trainer, ABC):
-    """Trainer of the adapter `default` of a PEFT model. A subclass says what an item is and what it
-    costs.
-    """
+    """Trainer of the adapter `default`; a subclass says what an item is and what it costs."""
 
     def __init__(self, model: PeftModel, args: TrainingArguments, **kwargs):
         if args.n_gpu > 1:
@@ -97,9 +93,7 @@ class AdapterTrainer(Trainer, ABC):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def floating_point_ops(self, inputs) -> int:
-        # the Trainer's estimate counts one full forward of one block of rows, which no step here
-        # does
-        return 0
+        return 0  # the Trainer's estimate, one full forward of one block, fits no step here
 
     def last_checkpoint(self) -> str | None:
         """Folder of the newest checkpoint of this run, if there is one."""
@@ -108,8 +102,7 @@ class AdapterTrainer(Trainer, ABC):
         )
         return str(found[-1]) if found else None
 
-    # Everything is written into a staging folder and renamed: whatever is called checkpoint-N is
-    # whole.
+    # All is written into a staging folder and renamed: what is called checkpoint-N is whole.
 
     def _get_output_dir(self, trial):
         folder = Path(super()._get_output_dir(trial))

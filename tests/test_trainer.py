@@ -305,6 +305,28 @@ def test_evaluation_measures_held_out_pairs(family, tmp_path):
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_repr/align"], rel=1e-3)
 
 
+@pytest.mark.parametrize("kl_rows", ["retain", "responses"])
+def test_evaluation_measures_every_term_that_is_trained(family, tmp_path, kl_rows):
+    trainer = alignment_trainer(
+        family,
+        tmp_path,
+        eval_pairs=3,
+        save_strategy="no",
+        max_steps=2,
+        retain_texts=None,
+        retain_weight=0.5,
+        kl_weight=0.5,
+        kl_rows=kl_rows,
+        retain_rows=2,
+        retain_tokens=4,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    terms = [metrics[f"eval_repr/{term}"] for term in ("align", "retain", "kl")]
+    assert min(terms) > 0
+    assert metrics["eval_loss"] == pytest.approx(terms[0] + (terms[1] + terms[2]) / 2, rel=1e-3)
+
+
 def test_evaluation_changes_neither_the_policy_nor_the_steps_to_come(family, tmp_path):
     plain = alignment_trainer(family, tmp_path / "plain", save_strategy="no")
     watched = alignment_trainer(

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from rahf.plan.memory import FIXED, Formats, Moment, Resident, moment, resident
+from rahf.plan.memory import ALLOCATOR, CONTEXT, Formats, Moment, Resident, moment, resident
 from rahf.plan.passes import Case, Stage, stages_of
 from rahf.plan.shapes import Decoder
 from rahf.plan.work import Work, pass_work
@@ -22,14 +22,19 @@ class StagePlan(NamedTuple):
     parameters: int  # that are trained
     resident: Resident  # bytes a process
     moment: Moment
-    fixed: float
+    process: float  # bytes besides tensors
+
+    @property
+    def tensors(self) -> float:
+        """The bytes of `total` that are tensors."""
+        return sum(self.resident) + max(self.moment)
 
     @property
     def total(self) -> float:
         """Bytes of a process at the fullest moment. Frozen passes are over when the trained one
         begins.
         """
-        return sum(self.resident) + max(self.moment) + self.fixed
+        return self.tensors + self.process
 
 
 def estimate(case: Case) -> tuple[StagePlan, ...]:
@@ -50,6 +55,7 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
     held = resident(
         decoder, formats, launch, stage.adapted * lora.block_parameters, trained, stage.full
     )
+    added = moment(decoder, lora, formats, stage.longest)
     return StagePlan(
         stage,
         work,
@@ -58,8 +64,8 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
         None if stage.steps is None else stage.steps * tokens,
         trained,
         held,
-        moment(decoder, lora, formats, stage.longest),
-        FIXED["accelerator" if formats.accelerator else "cpu"],
+        added,
+        CONTEXT if formats.accelerator else ALLOCATOR * max(added),
     )
 
 

@@ -14,9 +14,12 @@ from rahf.plan.work import Pass
 
 GIB = 2**30
 
-FIXED = {"cpu": 0, "accelerator": GIB}
-"""Bytes of a process besides tensors. Accelerator: an assumption for context and kernels. CPU:
-measured, see docs/scaling.md.
+CONTEXT = GIB
+"""Bytes of an accelerator's context and kernels: an assumption, not measured."""
+
+ALLOCATOR = 0.35
+"""What the C library's allocator keeps besides, as a share of what a step adds. Measured on CPU
+(docs/scaling.md); an accelerator's allocator is counted as keeping nothing.
 """
 
 LIVE_PARAMETERS = 1_000_000_000
@@ -122,9 +125,10 @@ def moment(decoder: Decoder, lora: Lora, formats: Formats, passes: tuple[Pass, .
         return Moment(0.0, frozen)
     [policy] = trained
     states = policy.rows * policy.recorded * width
-    # Target (2), states as recorded and stacked (2), error and two terms of the progress (3).
-    loss = 7 * states
-    backward = 4 * states + backward_working(decoder, formats, policy)
+    # Target (2), policy's states, their error, and two terms of the progress; then the error, its
+    # gradient, and what that becomes in a layer.
+    loss = 6 * states
+    backward = 3 * states + backward_working(decoder, formats, policy)
     saved = saved_for_backward(decoder, lora, formats, policy)
     return Moment(saved + max(loss, backward, _logits(decoder, formats, policy)), frozen)
 

@@ -36,7 +36,7 @@ def _heading(case: Case, lengths_from: str) -> str:
         f"{_count(lora.block_parameters)} parameters a block",
         "policy": f"blocks 0-{case.top - 1}; {above} above the top target layer are not computed",
         "launch": f"{case.launch.told()}; {', '.join(notes)}",
-        "rows": "not known" if case.rows is None else f"{case.rows:,} for training",
+        "rows": "not known: give --rows N" if case.rows is None else f"{case.rows:,} for training",
         "lengths": lengths_from,
     }
     return "\n".join(f"{name:<8} {text}" for name, text in rows.items())
@@ -55,7 +55,7 @@ def _stages(plan: Sequence[StagePlan]) -> str:
         "  optimiser": [_gib(part.resident.optimiser) for part in plan],
         "  activations": [_gib(part.moment.activations) for part in plan],
         "  frozen passes": [_gib(part.moment.frozen) for part in plan],
-        "  process": [_gib(part.fixed) for part in plan],
+        "  process": [_gib(part.process) for part in plan],
         "  at most": [_gib(part.total) for part in plan],
     }
     names = [part.stage.name for part in plan]
