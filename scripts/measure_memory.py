@@ -78,13 +78,9 @@ def fixed_keys(folder: Path, tokens: int) -> list[str]:
     keys = {"dataset_name": folder, "max_length": tokens, "output_dir": folder / "out"}
     return [
         *(f"--{key}={value}" for key, value in keys.items()),
-        # Room for the prompt, which is as short in every row.
-        *(
-            f"--max_prompt_length={tokens // 2}",
-            "--use_cpu=true",
-            "--save_strategy=no",
-            "--disable_tqdm=true",
-        ),
+        f"--max_prompt_length={tokens // 2}",
+        *("--max_steps=2", "--teachers.max_steps=2", "--save_strategy=no"),
+        *("--use_cpu=true", "--disable_tqdm=true"),
     ]
 
 

@@ -4,6 +4,7 @@ Two recipes are run, warm.yaml and sour.yaml, then their results are put side by
 """
 
 from pathlib import Path
+from typing import Any
 
 from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_json, read_lines
 from rahf.pipeline import run_pipeline
@@ -14,42 +15,52 @@ FOLDER = Path("recipes/smollm2-135m")
 
 
 def main() -> None:
-    runs = {}
+    outputs = {}
     for name in ("warm", "sour"):  # sour reads the directions that warm has fitted
-        runs[name] = checked_recipe(FOLDER / f"{name}.yaml")
-        run_pipeline(runs[name], quiet=True)
-    metrics = {name: read_json(recipe.output_dir / METRICS_FILE) for name, recipe in runs.items()}
-    models = {name: row for name, row in metrics["warm"]["models"].items() if name != "policy"}
-    models |= {f"policy {name}": metrics[name]["models"]["policy"] for name in runs}
-    print("\nHeld-out prompts; tone by lexicon from -1 (sour) to 1 (warm)\n")
+        recipe = checked_recipe(FOLDER / f"{name}.yaml")
+        run_pipeline(recipe, quiet=True)
+        outputs[name] = recipe.output_dir
+    metrics = {name: read_json(folder / METRICS_FILE) for name, folder in outputs.items()}
+    models = dict(metrics["warm"]["models"])
+    models["policy warm"] = models.pop("policy")
+    models["policy sour"] = turned(metrics["sour"]["models"]["policy"])
+
+    print("\nHeld-out prompts. Wanted: the warm side. Tone by lexicon, -1 (sour) to 1 (warm).\n")
     print(models_table(models))
     gap = models["policy warm"]["judged_mean"] - models["policy sour"]["judged_mean"]
-    print(
-        f"\nThe two directions are {gap:.2f} apart on {models['base']['answers']} answers each.\n"
-    )
+    print(f"\nThe two directions are {gap:.2f} apart, {models['base']['answers']} answers each.\n")
     for name, measured in metrics.items():
         print(f"Share of the asked shift that the {name} policy reached, per layer\n")
         print(layers_table(measured), end="\n\n")
-    answers = {
-        name: read_lines(recipe.output_dir / "evaluation" / ANSWERS_FILE)
-        for name, recipe in runs.items()
-    }
     print("A few of the answers\n")
-    print(
-        side_by_side(
-            [
-                {
-                    "prompt": warm["prompt"],
-                    "answers": {
-                        "base": warm["answers"]["base"],
-                        "warm": warm["answers"]["policy"],
-                        "sour": sour["answers"]["policy"],
-                    },
-                }
-                for warm, sour in zip(answers["warm"], answers["sour"], strict=True)
-            ]
-        )
-    )
+    print(side_by_side(joined_answers(outputs)))
+    print(f"\nresults: {', '.join(map(str, outputs.values()))}")
+
+
+def turned(row: dict[str, Any]) -> dict[str, Any]:
+    """A row measured with the sides swapped, as it reads with the sides as they are."""
+    return row | {
+        "preference_accuracy": 1 - row["preference_accuracy"],
+        "preference_margin": -row["preference_margin"],
+        "shows_wanted": row["shows_opposite"],
+        "shows_opposite": row["shows_wanted"],
+    }
+
+
+def joined_answers(outputs: dict[str, Path]) -> list[dict[str, Any]]:
+    """The answers of the base and of both policies, prompt by prompt."""
+    warm, sour = (read_lines(folder / "evaluation" / ANSWERS_FILE) for folder in outputs.values())
+    return [
+        {
+            "prompt": one["prompt"],
+            "answers": {
+                "base": one["answers"]["base"],
+                "warm": one["answers"]["policy"],
+                "sour": other["answers"]["policy"],
+            },
+        }
+        for one, other in zip(warm, sour, strict=True)
+    ]
 
 
 if __name__ == "__main__":

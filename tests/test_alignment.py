@@ -393,8 +393,8 @@ def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
 @pytest.mark.parametrize(
     ("method", "reference", "teachers"),
     [
-        ("dual", "base", ("negative", "positive")),
-        ("dual", "positive", ("negative", "positive")),
+        ("dual", "base", ("positive", "negative")),
+        ("dual", "positive", ("positive", "negative")),
         ("scit", "base", ("contrast",)),
         ("scit", "contrast", ("contrast",)),
         ("lorra", "base", ()),

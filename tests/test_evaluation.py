@@ -60,7 +60,7 @@ def test_a_row_of_the_table_holds_what_was_asked_for():
     assert len(answers) == row.answers == 2
     assert row.judged_mean == pytest.approx(0.25)
     assert row.judged_se == pytest.approx(0.75)
-    assert row.shows_wanted == 0.5
+    assert (row.shows_wanted, row.shows_opposite) == (0.5, 0.5)
     assert row.preference_accuracy in (0, 1 / 3, 2 / 3, 1)
     assert math.isfinite(row.preference_margin)
     assert row.unrelated_loss > 0

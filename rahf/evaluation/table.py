@@ -44,6 +44,7 @@ class Measured:
     judged_mean: float | None = None  # mean score of the answers on the judge's scale
     judged_se: float | None = None  # its standard error over prompts
     shows_wanted: float | None = None  # share of prompts whose answer shows the wanted behaviour
+    shows_opposite: float | None = None  # share whose answer shows its opposite
     unrelated_loss: float | None = None  # nats per token
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,4 +84,5 @@ def _judged(answers: list[str], held_out: HeldOut) -> dict[str, float]:
         "judged_mean": fmean(scores),
         "judged_se": stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0,
         "shows_wanted": fmean(shows(scores, held_out.sign)),
+        "shows_opposite": fmean(shows(scores, -held_out.sign)),
     }

@@ -114,12 +114,15 @@ def moment(decoder: Decoder, lora: Lora, formats: Formats, passes: tuple[Pass, .
     the reference and the shift, as large as the states of one pass each.
     """
     width = 4 * decoder.d_model
-    frozen, kept = 0.0, 0.0
+    frozen, kept, compared = 0.0, 0.0, 0.0
     for made in (made for made in passes if not made.trained):
         states = made.rows * made.recorded * width
         # Layer by layer as they are recorded, and once more when they are stacked.
         frozen = max(frozen, kept + 2 * states + _frozen(decoder, formats, made))
         kept += states
+        if made.counted:
+            # Logits that the KL term compares: kept, as log-softmax, and their divergence.
+            compared += 3 * 4 * made.rows * made.scored * decoder.vocab
     trained = [made for made in passes if made.trained]
     if not trained:
         return Moment(0.0, frozen)
@@ -130,7 +133,8 @@ def moment(decoder: Decoder, lora: Lora, formats: Formats, passes: tuple[Pass, .
     loss = 6 * states
     backward = 3 * states + backward_working(decoder, formats, policy)
     saved = saved_for_backward(decoder, lora, formats, policy)
-    return Moment(saved + max(loss, backward, _logits(decoder, formats, policy)), frozen)
+    logits = compared + _logits(decoder, formats, policy)
+    return Moment(saved + max(loss, backward, logits), frozen)
 
 
 def saved_for_backward(decoder: Decoder, lora: Lora, formats: Formats, made: Pass) -> float:

@@ -164,7 +164,7 @@ def _small_batches() -> Setting:
             ),
         )
 
-    told = "per_device_train_batch_size: 1 with gradient_accumulation_steps for the rest"
+    told = "per_device_train_batch_size: 1, accumulating the rest"
     return Setting("batch", told, made)
 
 

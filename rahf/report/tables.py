@@ -8,7 +8,8 @@ COLUMNS = (
     ("preference_margin", "margin (nats/token)", "{:+.3f}"),
     ("judged_mean", "judged mean", "{:+.2f}"),
     ("judged_se", "± s.e.", "{:.2f}"),
-    ("shows_wanted", "answers that show it", "{:.0%}"),
+    ("shows_wanted", "answers: wanted", "{:.0%}"),
+    ("shows_opposite", "opposite", "{:.0%}"),
     ("unrelated_loss", "loss on unrelated text", "{:.3f}"),
 )
 
