@@ -79,17 +79,21 @@ def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: dict[str, Tens
 def preference_margins(
     model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
 ) -> Float[Tensor, " pairs"]:
-    """Mean log-probability per token of chosen minus that of rejected, in nats; positive where the
-    model prefers chosen.
+    """Mean log-probability per token of chosen minus that of rejected, in nats.
+
+    Pairs of like length are scored together, so that little is padded.
     """
-    device, margins = next(model.parameters()).device, []
-    for start in range(0, len(pairs), batch_size):
-        batch = [pairs[index] for index in range(start, min(start + batch_size, len(pairs)))]
+    device, margins = next(model.parameters()).device, torch.zeros(len(pairs))
+    whole = [pairs[index] for index in range(len(pairs))]
+    order = sorted(range(len(whole)), key=lambda index: len(whole[index]["prompt_ids"]))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        batch = [whole[index] for index in indices]
         prompts = [pair["prompt_ids"] for pair in batch for _ in range(2)]
         responses = [pair[side] for pair in batch for side in ("chosen_ids", "rejected_ids")]
         rows = sequence_rows(prompts, responses, pad_token_id)
         means = likelihood(
             model, {name: tensor.to(device) for name, tensor in rows.items()}
         ).means()
-        margins.append((means[0::2] - means[1::2]).cpu())
-    return torch.cat(margins)
+        margins[indices] = (means[0::2] - means[1::2]).float().cpu()
+    return margins

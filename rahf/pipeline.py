@@ -207,12 +207,19 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
     """Measure base, teachers and policy on the same held-out data."""
     tokenizer, folder = load_tokenizer(recipe), stage_folder(recipe, "evaluation")
     prompts, held_out = held_out_of(recipe, tokenizer)
+    metrics = read_json(recipe.output_dir / METRICS_FILE)
+    # The alignment has measured the policy's preferences: they are not measured again.
+    known = {
+        "preference_accuracy": metrics.get("eval_preference/accuracies"),
+        "preference_margin": metrics.get("eval_preference/margins"),
+    }
     models, answers = {}, {}
     for name, model in models_to_measure(recipe):
-        measured, answers[name] = measure(model, tokenizer, held_out, name)
-        models[name] = measured.as_dict()
+        asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
+        measured, answers[name] = measure(model, tokenizer, asked, name)
+        models[name] = measured.as_dict() | (known if name == "policy" else {})
     if PartialState().is_main_process:
-        metrics = read_json(recipe.output_dir / METRICS_FILE) | {"models": models}
+        metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)
         write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
         shown = [

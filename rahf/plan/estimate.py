@@ -55,7 +55,6 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
     held = resident(
         decoder, formats, launch, stage.adapted * lora.block_parameters, trained, stage.full
     )
-    added = moment(decoder, lora, formats, stage.longest)
     return StagePlan(
         stage,
         work,
@@ -64,8 +63,8 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
         None if stage.steps is None else stage.steps * tokens,
         trained,
         held,
-        added,
-        CONTEXT if formats.accelerator else ALLOCATOR * max(added),
+        moment(decoder, lora, formats, stage.longest),
+        CONTEXT if formats.accelerator else ALLOCATOR,
     )
 
 
