@@ -18,12 +18,20 @@ from transformers import AutoModelForCausalLM
 
 from rahf.alignment import views_of
 from rahf.cli import main
-from rahf.config import MethodOptions
 from rahf.plan.command import PlanOptions, case_of
 from rahf.plan.estimate import estimate, formats_of
 from rahf.plan.launch import Launch, read_launch
 from rahf.plan.lengths import Extent, Lengths, bounds, count_rows, read_measured
-from rahf.plan.memory import GIB, Formats, block_saved, gathered, resident, saved_for_backward
+from rahf.plan.memory import (
+    GIB,
+    Formats,
+    backward_working,
+    block_saved,
+    gathered,
+    moment,
+    resident,
+    saved_for_backward,
+)
 from rahf.plan.passes import Case, stages_of, steps_of
 from rahf.plan.savings import changes, fitting, largest
 from rahf.plan.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
@@ -232,8 +240,10 @@ def test_checkpointing_keeps_the_input_of_each_block_and_one_whole_block():
     formats = Formats(2, None, 4, 2, True, 8, "sdpa", True, True)
     made = Pass("policy", 4, 32, DEPTH, True, True)
     inputs = DEPTH * 4 * 32 * decoder.d_model * 2
-    assert saved_for_backward(decoder, adapter, formats, made) == inputs + block_saved(
-        decoder, adapter, formats, made
+    assert saved_for_backward(decoder, adapter, formats, made) == inputs
+    recomputed = block_saved(decoder, adapter, formats, made)
+    assert moment(decoder, adapter, formats, (made,)).activations == (
+        inputs + recomputed + backward_working(decoder, formats, made)
     )
 
 
@@ -328,7 +338,6 @@ def test_views_have_the_adapters_of_the_alignment(method):
         "positive": views.positive.teacher is not None,
         "negative": views.negative.teacher is not None,
     }
-    assert passes.trained in (DEPTH, 3)
 
 
 def test_trained_parameters_reach_up_to_the_top_target_layer():
@@ -713,17 +722,13 @@ def test_the_shipped_recipes_can_be_planned(capsys, monkeypatch):
     assert "at most" in capsys.readouterr().out
 
 
-def test_method_options_that_are_not_told_leave_the_plan_alone():
-    assert set(MethodOptions.__dataclass_fields__) > {"shift", "max_response_tokens"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
         ("--stage=positive", "--tokens=384"),
         ("--stage=positive", "--tokens=384", "--activation_checkpointing=true"),
-        ("--stage=alignment", "--method=lorra", "--tokens=384", "--max_response_tokens=200"),
+        ("--stage=alignment", "--method=lorra", "--tokens=384", "--max_response_tokens=300"),
     ],
 )
 def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
@@ -742,9 +747,13 @@ def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
         pad_token_id=1,
     )
     AutoModelForCausalLM.from_config(config).save_pretrained("model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["yes", "no"])  # the words that the script writes
+    tokenizer.save_pretrained("model")
     script = ROOT / "scripts" / "measure_memory.py"
-    given = [recipe_file(shift="token", max_steps=2, dataset_test_split=None), *keys]
-    command = [sys.executable, script, *given, "--per_device_train_batch_size=8", "--tight"]
+    # Up to nearly the top: weights of blocks that a CPU run never reads are not resident.
+    keys = [recipe_file(shift="token", target_layers="0.6-0.9", dataset_test_split=None), *keys]
+    command = [sys.executable, script, *keys, "--per_device_train_batch_size=8", "--tight"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ratio = float(done.stdout.split("ratio ")[1].split()[0])

@@ -17,8 +17,8 @@ GIB = 2**30
 CONTEXT = GIB
 """Bytes of an accelerator's context and kernels: an assumption, not measured."""
 
-ALLOCATOR = 0.8 * GIB
-"""Bytes that the C library's allocator keeps of what has been freed, on CPU: the middle of those
+ALLOCATOR = 0.5 * GIB
+"""Bytes that the C library's allocator keeps of what has been freed, on CPU: one figure for those
 measured (docs/scaling.md). An accelerator's allocator is counted as keeping nothing.
 """
 
@@ -132,19 +132,18 @@ def moment(decoder: Decoder, lora: Lora, formats: Formats, passes: tuple[Pass, .
     # gradient, and what that becomes in a layer.
     loss = 6 * states
     backward = 3 * states + backward_working(decoder, formats, policy)
+    if formats.checkpointing:
+        backward += block_saved(decoder, lora, formats, policy)  # the block that is recomputed
     saved = saved_for_backward(decoder, lora, formats, policy)
     logits = compared + _logits(decoder, formats, policy)
     return Moment(saved + max(loss, backward, logits), frozen)
 
 
 def saved_for_backward(decoder: Decoder, lora: Lora, formats: Formats, made: Pass) -> float:
-    """What autograd keeps of the blocks until the backward. With checkpointing: the input of every
-    block, and all of the one that is recomputed.
-    """
-    block = block_saved(decoder, lora, formats, made)
-    if not formats.checkpointing:
-        return made.depth * block
-    return made.depth * made.tokens * decoder.d_model * formats.activation + block
+    """What autograd keeps of the blocks until the backward; with checkpointing their inputs."""
+    if formats.checkpointing:
+        return made.depth * made.tokens * decoder.d_model * formats.activation
+    return made.depth * block_saved(decoder, lora, formats, made)
 
 
 def block_saved(decoder: Decoder, lora: Lora, formats: Formats, made: Pass) -> float:

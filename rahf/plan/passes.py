@@ -103,12 +103,8 @@ def _directions(case: Case) -> Stage:
     training, method = case.recipe.training, case.recipe.method
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
     responses = _responses(case)
-    if responses is not None:
-        shared = ceil(min(method.mean_responses, responses) / case.launch.processes)
-        training = {"max_steps": ceil(shared / batch)}
-    else:
-        shared = ceil(method.mean_responses / case.launch.processes)
-        training = {"max_steps": ceil(shared / batch)}
+    sampled = method.mean_responses if responses is None else min(method.mean_responses, responses)
+    training = {"max_steps": ceil(ceil(sampled / case.launch.processes) / batch)}
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
         return tuple(_states(case, view, batch, extents) for view in ("positive", "negative"))
