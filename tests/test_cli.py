@@ -113,7 +113,7 @@ def test_validate_says_what_the_recipe_will_do(place, capsys):
 def test_validate_accepts_what_only_another_machine_can_run(place, capsys):
     keys = {"load_in_4bit": True, "bf16": True, "tf32": True, "model_name_or_path": "org/large"}
     assert main(["validate", recipe(**keys)]) == 0
-    assert "org/large (from the Hub), target layers 0.3-0.7" in capsys.readouterr().out
+    assert "org/large (from the Hub), target layers 0.5-0.8" in capsys.readouterr().out
 
 
 def test_validate_tells_problems_of_keys_and_of_files_at_once(place, capsys):

@@ -329,7 +329,6 @@ def family_of(tmp_path_factory):
 @pytest.mark.parametrize("method", ["dual", "scit", "lorra"])
 def test_views_have_the_adapters_of_the_alignment(method):
     views = views_of(method, "base")
-    passes = next(stage for stage in stages_of(case(method=method, shift="token")) if stage.trained)
     stage = next(s for s in stages_of(case(method=method, shift="token")) if s.name == "alignment")
     adapted = {made.name: made.adapted for made in stage.usual}
     assert adapted == {
