@@ -222,11 +222,20 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
         metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)
         write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
-        shown = [
-            {"prompt": prompt, "answers": {name: answers[name][index] for name in answers}}
-            for index, prompt in enumerate(prompts)
-        ]
-        write_lines(folder / ANSWERS_FILE, shown)
+        by_model = {"answers": answers}
+        if held_out.judge is not None:
+            by_model["scores"] = {name: held_out.judge(given) for name, given in answers.items()}
+        write_lines(
+            folder / ANSWERS_FILE,
+            (
+                {"prompt": prompt}
+                | {
+                    kind: {name: values[index] for name, values in given.items()}
+                    for kind, given in by_model.items()
+                }
+                for index, prompt in enumerate(prompts)
+            ),
+        )
     return {}
 
 

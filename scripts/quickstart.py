@@ -4,14 +4,16 @@ Two recipes are run, warm.yaml and sour.yaml, then their results are put side by
 """
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_json, read_lines
 from rahf.pipeline import run_pipeline
 from rahf.recipe.validation import checked_recipe
-from rahf.report.tables import layers_table, models_table, side_by_side
+from rahf.report.tables import layers_table, markdown, models_table, side_by_side
 
 FOLDER = Path("recipes/smollm2-135m")
+TEST_PAIRS = Path("recipes/data/tone/test.jsonl")
 
 
 def main() -> None:
@@ -32,8 +34,11 @@ def main() -> None:
     for name, measured in metrics.items():
         print(f"Share of the asked shift that the {name} policy reached, per layer\n")
         print(layers_table(measured), end="\n\n")
+    answers = joined_answers(outputs)
+    print("Tone on subjects of the training pairs and on subjects that they do not touch\n")
+    print(tone_by_subject(answers), end="\n\n")
     print("A few of the answers\n")
-    print(side_by_side(joined_answers(outputs)))
+    print(side_by_side(answers))
     print(f"\nresults: {', '.join(map(str, outputs.values()))}")
 
 
@@ -48,19 +53,31 @@ def turned(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def joined_answers(outputs: dict[str, Path]) -> list[dict[str, Any]]:
-    """The answers of the base and of both policies, prompt by prompt."""
+    """Answers and scores of the base and of both policies, prompt by prompt."""
     warm, sour = (read_lines(folder / "evaluation" / ANSWERS_FILE) for folder in outputs.values())
     return [
-        {
-            "prompt": one["prompt"],
-            "answers": {
-                "base": one["answers"]["base"],
-                "warm": one["answers"]["policy"],
-                "sour": other["answers"]["policy"],
-            },
+        {"prompt": one["prompt"]}
+        | {
+            kind: {
+                "base": one[kind]["base"],
+                "warm": one[kind]["policy"],
+                "sour": other[kind]["policy"],
+            }
+            for kind in ("answers", "scores")
         }
         for one, other in zip(warm, sour, strict=True)
     ]
+
+
+def tone_by_subject(answers: list[dict[str, Any]]) -> str:
+    """Mean tone of base and policies on subjects seen in training, and on new ones."""
+    kinds = {pair["prompt"]: pair["split_kind"] for pair in read_lines(TEST_PAIRS)}
+    rows = []
+    for kind in ("seen_subject", "new_subject"):
+        scores = [answer["scores"] for answer in answers if kinds[answer["prompt"]] == kind]
+        means = [f"{fmean(score[name] for score in scores):+.2f}" for name in scores[0]]
+        rows.append([kind.replace("_", " "), str(len(scores)), *means])
+    return markdown(["prompts on a", "prompts", "base", "warm", "sour"], rows)
 
 
 if __name__ == "__main__":

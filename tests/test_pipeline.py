@@ -8,10 +8,12 @@ import yaml
 from peft import AutoPeftModelForCausalLM
 from tiny_models import Family
 
+from rahf.artifacts import read_lines
 from rahf.pipeline import describe_data, run_pipeline, summary
 from rahf.recipe.validation import checked_recipe
 from rahf.trainer import RAHFTrainer
 
+MODELS = ("base", "positive", "negative", "policy")
 WORDS = [f"w{index}" for index in range(2, 40)]
 
 
@@ -69,7 +71,9 @@ def test_a_recipe_leaves_a_complete_folder_for_every_stage(recipe_file):
         assert json.loads((out / folder / "stage.json").read_text())["complete"]
     for name in ("README.md", "metrics.json", "recipe.yaml", "training.png", "log.jsonl"):
         assert (out / name).stat().st_size > 0
-    assert (out / "evaluation/answers.jsonl").read_text().count("\n") == 3
+    answers = read_lines(out / "evaluation/answers.jsonl")
+    assert [list(answer["answers"]) for answer in answers] == [list(MODELS)] * 3
+    assert all(set(answer["scores"]) == set(MODELS) for answer in answers)
     assert not list(out.rglob("*.bin"))
     AutoPeftModelForCausalLM.from_pretrained(out)
 
@@ -77,7 +81,7 @@ def test_a_recipe_leaves_a_complete_folder_for_every_stage(recipe_file):
 def test_the_metrics_hold_base_teachers_and_policy(recipe_file):
     run_pipeline(checked_recipe(recipe_file))
     models = json.loads(Path("out/metrics.json").read_text())["models"]
-    assert list(models) == ["base", "positive", "negative", "policy"]
+    assert list(models) == list(MODELS)
     for row in models.values():
         assert row["answers"] == 3
         assert 0 <= row["preference_accuracy"] <= 1
