@@ -48,7 +48,7 @@ from rahf.recipe.reading import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
-from rahf.teachers import train_teacher
+from rahf.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
 from rahf.training import AdapterTrainer
 
@@ -154,7 +154,7 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe)
     args = TrainingArguments(
         output_dir=str(stage_folder(recipe, name)),
-        **{**QUIET_DEFAULTS, "remove_unused_columns": False, **recipe.teacher_training},
+        **{**QUIET_DEFAULTS, **TEACHER_DEFAULTS, **recipe.teacher_training},
     )
     trainer = train_teacher(
         name,

@@ -23,6 +23,13 @@ from rahf.generation import pad_id
 from rahf.likelihood import likelihood
 from rahf.training import AdapterTrainer, ItemLoss
 
+TEACHER_DEFAULTS = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "remove_unused_columns": False,
+}
+"""Those of the alignment: at transformers' 5e-5, falling to 0, a LoRA is hardly taught."""
+
 
 def contrastive_loss(
     match: Float[Tensor, " rows"], mismatch: Float[Tensor, " rows"], smoothing: float
@@ -164,7 +171,7 @@ def train_teachers(
     Args:
         options: arguments of TrainingArguments, and `label_smoothing` for the contrast teacher.
     """
-    options = {"remove_unused_columns": False, **options}
+    options = {**TEACHER_DEFAULTS, **options}
     smoothing = options.pop("label_smoothing", 0.2)
     folders = {name: Path(folder) / name for name in names}
     for name, output_dir in folders.items():

@@ -75,6 +75,14 @@ class RAHFConfig(MethodOptions, TrainingArguments):
         TrainingArguments.__post_init__(self)
 
 
+INHERITED_BY_TEACHERS = (
+    *("seed", "max_steps", "num_train_epochs", "bf16", "fp16", "use_cpu", "report_to"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("lr_scheduler_type", "dataloader_pin_memory", "disable_tqdm", "deepspeed", "fsdp"),
+)
+"""Arguments that the training of missing teachers takes over from the alignment."""
+
+
 class RAHFTrainer(AdapterTrainer):
     """Moves the hidden states of a LoRA to targets read from contrasting views.
 
@@ -273,6 +281,8 @@ def teach(
 ) -> dict[str, Path]:
     """Train teachers that were not given, into `output_dir/teachers`.
 
+    Length, batch and device are those of `args`, unless `args.teacher_args` say otherwise.
+
     Raises:
         ValueError: the model carries an adapter already, so that a teacher cannot be put on it.
     """
@@ -282,7 +292,8 @@ def teach(
             "a model that carries an adapter already. Give them as teachers=, or give the base as "
             "model and peft_config beside it."
         )
-    options = {"seed": args.seed, **(args.teacher_args or {})}
+    options = {name: getattr(args, name) for name in INHERITED_BY_TEACHERS}
+    options |= args.teacher_args or {}
     folder = Path(args.output_dir) / "teachers"
     return train_teachers(names, base, rows, tokenizer, peft_config, folder, options)
 

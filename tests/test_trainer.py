@@ -233,6 +233,29 @@ def test_missing_teachers_are_trained_first(family, tmp_path):
         assert not torch.equal(states_of(teacher), states_of(family.load_base()))
 
 
+def test_missing_teachers_take_over_rate_length_and_batch(family, tmp_path, monkeypatch):
+    asked = {}
+
+    def remember(names, base, rows, tokenizer, peft_config, folder, options):
+        asked.update(options)
+        return {name: family.adapters[name] for name in names}
+
+    monkeypatch.setattr("rahf.trainer.train_teachers", remember)
+    args = RAHFConfig(
+        str(tmp_path),
+        shift="token",
+        target_layers=[0],
+        max_steps=7,
+        per_device_train_batch_size=3,
+        teacher_args={"max_steps": 2},
+        **QUIET,
+    )
+    RAHFTrainer(str(family.base), args, tiny_dataset(3), peft_config=lora())
+    assert asked["max_steps"] == 2
+    assert asked["per_device_train_batch_size"] == 3
+    assert asked["learning_rate"] == args.learning_rate == 1e-3
+
+
 def test_teachers_cannot_be_trained_on_a_model_that_carries_a_policy(family, tmp_path):
     policy = attach_policy(family.load_base(), lora(), range(3))
     with pytest.raises(ValueError, match=r"needs the teachers \['positive', 'negative'\]"):
