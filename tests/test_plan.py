@@ -183,11 +183,16 @@ def test_what_a_block_saves_is_what_autograd_keeps(architecture, chosen):
     check_saved(architecture, **FORMATS[chosen])
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    [
+        (architecture, attention)
+        for architecture in ARCHITECTURES
+        for attention in ("sdpa", "eager")
+        if (architecture, attention) != ("gemma2", "sdpa")  # which transformers does not have
+    ],
+)
 def test_what_every_architecture_saves_is_what_autograd_keeps(architecture, attention):
-    if (architecture, attention) == ("gemma2", "sdpa"):
-        pytest.skip("transformers has no such attention for it")
     check_saved(architecture, attention=attention)
 
 
