@@ -32,6 +32,7 @@ LEVELS = (
     ("teachers", "evaluation"),
     ("trainer", "loading", "report"),
     ("pipeline", "plan"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
