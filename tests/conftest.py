@@ -16,6 +16,10 @@ CHECKED = (
     "generation",
     "likelihood",
     "objective",
+    "reading.fitters",
+    "reading.fitting",
+    "reading.samples",
+    "steering",
     "teachers",
     "training",
 )

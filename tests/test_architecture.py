@@ -29,7 +29,7 @@ LEVELS = (
     ),
     ("config", "adapters", "directions", "likelihood", "generation"),
     ("recipe", "alignment", "training"),
-    ("teachers", "evaluation", "reading"),
+    ("teachers", "evaluation", "reading", "steering"),
     ("trainer", "loading", "report"),
     ("pipeline", "plan", "reading.command"),
     ("commands",),

@@ -5,7 +5,7 @@ Knows readers and fitters; knows no recipe and no file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def fit(
     whole, *halves = ({name: FITTERS[name]() for name in fits} for _ in range(3))
     square, weight, contrasts = 0.0, 0.0, 0
     for half, indices in zip(halves, np.array_split(order, 2), strict=True):
-        for samples in read(reader, pairs, indices, batch_size, accelerator):
+        for samples in read(reader, pairs, indices.tolist(), batch_size, accelerator):
             for fitter in (*whole.values(), *half.values()):
                 fitter.update(samples)
             square = square + (samples.square * samples.square_weight).sum(1).double()
@@ -85,10 +85,10 @@ def read(
         leave=False,
         disable=not accelerator.is_main_process,
     ):
-        together = [int(index) for index in indices[start : start + step]]
+        together = indices[start : start + step]
         share = together[rank * batch_size : (rank + 1) * batch_size]
         # A rank without a share of the last batch reads a pair that then weighs nothing.
-        samples = reader(_rows(pairs, share or together[:1]))
+        samples = reader([pairs[index] for index in share or together[:1]])
         yield gathered(samples if share else weightless(samples), accelerator)
 
 
@@ -99,10 +99,6 @@ def weightless(samples: Samples) -> Samples:
         if name.endswith("weight")
     }
     return samples._replace(**zeros)
-
-
-def _rows(pairs: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return [pairs[index] for index in indices]
 
 
 def separability(
