@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from rahf.capture import find_blocks
+from rahf.sharding import load_model
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -31,18 +32,18 @@ def base_name(model: str | nn.Module) -> str:
 
 def base_model(
     model: str | PreTrainedModel | PeftModel,
-    init_kwargs: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel | PeftModel:
     """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise.
 
     Args:
-        device: where it is moved to; None where sharding or quantisation places it.
+        device: where a model given by name is put; None where `init_kwargs` place it. Under FSDP
+            it is loaded in pieces.
     """
-    if isinstance(model, str):
-        options = {"dtype": torch.float32, **(init_kwargs or {})}
-        model = AutoModelForCausalLM.from_pretrained(model, **options)
-    return model if device is None else model.to(device)
+    if not isinstance(model, str):
+        return model
+    return load_model(model, device, {"dtype": torch.float32, **(init_kwargs or {})})
 
 
 def depth_of(model: nn.Module) -> int:
