@@ -97,21 +97,17 @@ def decode(
     Args:
         uniforms: what chance each token is drawn by, see `choose`.
         ended: whether a row's new ids are all it has to write; asked after every token.
-        prefix: stands in front of every prompt.
+        prefix: what every prompt begins with, followed by at least one id of its own.
     """
     device = next(model.parameters()).device
-    known = 0 if prefix is None else len(prefix.ids)
-    rows = prompts if prefix is None else [prefix.ids + prompt for prompt in prompts]
-    ids, mask = (tensor.to(device) for tensor in left_padded(rows, pad_token_id))
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad_token_id))
+    positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
     padding = (mask == 0).sum(1)
-    if prefix is not None and int(padding.max()) < known:
+    if prefix is not None and int(padding.max()) < len(prefix.ids):
         cache = prefix.cache(padding)
-        ids, positions = ids[:, known:], positions[:, known:]
-    else:
-        cache = None
-    written: list[list[int]] = [[] for _ in rows]
-    going = list(range(len(rows)))
+        ids, positions = ids[:, len(prefix.ids) :], positions[:, len(prefix.ids) :]
+    written: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
     for step in range(decoding.max_new_tokens):
         output = model(
             input_ids=ids,

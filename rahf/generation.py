@@ -30,25 +30,24 @@ def answers(
     *,
     batch_size: int = 16,
     stops: Sequence[str] = (),
-    prefix: Sequence[int] = (),
     only: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Answer]]:
     """Answers to prompts given as ids, with their index in `prompts`, as batches are done.
 
     Prompts of like length are batched together, so that little is padded. An answer ends at its
     own end-of-text token or before the first of `stops`, and depends neither on the batch size nor
-    on which other prompts are asked.
+    on which other prompts are asked. A long beginning that all prompts share is computed once.
 
     Args:
-        prefix: ids in front of every prompt, whose keys and values are computed once.
         only: indices of the prompts to answer; None: all.
 
     Raises:
         ValueError: a prompt and its answer need more positions than the model has.
     """
     indices = list(range(len(prompts)) if only is None else only)
-    _check_positions(model, [prompts[index] for index in indices], len(prefix), decoding)
-    shared = Prefix(model, prefix) if prefix and indices else None
+    _check_positions(model, [prompts[index] for index in indices], decoding)
+    shared = shared_beginning(prompts)
+    prefix = Prefix(model, prompts[0][:shared]) if indices and shared >= WORTH_SHARING else None
     ends, pad = set(end_ids(model, tokenizer)), pad_id(tokenizer)
     tail = max((len(stop.encode()) for stop in stops), default=0) + TAIL_TOKENS
 
@@ -68,7 +67,7 @@ def answers(
             row_uniforms(rows, decoding),
             pad_token_id=pad,
             ended=ended,
-            prefix=shared,
+            prefix=prefix,
         )
         for row, ids in zip(rows, written, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -78,17 +77,28 @@ def answers(
 TAIL_TOKENS = 8
 """A stop of n bytes lies in the last n tokens, but for tokens that write nothing."""
 
+WORTH_SHARING = 16
+"""Ids that all prompts begin with, from which on computing them once is worth the copying."""
+
+
+def shared_beginning(prompts: Sequence[list[int]]) -> int:
+    """Ids that all prompts begin with; at least the last id of each is left to itself."""
+    if len(prompts) < 2:
+        return 0
+    # What the first and the last in order share, all between them share.
+    first, last = min(prompts), max(prompts)
+    shorter = min(map(len, prompts)) - 1
+    return next((i for i in range(shorter) if first[i] != last[i]), max(shorter, 0))
+
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:
     """Where the first of `stops` begins in the text; None where there is none."""
     return min((text.find(stop) for stop in stops if stop in text), default=None)
 
 
-def _check_positions(
-    model: nn.Module, prompts: Sequence[list[int]], prefix: int, decoding: Decoding
-) -> None:
+def _check_positions(model: nn.Module, prompts: Sequence[list[int]], decoding: Decoding) -> None:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts), default=0) + prefix
+    longest = max(map(len, prompts), default=0)
     if positions is not None and longest + decoding.max_new_tokens > positions:
         raise ValueError(
             f"the longest prompt has {longest} tokens, which with max_new_tokens "

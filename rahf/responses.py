@@ -51,7 +51,7 @@ def write_responses(
     """
     layout = response_layout(path)
     ids = [form.encode(prompt.messages) for prompt in prompts]
-    read = hashlib.sha256(repr((form.prefix, ids)).encode()).hexdigest()
+    read = hashlib.sha256(repr(ids).encode()).hexdigest()
     settings = {
         **made_with,
         "generator": generator,
@@ -92,7 +92,6 @@ def _answer_the_rest(
             decoding,
             batch_size=batch_size,
             stops=form.stops,
-            prefix=form.prefix,
             only=rest,
         ):
             file.add([_record(row, answer, form)])

@@ -28,7 +28,7 @@ LEVELS = (
         "recipe.training_arguments",
         "recipe.yaml_file",
     ),
-    ("config", "adapters", "directions", "likelihood", "generation"),
+    ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "training"),
     ("teachers", "evaluation"),
     ("trainer", "loading", "report", "responses"),

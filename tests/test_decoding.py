@@ -46,7 +46,7 @@ def decoded(model, decoding, rows=ROWS, prefix=None):
     rows = list(rows)
     return decode(
         model,
-        [PROMPTS[row] for row in rows],
+        [(prefix.ids if prefix else []) + PROMPTS[row] for row in rows],
         decoding,
         row_uniforms(rows, decoding),
         pad_token_id=EOS,

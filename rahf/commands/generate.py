@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rahf.commands.models import identity, load, model_options
 from rahf.commands.parsers import plain_command
+
+if TYPE_CHECKING:
+    from rahf.data.prompts import PromptForm
 
 EPILOG = """\
 Prompts: records (jsonl, json, csv, also gzipped) with `prompt` or `messages` (text, messages, or
@@ -22,8 +26,19 @@ def add(commands) -> None:
     option("--output", required=True, metavar="FILE", type=Path, help=".jsonl or .json to write")
     option("--generator", metavar="NAME", help="name in the file (default: the model's)")
     option("--limit", metavar="N", type=int, help="answer the first N prompts")
+    option(
+        "--urial",
+        metavar="FILE",
+        nargs="?",
+        const=OWN_URIAL,
+        help="in-context alignment of a base model: instruction and examples in front of every "
+        "prompt, ours or those of FILE, in place of the chat template",
+    )
     option("--batch_size", metavar="N", type=int, default=16, help="prompts at once (default: 16)")
     decoding_options(parser)
+
+
+OWN_URIAL = "ours"
 
 
 def decoding_options(parser: argparse.ArgumentParser, max_new_tokens: int = 512) -> None:
@@ -47,7 +62,7 @@ def decoding_options(parser: argparse.ArgumentParser, max_new_tokens: int = 512)
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.data.prompts import chat_prompt_form, read_prompts, response_layout
+    from rahf.data.prompts import read_prompts, response_layout
     from rahf.decoding import Decoding
     from rahf.responses import write_responses
 
@@ -60,10 +75,10 @@ def run(options: argparse.Namespace) -> int:
         model,
         tokenizer,
         prompts,
-        chat_prompt_form(tokenizer, options.chat_template),
+        prompt_form(options, tokenizer),
         decoding,
         options.output,
-        generator=options.generator or Path(options.model).name,
+        generator=options.generator or generator_name(options),
         made_with=identity(options),
         batch_size=options.batch_size,
     )
@@ -73,3 +88,20 @@ def run(options: argparse.Namespace) -> int:
         f"{counts['seconds']:.0f} s"
     )
     return 0
+
+
+def generator_name(options: argparse.Namespace) -> str:
+    """The name that responses stand under where the user gives none."""
+    return Path(options.model).name + ("" if options.urial is None else "+urial")
+
+
+def prompt_form(options: argparse.Namespace, tokenizer) -> "PromptForm":
+    """The chat template's form, or URIAL's where it is asked for."""
+    if options.urial is None:
+        from rahf.data.prompts import chat_prompt_form
+
+        return chat_prompt_form(tokenizer, options.chat_template)
+    from rahf.urial import own_urial, read_urial, urial_prompt_form
+
+    urial = own_urial() if options.urial == OWN_URIAL else read_urial(options.urial)
+    return urial_prompt_form(tokenizer, urial)

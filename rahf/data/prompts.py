@@ -28,8 +28,7 @@ class PromptForm:
     """How prompts are put to a model."""
 
     name: str
-    encode: Callable[[Sequence[Message]], list[int]]  # chat -> ids that follow the prefix
-    prefix: tuple[int, ...] = ()  # ids that every prompt begins with: computed once
+    encode: Callable[[Sequence[Message]], list[int]]  # chat -> ids of the prompt
     stops: tuple[str, ...] = ()  # texts at which a response ends, besides the end-of-text token
     extract: Callable[[str], str] = str.strip  # what the model wrote -> the response
 
