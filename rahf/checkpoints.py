@@ -45,8 +45,8 @@ def policy_weights(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
 
 
 def _whole(parameter: nn.Parameter, zero: Any) -> Tensor:
-    from deepspeed.utils import safe_get_full_fp32_param
     from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
 
     if parameter.requires_grad:
         return safe_get_full_fp32_param(parameter).detach()
