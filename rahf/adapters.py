@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.capture import find_blocks
-from rahf.sharding import load_model
+from rahf.sharding import load_placed
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -38,8 +38,8 @@ def base_name(model: str | nn.Module) -> str:
 
 def base_model(
     model: str | PreTrainedModel | PeftModel,
-    device: torch.device | None = None,
     init_kwargs: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
 ) -> PreTrainedModel | PeftModel:
     """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise.
 
@@ -49,7 +49,7 @@ def base_model(
     """
     if not isinstance(model, str):
         return model
-    return load_model(model, device, {"dtype": torch.float32, **(init_kwargs or {})})
+    return load_placed(model, device, {"dtype": torch.float32, **(init_kwargs or {})})
 
 
 def load_model(

@@ -58,7 +58,7 @@ def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel
         )
         options["device_map"] = {"": PartialState().local_process_index}
     device = None if "device_map" in options else PartialState().device
-    return base_model(str(name or model.model_name_or_path), device, options)
+    return base_model(str(name or model.model_name_or_path), options, device)
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:

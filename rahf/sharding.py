@@ -71,7 +71,7 @@ def _uses_deepspeed() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
 
 
-def load_model(
+def load_placed(
     name: str, device: torch.device | None, options: Mapping[str, Any]
 ) -> PreTrainedModel:
     """The model `name` with `options` of from_pretrained: whole on `device`, or this rank's pieces.

@@ -133,7 +133,7 @@ class RAHFTrainer(AdapterTrainer):
         peft_config = peft_config or LoraConfig(r=8, lora_alpha=16)
         take_over_sharding()
         placed = "device_map" in (args.model_init_kwargs or {})
-        base = base_model(model, None if placed else args.device, args.model_init_kwargs)
+        base = base_model(model, args.model_init_kwargs, None if placed else args.device)
         views = views_of(args.method if directions is None else "direction", args.reference)
         teachers = dict(teachers or {})
         missing = [name for name in views.teachers() if name not in teachers]
