@@ -15,9 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rahf.capture import find_blocks
+from rahf.decoding import PrefixCache
 from rahf.directions import Directions
 
 Mode = Literal["add", "ablate"]
+Start = int | Sequence[int] | Literal["generated"] | None
 Strength = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
@@ -25,18 +27,27 @@ Strength = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 class Columns:
     """Which columns of the running forward are steered; kept up to date by the decoder's hook."""
 
-    start: int | Sequence[int] | None  # first steered column of the whole text; None: all
+    start: Start  # first steered column of the whole text
     past: int = 0  # columns that stand in the key-value cache already
+    generates: bool = True  # whether a token is chosen after the running forward
 
     def note(self, _module: nn.Module, _args: tuple, given: Mapping[str, Any]) -> None:
         cache = given.get("past_key_values")
+        if self.start == "generated" and given.get("use_cache") is False:
+            raise ValueError(
+                "start='generated' needs the key-value cache, which is off: what was generated "
+                "before cannot be told from the prompt. Leave use_cache on, or give the column."
+            )
         self.past = 0 if cache is None else int(cache.get_seq_length())
+        self.generates = not isinstance(cache, PrefixCache)
 
     def mask(self, hidden: Tensor) -> Tensor | None:
         """[rows or 1, seq, 1] of 0 and 1; None where every column is steered."""
         if self.start is None:
             return None
         columns = torch.arange(hidden.shape[1], device=hidden.device) + self.past
+        if self.start == "generated":
+            return ((columns == columns[-1]) & self.generates).to(hidden.dtype).view(1, -1, 1)
         start = per_row(torch.as_tensor(self.start, device=hidden.device), hidden.shape[0])
         return (columns >= start.view(-1, 1)).to(hidden.dtype).unsqueeze(-1)
 
@@ -83,7 +94,7 @@ def steer(
     alpha: Strength = 1.0,
     *,
     mode: Mode = "add",
-    start: int | Sequence[int] | None = None,
+    start: Start = None,
 ) -> Iterator[None]:
     """Steer every forward of `model` made inside the context, `generate` included.
 
@@ -96,8 +107,8 @@ def steer(
             that lies along the vectors, all of it at 1. Several are ablated together as the space
             that they span, with one strength.
         start: first column of the text that is steered, the same for all rows or one for each; the
-            columns before it are left alone. None: every token. With left padding, the width of the
-            prompts minus 1 steers what is generated and nothing else.
+            columns before it are left alone. None: every token. `generated`: what is generated with
+            a key-value cache, from the last prompt token on, which predicts the first new one.
 
     Raises:
         ValueError: directions of another width or of layers that the model does not have; strengths

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, EOS, tiny_model, tiny_pairs
+from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, EOS, tiny_model, tiny_pairs, tiny_tokenizer
 
 from rahf.capture import find_blocks, record
 from rahf.contrast import sequence_rows
+from rahf.decoding import Decoding, left_padded
 from rahf.directions import Directions
-from rahf.generation import left_padded
+from rahf.generation import WORTH_SHARING, answers
 from rahf.likelihood import model_inputs
 from rahf.steering import steer
 
@@ -100,13 +101,26 @@ def test_a_padded_batch_with_a_cache_is_steered_like_single_rows(architecture):
     assert not torch.allclose(found[1], generated(model, PROMPTS)[1], atol=1e-2)
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_what_is_generated_can_be_steered_alone(use_cache):
+@pytest.mark.parametrize(
+    ("start", "use_cache"), [("generated", True), ("column", True), ("column", False)]
+)
+def test_what_is_generated_can_be_steered_alone(start, use_cache):
     model, directions = tiny_model(), some_directions()
     width = max(map(len, PROMPTS))
-    with steer(model, directions, 0.7, start=width - 1):
+    with steer(model, directions, 0.7, start=width - 1 if start == "column" else start):
         found = generated(model, PROMPTS, use_cache=use_cache)
     assert_generated_by_loops(model, found, lambda row: [(directions, 0.7)], first=1)
+
+
+@pytest.mark.parametrize("start", ["generated", None])
+def test_a_beginning_that_is_computed_once_is_steered_as_if_it_were_not(start):
+    model, directions, tokenizer = tiny_model(), some_directions(), tiny_tokenizer()
+    beginning = [2 + index % 30 for index in range(WORTH_SHARING)]
+    prompts = [[*beginning, 33, 34], [*beginning, 35]]
+    with steer(model, directions, 2.0, start=start):
+        together = dict(answers(model, tokenizer, prompts, Decoding(12)))
+        apart = [dict(answers(model, tokenizer, [prompt], Decoding(12)))[0] for prompt in prompts]
+    assert [together[row].text for row in (0, 1)] == [answer.text for answer in apart]
 
 
 def test_every_row_has_its_own_strength():
@@ -287,6 +301,15 @@ def test_gradients_pass_through_with_and_without_recomputation():
 def test_what_does_not_fit_is_refused(given, alpha, options, message):
     with pytest.raises(ValueError, match=message), steer(tiny_model(), given, alpha, **options):
         pass
+
+
+def test_without_a_cache_nobody_knows_what_was_generated():
+    model = tiny_model()
+    with (
+        pytest.raises(ValueError, match="needs the key-value cache"),
+        steer(model, some_directions(), 1.0, start="generated"),
+    ):
+        generated(model, PROMPTS, use_cache=False)
 
 
 def test_strengths_of_another_number_of_rows_are_refused():
