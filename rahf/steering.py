@@ -99,7 +99,7 @@ def steer(
     """Steer every forward of `model` made inside the context, `generate` included.
 
     Args:
-        directions: one, or several at once; each acts on the layers that it has.
+        directions: one, several at once, or none; each acts on the layers that it has.
         alpha: a number; for several directions a number each; for one direction a number for each
             row of the batch; or [rows, directions]. Rows that generation repeats (beams, several
             answers a prompt) keep their strength.
@@ -115,6 +115,9 @@ def steer(
             that do not fit the directions, or the rows of a batch.
     """
     given = [directions] if isinstance(directions, Directions) else list(directions)
+    if not given:
+        yield
+        return
     strengths, blocks = strengths_of(alpha, len(given), mode), find_blocks(model)
     check_fit(given, model.config.get_text_config().hidden_size, len(blocks.modules))
     if not strengths.any():

@@ -7,7 +7,7 @@ from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, EOS, tiny_model, tiny_pai
 
 from rahf.capture import find_blocks, record
 from rahf.contrast import sequence_rows
-from rahf.decoding import Decoding, left_padded
+from rahf.decoding import Decoding, Prefix, left_padded
 from rahf.directions import Directions
 from rahf.generation import WORTH_SHARING, answers
 from rahf.likelihood import model_inputs
@@ -121,6 +121,15 @@ def test_a_beginning_that_is_computed_once_is_steered_as_if_it_were_not(start):
         together = dict(answers(model, tokenizer, prompts, Decoding(12)))
         apart = [dict(answers(model, tokenizer, [prompt], Decoding(12)))[0] for prompt in prompts]
     assert [together[row].text for row in (0, 1)] == [answer.text for answer in apart]
+
+
+def test_keys_of_a_beginning_are_left_alone_where_only_what_is_generated_is_steered():
+    model, directions = tiny_model(), some_directions()
+    plain = Prefix(model, PROMPTS[0]).cache(torch.tensor([0])).layers[-1].keys
+    for start, same in (("generated", True), (None, False)):
+        with steer(model, directions, 1.0, start=start):
+            keys = Prefix(model, PROMPTS[0]).cache(torch.tensor([0])).layers[-1].keys
+        assert torch.equal(keys, plain) == same
 
 
 def test_every_row_has_its_own_strength():
