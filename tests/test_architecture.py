@@ -28,6 +28,8 @@ LEVELS = (
         "recipe.training_arguments",
         "recipe.yaml_file",
         "sharding",
+        "launching",
+        "termination",
     ),
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "checkpoints"),
