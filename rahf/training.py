@@ -7,6 +7,7 @@ split over rows, gradient accumulation and ranks. Knows transformers' Trainer; k
 
 import logging
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -81,10 +82,12 @@ class AdapterTrainer(Trainer, ABC):
         with handling_sigterm(self._stop_on_sigterm.notice):
             result = super().train(*args, **kwargs)
         if self._stop_on_sigterm.stopped:
-            self.accelerator.print(
-                f"stopped by SIGTERM after step {self.state.global_step}; the same command "
-                f"continues from {self.last_checkpoint()}"
-            )
+            if self.is_world_process_zero():
+                print(
+                    f"stopped by SIGTERM after step {self.state.global_step}; the same command "
+                    f"continues from {self.last_checkpoint()}",
+                    file=sys.stderr,
+                )
             raise SystemExit(0)
         return result
 

@@ -199,3 +199,101 @@ def assert_policy_stands_there_once(folder: str) -> None:
         assert all(tensor.numel() for tensor in tensors.values())
         assert all("lora_" in name for name in tensors)
         assert not [path for path in place.iterdir() if path.name.startswith("global_step")]
+
+
+# Jobs that are ended from outside
+
+LONG = (
+    *("--teachers.max_steps", "1", "--max_steps", "80", "--save_steps", "4"),
+    *("--learning_rate", "1e-5", "--teachers.learning_rate", "1e-3"),
+)
+"""Enough steps to be in the middle of them when the signal comes, and too small ones to come near
+the target, where Adam would blow up what two ranks round otherwise.
+"""
+
+TWO_RANKS = ("--accelerate_config", "ddp_cpu", "--per_device_train_batch_size", "4")
+
+
+class Job:
+    """`rahf align` in a process of its own."""
+
+    def __init__(self, recipe: Path, output: str, *options: str):
+        command = (sys.executable, "-m", "rahf", *align(recipe, output, *options))
+        self.output = Path(output)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
+
+    def wait_for_checkpoint(self) -> None:
+        """Until the alignment has written its first checkpoint, and goes on."""
+        deadline = time.monotonic() + 120
+        while not any(self.output.glob("checkpoint-*")):
+            assert self.process.poll() is None, self.process.stderr.read()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def ranks(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "rahf" in child.cmdline()]
+
+    def end(self) -> tuple[int, str]:
+        """Exit status, and what was written to stderr after the progress of loading."""
+        _, told = self.process.communicate(timeout=120)
+        return self.process.returncode, told
+
+
+def last_step(output: str) -> int:
+    return max(int(path.name[11:]) for path in Path(output).glob("checkpoint-*"))
+
+
+def assert_goes_on_as_if_never_stopped(recipe: Path) -> None:
+    """The run in `stopped`, continued by one process, equals one that was never stopped."""
+    assert 0 < last_step("stopped") < 80
+    assert main(align(recipe, "stopped", *LONG)) == 0
+    assert main(align(recipe, "whole", *LONG)) == 0
+    assert losses("stopped") == pytest.approx(losses("whole"), rel=1e-4)
+    ends = [load_file(Path(name, "adapter_model.safetensors")) for name in ("whole", "stopped")]
+    for key, weights in ends[0].items():
+        torch.testing.assert_close(ends[1][key], weights, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [(), TWO_RANKS])
+def test_sigterm_saves_and_exits_with_0_so_that_the_run_can_go_on(uneven_recipe, ranks):
+    job = Job(uneven_recipe, "stopped", *LONG, *ranks)
+    job.wait_for_checkpoint()
+    job.process.send_signal(signal.SIGTERM)
+    status, told = job.end()
+    assert status == 0, told[-3000:]
+    step = last_step("stopped")
+    assert told.count("stopped by SIGTERM") == 1
+    assert f"after step {step}; the same command continues from stopped/checkpoint-{step}" in told
+    assert not Path("stopped/adapter_model.safetensors").exists()
+    assert_goes_on_as_if_never_stopped(uneven_recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("killed", ["one", "all"])
+def test_a_rank_that_dies_ends_the_job_with_one_message_and_the_run_goes_on(uneven_recipe, killed):
+    job = Job(uneven_recipe, "stopped", *LONG, *TWO_RANKS)
+    job.wait_for_checkpoint()
+    for rank in job.ranks()[: 1 if killed == "one" else 2]:
+        rank.kill()
+    status, told = job.end()
+    assert status == 1
+    errors = [line for line in told.splitlines() if "error" in line.lower()]
+    assert errors == [line for line in errors if "was killed by SIGKILL" in line]
+    assert len(errors) == 1
+    assert "The same command continues from the last checkpoint." in errors[0]
+    assert_goes_on_as_if_never_stopped(uneven_recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_what_is_wrong_with_a_run_is_told_once_whatever_the_number_of_ranks(uneven_recipe):
+    job = Job(uneven_recipe, "out", *TWO_RANKS, "--stage", "alignment")
+    status, told = job.end()
+    assert status == 2
+    assert told.count("stage 'alignment' needs 'positive'") == 1
+    assert "Traceback" not in told
