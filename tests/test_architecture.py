@@ -19,6 +19,7 @@ LEVELS = (
         "objective",
         "capture",
         "contrast",
+        "packing",
         "artifacts",
         "data",
         "recipe.combinations",
@@ -40,6 +41,7 @@ ONLY = {
     "objective": set(),
     "capture": set(),
     "contrast": set(),
+    "packing": set(),
     "data": {"data"},
     "evaluation": {"contrast", "evaluation", "generation", "likelihood", "adapters"},
     # reads what other stages have written, never loads a model
