@@ -13,10 +13,17 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import find_adapter_config_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.capture import find_blocks
+from rahf.sharding import load_placed
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -37,12 +44,60 @@ def base_model(
     """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise.
 
     Args:
-        device: where it is moved to; None where sharding or quantisation places it.
+        device: where a model given by name is put; None where `init_kwargs` place it. Under FSDP
+            it is loaded in pieces.
     """
-    if isinstance(model, str):
-        options = {"dtype": torch.float32, **(init_kwargs or {})}
-        model = AutoModelForCausalLM.from_pretrained(model, **options)
-    return model if device is None else model.to(device)
+    if not isinstance(model, str):
+        return model
+    return load_placed(model, device, {"dtype": torch.float32, **(init_kwargs or {})})
+
+
+def load_model(
+    name: str | Path,
+    init_kwargs: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    base: str | None = None,
+) -> PreTrainedModel | PeftModel:
+    """A model, or an adapter on its base, to be asked and not trained.
+
+    Args:
+        base: in place of the base that the adapter's configuration names.
+
+    Raises:
+        ValueError: `base` is given for what is no adapter.
+    """
+    if is_adapter(name):
+        base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
+        model = PeftModel.from_pretrained(base_model(base, init_kwargs), str(name))
+    elif base is not None:
+        raise ValueError(
+            f"{name} is no adapter, so it takes no base ({base}); leave the base away."
+        )
+    else:
+        model = base_model(str(name), init_kwargs)
+    return model.eval() if device is None else model.eval().to(device)
+
+
+def load_tokenizer_of(
+    name: str | Path, base: str | None = None, **options: Any
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with a model or adapter, or that of the adapter's base."""
+    own = cached_file(
+        str(name), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False
+    )
+    if own is None and is_adapter(name):
+        name = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
+    return AutoTokenizer.from_pretrained(str(name), **options)
+
+
+def fingerprint(name: str | Path) -> list[str]:
+    """Name, size and time of the files of weights in a local folder: what changes when a model is
+    trained anew. Empty for a name of the Hub.
+    """
+    return sorted(
+        f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        for path in Path(name).glob("*.safetensors")
+    )
 
 
 def depth_of(model: nn.Module) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from jaxtyping import Bool, Float
 from peft import LoraConfig, PeftModel
@@ -238,15 +237,19 @@ def build_alignment(
 
 
 def mean_shift(
-    alignment: Alignment, batches: Iterable[Batch], accelerator: Accelerator
+    alignment: Alignment, batches: Iterable[tuple[Batch, bool]], device: torch.device
 ) -> Directions:
-    """The mean of the views' shift over all responses of `batches`, the same on every rank."""
+    """The mean of the views' shift over all responses of `batches`, the same on every rank.
+
+    Args:
+        batches: each with whether it counts; one that does not is run and left out.
+    """
     fitter = MeanFitter(alignment.layers)
-    for batch in batches:
-        batch = send_to_device(batch, accelerator.device)
+    for batch, counts in batches:
+        batch = send_to_device(batch, device)
         aligned = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
-        fitter.update(alignment.shift(batch), aligned, len(batch["row"]))
-    fitter.reduce(accelerator)
+        fitter.update(alignment.shift(batch), aligned, len(batch["row"]), counts=counts)
+    fitter.reduce()
     return fitter.fit(positions=alignment.options.positions, method=alignment.options.method)
 
 

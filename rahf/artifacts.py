@@ -65,9 +65,8 @@ class StageRecord:
         changed = _differences(record["settings"], self._settings)
         if changed:
             raise ValueError(
-                f"{self._path.parent} holds this stage made with other settings:\n"
-                + "\n".join(f"  {line}" for line in changed)
-                + "\nGive another output_dir, or delete that folder to make the stage anew."
+                f"{self._path.parent} holds this stage made with other settings:\n{changed}\n"
+                "Give another output_dir, or delete that folder to make the stage anew."
             )
         return record["complete"]
 
@@ -78,12 +77,87 @@ class StageRecord:
         write_json(self._path, {"complete": True, **results, "settings": self._settings})
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+class ResumableFile:
+    """A file that takes long to make: its records are kept one by one, and it is written when all
+    are there.
+
+    Beside `FILE` stand `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
+    with, when it is complete. A killed run goes on after the last whole record; a record of which
+    only the beginning was written is made again.
+
+    Raises:
+        ValueError: the file is there, finished or begun, made with other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+        self._settings = json.loads(json.dumps(settings))
+        self._unfinished = path.with_name(f"{path.name}.unfinished")
+        self._run = path.with_name(f"{path.name}.run.json")
+        self.complete = path.exists() and not self._unfinished.exists()
+        if self.complete:
+            self._check(read_json(self._run)["settings"] if self._run.exists() else None)
+        elif self._unfinished.exists():
+            self._go_on()
+
+    def begin(self) -> None:
+        """Make the folder and the file of records, unless a run that was killed has."""
+        if not self._unfinished.exists():
+            write_lines(self._unfinished, [{"settings": self._settings}])
+
+    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Keep records; they are on the disk when this returns."""
+        added = [dict(record) for record in records]
+        with self._unfinished.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in added)
+        self.records += added
+
+    def finish(self, text: str, **results: Any) -> None:
+        """Write the file, and what it was made with and came to beside it."""
+        write_text(self.path, text)
+        write_json(self._run, {**results, "settings": self._settings})
+        self._unfinished.unlink()
+        self.complete = True
+
+    def results(self) -> dict[str, Any]:
+        """What `finish` was told the complete file came to."""
+        run = read_json(self._run)
+        return {key: value for key, value in run.items() if key != "settings"}
+
+    def _go_on(self) -> None:
+        content = self._unfinished.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole:
+            self._unfinished.unlink()
+            return
+        if len(whole) < len(content):
+            with self._unfinished.open("r+b") as file:
+                file.truncate(len(whole))
+        settings, *self.records = [json.loads(line) for line in whole.splitlines()]
+        self._check(settings["settings"])
+
+    def _check(self, made_with: Mapping[str, Any] | None) -> None:
+        if made_with is None:
+            raise ValueError(f"{self.path} is there already; give another name, or delete it.")
+        changed = _differences(made_with, self._settings)
+        if changed:
+            raise ValueError(
+                f"{self.path} was made, or begun, with other settings:\n{changed}\n"
+                f"Give another name, or delete it and what stands beside it ({self.path.name}.*)."
+            )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return "\n".join(f"  {line}" for line in _changed(before, now))
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     lines = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{prefix}{key}.")
+            lines += _changed(old, new, f"{prefix}{key}.")
         elif old != new:
             lines.append(f"{prefix}{key}: {old!r} there, {new!r} now")
     return lines

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import reduce
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -106,17 +106,21 @@ class MeanFitter:
         shift: Float[Tensor, "layers tokens d_model"],
         owner: Int[Tensor, " tokens"],
         rows: int,
+        *,
+        counts: bool = True,
     ) -> None:
+        """Add the shift of `rows` responses; one that does not count gives the shape alone."""
         flat = shift.transpose(1, 2).flatten(0, 1)
         total = row_mean(flat, owner, rows).double().sum(1).view(shift.shape[0], -1)
+        total = total if counts else torch.zeros_like(total)
         self.sums = total if self.sums is None else self.sums + total
-        self.responses += rows
+        self.responses += rows if counts else 0
 
-    def reduce(self, accelerator: Accelerator) -> None:
+    def reduce(self) -> None:
         """Add up what every rank has seen."""
-        self.sums = accelerator.reduce(self.sums, reduction="sum")
-        responses = torch.tensor(self.responses, device=accelerator.device)
-        self.responses = int(accelerator.reduce(responses, reduction="sum"))
+        responses = torch.tensor(self.responses, device=self.sums.device)
+        self.sums = reduce(self.sums, reduction="sum")
+        self.responses = int(reduce(responses, reduction="sum"))
 
     def fit(self, **metadata: str) -> Directions:
         """Freeze the mean of everything seen."""

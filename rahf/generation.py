@@ -2,26 +2,111 @@
 knows no method.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-
-def left_padded(
-    rows: Sequence[list[int]], pad_token_id: int
-) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
-    """Ids and attention mask with the padding on the left, as generation needs them."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+from rahf.decoding import Decoding, Prefix, decode, row_uniforms
 
 
-@torch.no_grad()
+class Answer(NamedTuple):
+    """What a model wrote after a prompt."""
+
+    text: str
+    tokens: int  # written, the end included
+    finished: bool  # ended by itself, not by the limit on tokens
+
+
+def answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    *,
+    batch_size: int = 16,
+    stops: Sequence[str] = (),
+    only: Sequence[int] | None = None,
+) -> Iterator[tuple[int, Answer]]:
+    """Answers to prompts given as ids, with their index in `prompts`, as batches are done.
+
+    Prompts of like length are batched together, so that little is padded. An answer ends at its
+    own end-of-text token or before the first of `stops`, and depends neither on the batch size nor
+    on which other prompts are asked. A long beginning that all prompts share is computed once.
+
+    Args:
+        only: indices of the prompts to answer; None: all.
+
+    Raises:
+        ValueError: a prompt and its answer need more positions than the model has.
+    """
+    indices = list(range(len(prompts)) if only is None else only)
+    _check_positions(model, [prompts[index] for index in indices], decoding)
+    shared = shared_beginning(prompts)
+    prefix = Prefix(model, prompts[0][:shared]) if indices and shared >= WORTH_SHARING else None
+    ends, pad = set(end_ids(model, tokenizer)), pad_id(tokenizer)
+    tail = max((len(stop.encode()) for stop in stops), default=0) + TAIL_TOKENS
+
+    def ended(ids: list[int]) -> bool:
+        if ids[-1] in ends:
+            return True
+        last = tokenizer.decode(ids[-tail:], skip_special_tokens=True) if stops else ""
+        return _first_stop(last, stops) is not None
+
+    order = sorted(indices, key=lambda index: len(prompts[index]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        written = decode(
+            model,
+            [prompts[row] for row in rows],
+            decoding,
+            row_uniforms(rows, decoding),
+            pad_token_id=pad,
+            ended=ended,
+            prefix=prefix,
+        )
+        for row, ids in zip(rows, written, strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            yield row, Answer(text[: _first_stop(text, stops)], len(ids), ended(ids))
+
+
+TAIL_TOKENS = 8
+"""A stop of n bytes lies in the last n tokens, but for tokens that write nothing."""
+
+WORTH_SHARING = 16
+"""Ids that all prompts begin with, from which on computing them once is worth the copying."""
+
+
+def shared_beginning(prompts: Sequence[list[int]]) -> int:
+    """Ids that all prompts begin with; at least the last id of each is left to itself."""
+    if len(prompts) < 2:
+        return 0
+    # What the first and the last in order share, all between them share.
+    first, last = min(prompts), max(prompts)
+    shorter = min(map(len, prompts)) - 1
+    return next((i for i in range(shorter) if first[i] != last[i]), max(shorter, 0))
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of `stops` begins in the text; None where there is none."""
+    return min((text.find(stop) for stop in stops if stop in text), default=None)
+
+
+def _check_positions(model: nn.Module, prompts: Sequence[list[int]], decoding: Decoding) -> None:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts), default=0)
+    if positions is not None and longest + decoding.max_new_tokens > positions:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens, which with max_new_tokens "
+            f"{decoding.max_new_tokens} is more than the model's {positions} positions. Lower "
+            "max_new_tokens, or leave the longest prompts away."
+        )
+
+
 def generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -31,33 +116,28 @@ def generate(
     batch_size: int = 16,
     progress: str | None = None,
 ) -> list[str]:
-    """Greedy answers to prompts given as ids, in their order.
+    """Greedy answers to prompts given as ids, in their order."""
+    texts = [""] * len(prompts)
+    with (
+        answering(model),
+        tqdm(total=len(prompts), desc=progress, disable=progress is None, leave=False) as bar,
+    ):
+        decoding = Decoding(max_new_tokens)
+        for index, answer in answers(model, tokenizer, prompts, decoding, batch_size=batch_size):
+            texts[index] = answer.text.strip()
+            bar.update()
+    return texts
 
-    Prompts are batched by length, so that little is padded; a row ends at its own end-of-text
-    token.
-    """
-    pad, device = pad_id(tokenizer), next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers = [""] * len(prompts)
+
+@contextmanager
+def answering(model: nn.Module) -> Iterator[None]:
+    """No dropout while answers are made; the training mode is restored."""
     was_training = model.training
     model.eval()
-    for start in tqdm(
-        range(0, len(order), batch_size), desc=progress, disable=progress is None, leave=False
-    ):
-        indices = order[start : start + batch_size]
-        ids, mask = left_padded([prompts[index] for index in indices], pad)
-        output = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=pad,
-            eos_token_id=end_ids(model, tokenizer),
-        )
-        for index, row in zip(indices, output[:, ids.shape[1] :], strict=True):
-            answers[index] = tokenizer.decode(row, skip_special_tokens=True).strip()
-    model.train(was_training)
-    return answers
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -77,10 +157,8 @@ def sample_texts(
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     texts: list[list[int]] = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with answering(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         while len(texts) < rows:
             ids = torch.full((min(batch_size, rows - len(texts)), 1), start, device=device)
@@ -96,7 +174,6 @@ def sample_texts(
                 pad_token_id=pad_id(tokenizer),
             )
             texts += [cut_padding(row.tolist(), tokenizer) for row in output]
-    model.train(was_training)
     return texts
 
 

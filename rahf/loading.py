@@ -20,9 +20,8 @@ from transformers import (
 
 from rahf.adapters import base_model
 from rahf.config import TEACHERS
-from rahf.data.chat_format import chat_format, prompt_messages, render
 from rahf.data.pairs import usable_pairs
-from rahf.data.records import read_records
+from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.data.report import DataReport
 from rahf.data.sources import DataSource, load_mixture, load_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
@@ -58,10 +57,8 @@ def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         options["device_map"] = {"": PartialState().local_process_index}
-    sharded = recipe.training.get("deepspeed") or recipe.training.get("fsdp")
-    placed = sharded or "device_map" in options
-    name = str(name or model.model_name_or_path)
-    return base_model(name, options, None if placed else PartialState().device)
+    device = None if "device_map" in options else PartialState().device
+    return base_model(str(name or model.model_name_or_path), options, device)
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
@@ -138,32 +135,10 @@ def directions_of(recipe: Recipe) -> str | Path | None:
 def prompts_of(
     path: str | Path, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
 ) -> tuple[list[str], list[list[int]]]:
-    """Texts and ids of the prompts of a file (records with a `prompt`: text or messages).
-
-    Raises:
-        ValueError: a record without a prompt; no record at all.
-    """
-    chat = chat_format(tokenizer, chat_template)
-    texts, ids = [], []
-    for place, record in read_records(Path(path)):
-        prompt = record.get("prompt")
-        if not prompt:
-            raise ValueError(
-                f"{place}: no prompt; every record needs a `prompt`, text or messages. "
-                f"It has: {', '.join(record)}."
-            )
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        rendered = render(
-            tokenizer,
-            chat.template,
-            prompt_messages(messages, chat),
-            add_generation_prompt=True,
-        )
-        texts.append(messages[-1]["content"])
-        ids.append(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-    if not texts:
-        raise ValueError(f"{path} holds no prompts; give a file with at least one record.")
-    return texts, ids
+    """Texts (the last message) and ids of the prompts of a file."""
+    prompts, form = read_prompts(path), chat_prompt_form(tokenizer, chat_template)
+    texts = [prompt.messages[-1]["content"] for prompt in prompts]
+    return texts, [form.encode(prompt.messages) for prompt in prompts]
 
 
 def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], HeldOut]:

@@ -48,6 +48,7 @@ from rahf.recipe.reading import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
+from rahf.sharding import frozen_stage, take_over_sharding
 from rahf.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
 from rahf.training import AdapterTrainer
@@ -62,6 +63,7 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
         ValueError: an unknown stage; a stage whose predecessors are missing; a folder that holds
             the stage made with other settings.
     """
+    take_over_sharding()
     PartialState(cpu=recipe.training.get("use_cpu", False))
     if stage is not None and stage not in recipe.stages:
         raise ValueError(
@@ -173,9 +175,11 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
 def run_directions(recipe: Recipe) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe)
     args = alignment_arguments(recipe)
-    alignment = build_alignment(load_base(recipe), args, lora_config(recipe), teachers_of(recipe))
     rows = train_rows(recipe, tokenizer, step=2)
-    directions = fit_mean_shift(alignment, rows, tokenizer, args)
+    with frozen_stage():
+        base, teachers = load_base(recipe), teachers_of(recipe)
+        alignment = build_alignment(base, args, lora_config(recipe), teachers)
+        directions = fit_mean_shift(alignment, rows, tokenizer, args)
     if PartialState().is_main_process:
         directions.save(stage_folder(recipe, "directions"))
     return {}
@@ -216,10 +220,11 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
         "preference_margin": metrics.get("eval_preference/margins"),
     }
     models, answers = {}, {}
-    for name, model in models_to_measure(recipe):
-        asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
-        measured, answers[name] = measure(model, tokenizer, asked, name)
-        models[name] = measured.as_dict() | (known if name == "policy" else {})
+    with frozen_stage():
+        for name, model in models_to_measure(recipe):
+            asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
+            measured, answers[name] = measure(model, tokenizer, asked, name)
+            models[name] = measured.as_dict() | (known if name == "policy" else {})
     if PartialState().is_main_process:
         metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)

@@ -18,10 +18,20 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from rahf.adapters import POLICY, trainable
+from rahf.adapters import POLICY
+from rahf.checkpoints import (
+    damage,
+    load_policy,
+    newest_first,
+    optimizer_state,
+    policy_weights,
+    restore,
+    write_manifest,
+)
+from rahf.sharding import is_sharded, leave_to_data_parallelism
 
 STAGING = "unfinished"
 
@@ -96,11 +106,49 @@ class AdapterTrainer(Trainer, ABC):
         return 0  # the Trainer's estimate, one full forward of one block, fits no step here
 
     def last_checkpoint(self) -> str | None:
-        """Folder of the newest checkpoint of this run, if there is one."""
-        found = sorted(
-            Path(self.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name[11:])
+        """Folder of the newest whole checkpoint of this run, if there is one.
+
+        A damaged one is passed over with a warning, and stays where it is.
+        """
+        for folder in newest_first(Path(self.args.output_dir)):
+            damaged = damage(folder)
+            if damaged is None:
+                return str(folder)
+            logger.warning("%s is passed over: %s", folder, damaged)
+        return None
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        # The engine is made of weights that have been read already, so that it need not know how.
+        if resume_from_checkpoint is not None:
+            load_policy(self.model, Path(resume_from_checkpoint))
+        leave_to_data_parallelism(self.model)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        pass  # done above, under every engine
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        saved = torch.load(
+            Path(checkpoint, OPTIMIZER_NAME), map_location=self.args.device, weights_only=True
         )
-        return str(found[-1]) if found else None
+        restore(self.model, self.optimizer, Path(checkpoint), saved)
+        self.lr_scheduler.load_state_dict(
+            torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
+        )
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        state = optimizer_state(self.model, self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _move_model_to_device(self, model, device):
+        if not is_sharded():
+            super()._move_model_to_device(model, device)
 
     # All is written into a staging folder and renamed: what is called checkpoint-N is whole.
 
@@ -121,6 +169,7 @@ class AdapterTrainer(Trainer, ABC):
                 self.state.save_to_json(str(final / STAGING / name / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            write_manifest(final / STAGING / name)
             shutil.rmtree(final / name, ignore_errors=True)
             (final / STAGING / name).replace(final / name)
             (final / STAGING).rmdir()
@@ -143,8 +192,11 @@ class AdapterTrainer(Trainer, ABC):
             self._staging = False
 
     def save_model(self, output_dir=None, _internal_call=False):
-        check_finite_weights(self.model, self.state.global_step)
-        super().save_model(output_dir, _internal_call)
+        weights = policy_weights(self.model, self.optimizer)
+        check_finite_weights(weights, self.state.global_step)
+        self._save(output_dir, weights)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
@@ -197,9 +249,9 @@ def save_policy(
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card: ours comes with the results
 
 
-def check_finite_weights(model: nn.Module, step: int) -> None:
+def check_finite_weights(weights: Mapping[str, Tensor], step: int) -> None:
     """Refuse to save weights that are no numbers over a checkpoint that is good."""
-    if not all(torch.isfinite(parameter).all() for parameter in trainable(model)):
+    if not all(torch.isfinite(weight).all() for weight in weights.values()):
         raise NonFiniteError(
             f"the adapter's weights became inf or nan in step {step}; nothing was saved. Earlier "
             "checkpoints are kept: lower the learning rate or alpha and start again from one."

@@ -12,6 +12,7 @@ CHECKED = (
     "alignment",
     "capture",
     "contrast",
+    "decoding",
     "directions",
     "generation",
     "likelihood",

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from accelerate import Accelerator
 from reference import objective as loops
 from tiny_models import D_MODEL, EOS, Family, lora, randomize, tiny_pairs
 
@@ -397,8 +396,8 @@ def test_the_mean_shift_is_that_of_single_responses_whatever_the_batches(family)
 
     singles = torch.stack([alignment.shift(collator([item])).mean(1) for item in items])
     for size in (1, 4, 6):
-        batches = [collator(items[start : start + size]) for start in range(0, 6, size)]
-        found = mean_shift(alignment, batches, Accelerator(cpu=True))
+        batches = [(collator(items[start : start + size]), True) for start in range(0, 6, size)]
+        found = mean_shift(alignment, batches, torch.device("cpu"))
         assert torch.allclose(found.vectors, singles.mean(0), atol=1e-5)
         assert found.metadata["method"] == "scit"
         assert found.metadata["positions"] == "response_and_tail"

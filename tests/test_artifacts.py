@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from rahf.artifacts import StageRecord, read_json, read_lines, write_json, write_lines, write_text
+from rahf.artifacts import (
+    ResumableFile,
+    StageRecord,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+    write_text,
+)
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -56,3 +64,48 @@ def test_other_settings_are_refused_and_every_difference_is_named(tmp_path, fini
 def test_settings_that_json_writes_alike_are_the_same(tmp_path):
     StageRecord(tmp_path, {"layers": (1, 2)}).finish()
     assert StageRecord(tmp_path, {"layers": [1, 2]}).is_complete()
+
+
+def test_a_file_is_made_record_by_record_and_goes_on_after_the_last_whole_one(tmp_path):
+    path, settings = tmp_path / "deep" / "out.jsonl", {"seed": 1, "model": {"name": "a"}}
+    file = ResumableFile(path, settings)
+    file.begin()
+    file.add([{"row": 3}, {"row": 5}])
+    with (tmp_path / "deep" / "out.jsonl.unfinished").open("a") as half:
+        half.write('{"row": 7, "te')
+    again = ResumableFile(path, settings)
+    assert (again.complete, again.records) == (False, [{"row": 3}, {"row": 5}])
+    again.begin()
+    again.add([{"row": 7, "text": "é"}])
+    third = ResumableFile(path, settings)
+    assert [record["row"] for record in third.records] == [3, 5, 7]
+    third.finish("all of it", rows=3)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["out.jsonl", "out.jsonl.run.json"]
+    done = ResumableFile(path, settings)
+    assert done.complete
+    assert done.results() == {"rows": 3}
+    assert path.read_text() == "all of it"
+
+
+def test_a_file_killed_before_its_first_record_is_begun_anew(tmp_path):
+    (tmp_path / "out.unfinished").write_text('{"settin')
+    file = ResumableFile(tmp_path / "out", {"seed": 1})
+    file.begin()
+    file.add([{"row": 0}])
+    assert ResumableFile(tmp_path / "out", {"seed": 1}).records == [{"row": 0}]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_file_made_with_other_settings_is_left_alone(tmp_path, finished):
+    file = ResumableFile(tmp_path / "out", {"model": {"name": "a"}})
+    file.begin()
+    if finished:
+        file.finish("text")
+    with pytest.raises(ValueError, match=r"model\.name: 'a' there, 'b' now"):
+        ResumableFile(tmp_path / "out", {"model": {"name": "b"}})
+
+
+def test_a_file_of_another_origin_is_not_overwritten(tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(ValueError, match="is there already"):
+        ResumableFile(tmp_path / "out", {})

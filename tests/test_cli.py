@@ -1,5 +1,6 @@
 """The command line, the checks against files, and what importing rahf costs."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from rahf.cli import main
+from rahf.commands.parsers import plain_command
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl")
 PAIR = {"prompt": "How was it?", "chosen": "Lovely.", "rejected": "Dreadful."}
@@ -413,3 +415,19 @@ def test_the_script_for_accelerate_takes_the_recipe_as_config(place):
     )
     assert done.returncode == 2
     assert "alhpa: unknown key, did you mean alpha?" in done.stderr
+
+
+def a_plain_command():
+    parser = argparse.ArgumentParser(prog="rahf")
+    command = plain_command(parser.add_subparsers(), "walk", "walk", lambda options: options.seed)
+    command.add_argument("--seed", type=int)
+    return parser
+
+
+def test_a_plain_command_refuses_an_unknown_option_with_the_nearest_one(capsys):
+    options, unread = a_plain_command().parse_known_args(["walk", "--sed=3"])
+    with pytest.raises(SystemExit):
+        options.run(options, unread)
+    assert "unknown argument --sed=3, did you mean --seed?" in capsys.readouterr().err
+    options, unread = a_plain_command().parse_known_args(["walk", "--seed=3"])
+    assert options.run(options, unread) == 3

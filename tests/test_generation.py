@@ -2,7 +2,15 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_model, tiny_tokenizer
 
-from rahf.generation import cut_padding, generate, left_padded, pad_id, sample_texts
+from rahf.decoding import Decoding, decode, row_uniforms
+from rahf.generation import (
+    answers,
+    cut_padding,
+    generate,
+    pad_id,
+    sample_texts,
+    shared_beginning,
+)
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14, 15, 16, 17], [18, 19]]
 
@@ -53,10 +61,72 @@ def test_no_prompts_give_no_answers():
     assert generate(tiny_model(), tiny_tokenizer(), [], max_new_tokens=2) == []
 
 
-def test_padding_stands_on_the_left():
-    ids, mask = left_padded([[5, 6, 7], [8]], pad_token_id=1)
-    assert ids.tolist() == [[5, 6, 7], [1, 1, 8]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+def stopped_by_loop(tokenizer, ids, stops):
+    """The text before the first stop, looked for in the whole text after every token."""
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count], skip_special_tokens=True)
+        found = [text.index(stop) for stop in stops if stop in text]
+        if found:
+            return text[: min(found)], count
+    return text, len(ids)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_each_answer_ends_before_its_own_first_stop(batch_size):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    decoding = Decoding(max_new_tokens=20, temperature=1.0, seed=1)
+    whole = decode(
+        model,
+        PROMPTS,
+        decoding,
+        row_uniforms(range(len(PROMPTS)), decoding),
+        pad_token_id=EOS,
+        ended=lambda ids: ids[-1] == EOS,
+    )
+    stops = ("w3", "1 w2", "w17 ")  # within a word, over two words, and with what follows a word
+    cut = dict(answers(model, tokenizer, PROMPTS, decoding, stops=stops, batch_size=batch_size))
+    for index, ids in enumerate(whole):
+        text, count = stopped_by_loop(tokenizer, ids, stops)
+        assert (cut[index].text, cut[index].tokens) == (text, count)
+        assert cut[index].finished == (count < len(ids) or ids[-1] == EOS)
+    assert len({answer.tokens for answer in cut.values()}) > 2
+
+
+def test_an_answer_does_not_depend_on_which_others_are_asked():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    decoding = Decoding(max_new_tokens=9, temperature=1.0)
+    whole = dict(answers(model, tokenizer, PROMPTS, decoding))
+    part = dict(answers(model, tokenizer, PROMPTS, decoding, only=[3, 1]))
+    assert part == {index: whole[index] for index in (1, 3)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_beginning_that_all_prompts_share_is_computed_once(batch_size, monkeypatch):
+    model, tokenizer, decoding = tiny_model(), tiny_tokenizer(), Decoding(9, temperature=1.0)
+    prompts = [[*range(4, 24), *prompt] for prompt in PROMPTS]
+    monkeypatch.setattr("rahf.generation.WORTH_SHARING", 99)
+    expected = dict(answers(model, tokenizer, prompts, decoding))
+    monkeypatch.setattr("rahf.generation.WORTH_SHARING", 20)
+    computed = []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: computed.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    assert dict(answers(model, tokenizer, prompts, decoding, batch_size=batch_size)) == expected
+    assert computed[0] == (1, 20)
+    assert max(width for _, width in computed[1:]) == 6
+
+
+def test_the_shared_beginning_leaves_every_prompt_an_id_of_its_own():
+    assert shared_beginning([[1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 5]]) == 2
+    assert shared_beginning([[1, 2, 3], [1, 2, 3]]) == 2
+    assert shared_beginning([[1, 2, 3], [1, 2]]) == 1
+    assert shared_beginning([[5], [5]]) == 0
+    assert shared_beginning([[1, 2, 3]]) == shared_beginning([]) == 0
+
+
+def test_a_prompt_that_leaves_no_room_is_refused():
+    with pytest.raises(ValueError, match=r"62 tokens.*max_new_tokens 3 .* 64 positions"):
+        generate(tiny_model(), tiny_tokenizer(), [[5] * 62], max_new_tokens=3)
 
 
 def sampled(seed=0, **options):

@@ -369,7 +369,8 @@ def test_a_mean_shift_is_fitted_once_and_is_that_of_all_responses(family, tmp_pa
     trainer = alignment_trainer(family, tmp_path, shift="mean", save_strategy="no", max_steps=2)
     token = alignment_trainer(family, tmp_path)
     items = [token.train_dataset[index] for index in range(len(token.train_dataset))]
-    expected = mean_shift(token.alignment, [token.data_collator(items)], token.accelerator)
+    batches = [(token.data_collator(items), True), (token.data_collator(items[:2]), False)]
+    expected = mean_shift(token.alignment, batches, token.args.device)
     assert torch.allclose(trainer.alignment.directions, expected.vectors, atol=1e-5)
     assert trainer.alignment.views.teachers() == ()
     trainer.train()

@@ -64,9 +64,13 @@ def resolve_chat_template(
             f"{tokenizer.name_or_path or 'The tokenizer'} has neither a chat template nor an eos "
             "token to end a response with. Set one of them: chat_template, or tokenizer.eos_token."
         )
-    ids = tokenizer("a")["input_ids"]
-    adds_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    return ("{{ bos_token }}" if adds_bos else "") + PLAIN_CHAT_TEMPLATE
+    return ("{{ bos_token }}" if adds_bos(tokenizer) else "") + PLAIN_CHAT_TEMPLATE
+
+
+def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the tokenizer puts its BOS token in front of a text by itself."""
+    first = tokenizer("a")["input_ids"][0]
+    return tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
 
 
 def chat_format(

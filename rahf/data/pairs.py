@@ -10,24 +10,19 @@ drops that row: the row stays in place with its number and reason, so that it is
 and only the tokenisation leaves it out.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rahf.data.cached_map import cached_map
+from rahf.data.messages import Message, as_messages, check_type, is_transcript, turns_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 PAIR_FORM_VERSION = 1  # part of every cache key: raise it when a row comes out differently
-
-Message = dict[str, str]
-
-_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class UnusablePairError(ValueError):
@@ -171,7 +166,7 @@ def _normalize_batch(batch: dict[str, list], rows: list[int], where: str) -> dic
 def _pair(record: Mapping[str, Any], where: str) -> tuple[list[Message], str, str]:
     prompt, chosen, rejected = (record.get(name) for name in PAIR_COLUMNS)
     for name, value in zip(PAIR_COLUMNS, (prompt, chosen, rejected), strict=True):
-        _check_type(name, value, where)
+        check_type(name, value, where)
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if _is_blank(value):
             raise UnusablePairError(f"{name} is empty")
@@ -182,13 +177,13 @@ def _pair(record: Mapping[str, Any], where: str) -> tuple[list[Message], str, st
     sides = (chosen, rejected)
     if any(isinstance(value, list) for value in (prompt, *sides)):
         context, chosen, rejected = _split_messages(
-            prompt, *(_as_messages(s, "assistant") for s in sides)
+            prompt, *(as_messages(s, "assistant") for s in sides)
         )
-    elif all(_is_transcript(side) and "\n\nAssistant:" in side for side in sides):
-        context, chosen, rejected = _split_messages(None, _turns(chosen), _turns(rejected))
+    elif all(is_transcript(side) and "\n\nAssistant:" in side for side in sides):
+        context, chosen, rejected = _split_messages(None, turns_of(chosen), turns_of(rejected))
         chosen, rejected = chosen.strip(), rejected.strip()
     elif explicit:
-        context, chosen, rejected = _as_messages(prompt, "user"), chosen.strip(), rejected.strip()
+        context, chosen, rejected = as_messages(prompt, "user"), chosen.strip(), rejected.strip()
     else:
         context, chosen, rejected = _split_text(chosen, rejected)
     return _checked(context, chosen, rejected)
@@ -210,55 +205,8 @@ def _checked(prompt: list[Message], chosen: str, rejected: str) -> tuple[list[Me
     return prompt, chosen, rejected
 
 
-def _check_type(name: str, value: Any, where: str) -> None:
-    expected = "expected text or a list of {role, content} messages"
-    if value is None or isinstance(value, str):
-        return
-    if not isinstance(value, list):
-        raise ValueError(f"{where}: {name} is {type(value).__name__} ({value!r:.60}), {expected}.")
-    for position, message in enumerate(value):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(f"{where}: {name}[{position}] is {message!r:.80}, {expected}.")
-        if not isinstance(message.get("content"), str | None):
-            kind = type(message["content"]).__name__
-            raise ValueError(
-                f"{where}: the content of {name}[{position}] is {kind}, expected text."
-            )
-
-
-def _as_messages(value: str | list[dict] | None, role: str) -> list[Message]:
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [{"role": m["role"], "content": m.get("content") or ""} for m in value]
-    if role == "user" and _is_transcript(value):
-        turns = _turns(value)
-        if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
-            turns.pop()  # the marker "Assistant:" after which the response is to come
-        return turns
-    return [{"role": role, "content": value.strip()}]
-
-
 def _is_blank(value: str | list | None) -> bool:
     return not (value.strip() if isinstance(value, str) else value)
-
-
-def _is_transcript(text: str) -> bool:
-    return text.lstrip().startswith("Human:")
-
-
-def _turns(transcript: str) -> list[Message]:
-    """HH-RLHF text -> messages; two turns of one speaker in a row become one, as templates ask for
-    alternation."""
-    pieces = _TURN.split(transcript.strip())
-    turns: list[Message] = []
-    for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True):
-        role, content = _ROLES[speaker], content.strip()
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] += "\n\n" + content
-        else:
-            turns.append({"role": role, "content": content})
-    return turns
 
 
 def _split_messages(
@@ -270,7 +218,7 @@ def _split_messages(
     A side may be the response alone (the prompt column goes in front of it) or the whole chat, as
     in UltraFeedback, where the prompt column repeats a message of it.
     """
-    start = _as_messages(prompt, "user")
+    start = as_messages(prompt, "user")
     whole = [
         side
         if side[: len(start)] == start

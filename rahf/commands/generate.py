@@ -1,0 +1,107 @@
+"""`rahf generate`: a model's responses to the prompts of a file."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rahf.commands.models import identity, load, model_options
+from rahf.commands.parsers import plain_command
+
+if TYPE_CHECKING:
+    from rahf.data.prompts import PromptForm
+
+EPILOG = """\
+Prompts: records (jsonl, json, csv, also gzipped) with `prompt` or `messages` (text, messages, or
+a "Human: ... Assistant:" transcript), or with AlpacaEval's `instruction`.
+Responses: a name ending in .jsonl holds prompt, generator, response, tokens, finished; one ending
+in .json is AlpacaEval's layout. A run that was stopped goes on when the command is given again."""
+
+
+def add(commands) -> None:
+    summary = "write a model's responses to the prompts of a file"
+    parser = plain_command(commands, "generate", summary, run, EPILOG)
+    option = parser.add_argument
+    model_options(parser)
+    option("--prompts", required=True, metavar="FILE", type=Path, help="the prompts")
+    option("--output", required=True, metavar="FILE", type=Path, help=".jsonl or .json to write")
+    option("--generator", metavar="NAME", help="name in the file (default: the model's)")
+    option("--limit", metavar="N", type=int, help="answer the first N prompts")
+    option(
+        "--urial",
+        metavar="FILE",
+        nargs="?",
+        const=OWN_URIAL,
+        help="in-context alignment of a base model: instruction and examples in front of every "
+        "prompt, ours or those of FILE, in place of the chat template",
+    )
+    option("--batch_size", metavar="N", type=int, default=16, help="prompts at once (default: 16)")
+    decoding_options(parser)
+
+
+OWN_URIAL = "ours"
+
+
+def decoding_options(parser: argparse.ArgumentParser, max_new_tokens: int = 512) -> None:
+    """Add the fields of `Decoding` as options."""
+    option = parser.add_argument
+    option(
+        "--max_new_tokens",
+        metavar="N",
+        type=int,
+        default=max_new_tokens,
+        help=f"tokens of a response, at most (default: {max_new_tokens})",
+    )
+    option("--temperature", metavar="T", type=float, default=0.0, help="0 (default): greedy")
+    option(
+        "--top_p", metavar="P", type=float, default=1.0, help="share of probability to draw from"
+    )
+    option(
+        "--top_k", metavar="K", type=int, default=0, help="likeliest tokens to draw from; 0: all"
+    )
+    option("--seed", metavar="N", type=int, default=0, help="of the drawing (default: 0)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.data.prompts import read_prompts, response_layout
+    from rahf.decoding import Decoding
+    from rahf.responses import write_responses
+
+    response_layout(options.output)  # a wrong name is told before anything is loaded
+    prompts = read_prompts(options.prompts)[: options.limit]
+    fields = Decoding.__dataclass_fields__
+    decoding = Decoding(**{name: getattr(options, name) for name in fields})
+    model, tokenizer = load(options)
+    counts = write_responses(
+        model,
+        tokenizer,
+        prompts,
+        prompt_form(options, tokenizer),
+        decoding,
+        options.output,
+        generator=options.generator or generator_name(options),
+        made_with=identity(options),
+        batch_size=options.batch_size,
+    )
+    print(
+        f"{options.output}: {counts['responses']} responses, {counts['finished']} ended by "
+        f"themselves, {counts['mean_tokens']:.1f} tokens each; {counts['made_now']} made now in "
+        f"{counts['seconds']:.0f} s"
+    )
+    return 0
+
+
+def generator_name(options: argparse.Namespace) -> str:
+    """The name that responses stand under where the user gives none."""
+    return Path(options.model).name + ("" if options.urial is None else "+urial")
+
+
+def prompt_form(options: argparse.Namespace, tokenizer) -> "PromptForm":
+    """The chat template's form, or URIAL's where it is asked for."""
+    if options.urial is None:
+        from rahf.data.prompts import chat_prompt_form
+
+        return chat_prompt_form(tokenizer, options.chat_template)
+    from rahf.urial import own_urial, read_urial, urial_prompt_form
+
+    urial = own_urial() if options.urial == OWN_URIAL else read_urial(options.urial)
+    return urial_prompt_form(tokenizer, urial)

@@ -1,0 +1,68 @@
+"""Options of the commands that ask a model: which one, in which number format, where."""
+
+import argparse
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Loaded(NamedTuple):
+    """A model that can be asked, and its tokenizer."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
+    """Add the options; `named`: with --model and --base, which say the one model to load."""
+    option = parser.add_argument
+    if named:
+        option("--model", required=True, metavar="NAME", help="model or adapter: folder or Hub id")
+        option("--base", metavar="NAME", help="base in place of the one that the adapter names")
+    option(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="number format of the weights (auto: that of the checkpoint)",
+    )
+    option(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
+    )
+    option("--attn_implementation", metavar="NAME", help="eager, sdpa, flash_attention_2")
+    option("--chat_template", metavar="FILE", help="Jinja text or file in place of the tokenizer's")
+    option("--trust_remote_code", action="store_true", help="run code that comes with the model")
+
+
+def load(options: argparse.Namespace, name: str | None = None, base: str | None = None) -> Loaded:
+    """The model `name`, or the one of --model, and its tokenizer."""
+    from rahf.adapters import load_model, load_tokenizer_of
+
+    if name is None:
+        name, base = options.model, options.base
+    tokenizer = load_tokenizer_of(name, base, trust_remote_code=options.trust_remote_code)
+    loading: dict[str, Any] = {
+        "dtype": options.dtype,
+        "trust_remote_code": options.trust_remote_code,
+    }
+    if options.attn_implementation:
+        loading["attn_implementation"] = options.attn_implementation
+    return Loaded(load_model(name, loading, device(options), base), tokenizer)
+
+
+def device(options: argparse.Namespace) -> "torch.device":
+    import torch
+
+    chosen = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(chosen)
+
+
+def identity(options: argparse.Namespace, name: str | None = None) -> dict[str, Any]:
+    """What a result that a model took part in is remembered by."""
+    from rahf.adapters import fingerprint
+
+    name = name or options.model
+    return {"model": name, "dtype": options.dtype, "weights": fingerprint(name)}

@@ -1,0 +1,30 @@
+"""`rahf plan`: what a recipe will cost."""
+
+import argparse
+from pathlib import Path
+
+from rahf.commands.parsers import recipe_command
+
+
+def add(commands) -> None:
+    summary = "tell what a recipe will cost, without loading weights"
+    option = recipe_command(commands, "plan", summary, run).add_argument
+    option("--accelerate_config", metavar="NAME", help="a file, or NAME of accelerate_configs/")
+    option("--num_processes", metavar="N", type=int, help="processes, one a device")
+    option("--device_memory", metavar="GIB", type=float, help="refuse what does not fit into it")
+    option("--rows", metavar="N", type=int, help="training rows, where they cannot be counted")
+    option("--mean_tokens", metavar="N", type=float, help="tokens of a row, padding included")
+    option("--model_config", metavar="FILE", type=Path, help="config.json in place of the model's")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rahf.plan.command import PlanOptions, plan
+    from rahf.recipe.validation import checked_recipe
+
+    recipe = checked_recipe(options.recipe, overrides)
+    chosen = PlanOptions(**{name: getattr(options, name) for name in PlanOptions._fields})
+    text, refusal = plan(recipe, chosen)
+    print(text)
+    if refusal is not None:
+        raise refusal
+    return 0

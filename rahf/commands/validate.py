@@ -1,0 +1,23 @@
+"""`rahf validate`: every problem of a recipe at once."""
+
+import argparse
+import sys
+
+from rahf.commands.parsers import recipe_command
+
+
+def add(commands) -> None:
+    recipe_command(commands, "validate", "tell every problem of a recipe, without running it", run)
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rahf.recipe.reading import RecipeError
+    from rahf.recipe.validation import checked_recipe, summary
+
+    try:
+        recipe = checked_recipe(options.recipe, overrides)
+    except RecipeError as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+    print(f"ok: {options.recipe}\n{summary(recipe)}")
+    return 0

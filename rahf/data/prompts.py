@@ -1,0 +1,151 @@
+"""Files of prompts, and files of responses to them: ours, and AlpacaEval's layout.
+
+A prompt is a chat that ends with the user. `PromptForm` says how such a chat becomes what a model
+reads, and how what it writes becomes a response. Knows no model; torch is not imported.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rahf.data.chat_format import chat_format, prompt_messages, render
+from rahf.data.messages import Message, as_messages, check_type
+from rahf.data.records import read_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPT_KEYS = ("prompt", "messages", "instruction")
+RESPONSE_KEYS = ("response", "output")
+ALPACA_EVAL_KEYS = ("dataset", "datasplit")
+"""Columns of AlpacaEval's files that are carried along."""
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How prompts are put to a model."""
+
+    name: str
+    encode: Callable[[Sequence[Message]], list[int]]  # chat -> ids of the prompt
+    stops: tuple[str, ...] = ()  # texts at which a response ends, besides the end-of-text token
+    extract: Callable[[str], str] = str.strip  # what the model wrote -> the response
+
+
+class Prompt(NamedTuple):
+    """A chat to be answered, and what else its record holds of AlpacaEval's columns."""
+
+    messages: list[Message]
+    extra: dict[str, Any]
+
+
+class Response(NamedTuple):
+    """One model's response to a prompt."""
+
+    messages: list[Message]  # the prompt
+    text: str
+    generator: str  # name of what wrote it; "" where the file does not say
+
+
+def chat_prompt_form(
+    tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None
+) -> PromptForm:
+    """Prompts by the chat template: the one given, the tokenizer's, or the plain one."""
+    chat = chat_format(tokenizer, chat_template)
+
+    def encode(messages: Sequence[Message]) -> list[int]:
+        messages = prompt_messages(messages, chat)
+        text = render(tokenizer, chat.template, messages, add_generation_prompt=True)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    return PromptForm("chat template", encode)
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Records with a `prompt` or `messages` (text, an HH-RLHF transcript, or messages), or with
+    AlpacaEval's `instruction`.
+
+    Raises:
+        ValueError: a record without a prompt, or whose chat does not end with the user; no record.
+    """
+    prompts = [
+        Prompt(
+            _chat(record, place), {key: record[key] for key in ALPACA_EVAL_KEYS if key in record}
+        )
+        for place, record in read_records(Path(path))
+    ]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts; give a file with at least one record.")
+    return prompts
+
+
+def read_responses(path: str | Path) -> list[Response]:
+    """What `rahf generate` has written, in either layout: a prompt and `response` or `output`."""
+    responses = []
+    for place, record in read_records(Path(path)):
+        key = next((name for name in RESPONSE_KEYS if isinstance(record.get(name), str)), None)
+        if key is None:
+            raise ValueError(
+                f"{place}: no response; every record needs a text as `response` or `output`. "
+                f"It has: {', '.join(record)}."
+            )
+        chat = _chat(record, place)
+        responses.append(Response(chat, record[key], str(record.get("generator") or "")))
+    if not responses:
+        raise ValueError(f"{path} holds no responses; give a file with at least one record.")
+    return responses
+
+
+def response_layout(path: Path) -> Callable[[Sequence[Mapping[str, Any]]], str]:
+    """How records of responses are written into a file of this name: .jsonl is ours, .json is
+    AlpacaEval's.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    if path.suffix == ".jsonl":
+        return _json_lines
+    if path.suffix == ".json":
+        return _alpaca_eval
+    raise ValueError(
+        f"{path}: the name should end in .jsonl (our layout) or .json (AlpacaEval's layout)."
+    )
+
+
+def prompt_text(messages: Sequence[Message]) -> str:
+    """A chat as one text: the user's message where there is only that one, else turns by name."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
+
+
+def _chat(record: Mapping[str, Any], place: str) -> list[Message]:
+    key = next((name for name in PROMPT_KEYS if record.get(name)), None)
+    if key is None:
+        raise ValueError(
+            f"{place}: no prompt; every record needs a `prompt`, text or messages (or AlpacaEval's "
+            f"`instruction`). It has: {', '.join(record)}."
+        )
+    check_type(key, record[key], place)
+    messages = as_messages(record[key], "user")
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise ValueError(f"{place}: the chat does not end with something that the user says.")
+    return messages
+
+
+def _json_lines(records: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _alpaca_eval(records: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        {
+            "instruction": prompt_text(as_messages(record["prompt"], "user")),
+            "output": record["response"],
+            "generator": record["generator"],
+            **{key: record[key] for key in ALPACA_EVAL_KEYS if key in record},
+        }
+        for record in records
+    ]
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,173 @@
+"""Tokens after prompts, a batch at a time: each row is drawn by its own random numbers, ended by
+its own stop, and then taken out of the batch.
+
+Knows models and ids; knows no text and no file. What a row gets does not depend on the rows beside
+it (up to the rounding of the model's arithmetic).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen, and when a response is long enough."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0  # 0: the likeliest token
+    top_p: float = 1.0  # of the likeliest tokens, as few as hold this share of the probability
+    top_k: int = 0  # of the likeliest tokens, so many; 0: all
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, right, wanted in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("seed", self.seed >= 0, "0 or more"),
+        ):
+            if not right:
+                raise ValueError(f"{name} is {getattr(self, name)}; give {wanted}.")
+
+
+def left_padded(
+    rows: Sequence[list[int]], pad_token_id: int
+) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
+    """Ids and attention mask with the padding on the left, as generation needs them."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+class Prefix:
+    """Ids that all prompts begin with, and the keys and values a model computes for them, once."""
+
+    def __init__(self, model: nn.Module, ids: Sequence[int]):
+        self.ids = list(ids)
+        # Without a config every layer keeps all columns, also one with a sliding window.
+        cache = DynamicCache()
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            model(
+                input_ids=torch.tensor([self.ids], device=device),
+                position_ids=torch.arange(len(self.ids), device=device)[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+
+    def cache(self, padding: Int[Tensor, " rows"]) -> DynamicCache:
+        """The first `len(ids)` columns of left-padded rows that begin with the prefix.
+
+        A row with 3 columns of padding gets 3 empty columns and then all but the last 3 ids of the
+        prefix: those stand among the columns that are still to be computed.
+        """
+        source = torch.arange(len(self.ids), device=padding.device) - padding[:, None]
+        source = source.clamp(min=0).to(self._layers[0][0].device)
+        return DynamicCache(
+            [
+                tuple(states[0][:, source].transpose(0, 1) for states in layer)
+                for layer in self._layers
+            ]
+        )
+
+
+@torch.no_grad()
+def decode(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    uniforms: Float[Tensor, "rows tokens"],
+    *,
+    pad_token_id: int,
+    ended: Callable[[list[int]], bool],
+    prefix: Prefix | None = None,
+) -> list[list[int]]:
+    """Ids that `model` writes after each prompt, at most `decoding.max_new_tokens`.
+
+    Args:
+        uniforms: what chance each token is drawn by, see `choose`.
+        ended: whether a row's new ids are all it has to write; asked after every token.
+        prefix: what every prompt begins with, followed by at least one id of its own.
+    """
+    device = next(model.parameters()).device
+    ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad_token_id))
+    positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
+    padding = (mask == 0).sum(1)
+    if prefix is not None and int(padding.max()) < len(prefix.ids):
+        cache = prefix.cache(padding)
+        ids, positions = ids[:, len(prefix.ids) :], positions[:, len(prefix.ids) :]
+    written: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    for step in range(decoding.max_new_tokens):
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        tokens = choose(output.logits[:, -1], decoding, uniforms[going, step].to(device))
+        for row, token in zip(going, tokens.tolist(), strict=True):
+            written[row].append(token)
+        staying = [place for place, row in enumerate(going) if not ended(written[row])]
+        if not staying:
+            break
+        if len(staying) < len(going):
+            kept = torch.tensor(staying, device=device)
+            cache.batch_select_indices(kept)
+            mask, tokens = mask[kept], tokens[kept]
+            going = [going[place] for place in staying]
+        mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
+        ids, positions = tokens[:, None], mask.sum(1, keepdim=True) - 1
+    return written
+
+
+def choose(
+    logits: Float[Tensor, "rows vocab"], decoding: Decoding, uniforms: Float[Tensor, " rows"]
+) -> Int[Tensor, " rows"]:
+    """The next token of each row: the likeliest, or the one at which the cumulated probability,
+    from the likeliest token down, passes the row's uniform number from [0, 1).
+    """
+    if decoding.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.float() / decoding.temperature).softmax(-1)
+    if 0 < decoding.top_k < logits.shape[-1]:
+        ranked, tokens = probabilities.topk(decoding.top_k)
+    else:
+        ranked, tokens = probabilities.sort(descending=True, stable=True)
+    # In double precision: the sum of many small numbers decides which token is drawn.
+    ranked = ranked.double()
+    ranked /= ranked.sum(-1, keepdim=True)
+    cumulated = ranked.cumsum(-1)
+    # A token counts while the likelier ones have not reached the share, so the first always does.
+    counted = cumulated - ranked < decoding.top_p
+    reached = uniforms.double()[:, None] * (ranked * counted).sum(-1, keepdim=True)
+    place = torch.searchsorted(cumulated, reached, right=True)
+    last = counted.sum(-1, keepdim=True) - 1
+    return tokens.gather(-1, torch.minimum(place, last)).squeeze(-1)
+
+
+def row_uniforms(rows: Sequence[int], decoding: Decoding) -> Float[Tensor, "rows tokens"]:
+    """The random numbers of rows, by the seed and each row's own number alone."""
+    if decoding.temperature == 0:
+        return torch.zeros(len(rows), decoding.max_new_tokens, dtype=torch.float64)
+    return torch.stack(
+        [
+            torch.from_numpy(
+                np.random.default_rng([decoding.seed, row]).random(decoding.max_new_tokens)
+            )
+            for row in rows
+        ]
+    )

@@ -1,0 +1,122 @@
+"""Prompts of a file -> responses of a model in a file, resumable.
+
+Takes a model as it stands: whether adapters, steering hooks or nothing is on it is the caller's
+context. Knows no method.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rahf.artifacts import ResumableFile
+from rahf.data.prompts import Prompt, PromptForm, prompt_text, response_layout
+from rahf.decoding import Decoding
+from rahf.generation import Answer, answering, answers
+
+
+def write_responses(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    form: PromptForm,
+    decoding: Decoding,
+    path: Path,
+    *,
+    generator: str,
+    made_with: Mapping[str, Any],
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """Answer every prompt and write the responses to `path`, in the prompts' order.
+
+    Each response is kept as soon as its batch is done; a second call goes on where the first was
+    stopped, and does nothing where the file is complete.
+
+    Args:
+        generator: the name under which the responses stand in the file.
+        made_with: what else decides the responses (the model): kept beside the file, and compared
+            when a file is to be gone on with.
+
+    Returns:
+        Counts: responses, those that ended by themselves, mean tokens, and this run's seconds.
+
+    Raises:
+        ValueError: the file was made with other settings; its name has no known suffix.
+    """
+    layout = response_layout(path)
+    ids = [form.encode(prompt.messages) for prompt in prompts]
+    read = hashlib.sha256(repr(ids).encode()).hexdigest()
+    settings = {
+        **made_with,
+        "generator": generator,
+        "prompt_form": form.name,
+        "prompts": read,  # what the model reads of them
+        "decoding": asdict(decoding),
+    }
+    file = ResumableFile(path, settings)
+    start, made = perf_counter(), 0
+    if not file.complete:
+        made = _answer_the_rest(model, tokenizer, ids, form, decoding, file, batch_size)
+        records = sorted(file.records, key=lambda record: record["row"])
+        shown = [
+            {**_shown(prompts[record["row"]]), "generator": generator, **record}
+            for record in records
+        ]
+        file.finish(layout(shown), **_counts(records))
+    return {**file.results(), "made_now": made, "seconds": perf_counter() - start}
+
+
+def _answer_the_rest(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    form: PromptForm,
+    decoding: Decoding,
+    file: ResumableFile,
+    batch_size: int,
+) -> int:
+    known = {record["row"] for record in file.records}
+    rest = [row for row in range(len(prompts)) if row not in known]
+    file.begin()
+    with answering(model), tqdm(total=len(prompts), initial=len(known), desc="responses") as bar:
+        for row, answer in answers(
+            model,
+            tokenizer,
+            prompts,
+            decoding,
+            batch_size=batch_size,
+            stops=form.stops,
+            only=rest,
+        ):
+            file.add([_record(row, answer, form)])
+            bar.update()
+    return len(rest)
+
+
+def _record(row: int, answer: Answer, form: PromptForm) -> dict[str, Any]:
+    return {
+        "row": row,
+        "response": form.extract(answer.text),
+        "tokens": answer.tokens,
+        "finished": answer.finished,
+    }
+
+
+def _shown(prompt: Prompt) -> dict[str, Any]:
+    """A prompt in the file: as text where that says all, else as messages."""
+    alone = len(prompt.messages) == 1
+    return {"prompt": prompt_text(prompt.messages) if alone else prompt.messages, **prompt.extra}
+
+
+def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "responses": len(records),
+        "finished": sum(record["finished"] for record in records),
+        "mean_tokens": sum(record["tokens"] for record in records) / len(records),
+    }

@@ -1,0 +1,132 @@
+"""`rahf generate`: resumable, the same whatever the batch size, for models and adapters."""
+
+import json
+
+import pytest
+from tiny_models import tiny_model, tiny_tokenizer
+from tiny_runs import KilledError
+
+from rahf.artifacts import read_lines
+from rahf.cli import main
+from rahf.data.prompts import chat_prompt_form, read_prompts
+from rahf.decoding import Decoding
+from rahf.responses import write_responses
+
+RECORDS = [{"prompt": " ".join(f"w{2 + row + i}" for i in range(1 + row % 4))} for row in range(9)]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return path
+
+
+def written(path, prompts, model=None, batch_size=2, **changed):
+    tokenizer = tiny_tokenizer()
+    return write_responses(
+        model or tiny_model(),
+        tokenizer,
+        read_prompts(prompts),
+        chat_prompt_form(tokenizer),
+        Decoding(max_new_tokens=5, temperature=1.0, seed=changed.pop("seed", 0)),
+        path,
+        generator="tiny",
+        made_with={"model": "tiny"},
+        batch_size=batch_size,
+    )
+
+
+class DiesAfter:
+    """A hook that ends the run, as a kill would, at a forward of the model."""
+
+    def __init__(self, forwards):
+        self.left = forwards
+
+    def __call__(self, module, args):
+        self.left -= 1
+        if self.left < 0:
+            raise KilledError
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path, prompts):
+    counts = written(tmp_path / "whole.jsonl", prompts)
+    assert (counts["responses"], counts["made_now"]) == (9, 9)
+    model = tiny_model()
+    hook = model.register_forward_pre_hook(DiesAfter(12))
+    with pytest.raises(KilledError):
+        written(tmp_path / "killed.jsonl", prompts, model)
+    assert not (tmp_path / "killed.jsonl").exists()
+    hook.remove()
+    counts = written(tmp_path / "killed.jsonl", prompts, model, batch_size=3)
+    assert counts["made_now"] == 9 - 4
+    whole, killed = (read_lines(tmp_path / f"{name}.jsonl") for name in ("whole", "killed"))
+    assert whole == killed
+    assert [line["prompt"] for line in whole] == [record["prompt"] for record in RECORDS]
+    assert len({line["response"] for line in whole}) > 5
+    assert written(tmp_path / "killed.jsonl", prompts, model)["made_now"] == 0
+
+
+def test_counts_say_how_many_responses_ended_by_themselves(tmp_path, prompts):
+    counts = written(tmp_path / "out.jsonl", prompts)
+    lines = read_lines(tmp_path / "out.jsonl")
+    assert counts["finished"] == sum(line["finished"] for line in lines)
+    assert counts["mean_tokens"] == sum(line["tokens"] for line in lines) / 9
+    assert {line["generator"] for line in lines} == {"tiny"}
+
+
+def test_other_settings_do_not_go_on_with_the_file(tmp_path, prompts):
+    written(tmp_path / "out.jsonl", prompts)
+    with pytest.raises(ValueError, match=r"decoding\.seed: 0 there, 1 now"):
+        written(tmp_path / "out.jsonl", prompts, seed=1)
+    prompts.write_text('{"prompt": "w2"}\n')
+    with pytest.raises(ValueError, match="prompts: "):
+        written(tmp_path / "out.jsonl", prompts)
+
+
+def generated(tmp_path, prompts, model, name, *options):
+    path = tmp_path / name
+    arguments = ["--model", str(model), "--prompts", str(prompts), "--output", str(path)]
+    assert main(["generate", *arguments, "--max_new_tokens", "6", "--device", "cpu", *options]) == 0
+    return path
+
+
+def test_the_command_asks_a_base_or_an_adapter_of_it(tmp_path, prompts, family, capsys):
+    base = generated(tmp_path, prompts, family.base, "base.jsonl")
+    assert "9 responses" in capsys.readouterr().out
+    adapter = generated(tmp_path, prompts, family.adapters["positive"], "adapter.jsonl")
+    other = generated(tmp_path, prompts, family.adapters["negative"], "other.json", "--limit", "4")
+    texts = [[line["response"] for line in read_lines(path)] for path in (base, adapter)]
+    assert texts[0] != texts[1]
+    rows = json.loads(other.read_text())
+    assert [row["instruction"] for row in rows] == [record["prompt"] for record in RECORDS[:4]]
+    assert {row["generator"] for row in rows} == {"negative"}
+
+
+def test_the_command_does_not_take_an_adapter_trained_anew_for_the_old_one(
+    tmp_path, prompts, family, capsys
+):
+    model = tmp_path / "model"
+    for seed in (0, 1):
+        tiny_model(seed=seed).save_pretrained(model)
+        tiny_tokenizer().save_pretrained(model)
+        if seed == 0:
+            generated(tmp_path, prompts, model, "out.jsonl")
+    arguments = ["--model", str(model), "--prompts", str(prompts)]
+    arguments += ["--output", str(tmp_path / "out.jsonl"), "--max_new_tokens", "6"]
+    assert main(["generate", *arguments]) == 2
+    assert "weights: " in capsys.readouterr().err
+
+
+def test_the_command_tells_users_errors_before_it_loads_a_model(tmp_path, prompts, capsys):
+    arguments = ["generate", "--model", "none", "--prompts", str(prompts)]
+    assert main([*arguments, "--output", "out.txt"]) == 2
+    assert "out.txt: the name should end in .jsonl" in capsys.readouterr().err
+    assert main([*arguments, "--output", "out.json", "--top_p", "2"]) == 2
+    assert "top_p is 2.0; give above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_a_base_for_what_is_no_adapter_is_refused(tmp_path, prompts, family, capsys):
+    arguments = ["--model", str(family.base), "--base", "other", "--prompts", str(prompts)]
+    assert main(["generate", *arguments, "--output", str(tmp_path / "o.jsonl")]) == 2
+    assert "is no adapter, so it takes no base (other)" in capsys.readouterr().err
