@@ -138,6 +138,7 @@ UNDECIDING = {
     *("output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint"),
     *("save_steps", "save_strategy", "save_total_limit", "dataset_num_proc"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "dataloader_num_workers"),
+    "packing",
 }
 """Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""
 
@@ -169,6 +170,7 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
         lora_config(recipe),
         args,
         recipe.teachers.label_smoothing,
+        recipe.method.packing,
     )
     return save_log(trainer)
 
