@@ -22,6 +22,7 @@ LEVELS = (
         "artifacts",
         "data",
         "decoding",
+        "intervals",
         "recipe.combinations",
         "recipe.layers",
         "recipe.options",
@@ -30,7 +31,7 @@ LEVELS = (
     ),
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "training"),
-    ("teachers", "evaluation"),
+    ("teachers", "evaluation", "interpret"),
     ("trainer", "loading", "report", "responses"),
     ("pipeline", "plan"),
     ("commands",),
@@ -45,6 +46,11 @@ ONLY = {
     "decoding": set(),
     "data": {"data"},
     "evaluation": {"contrast", "evaluation", "generation", "likelihood", "adapters"},
+    # never the trainer, never evaluation
+    "interpret": {
+        *("adapters", "artifacts", "contrast", "data", "decoding", "generation", "interpret"),
+        *("intervals", "likelihood"),
+    },
     # reads what other stages have written, never loads a model
     "report": {"artifacts", "report"},
 }
