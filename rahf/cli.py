@@ -10,7 +10,15 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from rahf.commands import align, data, directions, generate, plan, validate
+from rahf.commands import (
+    align,
+    data,
+    directions,
+    generate,
+    plan,
+    shift,
+    validate,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +70,7 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    for command in (data, plan, validate, generate, directions):
+    for command in (data, plan, validate, generate, directions, shift):
         command.add(commands)
     return parser
 

@@ -23,6 +23,7 @@ LEVELS = (
         "artifacts",
         "data",
         "decoding",
+        "intervals",
         "recipe.combinations",
         "recipe.layers",
         "recipe.options",
@@ -35,7 +36,7 @@ LEVELS = (
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "checkpoints"),
     ("training",),
-    ("teachers", "evaluation", "reading"),
+    ("teachers", "evaluation", "interpret", "reading"),
     ("trainer", "loading", "report", "responses"),
     ("pipeline", "plan", "reading.command"),
     ("commands",),
@@ -51,6 +52,11 @@ ONLY = {
     "decoding": set(),
     "data": {"data"},
     "evaluation": {"contrast", "evaluation", "generation", "likelihood", "adapters"},
+    # never the trainer, never evaluation
+    "interpret": {
+        *("adapters", "artifacts", "contrast", "data", "decoding", "generation", "interpret"),
+        *("intervals", "likelihood"),
+    },
     # reads what other stages have written, never loads a model
     "report": {"artifacts", "report"},
 }
