@@ -35,7 +35,7 @@ LEVELS = (
     ),
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "checkpoints"),
-    ("training",),
+    ("training", "steering"),
     ("teachers", "evaluation", "interpret", "reading"),
     ("trainer", "loading", "report", "responses"),
     ("pipeline", "plan", "reading.command"),
