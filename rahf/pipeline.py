@@ -6,7 +6,7 @@ builds, runs and saves.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,8 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     if name == "evaluation":
         return whole["evaluation"]
     if name in ("alignment", "directions"):
-        return {
-            key: value for key, value in whole.items() if key not in UNDECIDING | {"evaluation"}
-        }
-    training = {
-        key: value for key, value in recipe.teacher_training.items() if key not in UNDECIDING
-    }
+        return deciding({key: value for key, value in whole.items() if key != "evaluation"})
+    training = deciding(recipe.teacher_training)
     extra = {}
     if name == "contrast":
         extra = {
@@ -128,6 +124,13 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     return {**shared, **training, **extra}
 
 
+def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those of no consequence; a batch is known by its rows over all ranks."""
+    kept = {key: value for key, value in training.items() if key not in UNDECIDING}
+    rows = kept.pop("per_device_train_batch_size", 8) * kept.pop("gradient_accumulation_steps", 1)
+    return kept | {"rows_per_step": rows * PartialState().num_processes}
+
+
 QUIET_DEFAULTS = {"report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}
 """Where transformers' own defaults would warn, or report to whatever tracker is installed."""
 
@@ -135,6 +138,7 @@ UNDECIDING = {
     *("output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint"),
     *("save_steps", "save_strategy", "save_total_limit", "dataset_num_proc"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "dataloader_num_workers"),
+    "packing",
 }
 """Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""
 
@@ -166,6 +170,7 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
         lora_config(recipe),
         args,
         recipe.teachers.label_smoothing,
+        recipe.method.packing,
     )
     return save_log(trainer)
 

@@ -142,7 +142,8 @@ class RAHFTrainer(AdapterTrainer):
 
         set_seed(args.seed)
         self.alignment = build_alignment(base, args, peft_config, teachers, directions)
-        policy, collator = self.alignment.model, collator_for(args, tokenizer)
+        policy = self.alignment.model
+        collator = collator_for(args, tokenizer, self.alignment.packed)
         with gathered(policy):
             if args.shift == "mean" and directions is None:
                 directions = fit_mean_shift(self.alignment, train_rows, tokenizer, args)
@@ -297,13 +298,19 @@ def teach(
     options = {name: getattr(args, name) for name in INHERITED_BY_TEACHERS}
     options |= args.teacher_args or {}
     folder = Path(args.output_dir) / "teachers"
-    return train_teachers(names, base, rows, tokenizer, peft_config, folder, options)
+    return train_teachers(names, base, rows, tokenizer, peft_config, folder, options, args.packing)
 
 
-def collator_for(options: MethodOptions, tokenizer: PreTrainedTokenizerBase) -> ContrastCollator:
+def collator_for(
+    options: MethodOptions, tokenizer: PreTrainedTokenizerBase, packed: bool
+) -> ContrastCollator:
     """The collator that the options ask for."""
     return ContrastCollator(
-        pad_id(tokenizer), options.positions, options.tail_tokens, options.max_response_tokens
+        pad_id(tokenizer),
+        options.positions,
+        options.tail_tokens,
+        options.max_response_tokens,
+        packed=packed,
     )
 
 
@@ -311,7 +318,7 @@ def fit_mean_shift(
     alignment: Alignment, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
 ) -> Directions:
     """The mean of the views' shift over the training responses, which each rank reads a part of."""
-    state, collator = PartialState(), collator_for(args, tokenizer)
+    state, collator = PartialState(), collator_for(args, tokenizer, alignment.packed)
     responses = Responses(rows, args.response_source, seed=args.seed)
     drawn = np.random.default_rng(args.seed).permutation(len(responses))[: args.mean_responses]
     indices = drawn[state.process_index :: state.num_processes].tolist()

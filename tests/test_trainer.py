@@ -236,7 +236,7 @@ def test_missing_teachers_are_trained_first(family, tmp_path):
 def test_missing_teachers_take_over_rate_length_and_batch(family, tmp_path, monkeypatch):
     asked = {}
 
-    def remember(names, base, rows, tokenizer, peft_config, folder, options):
+    def remember(names, base, rows, tokenizer, peft_config, folder, options, packing):
         asked.update(options)
         return {name: family.adapters[name] for name in names}
 
