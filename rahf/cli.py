@@ -19,6 +19,7 @@ from rahf.commands import (
     plan,
     push,
     shift,
+    sweep,
     validate,
 )
 
@@ -72,7 +73,7 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    for command in (data, plan, validate, generate, directions, shift, export, push):
+    for command in (data, plan, validate, generate, directions, shift, export, push, sweep):
         command.add(commands)
     return parser
 
