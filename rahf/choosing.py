@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from rahf.adapters import depth_of, frozen_pass
 from rahf.alignment import build_alignment
 from rahf.artifacts import read_json, write_json, write_text
-from rahf.config import resolve_layers
+from rahf.config import MethodOptions, resolve_layers
 from rahf.data.tokenization import tokenize_texts
 from rahf.directions import Directions
 from rahf.generation import pad_id, sample_texts
@@ -36,8 +36,15 @@ def with_choice(recipe: Recipe, folder: Path) -> Recipe:
     if not recipe.method.chooses:
         return recipe
     taken = read_json(folder / CHOICE_FILE)["taken"]
-    chosen = {"target_layers": taken["layers"], "alpha": taken["alpha"]}
-    return dataclasses.replace(recipe, method=dataclasses.replace(recipe.method, **chosen))
+    method = decided(recipe.method, target_layers=taken["layers"], alpha=taken["alpha"])
+    return dataclasses.replace(recipe, method=method)
+
+
+def decided(method: MethodOptions, **values: Any) -> MethodOptions:
+    """The options with numbers, and without a file of texts that only the choice has read."""
+    if not (method.retain_weight or (method.kl_weight and method.kl_rows == "retain")):
+        values["retain_dataset_name"] = None
+    return dataclasses.replace(method, **values)
 
 
 def run_choice(recipe: Recipe, folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +56,7 @@ def run_choice(recipe: Recipe, folder: Path, defaults: dict[str, Any]) -> dict[s
     method, tokenizer = recipe.method, load_tokenizer(recipe)
     base = load_base(recipe)
     depth = depth_of(base)
-    whole = dataclasses.replace(method, target_layers=f"0-{depth - 1}", alpha=1.0)
+    whole = decided(method, target_layers=f"0-{depth - 1}", alpha=1.0)
     stored = Directions.load(method.directions) if method.directions is not None else None
     if stored is not None:
         whole = dataclasses.replace(whole, target_layers=list(stored.layers))

@@ -535,6 +535,7 @@ def test_the_window_that_gains_most_at_equal_divergence_is_taken(family):
         ("--alpha", "auto", "--target_layers", "auto"),
         ("--alpha", "auto", "--shift", "mean"),
         ("--target_layers", "auto"),
+        ("--alpha", "auto", "--retain_dataset_name", "texts.jsonl"),
     ],
 )
 def test_a_recipe_may_leave_layers_and_strength_to_the_data(recipe_file, capsys, given):  # noqa: F811
