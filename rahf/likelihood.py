@@ -38,7 +38,7 @@ def model_inputs(rows: Rows) -> dict[str, Any]:
     if "attention_mask" in rows:
         return {name: rows[name] for name in INPUTS}
     return {"input_ids": rows["input_ids"], "position_ids": rows["position_ids"]} | packed_inputs(
-        rows["lengths"], rows["input_ids"].device
+        rows["spans"], rows["input_ids"].device
     )
 
 

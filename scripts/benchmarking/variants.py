@@ -62,6 +62,7 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
         learning_rate=workload.learning_rate,
         per_device_train_batch_size=2 * workload.pairs,
         mean_responses=2 * workload.pairs,
+        # The rows are read in their order, which has both responses of a pair in one batch.
         **common_arguments(workload, steps),
         **{"shift": "token", **options},
     )
