@@ -15,7 +15,6 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -167,7 +166,7 @@ def add_teachers(
                 check_same_base(teacher, base_name(model))
                 model.load_adapter(str(teacher), adapter_name=name, is_trainable=False)
             else:
-                full[name] = load_blocks(teacher, depth, dtype=model.dtype).to(model.device)
+                full[name] = load_blocks(teacher, depth, model.device, dtype=model.dtype)
         model.set_adapter(POLICY)
     return full
 
@@ -177,11 +176,13 @@ def is_adapter(folder: str | Path) -> bool:
     return find_adapter_config_file(str(folder)) is not None
 
 
-def load_blocks(folder: str | Path, depth: int, **loading) -> PreTrainedModel:
+def load_blocks(
+    folder: str | Path, depth: int, device: torch.device | None = None, **loading
+) -> PreTrainedModel:
     """The first `depth` blocks of a full model, frozen; those above are never read."""
     config = AutoConfig.from_pretrained(folder)
     config.get_text_config().num_hidden_layers = depth
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, **loading)
+    model = load_placed(str(folder), device, {"config": config, **loading})
     return model.requires_grad_(False).eval()
 
 

@@ -136,8 +136,10 @@ def _gathered(named: Mapping[str, nn.Parameter], zero: Any) -> State:
     kept = zero.optimizer.state[flat] if flat is not None else {}
     pieces = [key for key, value in kept.items() if torch.is_tensor(value) and value.dim()]
     shared = {key: value for key, value in kept.items() if key not in pieces}
+    # Each parameter counts its own steps: a count that is shared would be raised by all of them.
     return {
-        name: {key: safe_get_full_optimizer_state(parameter, key) for key in pieces} | shared
+        name: {key: safe_get_full_optimizer_state(parameter, key) for key in pieces}
+        | copy.deepcopy(shared)
         for name, parameter in named.items()
     }
 

@@ -18,7 +18,7 @@ class Answer(NamedTuple):
     """What a model wrote after a prompt."""
 
     text: str
-    tokens: int  # written, the end included
+    ids: list[int]  # all that was written, the end or stop included
     finished: bool  # ended by itself, not by the limit on tokens
 
 
@@ -71,7 +71,7 @@ def answers(
         )
         for row, ids in zip(rows, written, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            yield row, Answer(text[: _first_stop(text, stops)], len(ids), ended(ids))
+            yield row, Answer(text[: _first_stop(text, stops)], ids, ended(ids))
 
 
 TAIL_TOKENS = 8

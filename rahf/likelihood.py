@@ -65,11 +65,15 @@ def likelihood(model: nn.Module, rows: Rows) -> Likelihood:
     """Score the tokens under `response_mask` given everything before them; see `with_context` for
     those that have no score.
     """
-    mask = with_context(rows)
-    rows = rows | {"response_mask": mask}
-    columns = forward_columns(mask)
+    rows = rows | {"response_mask": with_context(rows)}
+    return token_likelihood(predictions(model, rows), rows)
+
+
+def predictions(model: nn.Module, rows: dict[str, Tensor]) -> Float[Tensor, "tokens vocab"]:
+    """Logits that predict the tokens under `response_mask`, packed row by row, from one forward."""
+    columns = forward_columns(rows["response_mask"])
     output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
-    return token_likelihood(response_logits(output.logits, mask, columns), rows)
+    return response_logits(output.logits, rows["response_mask"], columns)
 
 
 def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: Rows) -> Likelihood:

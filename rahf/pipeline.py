@@ -6,7 +6,7 @@ builds, runs and saves.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,8 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     if name == "evaluation":
         return whole["evaluation"]
     if name in ("alignment", "directions"):
-        return {
-            key: value for key, value in whole.items() if key not in UNDECIDING | {"evaluation"}
-        }
-    training = {
-        key: value for key, value in recipe.teacher_training.items() if key not in UNDECIDING
-    }
+        return deciding({key: value for key, value in whole.items() if key != "evaluation"})
+    training = deciding(recipe.teacher_training)
     extra = {}
     if name == "contrast":
         extra = {
@@ -126,6 +122,13 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
             "label_smoothing": recipe.teachers.label_smoothing,
         }
     return {**shared, **training, **extra}
+
+
+def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those of no consequence; a batch is known by its rows over all ranks."""
+    kept = {key: value for key, value in training.items() if key not in UNDECIDING}
+    rows = kept.pop("per_device_train_batch_size", 8) * kept.pop("gradient_accumulation_steps", 1)
+    return kept | {"rows_per_step": rows * PartialState().num_processes}
 
 
 QUIET_DEFAULTS = {"report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}

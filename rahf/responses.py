@@ -103,7 +103,7 @@ def _record(row: int, answer: Answer, form: PromptForm) -> dict[str, Any]:
     return {
         "row": row,
         "response": form.extract(answer.text),
-        "tokens": answer.tokens,
+        "tokens": len(answer.ids),
         "finished": answer.finished,
     }
 

@@ -7,6 +7,7 @@ split over rows, gradient accumulation and ranks. Knows transformers' Trainer; k
 
 import logging
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from rahf.checkpoints import (
     write_manifest,
 )
 from rahf.sharding import is_sharded, leave_to_data_parallelism
+from rahf.termination import StopOnSigterm, handling_sigterm
 
 STAGING = "unfinished"
 
@@ -62,6 +64,8 @@ class AdapterTrainer(Trainer, ABC):
             args._n_gpu = 1
         super().__init__(model, args, **kwargs)
         show_compactly(self)
+        self._stop_on_sigterm = StopOnSigterm()
+        self.add_callback(self._stop_on_sigterm)
         # Losses below are divided by the items of the whole accumulated batch already.
         self.model_accepts_loss_kwargs = True
 
@@ -72,6 +76,20 @@ class AdapterTrainer(Trainer, ABC):
     @abstractmethod
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
         """Loss of `batch` under `model`, which may be wrapped."""
+
+    def train(self, *args, **kwargs):
+        """Train; a SIGTERM ends the process with status 0, after a checkpoint."""
+        with handling_sigterm(self._stop_on_sigterm.notice):
+            result = super().train(*args, **kwargs)
+        if self._stop_on_sigterm.stopped:
+            if self.is_world_process_zero():
+                print(
+                    f"stopped by SIGTERM after step {self.state.global_step}; the same command "
+                    f"continues from {self.last_checkpoint()}",
+                    file=sys.stderr,
+                )
+            raise SystemExit(0)
+        return result
 
     def _run_epoch(self, *args, **kwargs):
         # A run killed after its last checkpoint is complete; the Trainer would make one step more
@@ -117,6 +135,13 @@ class AdapterTrainer(Trainer, ABC):
             logger.warning("%s is passed over: %s", folder, damaged)
         return None
 
+    def create_optimizer(self, *args, **kwargs):
+        # A LoRA has no weight that is spared the decay: the group of such weights is empty, and
+        # DeepSpeed would drop it, so that checkpoints would differ.
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         # The engine is made of weights that have been read already, so that it need not know how.
         if resume_from_checkpoint is not None:
@@ -132,9 +157,7 @@ class AdapterTrainer(Trainer, ABC):
         pass  # done above, under every engine
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        saved = torch.load(
-            Path(checkpoint, OPTIMIZER_NAME), map_location=self.args.device, weights_only=True
-        )
+        saved = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
         restore(self.model, self.optimizer, Path(checkpoint), saved)
         self.lr_scheduler.load_state_dict(
             torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)

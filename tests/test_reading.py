@@ -9,16 +9,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from reference.objective import block_states
+from reference.objective import block_states, kl, log_probabilities
 from test_launch import launched, run
 from test_pipeline import recipe_file  # noqa: F401
+from test_steering import logits_by_loops, some_directions
 from tiny_models import D_MODEL, EOS, tiny_dataset, tiny_pairs
 
 from rahf.cli import main
 from rahf.directions import Directions
+from rahf.reading.effect import candidates, effect_on_predictions
 from rahf.reading.fitters import FITTERS, MeanDifference
-from rahf.reading.fitting import area_under_curve, fit, separability
+from rahf.reading.fitting import area_under_curve, fit, measure
 from rahf.reading.samples import SIDES, Reader, Samples
+from rahf.steering import steer
 
 LAYERS = (0, 1, 2)
 SOURCES = ("responses", "instructions", "adapters")
@@ -266,11 +269,11 @@ def test_the_same_seed_gives_the_same_directions_and_halves(family):
     torch.testing.assert_close(first.vectors["mean"], whole, atol=1e-5, rtol=1e-4)
 
 
-def test_separability_is_that_of_the_projected_states(family):
+def test_vectors_are_measured_on_the_projected_states_and_the_differences(family):
     pairs = tiny_dataset(6)
     vectors = {"any": torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(4))}
     reader = reader_of(family, "responses", "last")
-    areas = separability(reader, pairs, vectors, batch_size=4, accelerator=Accelerator(cpu=True))
+    measured = measure(reader, pairs, vectors, batch_size=4, accelerator=Accelerator(cpu=True))
     sides = [
         torch.cat(states_by_loops(family, "responses", side, "last", list(pairs)), 1)
         for side in (0, 1)
@@ -279,7 +282,10 @@ def test_separability_is_that_of_the_projected_states(family):
     for index in range(3):
         positive, negative = (side[index] @ vectors["any"][index] for side in sides)
         expected = area_under_curve(positive, ones, negative, ones)
-        assert areas["any"][index] == pytest.approx(expected)
+        assert measured.separability["any"][index] == pytest.approx(expected)
+        difference = (sides[0] - sides[1])[index]
+        left = (difference - vectors["any"][index]).square().sum() / difference.square().sum()
+        assert measured.explained["any"][index] == pytest.approx(1 - left.item(), rel=1e-4)
 
 
 def test_one_pair_is_too_few(family):
@@ -337,6 +343,80 @@ def test_an_adapter_stands_against_another_or_against_the_base(recipe_file, fami
         vectors[first, second] = Directions.load("out/reading/adapters").vectors
     whole = vectors["positive", "base"] + vectors["base", "negative"]
     torch.testing.assert_close(vectors["positive", "negative"], whole, atol=1e-5, rtol=1e-4)
+
+
+def test_of_all_constants_the_mean_explains_most_of_an_adapters_states(family):
+    pairs = tiny_dataset(8)
+    reader = reader_of(family, "adapters", "every")
+    given = {"batch_size": 4, "accelerator": Accelerator(cpu=True)}
+    fitted = fit(reader, pairs, tuple(FITTERS), seed=0, **given)
+    tried = {name: 0.7 * vectors for name, vectors in fitted.vectors.items()} | fitted.vectors
+    explained = measure(reader, pairs, tried | {"longer": 1.2 * fitted.vectors["mean"]}, **given)
+    mean = torch.tensor(explained.explained["mean"])
+    assert (mean > 0).all()
+    for name, shares in explained.explained.items():
+        assert name == "mean" or (torch.tensor(shares) < mean).all()
+
+
+class SteeredReader(Reader):
+    """Its positive side says what the base says when a vector is added."""
+
+    shift = Directions(
+        (1,), 2 * torch.randn(1, D_MODEL, generator=torch.Generator().manual_seed(7))
+    )
+
+    def speaking(self, adapter):
+        return steer(self.model, self.shift, 1.0 if adapter == "positive" else 0.0)
+
+
+def test_a_constant_explains_all_of_an_effect_that_is_one(family):
+    reader = SteeredReader(family.load_base(), "adapters", "every", LAYERS, EOS, 4)
+    pairs = tiny_pairs(3)
+    with torch.no_grad():
+        samples = reader(pairs)
+    fitter = MeanDifference()
+    fitter.update(samples)
+    found = Directions(LAYERS, fitter.vectors())
+    assert torch.allclose(found.only((1,)).vectors, SteeredReader.shift.vectors, atol=1e-4)
+    effect = effect_on_predictions(reader, pairs, candidates(found), batch_size=2)
+    assert effect.whole > 0.01
+    explained = effect.explained()
+    # The prompt's own states were shifted too, by the reader and not by the candidate.
+    assert explained["layer 0"] == pytest.approx(0, abs=1e-6)
+    assert explained["layer 1"] > 0.5
+
+
+def test_the_effect_is_the_divergence_of_single_rows(family):
+    reader = reader_of(family, "adapters", "every")
+    pairs, chosen = tiny_pairs(2), some_directions()
+    effect = effect_on_predictions(reader, pairs, {"it": chosen}, batch_size=1)
+    whole, left = [], []
+    models = {name: family.load(name) for name in ("positive", "negative")}
+    for pair in pairs:
+        for name in ("chosen_ids", "rejected_ids"):
+            prompt, response = pair["prompt_ids"], pair[name][:4]
+            predicted = range(len(prompt), len(prompt) + len(response))
+            said = [log_probabilities(models[side], prompt + response) for side in models]
+            whole.append(kl(*said, predicted))
+            edits = [(chosen, 1.0)]
+            steered = logits_by_loops(
+                models["negative"], prompt + response, edits, start=len(prompt) - 1
+            )
+            left.append(kl(said[0], steered.log_softmax(-1).tolist(), predicted))
+    assert effect.whole == pytest.approx(sum(whole) / 4, rel=1e-3)
+    assert effect.left["it"] == pytest.approx(sum(left) / 4, rel=1e-3)
+    assert effect.explained()["it"] == pytest.approx(1 - sum(left) / sum(whole), rel=1e-3)
+
+
+def test_the_command_tells_the_effect_of_an_adapter(recipe_file, family, capsys):  # noqa: F811
+    sides = ("--positive", str(family.adapters["positive"]), "--negative", "base")
+    assert directions(recipe_file, "--source", "adapters", *sides, "--effect", "1-2") == 0
+    told = capsys.readouterr().out
+    assert "| all together | " in told
+    evidence = json.loads(Path("out/reading/adapters/evidence.json").read_text())
+    assert list(evidence["effect"]["explained"]) == ["layer 1", "layer 2", "all together"]
+    assert directions(recipe_file, "--effect", "1-2") == 2
+    assert "needs --source adapters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

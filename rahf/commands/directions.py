@@ -37,6 +37,19 @@ def add(commands) -> None:
     option("--positive", metavar="FOLDER", help="adapter of the positive side, or base")
     option("--negative", metavar="FOLDER", help="adapter of the negative side, or base")
     option("--rows", metavar="N", type=int, help="fit on so many pairs, drawn by the seed")
+    option(
+        "--effect",
+        metavar="LAYERS",
+        help="with --source adapters: how much of the adapter's effect on predictions the vectors "
+        "of these layers explain, one by one and together",
+    )
+    option(
+        "--effect_pairs",
+        metavar="N",
+        type=int,
+        default=16,
+        help="held-out pairs that the effect is measured on (default: 16)",
+    )
     option("--output", metavar="FOLDER", type=Path, help="default: output_dir/reading/SOURCE")
 
 

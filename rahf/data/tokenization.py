@@ -107,6 +107,26 @@ def tokenize_pairs(
     return _kept_rows(tokenized)
 
 
+def tokenize_responses(
+    chats: Sequence[Sequence[Message]],
+    responses: Sequence[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat_template: str | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """Ids of each prompt and of its response, end of turn included, as `tokenize_pairs` makes them.
+
+    Raises:
+        ValueError: the template refuses a chat.
+    """
+    chat = chat_format(tokenizer, chat_template)
+    rendered = [
+        _render_pair(row, messages, (response, response), tokenizer, chat, ())
+        for row, (messages, response) in enumerate(zip(chats, responses, strict=True))
+    ]
+    prompts, sides = _encode(rendered, tokenizer)
+    return [(views[0], ids[0]) for views, ids in zip(prompts, sides, strict=True)]
+
+
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Hash of all that decides which ids a text gets; calls that padded or cut leave it alone."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())

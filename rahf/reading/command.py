@@ -22,11 +22,12 @@ from rahf.config import resolve_layers
 from rahf.directions import Directions
 from rahf.generation import pad_id
 from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
+from rahf.reading.effect import candidates, effect_on_predictions
 from rahf.reading.fitters import FITTERS
-from rahf.reading.fitting import Fitted, cosines, fit, separability
+from rahf.reading.fitting import Fitted, Measured, cosines, fit, measure
 from rahf.reading.samples import Reader
 from rahf.recipe.reading import Recipe
-from rahf.report.directions import evidence_figure, evidence_table
+from rahf.report.directions import as_markdown, evidence_figure
 
 EVIDENCE_FILE = "evidence.json"
 BASE = "base"  # in place of an adapter
@@ -44,6 +45,8 @@ class ReadingOptions(NamedTuple):
     positive: str | None = None  # adapters: of the recipe's teachers
     negative: str | None = None
     rows: int | None = None  # all
+    effect: str | None = None  # layers whose share of the adapter's effect is measured
+    effect_pairs: int = 16  # held-out pairs that it is measured on
     output: Path | None = None
 
 
@@ -53,6 +56,8 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     Raises:
         ValueError: an adapter is missing or of another base; layers that the model does not have.
     """
+    if options.effect and options.source != "adapters":
+        raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")
     seed = recipe.training.get("seed", 42)
     batch_size = recipe.training.get("per_device_train_batch_size", 8)
     accelerator = Accelerator(cpu=recipe.training.get("use_cpu", False))
@@ -73,8 +78,7 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     fits = tuple(dict.fromkeys((options.fit, *options.compare)))
     how = {"batch_size": batch_size, "accelerator": accelerator}
     fitted = fit(reader, fitted_on, fits, seed=seed, **how)
-    areas = separability(reader, held_out, fitted.vectors, **how)
-    evidence = evidence_of(fitted, areas, layers)
+    evidence = evidence_of(fitted, measure(reader, held_out, fitted.vectors, **how), layers)
     described = {
         "model": base_name(base),
         "data": recipe.data.dataset_name or "a mixture",
@@ -88,10 +92,16 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         **{f"adapter_{side}": path for side, path in speakers.items()},
     }
     evidence |= {"made_with": described | {"held_out_pairs": len(held_out)}}
+    directions = Directions(layers, fitted.vectors[options.fit], described)
+    if options.effect:
+        steering = candidates(directions.only(resolve_layers(options.effect, depth)))
+        some = held_out.select(range(min(options.effect_pairs, len(held_out)))).to_list()
+        effect = effect_on_predictions(reader, some, steering, batch_size)
+        evidence["effect"] = {"nats": effect.whole, "explained": effect.explained()}
     folder = options.output or recipe.output_dir / "reading" / options.source
     if accelerator.is_main_process:
-        write(folder, Directions(layers, fitted.vectors[options.fit], described), evidence)
-    accelerator.print(f"{evidence_table(evidence)}\n\ndirections: {folder}")
+        write(folder, directions, evidence)
+    accelerator.print(f"{as_markdown(evidence)}\n\ndirections: {folder}")
 
 
 def rows_to_read(
@@ -144,9 +154,7 @@ def with_adapters(base: nn.Module, paths: dict[str, str]) -> nn.Module:
     return model.eval()
 
 
-def evidence_of(
-    fitted: Fitted, areas: dict[str, list[float]], layers: tuple[int, ...]
-) -> dict[str, Any]:
+def evidence_of(fitted: Fitted, measured: Measured, layers: tuple[int, ...]) -> dict[str, Any]:
     """All figures of the table, each a list over layers."""
     return {
         "layers": list(layers),
@@ -155,8 +163,11 @@ def evidence_of(
             name: (vectors.norm(dim=-1) / fitted.rms).tolist()
             for name, vectors in fitted.vectors.items()
         },
-        "separability": areas,
-        "halves": {name: cosines(*(half[name] for half in fitted.halves)) for name in areas},
+        "separability": measured.separability,
+        "explained": measured.explained,
+        "halves": {
+            name: cosines(*(half[name] for half in fitted.halves)) for name in fitted.vectors
+        },
         "agreement": {
             f"{first} and {second}": cosines(fitted.vectors[first], fitted.vectors[second])
             for first, second in combinations(fitted.vectors, 2)
@@ -176,5 +187,5 @@ def rows_hash(rows: Dataset) -> str:
 def write(folder: Path, directions: Directions, evidence: dict[str, Any]) -> None:
     directions.save(folder)
     write_json(folder / EVIDENCE_FILE, evidence)
-    write_text(folder / "evidence.md", evidence_table(evidence) + "\n")
+    write_text(folder / "evidence.md", as_markdown(evidence) + "\n")
     evidence_figure(evidence, folder / "evidence.png")

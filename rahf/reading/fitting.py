@@ -4,8 +4,9 @@ worth on held-out pairs.
 Knows readers and fitters; knows no recipe and no file.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def fit(
     whole, *halves = ({name: FITTERS[name]() for name in fits} for _ in range(3))
     square, weight, contrasts = 0.0, 0.0, 0
     for half, indices in zip(halves, np.array_split(order, 2), strict=True):
-        for samples in read(reader, pairs, indices, batch_size, accelerator):
+        for samples in read(reader, pairs, indices.tolist(), batch_size, accelerator):
             for fitter in (*whole.values(), *half.values()):
                 fitter.update(samples)
             square = square + (samples.square * samples.square_weight).sum(1).double()
@@ -85,10 +86,10 @@ def read(
         leave=False,
         disable=not accelerator.is_main_process,
     ):
-        together = [int(index) for index in indices[start : start + step]]
+        together = indices[start : start + step]
         share = together[rank * batch_size : (rank + 1) * batch_size]
         # A rank without a share of the last batch reads a pair that then weighs nothing.
-        samples = reader(_rows(pairs, share or together[:1]))
+        samples = reader([pairs[index] for index in share or together[:1]])
         yield gathered(samples if share else weightless(samples), accelerator)
 
 
@@ -101,44 +102,58 @@ def weightless(samples: Samples) -> Samples:
     return samples._replace(**zeros)
 
 
-def _rows(pairs: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return [pairs[index] for index in indices]
+class Measured(NamedTuple):
+    """What vectors are worth on held-out pairs, per layer, by the name of the vectors."""
+
+    separability: dict[str, list[float]]  # area under the ROC curve; 0.5: chance
+    explained: dict[str, list[float]]  # share of the differences' energy, as a constant
 
 
-def separability(
+def measure(
     reader: Reader,
     pairs: Dataset,
     vectors: Vectors,
     *,
     batch_size: int,
     accelerator: Accelerator,
-) -> dict[str, list[float]]:
-    """Area under the ROC curve per layer of each vector, as a score that tells positive states from
-    negative ones. 0.5: chance.
-    """
-    scores: dict[str, list[Tensor]] = {}
+) -> Measured:
+    """Project held-out states on each vector, and compare held-out differences with it."""
+    scores: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     weights: tuple[list[Tensor], list[Tensor]] = ([], [])
+    energy, left = 0.0, dict.fromkeys(vectors, 0.0)
     for samples in read(reader, pairs, range(len(pairs)), batch_size, accelerator):
-        sides = (
-            (samples.positive, samples.positive_weight),
-            (samples.negative, samples.negative_weight),
-        )
-        for side, (states, weight) in enumerate(sides):
+        share = samples.difference_weight
+        energy = energy + _energy(samples.difference, share)
+        for name, vector in vectors.items():
+            missed = samples.difference - vector[:, None].to(share.device)
+            left[name] = left[name] + _energy(missed, share)
+        for side, (states, weight) in enumerate(
+            (
+                (samples.positive, samples.positive_weight),
+                (samples.negative, samples.negative_weight),
+            )
+        ):
             weights[side].append(weight.cpu())
             for name, vector in vectors.items():
                 axis = nn.functional.normalize(vector, dim=-1).to(states.device)
-                score = torch.einsum("lsd,ld->ls", states, axis)
-                scores.setdefault(f"{name}/{side}", []).append(score.cpu())
+                scores[name, side].append(torch.einsum("lsd,ld->ls", states, axis).cpu())
     weight = [torch.cat(parts) for parts in weights]
-    return {
+    areas = {
         name: [
             area_under_curve(positive, weight[0], negative, weight[1])
             for positive, negative in zip(
-                *(torch.cat(scores[f"{name}/{side}"], 1) for side in (0, 1)), strict=True
+                *(torch.cat(scores[name, side], 1) for side in (0, 1)), strict=True
             )
         ]
         for name in vectors
     }
+    return Measured(areas, {name: (1 - rest / energy).tolist() for name, rest in left.items()})
+
+
+def _energy(
+    states: Float[Tensor, "layers samples d_model"], weight: Float[Tensor, " samples"]
+) -> Float[Tensor, " layers"]:
+    return (states.square().sum(-1) * weight).sum(1).double()
 
 
 def area_under_curve(

@@ -7,15 +7,33 @@ from typing import Any
 from rahf.report.tables import markdown
 
 
+def as_markdown(evidence: Mapping[str, Any]) -> str:
+    """All tables of the evidence."""
+    parts = [evidence_table(evidence)]
+    if "effect" in evidence:
+        parts.append(effect_table(evidence["effect"]))
+    return "\n\n".join(parts)
+
+
+def effect_table(effect: Mapping[str, Any]) -> str:
+    """Share of an adapter's effect on predictions that steering with constant vectors makes."""
+    title = f"Effect on held-out predictions: {effect['nats']:.4f} nats per token"
+    rows = [[name, f"{share:.2f}"] for name, share in effect["explained"].items()]
+    return f"{title}\n\n{markdown(['steered', 'share explained'], rows)}"
+
+
 def evidence_table(evidence: Mapping[str, Any]) -> str:
     """One row a layer: held-out separability (AUC), norm of the saved vector as a share of the
-    residual's RMS, cosine of the two halves of the data, cosine between fits.
+    residual's RMS, share of the held-out differences that it explains as a constant, cosine of the
+    two halves of the data, cosine between fits.
     """
     saved = evidence["made_with"]["fit"]
     norm = {f"{saved} / rms": evidence["norm"][saved]}
+    explained = {f"{saved} explains": evidence["explained"][saved]}
     groups = (
         ("AUC ", evidence["separability"], "{:.3f}"),
         ("", norm, "{:.3f}"),
+        ("", explained, "{:.2f}"),
         ("halves ", evidence["halves"], "{:.2f}"),
         ("", evidence["agreement"], "{:.2f}"),
     )

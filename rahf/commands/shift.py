@@ -1,0 +1,93 @@
+"""`rahf shift`: where an aligned model says what its base would not have said."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+from rahf.commands.models import identity, load, model_options
+from rahf.commands.parsers import plain_command
+
+EPILOG = """\
+--model is what is looked at; an adapter is held against the same weights with the adapter off, any
+other model against --against. With --prompts the model's own greedy responses are measured, with
+--responses those of a file (as `rahf generate` writes it). FOLDER gets shift.jsonl (every token),
+summary.json, shift.png and index.html (the text in colour)."""
+
+
+def add(commands) -> None:
+    summary = "show where an aligned model says what its base would not have said"
+    parser = plain_command(commands, "shift", summary, run, EPILOG)
+    option = parser.add_argument
+    model_options(parser)
+    option("--against", metavar="NAME", help="model it is held against (default: adapter off)")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompts", metavar="FILE", type=Path, help="prompts to answer, greedily")
+    given.add_argument("--responses", metavar="FILE", type=Path, help="responses to measure")
+    option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
+    option("--limit", metavar="N", type=int, help="the first N prompts or responses")
+    option("--max_new_tokens", metavar="N", type=int, default=256, help="of a response (256)")
+    option("--batch_size", metavar="N", type=int, default=8, help="responses at once (default: 8)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import ResumableFile
+    from rahf.data.prompts import read_prompts, read_responses
+    from rahf.interpret.shift_records import write_shifts
+    from rahf.interpret.token_shift import check_same_tokenizer, speaking_as_base
+
+    read = read_responses if options.responses else read_prompts
+    given = read(options.responses or options.prompts)[: options.limit]
+    (model, tokenizer), base, other = load(options), None, None
+    if options.against is not None:
+        base, its_tokenizer = load(options, options.against)
+        check_same_tokenizer(tokenizer, its_tokenizer)
+        other = identity(options, options.against)
+    with speaking_as_base(model, base):
+        pass  # where there is no base, it is told before the work begins
+    ids, responses = _responses(options, model, tokenizer, given)
+    settings = {
+        **identity(options),
+        "against": other,
+        "max_new_tokens": options.max_new_tokens,
+        "generated": options.responses is None,
+        "read": hashlib.sha256(repr(ids).encode()).hexdigest(),
+    }
+    file = ResumableFile(options.output / "shift.jsonl", settings)
+    if not file.complete:
+        chats = [entry.messages for entry in given]
+        write_shifts(model, base, tokenizer, chats, responses, file, options.batch_size)
+    print(_report(options))
+    return 0
+
+
+def _responses(options: argparse.Namespace, model, tokenizer, given):
+    """Ids that the models are given, and where the responses come from."""
+    from rahf.data.prompts import chat_prompt_form
+    from rahf.data.tokenization import tokenize_responses
+    from rahf.interpret.shift_records import given_responses, greedy_responses
+
+    if options.responses is None:
+        form = chat_prompt_form(tokenizer, options.chat_template)
+        ids = [form.encode(prompt.messages) for prompt in given]
+        asked = (options.max_new_tokens, options.batch_size)
+        return ids, greedy_responses(model, tokenizer, ids, *asked)
+    chats, texts = [entry.messages for entry in given], [entry.text for entry in given]
+    ids = tokenize_responses(chats, texts, tokenizer, options.chat_template)
+    return ids, given_responses(ids, options.max_new_tokens)
+
+
+def _report(options: argparse.Namespace) -> str:
+    """Write summary, figure and page from the records; returns the tables."""
+    from rahf.artifacts import read_lines, write_json, write_text
+    from rahf.interpret.shift_summary import summarize
+    from rahf.report.shift import shift_figure, shift_page, shift_table, top_table
+
+    folder = options.output
+    records = read_lines(folder / "shift.jsonl")
+    summary = summarize(records)
+    write_json(folder / "summary.json", summary)
+    shift_figure(summary, folder / "shift.png")
+    title = f"Token shift of {options.model} against {options.against or 'its base'}"
+    page = shift_page(title, summary, records, folder / "shift.png")
+    write_text(folder / "index.html", page)
+    return f"{shift_table(summary)}\n\n{top_table(summary, 12)}\n\npage: {folder / 'index.html'}"

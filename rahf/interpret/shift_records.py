@@ -1,0 +1,142 @@
+"""Responses and two models -> records of shifted tokens in a file, resumable.
+
+Each record is one response: its prompt, and for every token what it writes, its rank, and what the
+base would have said.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from rahf.artifacts import ResumableFile
+from rahf.data.messages import Message
+from rahf.data.prompts import prompt_text
+from rahf.decoding import Decoding
+from rahf.generation import answering, answers, end_ids, pad_id
+from rahf.interpret.token_kinds import token_kinds
+from rahf.interpret.token_shift import Shift, bucket_of, token_shift
+
+
+class Spoken(NamedTuple):
+    """A response in ids, in the place `row` of the file of prompts."""
+
+    row: int
+    prompt: list[int]
+    response: list[int]
+
+
+Responses = Callable[[Sequence[int]], Iterator[Spoken]]
+"""Rows that are asked for -> their responses, in any order."""
+
+
+def greedy_responses(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    batch_size: int,
+) -> Responses:
+    """What the aligned model says itself."""
+
+    def ask(rows: Sequence[int]) -> Iterator[Spoken]:
+        decoding = Decoding(max_new_tokens)
+        said = answers(model, tokenizer, prompts, decoding, batch_size=batch_size, only=rows)
+        for row, answer in said:
+            yield Spoken(row, prompts[row], answer.ids)
+
+    return ask
+
+
+def given_responses(ids: Sequence[tuple[list[int], list[int]]], max_new_tokens: int) -> Responses:
+    """Responses that are there already, as ids of prompt and response, cut like generated ones."""
+    return lambda rows: (Spoken(row, ids[row][0], ids[row][1][:max_new_tokens]) for row in rows)
+
+
+def write_shifts(
+    aligned: nn.Module,
+    base: nn.Module | None,
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Sequence[Message]],
+    responses: Responses,
+    file: ResumableFile,
+    batch_size: int = 8,
+) -> None:
+    """Measure every response that `file` does not hold yet, and finish it."""
+    known = {record["row"] for record in file.records}
+    rest = [row for row in range(len(chats)) if row not in known]
+    ends = {*end_ids(aligned, tokenizer)}
+    file.begin()
+    bar = tqdm(total=len(chats), initial=len(known), desc="token shift")
+    with bar, answering(aligned):
+        for batch in _batches(responses(rest), batch_size):
+            shifts = token_shift(
+                aligned,
+                base,
+                [spoken.prompt for spoken in batch],
+                [spoken.response for spoken in batch],
+                pad_id(tokenizer),
+            )
+            file.add(
+                shift_record(spoken, prompt_text(chats[spoken.row]), shift, tokenizer, ends)
+                for spoken, shift in zip(batch, shifts, strict=True)
+            )
+            bar.update(len(batch))
+    records = sorted(file.records, key=lambda record: record["row"])
+    file.finish("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def shift_record(
+    spoken: Spoken,
+    prompt: str,
+    shift: Shift,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: set[int],
+) -> dict[str, Any]:
+    """What is kept of a response: text and figures of each token, KL and log-probabilities to five
+    decimals.
+    """
+    ended = [token in ends for token in spoken.response]
+    pieces = text_pieces(tokenizer, spoken.response)
+    return {
+        "row": spoken.row,
+        "prompt": prompt,
+        "pieces": pieces,
+        "kind": token_kinds(pieces, ended),
+        "base_choice": [tokenizer.decode([token]) for token in shift.base_choice.tolist()],
+        "bucket": [bucket_of(rank) for rank in shift.base_rank.tolist()],
+        "base_rank": shift.base_rank.tolist(),
+        "aligned_rank": shift.aligned_rank.tolist(),
+        **{
+            name: [round(value, 5) for value in getattr(shift, name).tolist()]
+            for name in ("kl", "base_logprob", "aligned_logprob")
+        },
+    }
+
+
+def text_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds: together the text of all.
+
+    A token that ends within a character adds nothing; the one that completes it adds it whole.
+    """
+    pieces, written = [], ""
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count])
+        whole = count == len(ids) or not text.endswith("\ufffd")
+        pieces.append(text[len(written) :] if whole else "")
+        written = text if whole else written
+    return pieces
+
+
+def _batches(items: Iterator[Spoken], size: int) -> Iterator[list[Spoken]]:
+    batch: list[Spoken] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

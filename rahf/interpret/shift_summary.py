@@ -1,0 +1,118 @@
+"""Records of shifted tokens, one a response -> shares, positions, kinds and the tokens that shift
+most often.
+
+End-of-text is counted apart: whether a base would have stopped is another question than what it
+would have said. Knows records; knows no model.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from rahf.interpret.token_kinds import KINDS
+from rahf.interpret.token_shift import BUCKETS
+from rahf.intervals import ratio_estimate
+
+POSITION_BINS = (0, 1, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
+"""Where the ranges of positions begin, counted in tokens from the start of the response."""
+
+Record = Mapping[str, Any]
+
+
+class Token(NamedTuple):
+    """One token of a response."""
+
+    response: int  # which record it is of
+    position: int
+    piece: str
+    kind: str
+    bucket: str
+    aligned_rank: int
+    kl: float
+    base_choice: str
+
+
+def tokens_of(records: Iterable[Record]) -> list[Token]:
+    """Every token of every response."""
+    fields = ("pieces", "kind", "bucket", "aligned_rank", "kl", "base_choice")
+    return [
+        Token(response, position, *values)
+        for response, record in enumerate(records)
+        for position, values in enumerate(zip(*(record[name] for name in fields), strict=True))
+    ]
+
+
+def summarize(records: Sequence[Record], top: int = 30) -> dict[str, Any]:
+    """All figures; shares and mean KL carry a bootstrap interval over responses."""
+    tokens = tokens_of(records)
+    inside = [token for token in tokens if token.kind != "end"]
+    return {
+        "responses": len(records),
+        **figures(inside),
+        "end_of_text": figures([token for token in tokens if token.kind == "end"]),
+        "by_kind": {
+            kind: figures([token for token in inside if token.kind == kind])
+            for kind in KINDS
+            if kind != "end"
+        },
+        "by_position": by_position(inside),
+        "top_shifted": top_shifted(inside, top),
+    }
+
+
+def figures(tokens: Sequence[Token]) -> dict[str, Any]:
+    """Number of tokens, share of each bucket, mean KL, and how often the token is the aligned
+    model's own first choice (1 for its greedy responses).
+    """
+    if not tokens:
+        return {"tokens": 0}
+    of_response = defaultdict(list)
+    for token in tokens:
+        of_response[token.response].append(token)
+    counts = [len(group) for group in of_response.values()]
+
+    def estimate(value) -> dict[str, float]:
+        sums = [sum(value(token) for token in group) for group in of_response.values()]
+        return ratio_estimate(sums, counts).as_dict()
+
+    return {
+        "tokens": len(tokens),
+        **{name: estimate(lambda token, name=name: token.bucket == name) for name in BUCKETS},
+        "kl": estimate(lambda token: token.kl),
+        "aligned_first_choice": fmean(token.aligned_rank == 1 for token in tokens),
+    }
+
+
+def by_position(tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    """Figures of each range of positions that holds a token."""
+    ranges = []
+    for start, stop in zip(POSITION_BINS, (*POSITION_BINS[1:], None), strict=True):
+        inside = [t for t in tokens if t.position >= start and (stop is None or t.position < stop)]
+        if inside:
+            last = max(token.position for token in inside)
+            ranges.append({"first": start, "last": last, **figures(inside)})
+    return ranges
+
+
+def top_shifted(tokens: Sequence[Token], top: int) -> list[dict[str, Any]]:
+    """Tokens that stand most often where the base would not have said them, blanks around them
+    aside; how often they stand at all; and what the base would have said most often instead.
+    """
+    occurrences = Counter(token.piece.strip() or token.piece for token in tokens)
+    shifted = defaultdict(list)
+    for token in tokens:
+        if token.bucket == "shifted":
+            shifted[token.piece.strip() or token.piece].append(token)
+    order = sorted(shifted, key=lambda piece: (-len(shifted[piece]), piece))
+    return [
+        {
+            "token": piece,
+            "kind": Counter(token.kind for token in shifted[piece]).most_common(1)[0][0],
+            "shifted": len(shifted[piece]),
+            "occurrences": occurrences[piece],
+            "kl": fmean(token.kl for token in shifted[piece]),
+            "base_would_say": Counter(t.base_choice for t in shifted[piece]).most_common(1)[0][0],
+        }
+        for piece in order[:top]
+    ]
