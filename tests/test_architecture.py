@@ -45,7 +45,9 @@ ONLY = {
     "contrast": set(),
     "decoding": set(),
     "data": {"data"},
-    "evaluation": {"contrast", "evaluation", "generation", "likelihood", "adapters"},
+    "evaluation": {
+        *("adapters", "contrast", "data", "evaluation", "generation", "intervals", "likelihood"),
+    },
     # never the trainer, never evaluation
     "interpret": {
         *("adapters", "artifacts", "contrast", "data", "decoding", "generation", "interpret"),
