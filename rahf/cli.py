@@ -9,7 +9,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from rahf.commands import align, data, evaluate, generate, plan, shift, validate
+from rahf.commands import align, data, evaluate, generate, plan, reward, shift, validate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    for command in (data, plan, validate, generate, shift, evaluate):
+    for command in (data, plan, validate, generate, shift, evaluate, reward):
         command.add(commands)
     return parser
 

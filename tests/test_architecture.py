@@ -31,7 +31,7 @@ LEVELS = (
     ),
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "training"),
-    ("teachers", "evaluation", "interpret"),
+    ("teachers", "evaluation", "interpret", "reward"),
     ("trainer", "loading", "report", "responses"),
     ("pipeline", "plan"),
     ("commands",),
