@@ -10,9 +10,10 @@ _HOME = {
     "RAHFConfig": "rahf.trainer",
     "RAHFTrainer": "rahf.trainer",
     "load_recipe": "rahf.recipe.reading",
+    "steer": "rahf.steering",
 }
 
-__all__ = ["Directions", "RAHFConfig", "RAHFTrainer", "load_recipe"]
+__all__ = ["Directions", "RAHFConfig", "RAHFTrainer", "load_recipe", "steer"]
 
 
 def __getattr__(name: str):

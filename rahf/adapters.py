@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.capture import find_blocks
+from rahf.sharding import load_placed
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -50,12 +51,12 @@ def base_model(
     """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise.
 
     Args:
-        device: where it is moved to; None where sharding or quantisation places it.
+        device: where a model given by name is put; None where `init_kwargs` place it. Under FSDP
+            it is loaded in pieces.
     """
-    if isinstance(model, str):
-        options = {"dtype": torch.float32, **(init_kwargs or {})}
-        model = AutoModelForCausalLM.from_pretrained(model, **options)
-    return model if device is None else model.to(device)
+    if not isinstance(model, str):
+        return model
+    return load_placed(model, device, {"dtype": torch.float32, **(init_kwargs or {})})
 
 
 def load_model(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from jaxtyping import Bool, Float
 from peft import LoraConfig, PeftModel
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 from rahf.adapters import add_teachers, attach_policy, depth_of, frozen_pass
 from rahf.capture import record
 from rahf.config import MethodOptions, resolve_layers
-from rahf.contrast import Batch
+from rahf.contrast import Batch, Rows, first_rows
 from rahf.directions import Directions, MeanFitter
 from rahf.likelihood import (
     forward_columns,
@@ -29,6 +28,7 @@ from rahf.likelihood import (
     with_context,
 )
 from rahf.objective import Asked, Progress, layer_scale, progress, row_loss, row_mean
+from rahf.packing import use_packed_attention
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
 
@@ -80,6 +80,7 @@ class Alignment:
         model: unwrapped PEFT model, policy active.
         layers: target layers, ascending.
         teachers: full models given in place of adapters, by view name.
+        packed: whether all of the models take packed rows.
         directions: the stored shift; the views' positive and negative are then not asked.
     """
 
@@ -91,6 +92,7 @@ class Alignment:
         options: MethodOptions,
         directions: Directions | None = None,
         teachers: Mapping[str, nn.Module] | None = None,
+        packed: bool = False,
     ):
         self.model = model
         self.views = views
@@ -98,11 +100,14 @@ class Alignment:
         self.options = options
         self.directions = directions.select(layers) if directions is not None else None
         self.teachers = teachers or {}
+        self.packed = packed
 
     def towards(self, directions: Directions) -> "Alignment":
         """The same alignment with a stored shift in place of the views' own."""
         views = Views(self.views.reference, None, None)
-        return Alignment(self.model, views, self.layers, self.options, directions, self.teachers)
+        return Alignment(
+            self.model, views, self.layers, self.options, directions, self.teachers, self.packed
+        )
 
     def __call__(self, model: nn.Module, batch: Batch) -> AlignmentOutput:
         """Loss of each response of `batch`. `model` is the policy as training calls it, wrapped."""
@@ -118,7 +123,7 @@ class Alignment:
             terms["retain"] = per_row[responses:]
             loss = loss + self.options.retain_weight * per_row[responses:]
         if self.options.kl_weight:
-            divergence = kl_divergence(reference_logits, logits, scored)
+            divergence = kl_divergence(reference_logits, logits, scored, rows)
             terms["kl"] = (
                 divergence[responses:]
                 if self.options.kl_rows == "retain"
@@ -136,11 +141,11 @@ class Alignment:
         return AlignmentOutput(loss, detached, progress(hidden.detach(), asked))
 
     def asked(
-        self, batch: Batch, scored: Bool[Tensor, "rows seq"] | None = None
+        self, batch: Batch, scored: Bool[Tensor, "lines seq"] | None = None
     ) -> tuple[Asked, Tensor | None]:
         """What the frozen views ask for, and the reference's logits where the KL needs them."""
         rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
-        count, aligned = len(rows["input_ids"]), batch["aligned_responses"]
+        count, aligned = len(rows["lengths"]), batch["aligned_responses"]
         needed = scored if self.options.kl_weight else None
         reference, logits = self._frozen_states(self.views.reference, batch, needed)
         shift = torch.zeros_like(reference)
@@ -187,17 +192,18 @@ class Alignment:
             return recording.stack(), None
         return recording.stack(), response_logits(output.logits, scored, columns)
 
-    def _scored(self, batch: Batch) -> Bool[Tensor, "rows seq"] | None:
+    def _scored(self, batch: Batch) -> Bool[Tensor, "lines seq"] | None:
         """Tokens whose prediction a term needs; None where no term needs the LM head."""
         responses, mask = len(batch["row"]), with_context(batch["reference"])
-        kept = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        rows = batch["reference"]
+        kept = torch.zeros(len(rows["lengths"]), dtype=torch.bool, device=mask.device)
         if self.options.kl_weight:
             kept[responses:] = self.options.kl_rows == "retain"
             kept[:responses] = self.options.kl_rows == "responses"
         if self.options.sft_weight:
             kept[:responses] |= batch["chosen"]
         wanted = self.options.kl_weight or self.options.sft_weight
-        return mask & kept.unsqueeze(1) if wanted else None
+        return mask & kept[rows["owner"]] if wanted else None
 
     @staticmethod
     def _chosen_means(rows: Batch, logits: Tensor, scored: Tensor) -> Tensor:
@@ -224,40 +230,45 @@ def build_alignment(
     if directions is not None:
         directions.check_width(base.config.get_text_config().hidden_size)
     needed = {name: teachers[name] for name in views.teachers()}
-    return Alignment(
-        policy, views, layers, options, directions, add_teachers(policy, needed, depth)
-    )
+    full = add_teachers(policy, needed, depth)
+    models = (policy.get_base_model(), *full.values())
+    packed = options.packing and all(map(use_packed_attention, models))
+    return Alignment(policy, views, layers, options, directions, full, packed)
 
 
 def mean_shift(
-    alignment: Alignment, batches: Iterable[Batch], accelerator: Accelerator
+    alignment: Alignment, batches: Iterable[tuple[Batch, bool]], device: torch.device
 ) -> Directions:
-    """The mean of the views' shift over all responses of `batches`, the same on every rank."""
+    """The mean of the views' shift over all responses of `batches`, the same on every rank.
+
+    Args:
+        batches: each with whether it counts; one that does not is run and left out.
+    """
     fitter = MeanFitter(alignment.layers)
-    for batch in batches:
-        batch = send_to_device(batch, accelerator.device)
+    for batch, counts in batches:
+        batch = send_to_device(batch, device)
         aligned = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
-        fitter.update(alignment.shift(batch), aligned, len(batch["row"]))
-    fitter.reduce(accelerator)
+        fitter.update(alignment.shift(batch), aligned, len(batch["row"]), counts=counts)
+    fitter.reduce()
     return fitter.fit(positions=alignment.options.positions, method=alignment.options.method)
 
 
 def without_retained(batch: Batch) -> Batch:
     """The batch without the retained texts, which follow the responses in `reference`."""
-    rows, responses, aligned = batch["reference"], len(batch["row"]), batch["aligned_responses"]
-    cut = {
-        name: rows[name][: aligned if name.startswith("aligned") else responses] for name in rows
-    }
-    return batch | {"reference": cut}
+    rows, aligned = batch["reference"], batch["aligned_responses"]
+    cut = {name: rows[name][:aligned] for name in ("aligned", "aligned_owner")}
+    return batch | {"reference": first_rows(rows, len(batch["row"])) | cut}
 
 
 def kl_divergence(
     reference: Float[Tensor, "tokens vocab"],
     policy: Float[Tensor, "tokens vocab"],
-    scored: Bool[Tensor, "rows seq"],
+    scored: Bool[Tensor, "lines seq"],
+    rows: Rows,
 ) -> Float[Tensor, " rows"]:
     """KL(reference || policy) over the whole vocabulary, in nats, mean over a row's tokens."""
     per_token = nn.functional.kl_div(
         policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
-    return row_mean(per_token.unsqueeze(0), scored[:, 1:].nonzero()[:, 0], len(scored))[0]
+    owner = rows["owner"][:, 1:][scored[:, 1:]]
+    return row_mean(per_token.unsqueeze(0), owner, len(rows["lengths"]))[0]

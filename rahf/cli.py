@@ -4,12 +4,23 @@ The commands themselves, their options and what they call, are in `commands`.
 """
 
 import argparse
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 
-from rahf.commands import align, data, evaluate, generate, plan, reward, shift, validate
+from rahf.commands import (
+    align,
+    data,
+    directions,
+    evaluate,
+    generate,
+    plan,
+    reward,
+    shift,
+    validate,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,11 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if options.traceback:
             traceback.print_exc()
-        print(f"error: {_told(error)}", file=sys.stderr)
+        if not _told_to_launcher(error):
+            print(f"error: {_told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not _told_to_launcher(error):
+            raise
+        return 1
+
+
+def _told_to_launcher(error: Exception) -> bool:
+    """Whether a launcher of ours prints the error, once for all ranks."""
+    if "RAHF_LAUNCHED" not in os.environ:
+        return False
+    from rahf.launching import tell_launcher
+
+    tell_launcher(error)
+    return True
 
 
 def _told(error: Exception) -> str:
@@ -46,7 +72,7 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    for command in (data, plan, validate, generate, shift, evaluate, reward):
+    for command in (data, plan, validate, generate, directions, shift, evaluate, reward):
         command.add(commands)
     return parser
 

@@ -188,6 +188,11 @@ class MethodOptions:
         "response_and_tail: the response and the end of the prompt.",
     )
     tail_tokens: Count = option(2, "Prompt tokens, from its end, that `response_and_tail` adds.")
+    packing: bool = option(
+        True,
+        "Put the rows of a batch one after the other, without padding, where the model's attention "
+        "is sdpa; false: pad them.",
+    )
     shift: Literal["token", "mean"] = option(
         "mean",
         "mean: one vector per layer, fitted once from the views. token: every token has its own "

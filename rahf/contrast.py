@@ -14,6 +14,12 @@ A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one 
                               3 2 1                        1 1 1                     1 1 1
     reference.aligned         1 2 4 6 7 9 10 11     indices into the flattened block
     reference.aligned_owner   0 0 1 2 2 3 3  3      the row each of them belongs to
+
+With `packed` the rows stand one after the other in a single one, without padding and without an
+attention mask; `lengths` tells them apart:
+
+    reference.input_ids       5 8 9 6 7 3 4 3 2 1   position_ids    0 1 2 0 1 0 1 0 1 2
+    reference.lengths         [3, 2, 2, 3]
 """
 
 import hashlib
@@ -28,6 +34,8 @@ from torch import Tensor, nn
 ResponseSource = Literal["chosen", "rejected", "both", "random"]
 Positions = Literal["response", "predicting", "response_and_tail"]
 Batch = dict[str, Any]
+Rows = dict[str, Any]  # a block of rows: tensors, and the list `lengths`
+TOKENWISE = ("input_ids", "attention_mask", "position_ids", "response_mask", "owner")
 Pairs = Dataset | Sequence[Mapping[str, Any]]
 
 
@@ -88,17 +96,15 @@ def sequence_rows(
     pad_token_id: int,
     padding_side: Literal["right", "left"] = "right",
     width: int = 0,
-) -> dict[str, Tensor]:
+) -> Rows:
     """Pad prompt + response rows to the longest (at least `width`).
 
     Returns:
-        `input_ids`, `attention_mask`, `position_ids` (restarting at the first real token) and
-        `response_mask`, all [rows, seq]. Padding is known by the mask, never by its id, which may
-        be the end-of-text id.
+        `input_ids`, `attention_mask`, `position_ids` (restarting at the first real token),
+        `response_mask` and `owner` (the row of each token), all [rows, seq], and `lengths`.
+        Padding is known by the mask, never by its id, which may be the end-of-text id.
     """
-    lengths = [
-        len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    lengths = _lengths(prompts, responses)
     shape = (len(prompts), max([width, *lengths]))
     input_ids = torch.full(shape, pad_token_id)
     attention_mask = torch.zeros(shape, dtype=torch.long)
@@ -114,10 +120,58 @@ def sequence_rows(
         "attention_mask": attention_mask,
         "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
         "response_mask": response_mask,
+        "owner": torch.arange(shape[0]).unsqueeze(1).expand(shape),
+        "lengths": lengths,
     }
 
 
-def aligned_mask(rows: dict[str, Tensor], positions: Positions, tail_tokens: int) -> Tensor:
+def rows_of_ids(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_token_id: int, packed: bool
+) -> Rows:
+    """One block of rows, packed or padded on the right."""
+    if packed:
+        return packed_rows(prompts, responses)
+    return sequence_rows(prompts, responses, pad_token_id)
+
+
+def packed_rows(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Rows:
+    """Prompt + response rows one after the other: what `sequence_rows` returns, all [1, tokens],
+    less the attention mask, since nothing is padding.
+    """
+    lengths = torch.tensor(_lengths(prompts, responses))
+    owner = torch.arange(len(lengths)).repeat_interleave(lengths)
+    start = lengths.cumsum(0) - lengths
+    position_ids = torch.arange(len(owner)) - start[owner]
+    ids = [token for row in zip(prompts, responses, strict=True) for part in row for token in part]
+    prompt = torch.tensor([len(prompt) for prompt in prompts])
+    tokens = {
+        "input_ids": torch.tensor(ids),
+        "position_ids": position_ids,
+        "response_mask": position_ids >= prompt[owner],
+        "owner": owner,
+    }
+    rows = {name: tensor.unsqueeze(0) for name, tensor in tokens.items()}
+    return rows | {"lengths": lengths.tolist()}
+
+
+def _lengths(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[int]:
+    return [
+        len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)
+    ]
+
+
+def first_rows(rows: Rows, count: int) -> Rows:
+    """The first rows of a block, without `aligned` and `aligned_owner`."""
+    names = [name for name in TOKENWISE if name in rows]
+    if "attention_mask" in rows:
+        kept = {name: rows[name][:count] for name in names}
+    else:
+        tokens = sum(rows["lengths"][:count])
+        kept = {name: rows[name][:, :tokens] for name in names}
+    return kept | {"lengths": rows["lengths"][:count]}
+
+
+def aligned_mask(rows: Rows, positions: Positions, tail_tokens: int) -> Tensor:
     """Which states are aligned, [rows, seq] bool.
 
     `response` is the response tokens (published); `predicting` the states that predict them, the
@@ -128,14 +182,18 @@ def aligned_mask(rows: dict[str, Tensor], positions: Positions, tail_tokens: int
     if positions == "response":
         return mask
     if positions == "predicting":
-        return earlier(mask, 1)
-    tail = torch.stack([earlier(mask, back) for back in range(tail_tokens + 1)]).any(0)
-    return tail & rows["attention_mask"].bool()
+        return earlier(rows, 1)
+    tail = torch.stack([earlier(rows, back) for back in range(tail_tokens + 1)]).any(0)
+    return tail & rows["attention_mask"].bool() if "attention_mask" in rows else tail
 
 
-def earlier(mask: Tensor, columns: int) -> Tensor:
-    """`mask` moved left by some columns, with False entering on the right."""
-    return nn.functional.pad(mask[:, columns:], (0, columns))
+def earlier(rows: Rows, columns: int) -> Tensor:
+    """The response mask moved left by some columns within each row, False entering on the right."""
+    mask, owner = (
+        nn.functional.pad(rows[name][:, columns:], (0, columns), value=outside)
+        for name, outside in (("response_mask", False), ("owner", -1))
+    )
+    return mask & (owner == rows["owner"])
 
 
 @dataclass(frozen=True)
@@ -148,6 +206,7 @@ class ContrastCollator:
     max_response_tokens: int | None = None
     padding_side: Literal["right", "left"] = "right"
     width: int = 0
+    packed: bool = False
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> Batch:
         responses = [item["response_ids"][: self.max_response_tokens] for item in items]
@@ -157,14 +216,16 @@ class ContrastCollator:
         )
         aligned = aligned_mask(reference, self.positions, self.tail_tokens)
         # A retained text has no prompt: all of it is kept, whatever is aligned in a response.
-        aligned[len(items) :] = reference["response_mask"][len(items) :]
-        batch = {"reference": with_aligned(reference, aligned)}
-        batch["aligned_responses"] = int(aligned[: len(items)].sum())
+        of_responses = reference["owner"] < len(items)
+        aligned = torch.where(of_responses, aligned, reference["response_mask"])
+        # The Trainer takes the size of a batch from the first tensor that it finds.
+        batch: Batch = {"row": torch.tensor([item["row"] for item in items])}
+        batch["chosen"] = torch.tensor([item["chosen"] for item in items])
+        batch["reference"] = with_aligned(reference, aligned)
+        batch["aligned_responses"] = int((aligned & of_responses).sum())
         for view in ("positive", "negative"):
             if f"{view}_prompt_ids" in items[0]:
                 batch[view] = self._view(view, items, responses)
-        batch["chosen"] = torch.tensor([item["chosen"] for item in items])
-        batch["row"] = torch.tensor([item["row"] for item in items])
         return batch
 
     def _view(
@@ -176,7 +237,9 @@ class ContrastCollator:
         rows = self._rows(prompts, responses)
         return with_aligned(rows, aligned_mask(rows, self.positions, self.tail_tokens))
 
-    def _rows(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Tensor]:
+    def _rows(self, prompts: list[list[int]], responses: list[list[int]]) -> Rows:
+        if self.packed:
+            return packed_rows(prompts, responses)
         return sequence_rows(prompts, responses, self.pad_token_id, self.padding_side, self.width)
 
     def _check_tails(
@@ -193,7 +256,7 @@ class ContrastCollator:
                 )
 
 
-def with_aligned(rows: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+def with_aligned(rows: Rows, mask: Tensor) -> Rows:
     """Add the aligned tokens as flat indices and their rows, found off the accelerator."""
     aligned = mask.flatten().nonzero().squeeze(1)
-    return rows | {"aligned": aligned, "aligned_owner": aligned // mask.shape[1]}
+    return rows | {"aligned": aligned, "aligned_owner": rows["owner"].flatten()[aligned]}

@@ -47,13 +47,17 @@ def left_padded(
     return ids, mask
 
 
+class PrefixCache(DynamicCache):
+    """Filled by a forward after which nothing is generated; what steers generation asks for it."""
+
+
 class Prefix:
     """Ids that all prompts begin with, and the keys and values a model computes for them, once."""
 
     def __init__(self, model: nn.Module, ids: Sequence[int]):
         self.ids = list(ids)
         # Without a config every layer keeps all columns, also one with a sliding window.
-        cache = DynamicCache()
+        cache = PrefixCache()
         device = next(model.parameters()).device
         with torch.no_grad():
             model(

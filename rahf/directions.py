@@ -3,17 +3,18 @@
 A `MeanFitter` gathers, `Directions` is the frozen result. Knows no model.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate.utils import reduce
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rahf.objective import row_mean
 
@@ -44,6 +45,66 @@ class Directions:
                 "target_layers."
             )
         return self.vectors[[self.layers.index(layer) for layer in layers]]
+
+    def only(self, layers: tuple[int, ...]) -> "Directions":
+        """The same directions on some of their layers."""
+        return Directions(tuple(layers), self.select(tuple(layers)), self.metadata)
+
+    def __add__(self, other: "Directions") -> "Directions":
+        return self._with(other, self.vectors + self._same(other))
+
+    def __sub__(self, other: "Directions") -> "Directions":
+        return self._with(other, self.vectors - self._same(other))
+
+    def __mul__(self, factor: int | float) -> "Directions":
+        return replace(self, vectors=self.vectors * factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Directions":
+        return self * -1.0
+
+    def cosine(self, other: "Directions") -> Float[Tensor, " layers"]:
+        """Cosine to the other vector of each layer; 0 where one of them is zero."""
+        return nn.functional.cosine_similarity(self.vectors, self._same(other), dim=-1)
+
+    def project(self, onto: "Directions") -> "Directions":
+        """The part that lies along `onto`, layer by layer; what is left is `self - projection`."""
+        axes = nn.functional.normalize(self._same(onto), dim=-1)
+        along = (self.vectors * axes).sum(-1, keepdim=True)
+        return self._with(onto, along * axes)
+
+    def increments(self) -> "Directions":
+        """Each layer's vector minus that of the layer before it among these.
+
+        What is added to the residual stream stays there: added by steering, the increments shift
+        the state after each layer by about its own vector, where the vectors themselves would pile
+        up.
+        """
+        before = torch.cat([torch.zeros_like(self.vectors[:1]), self.vectors[:-1]])
+        return replace(self, vectors=self.vectors - before)
+
+    def _same(self, other: "Directions") -> Tensor:
+        if other.layers != self.layers:
+            raise ValueError(
+                f"directions of layers {list(self.layers)} and of layers {list(other.layers)} do "
+                "not go together; take the shared ones of both with only(layers)."
+            )
+        other.check_width(self.vectors.shape[1])
+        return other.vectors
+
+    def _with(self, other: "Directions", vectors: Tensor) -> "Directions":
+        """Result of both: what their metadata agree on is true of it as well."""
+        shared = {
+            key: text for key, text in self.metadata.items() if other.metadata.get(key) == text
+        }
+        return Directions(self.layers, vectors, shared)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of layers and vectors, whatever the metadata says."""
+        digest = hashlib.sha256(repr(self.layers).encode())
+        digest.update(self.vectors.float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def check_width(self, d_model: int) -> None:
         """Refuse directions of another model, as far as their width gives them away.
@@ -106,17 +167,21 @@ class MeanFitter:
         shift: Float[Tensor, "layers tokens d_model"],
         owner: Int[Tensor, " tokens"],
         rows: int,
+        *,
+        counts: bool = True,
     ) -> None:
+        """Add the shift of `rows` responses; one that does not count gives the shape alone."""
         flat = shift.transpose(1, 2).flatten(0, 1)
         total = row_mean(flat, owner, rows).double().sum(1).view(shift.shape[0], -1)
+        total = total if counts else torch.zeros_like(total)
         self.sums = total if self.sums is None else self.sums + total
-        self.responses += rows
+        self.responses += rows if counts else 0
 
-    def reduce(self, accelerator: Accelerator) -> None:
+    def reduce(self) -> None:
         """Add up what every rank has seen."""
-        self.sums = accelerator.reduce(self.sums, reduction="sum")
-        responses = torch.tensor(self.responses, device=accelerator.device)
-        self.responses = int(accelerator.reduce(responses, reduction="sum"))
+        responses = torch.tensor(self.responses, device=self.sums.device)
+        self.sums = reduce(self.sums, reduction="sum")
+        self.responses = int(reduce(responses, reduction="sum"))
 
     def fit(self, **metadata: str) -> Directions:
         """Freeze the mean of everything seen."""

@@ -4,13 +4,15 @@ response and no others.
 Knows models and rows of ids (`contrast.sequence_rows`); knows no loss.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rahf.contrast import Pairs, sequence_rows
+from rahf.contrast import Pairs, Rows, sequence_rows
+from rahf.packing import packed_inputs
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -35,9 +37,13 @@ class Likelihood(NamedTuple):
         return torch.bincount(self.owner, minlength=self.rows).clamp(min=1)
 
 
-def model_inputs(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+def model_inputs(rows: Rows) -> dict[str, Any]:
     """The part of a block of rows that a model's forward takes."""
-    return {name: rows[name] for name in INPUTS}
+    if "attention_mask" in rows:
+        return {name: rows[name] for name in INPUTS}
+    return {"input_ids": rows["input_ids"], "position_ids": rows["position_ids"]} | packed_inputs(
+        rows["lengths"], rows["input_ids"].device
+    )
 
 
 def forward_columns(response_mask: Tensor) -> Tensor:
@@ -52,14 +58,14 @@ def response_logits(
     return logits[response_mask[:, columns + 1]].float()
 
 
-def with_context(rows: dict[str, Tensor]) -> Tensor:
+def with_context(rows: Rows) -> Tensor:
     """Response tokens that something stands before: the first token of a text without a prompt has
     no prediction.
     """
-    return rows["response_mask"] & nn.functional.pad(rows["attention_mask"][:, :-1], (1, 0)).bool()
+    return rows["response_mask"] & (rows["position_ids"] > 0)
 
 
-def likelihood(model: nn.Module, rows: dict[str, Tensor]) -> Likelihood:
+def likelihood(model: nn.Module, rows: Rows) -> Likelihood:
     """Score the tokens under `response_mask` given everything before them; see `with_context` for
     those that have no score.
     """
@@ -67,20 +73,20 @@ def likelihood(model: nn.Module, rows: dict[str, Tensor]) -> Likelihood:
     return token_likelihood(predictions(model, rows), rows)
 
 
-def predictions(model: nn.Module, rows: dict[str, Tensor]) -> Float[Tensor, "tokens vocab"]:
+def predictions(model: nn.Module, rows: Rows) -> Float[Tensor, "tokens vocab"]:
     """Logits that predict the tokens under `response_mask`, packed row by row, from one forward."""
     columns = forward_columns(rows["response_mask"])
     output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
     return response_logits(output.logits, rows["response_mask"], columns)
 
 
-def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: dict[str, Tensor]) -> Likelihood:
+def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: Rows) -> Likelihood:
     """Log-probabilities from the packed logits of `response_logits`."""
     predicted = rows["response_mask"][:, 1:]
     labels = rows["input_ids"][:, 1:][predicted]
-    owner = predicted.nonzero()[:, 0]
+    owner = rows["owner"][:, 1:][predicted]
     logprobs = -nn.functional.cross_entropy(logits, labels, reduction="none")
-    return Likelihood(logprobs, owner, len(predicted))
+    return Likelihood(logprobs, owner, len(rows["lengths"]))
 
 
 class PairLikelihoods(NamedTuple):
@@ -110,7 +116,7 @@ def pair_likelihoods(
         prompts = [pair["prompt_ids"] for pair in batch for _ in range(2)]
         responses = [pair[side] for pair in batch for side in ("chosen_ids", "rejected_ids")]
         rows = sequence_rows(prompts, responses, pad_token_id)
-        scored = likelihood(model, {name: tensor.to(device) for name, tensor in rows.items()})
+        scored = likelihood(model, send_to_device(rows, device))
         both = torch.stack([scored.sums(), scored.tokens()], 1).float().cpu()
         found[indices] = torch.cat([both[0::2], both[1::2]], 1)
     return PairLikelihoods(*found[:, [0, 2, 1, 3]].unbind(1))

@@ -57,10 +57,8 @@ def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
         options["device_map"] = {"": PartialState().local_process_index}
-    sharded = recipe.training.get("deepspeed") or recipe.training.get("fsdp")
-    placed = sharded or "device_map" in options
-    name = str(name or model.model_name_or_path)
-    return base_model(name, options, None if placed else PartialState().device)
+    device = None if "device_map" in options else PartialState().device
+    return base_model(str(name or model.model_name_or_path), options, device)
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:

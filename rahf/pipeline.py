@@ -6,7 +6,7 @@ builds, runs and saves.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from rahf.recipe.reading import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
+from rahf.sharding import frozen_stage, take_over_sharding
 from rahf.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
 from rahf.training import AdapterTrainer
@@ -62,6 +63,7 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
         ValueError: an unknown stage; a stage whose predecessors are missing; a folder that holds
             the stage made with other settings.
     """
+    take_over_sharding()
     PartialState(cpu=recipe.training.get("use_cpu", False))
     if stage is not None and stage not in recipe.stages:
         raise ValueError(
@@ -111,12 +113,8 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     if name == "evaluation":
         return whole["evaluation"]
     if name in ("alignment", "directions"):
-        return {
-            key: value for key, value in whole.items() if key not in UNDECIDING | {"evaluation"}
-        }
-    training = {
-        key: value for key, value in recipe.teacher_training.items() if key not in UNDECIDING
-    }
+        return deciding({key: value for key, value in whole.items() if key != "evaluation"})
+    training = deciding(recipe.teacher_training)
     extra = {}
     if name == "contrast":
         extra = {
@@ -126,6 +124,13 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     return {**shared, **training, **extra}
 
 
+def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those of no consequence; a batch is known by its rows over all ranks."""
+    kept = {key: value for key, value in training.items() if key not in UNDECIDING}
+    rows = kept.pop("per_device_train_batch_size", 8) * kept.pop("gradient_accumulation_steps", 1)
+    return kept | {"rows_per_step": rows * PartialState().num_processes}
+
+
 QUIET_DEFAULTS = {"report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}
 """Where transformers' own defaults would warn, or report to whatever tracker is installed."""
 
@@ -133,6 +138,7 @@ UNDECIDING = {
     *("output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint"),
     *("save_steps", "save_strategy", "save_total_limit", "dataset_num_proc"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "dataloader_num_workers"),
+    "packing",
 }
 """Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""
 
@@ -164,6 +170,7 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
         lora_config(recipe),
         args,
         recipe.teachers.label_smoothing,
+        recipe.method.packing,
     )
     return save_log(trainer)
 
@@ -171,9 +178,11 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
 def run_directions(recipe: Recipe) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe)
     args = alignment_arguments(recipe)
-    alignment = build_alignment(load_base(recipe), args, lora_config(recipe), teachers_of(recipe))
     rows = train_rows(recipe, tokenizer, step=2)
-    directions = fit_mean_shift(alignment, rows, tokenizer, args)
+    with frozen_stage():
+        base, teachers = load_base(recipe), teachers_of(recipe)
+        alignment = build_alignment(base, args, lora_config(recipe), teachers)
+        directions = fit_mean_shift(alignment, rows, tokenizer, args)
     if PartialState().is_main_process:
         directions.save(stage_folder(recipe, "directions"))
     return {}
@@ -214,10 +223,11 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
         "preference_margin": metrics.get("eval_preference/margins"),
     }
     models, answers = {}, {}
-    for name, model in models_to_measure(recipe):
-        asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
-        measured, answers[name] = measure(model, tokenizer, asked, name)
-        models[name] = measured.as_dict() | (known if name == "policy" else {})
+    with frozen_stage():
+        for name, model in models_to_measure(recipe):
+            asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
+            measured, answers[name] = measure(model, tokenizer, asked, name)
+            models[name] = measured.as_dict() | (known if name == "policy" else {})
     if PartialState().is_main_process:
         metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from rahf.adapters import attach_policy, depth_of
-from rahf.contrast import sequence_rows
+from rahf.contrast import rows_of_ids
 from rahf.generation import pad_id
-from rahf.likelihood import likelihood
+from rahf.likelihood import likelihood, with_context
+from rahf.packing import use_packed_attention
 from rahf.training import AdapterTrainer, ItemLoss
 
 TEACHER_DEFAULTS = {
@@ -57,29 +58,33 @@ class SideCollator:
 
     pad_token_id: int
     side: str
+    packed: bool = False
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts = [pair["prompt_ids"] for pair in pairs]
-        rows = sequence_rows(
-            prompts, [pair[f"{self.side}_ids"] for pair in pairs], self.pad_token_id
-        )
-        return {"match": rows, "row": torch.tensor([pair["row"] for pair in pairs])}
+        responses = [pair[f"{self.side}_ids"] for pair in pairs]
+        return {
+            "row": torch.tensor([pair["row"] for pair in pairs]),
+            "rows": rows_of_ids(prompts, responses, self.pad_token_id, self.packed),
+        }
 
 
 @dataclass(frozen=True)
 class InstructionCollator:
-    """Both responses of a pair, after the instruction that fits and after the other."""
+    """Both responses of a pair after the instruction that fits; then all of them after the other.
+    One block, and so one forward: a wrapped model synchronises once a step.
+    """
 
     pad_token_id: int
+    packed: bool = False
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         responses = [pair[f"{side}_ids"] for pair in pairs for side in ("chosen", "rejected")]
         fits = [pair[f"{view}_prompt_ids"] for pair in pairs for view in ("positive", "negative")]
         other = [pair[f"{view}_prompt_ids"] for pair in pairs for view in ("negative", "positive")]
         return {
-            "match": sequence_rows(fits, responses, self.pad_token_id),
-            "mismatch": sequence_rows(other, responses, self.pad_token_id),
             "row": torch.tensor([pair["row"] for pair in pairs for _ in range(2)]),
+            "rows": rows_of_ids(fits + other, 2 * responses, self.pad_token_id, self.packed),
         }
 
 
@@ -87,10 +92,10 @@ class SideTrainer(AdapterTrainer):
     """Supervised fine-tuning: an item is a response token, its cost the cross entropy (nats)."""
 
     def count_items(self, batch):
-        return int(batch["match"]["response_mask"][:, 1:].sum())
+        return int(with_context(batch["rows"]).sum())
 
     def item_loss(self, model, batch):
-        per_row = -likelihood(model, batch["match"]).sums()
+        per_row = -likelihood(model, batch["rows"]).sums()
         return ItemLoss(per_row.sum(), per_row.detach(), batch["row"])
 
 
@@ -105,25 +110,9 @@ class InstructionTrainer(AdapterTrainer):
         return len(batch["row"])
 
     def item_loss(self, model, batch):
-        # One forward for both instructions: a wrapped model synchronises once a step.
-        both = join_rows(batch["match"], batch["mismatch"])
-        match, mismatch = likelihood(model, both).means().chunk(2)
+        match, mismatch = likelihood(model, batch["rows"]).means().chunk(2)
         per_row = contrastive_loss(match, mismatch, self.smoothing)
         return ItemLoss(per_row.sum(), per_row.detach(), batch["row"])
-
-
-def join_rows(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Two blocks of rows as one, the narrower padded on the right (masks say 0 there)."""
-    width = max(first["input_ids"].shape[1], second["input_ids"].shape[1])
-    return {
-        name: torch.cat(
-            [
-                nn.functional.pad(block[name], (0, width - block[name].shape[1]))
-                for block in (first, second)
-            ]
-        )
-        for name in first
-    }
 
 
 def train_teacher(
@@ -134,23 +123,24 @@ def train_teacher(
     peft_config: LoraConfig,
     args: TrainingArguments,
     smoothing: float = 0.2,
+    packing: bool = True,
 ) -> AdapterTrainer:
     """Train the teacher `name` on tokenised pairs and save it in `args.output_dir`; `base` is left
     as it was.
 
     A run that was interrupted goes on from its last checkpoint.
     """
-    pad = pad_id(tokenizer)
+    pad, packed = pad_id(tokenizer), packing and use_packed_attention(base)
     common = {"args": args, "train_dataset": rows, "processing_class": tokenizer}
     set_seed(args.seed)
     model = attach_policy(base, peft_config, range(depth_of(base)))
     if name == "contrast":
         trainer = InstructionTrainer(
-            model, data_collator=InstructionCollator(pad), smoothing=smoothing, **common
+            model, data_collator=InstructionCollator(pad, packed), smoothing=smoothing, **common
         )
     else:
         side = {"positive": "chosen", "negative": "rejected"}[name]
-        trainer = SideTrainer(model, data_collator=SideCollator(pad, side), **common)
+        trainer = SideTrainer(model, data_collator=SideCollator(pad, side, packed), **common)
     trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
     trainer.save_model()
     model.unload()
@@ -165,6 +155,7 @@ def train_teachers(
     peft_config: LoraConfig,
     folder: str | Path,
     options: Mapping[str, Any],
+    packing: bool = True,
 ) -> dict[str, Path]:
     """Train several teachers on the same rows, each into `folder / name`.
 
@@ -176,5 +167,5 @@ def train_teachers(
     folders = {name: Path(folder) / name for name in names}
     for name, output_dir in folders.items():
         args = TrainingArguments(output_dir=str(output_dir), **options)
-        train_teacher(name, base, rows, tokenizer, peft_config, args, smoothing)
+        train_teacher(name, base, rows, tokenizer, peft_config, args, smoothing, packing)
     return folders

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import Tensor
@@ -35,6 +35,7 @@ from rahf.directions import Directions
 from rahf.generation import pad_id, sample_texts
 from rahf.likelihood import preference_margins
 from rahf.objective import Progress
+from rahf.sharding import gathered, take_over_sharding
 from rahf.teachers import train_teachers
 from rahf.training import AdapterTrainer, ItemLoss
 
@@ -130,9 +131,9 @@ class RAHFTrainer(AdapterTrainer):
         if isinstance(directions, str | Path):
             directions = Directions.load(directions)
         peft_config = peft_config or LoraConfig(r=8, lora_alpha=16)
-        placed = args.deepspeed or args.fsdp or (args.model_init_kwargs or {}).get("device_map")
-        by_name = isinstance(model, str) and not placed
-        base = base_model(model, args.model_init_kwargs, args.device if by_name else None)
+        take_over_sharding()
+        placed = "device_map" in (args.model_init_kwargs or {})
+        base = base_model(model, args.model_init_kwargs, None if placed else args.device)
         views = views_of(args.method if directions is None else "direction", args.reference)
         teachers = dict(teachers or {})
         missing = [name for name in views.teachers() if name not in teachers]
@@ -141,12 +142,14 @@ class RAHFTrainer(AdapterTrainer):
 
         set_seed(args.seed)
         self.alignment = build_alignment(base, args, peft_config, teachers, directions)
-        policy, collator = self.alignment.model, collator_for(args, tokenizer)
-        if args.shift == "mean" and directions is None:
-            directions = fit_mean_shift(self.alignment, train_rows, tokenizer, args)
-            self.alignment = self.alignment.towards(directions)
-        if retain_texts is None:
-            retain_texts = read_retained(policy, tokenizer, args)
+        policy = self.alignment.model
+        collator = collator_for(args, tokenizer, self.alignment.packed)
+        with gathered(policy):
+            if args.shift == "mean" and directions is None:
+                directions = fit_mean_shift(self.alignment, train_rows, tokenizer, args)
+                self.alignment = self.alignment.towards(directions)
+            if retain_texts is None:
+                retain_texts = read_retained(policy, tokenizer, args)
         self._tally = {phase: Tally(self.alignment.layers) for phase in ("train", "eval")}
         super().__init__(
             model=policy,
@@ -295,13 +298,19 @@ def teach(
     options = {name: getattr(args, name) for name in INHERITED_BY_TEACHERS}
     options |= args.teacher_args or {}
     folder = Path(args.output_dir) / "teachers"
-    return train_teachers(names, base, rows, tokenizer, peft_config, folder, options)
+    return train_teachers(names, base, rows, tokenizer, peft_config, folder, options, args.packing)
 
 
-def collator_for(options: MethodOptions, tokenizer: PreTrainedTokenizerBase) -> ContrastCollator:
+def collator_for(
+    options: MethodOptions, tokenizer: PreTrainedTokenizerBase, packed: bool
+) -> ContrastCollator:
     """The collator that the options ask for."""
     return ContrastCollator(
-        pad_id(tokenizer), options.positions, options.tail_tokens, options.max_response_tokens
+        pad_id(tokenizer),
+        options.positions,
+        options.tail_tokens,
+        options.max_response_tokens,
+        packed=packed,
     )
 
 
@@ -309,17 +318,21 @@ def fit_mean_shift(
     alignment: Alignment, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
 ) -> Directions:
     """The mean of the views' shift over the training responses, which each rank reads a part of."""
-    accelerator, collator = Accelerator(), collator_for(args, tokenizer)
+    state, collator = PartialState(), collator_for(args, tokenizer, alignment.packed)
     responses = Responses(rows, args.response_source, seed=args.seed)
     drawn = np.random.default_rng(args.seed).permutation(len(responses))[: args.mean_responses]
-    indices = drawn[accelerator.process_index :: accelerator.num_processes].tolist()
+    indices = drawn[state.process_index :: state.num_processes].tolist()
+    size, most = args.per_device_train_batch_size, -(-len(drawn) // state.num_processes)
 
-    def batches() -> Iterator[Batch]:
-        size = args.per_device_train_batch_size
-        for start in range(0, len(indices), size):
-            yield collator([responses[index] for index in indices[start : start + size]])
+    def batches() -> Iterator[tuple[Batch, bool]]:
+        for start in range(0, most, size):
+            # A base in pieces runs on all ranks or on none: one without rows left repeats its
+            # first, and leaves it out.
+            chosen = indices[start : start + size]
+            filling = chosen or drawn[:1].tolist()
+            yield collator([responses[index] for index in filling]), bool(chosen)
 
-    return mean_shift(alignment, batches(), accelerator)
+    return mean_shift(alignment, batches(), state.device)
 
 
 def read_retained(

@@ -7,6 +7,7 @@ split over rows, gradient accumulation and ranks. Knows transformers' Trainer; k
 
 import logging
 import shutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +19,21 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from rahf.adapters import POLICY, trainable
+from rahf.adapters import POLICY
+from rahf.checkpoints import (
+    damage,
+    load_policy,
+    newest_first,
+    optimizer_state,
+    policy_weights,
+    restore,
+    write_manifest,
+)
+from rahf.sharding import is_sharded, leave_to_data_parallelism
+from rahf.termination import StopOnSigterm, handling_sigterm
 
 STAGING = "unfinished"
 
@@ -52,6 +64,8 @@ class AdapterTrainer(Trainer, ABC):
             args._n_gpu = 1
         super().__init__(model, args, **kwargs)
         show_compactly(self)
+        self._stop_on_sigterm = StopOnSigterm()
+        self.add_callback(self._stop_on_sigterm)
         # Losses below are divided by the items of the whole accumulated batch already.
         self.model_accepts_loss_kwargs = True
 
@@ -62,6 +76,20 @@ class AdapterTrainer(Trainer, ABC):
     @abstractmethod
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
         """Loss of `batch` under `model`, which may be wrapped."""
+
+    def train(self, *args, **kwargs):
+        """Train; a SIGTERM ends the process with status 0, after a checkpoint."""
+        with handling_sigterm(self._stop_on_sigterm.notice):
+            result = super().train(*args, **kwargs)
+        if self._stop_on_sigterm.stopped:
+            if self.is_world_process_zero():
+                print(
+                    f"stopped by SIGTERM after step {self.state.global_step}; the same command "
+                    f"continues from {self.last_checkpoint()}",
+                    file=sys.stderr,
+                )
+            raise SystemExit(0)
+        return result
 
     def _run_epoch(self, *args, **kwargs):
         # A run killed after its last checkpoint is complete; the Trainer would make one step more
@@ -96,11 +124,54 @@ class AdapterTrainer(Trainer, ABC):
         return 0  # the Trainer's estimate, one full forward of one block, fits no step here
 
     def last_checkpoint(self) -> str | None:
-        """Folder of the newest checkpoint of this run, if there is one."""
-        found = sorted(
-            Path(self.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name[11:])
+        """Folder of the newest whole checkpoint of this run, if there is one.
+
+        A damaged one is passed over with a warning, and stays where it is.
+        """
+        for folder in newest_first(Path(self.args.output_dir)):
+            damaged = damage(folder)
+            if damaged is None:
+                return str(folder)
+            logger.warning("%s is passed over: %s", folder, damaged)
+        return None
+
+    def create_optimizer(self, *args, **kwargs):
+        # A LoRA has no weight that is spared the decay: the group of such weights is empty, and
+        # DeepSpeed would drop it, so that checkpoints would differ.
+        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        # The engine is made of weights that have been read already, so that it need not know how.
+        if resume_from_checkpoint is not None:
+            load_policy(self.model, Path(resume_from_checkpoint))
+        leave_to_data_parallelism(self.model)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        pass  # done above, under every engine
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        saved = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        restore(self.model, self.optimizer, Path(checkpoint), saved)
+        self.lr_scheduler.load_state_dict(
+            torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
         )
-        return str(found[-1]) if found else None
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        state = optimizer_state(self.model, self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _move_model_to_device(self, model, device):
+        if not is_sharded():
+            super()._move_model_to_device(model, device)
 
     # All is written into a staging folder and renamed: what is called checkpoint-N is whole.
 
@@ -121,6 +192,7 @@ class AdapterTrainer(Trainer, ABC):
                 self.state.save_to_json(str(final / STAGING / name / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            write_manifest(final / STAGING / name)
             shutil.rmtree(final / name, ignore_errors=True)
             (final / STAGING / name).replace(final / name)
             (final / STAGING).rmdir()
@@ -143,8 +215,11 @@ class AdapterTrainer(Trainer, ABC):
             self._staging = False
 
     def save_model(self, output_dir=None, _internal_call=False):
-        check_finite_weights(self.model, self.state.global_step)
-        super().save_model(output_dir, _internal_call)
+        weights = policy_weights(self.model, self.optimizer)
+        check_finite_weights(weights, self.state.global_step)
+        self._save(output_dir, weights)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
@@ -197,9 +272,9 @@ def save_policy(
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card: ours comes with the results
 
 
-def check_finite_weights(model: nn.Module, step: int) -> None:
+def check_finite_weights(weights: Mapping[str, Tensor], step: int) -> None:
     """Refuse to save weights that are no numbers over a checkpoint that is good."""
-    if not all(torch.isfinite(parameter).all() for parameter in trainable(model)):
+    if not all(torch.isfinite(weight).all() for weight in weights.values()):
         raise NonFiniteError(
             f"the adapter's weights became inf or nan in step {step}; nothing was saved. Earlier "
             "checkpoints are kept: lower the learning rate or alpha and start again from one."

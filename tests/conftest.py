@@ -17,6 +17,10 @@ CHECKED = (
     "generation",
     "likelihood",
     "objective",
+    "reading.fitters",
+    "reading.fitting",
+    "reading.samples",
+    "steering",
     "teachers",
     "training",
 )

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from accelerate import Accelerator
 from reference import objective as loops
 from tiny_models import D_MODEL, EOS, Family, lora, randomize, tiny_pairs
 
@@ -9,6 +8,7 @@ from rahf.alignment import CHOSEN_SHARE, Alignment, mean_shift, views_of
 from rahf.config import MethodOptions
 from rahf.contrast import ContrastCollator, Responses
 from rahf.directions import Directions
+from rahf.packing import use_packed_attention
 
 LAYERS = (0, 2)
 METHODS = [
@@ -32,13 +32,16 @@ def stored_directions():
     return Directions(LAYERS, vectors)
 
 
-def alignment_of(family: Family, options: MethodOptions, teachers=None, **adapter) -> Alignment:
+def alignment_of(
+    family: Family, options: MethodOptions, teachers=None, packed=False, **adapter
+) -> Alignment:
     """An alignment whose policy has moved a little from where it starts."""
     views = views_of(options.method, options.reference)
     teachers = teachers or {name: family.adapters[name] for name in views.teachers()}
     model = attach_policy(family.load_base(), lora(**adapter), range(LAYERS[-1] + 1))
     full = add_teachers(model, teachers, LAYERS[-1] + 1)
     randomize(model, "default", seed=9, scale=0.1)
+    assert not packed or use_packed_attention(model.get_base_model())
     directions = stored_directions() if options.method == "direction" else None
     return Alignment(model, views, LAYERS, options, directions, full)
 
@@ -130,7 +133,7 @@ class ByLoops:
 
 def check_against_loops(family, options, retain=(), **collating):
     pairs = tiny_pairs(2)
-    alignment = alignment_of(family, options)
+    alignment = alignment_of(family, options, packed=collating.get("packed", False))
     output = alignment(alignment.model, batch_of(pairs, options, retain, **collating))
     dataset = Responses(pairs, options.response_source, retain)
     by_loops = ByLoops(family, alignment, options)
@@ -171,6 +174,22 @@ def test_the_loss_with_every_term_equals_the_loops(family, method, reference, kl
     )
     output = check_against_loops(family, options, RETAINED)
     assert set(output.terms) == {"align", "retain", "kl", "sft"}
+
+
+@pytest.mark.parametrize(("method", "reference"), METHODS)
+@pytest.mark.parametrize("positions", ["response", "predicting", "response_and_tail"])
+@pytest.mark.parametrize("kl_rows", ["responses", "retain"])
+def test_the_loss_of_packed_rows_equals_the_loops(family, method, reference, positions, kl_rows):
+    options = method_options(
+        method,
+        reference,
+        positions=positions,
+        retain_weight=0.3,
+        kl_weight=0.5,
+        kl_rows=kl_rows,
+        sft_weight=0.2,
+    )
+    check_against_loops(family, options, RETAINED, packed=True)
 
 
 @pytest.mark.parametrize("kl_rows", ["responses", "retain"])
@@ -219,15 +238,17 @@ def test_the_loss_does_not_depend_on_side_or_amount_of_padding(
     options = method_options(
         method, reference, retain_weight=0.3, kl_weight=0.5, kl_rows="retain", sft_weight=0.2
     )
-    alignment = alignment_of({"llama": family, "gpt2": gpt2_family}[model], options)
+    alignment = alignment_of({"llama": family, "gpt2": gpt2_family}[model], options, packed=True)
     pairs = tiny_pairs(3)
     results = []
-    for side in ("right", "left"):
-        for width in (0, 30):
-            batch = batch_of(pairs, options, RETAINED, padding_side=side, width=width)
-            output = alignment(alignment.model, batch)
-            gradient = torch.autograd.grad(output.loss.sum(), trainable(alignment.model))
-            results.append((output, torch.cat([part.flatten() for part in gradient])))
+    sides = [
+        {"padding_side": side, "width": width} for side in ("right", "left") for width in (0, 30)
+    ]
+    for collating in (*sides, {"packed": True}):
+        batch = batch_of(pairs, options, RETAINED, **collating)
+        output = alignment(alignment.model, batch)
+        gradient = torch.autograd.grad(output.loss.sum(), trainable(alignment.model))
+        results.append((output, torch.cat([part.flatten() for part in gradient])))
     first, first_gradient = results[0]
     for output, gradient in results[1:]:
         assert torch.allclose(output.loss, first.loss, rtol=1e-4)
@@ -375,8 +396,8 @@ def test_the_mean_shift_is_that_of_single_responses_whatever_the_batches(family)
 
     singles = torch.stack([alignment.shift(collator([item])).mean(1) for item in items])
     for size in (1, 4, 6):
-        batches = [collator(items[start : start + size]) for start in range(0, 6, size)]
-        found = mean_shift(alignment, batches, Accelerator(cpu=True))
+        batches = [(collator(items[start : start + size]), True) for start in range(0, 6, size)]
+        found = mean_shift(alignment, batches, torch.device("cpu"))
         assert torch.allclose(found.vectors, singles.mean(0), atol=1e-5)
         assert found.metadata["method"] == "scit"
         assert found.metadata["positions"] == "response_and_tail"

@@ -64,6 +64,54 @@ def test_directions_are_frozen():
         some_directions().layers = (1,)
 
 
+def other_directions():
+    vectors = torch.randn(3, 5, generator=torch.Generator().manual_seed(5))
+    return Directions((2, 9, 10), vectors, {"method": "scit", "fit": "mean"})
+
+
+def test_directions_are_added_subtracted_and_scaled():
+    first, second = some_directions(), other_directions()
+    combined = 2 * first - second * 0.5 + -first
+    assert torch.allclose(combined.vectors, first.vectors - 0.5 * second.vectors)
+    assert combined.layers == first.layers
+    # What both were made with is true of the result, what differs is not.
+    assert combined.metadata == {"fit": "mean"}
+    assert (2 * first).metadata == first.metadata
+
+
+def test_a_projection_and_what_is_left_of_it_are_orthogonal():
+    first, second = some_directions(), other_directions()
+    along = first.project(second)
+    rest = first - along
+    assert torch.allclose(along.cosine(second).abs(), torch.ones(3), atol=1e-5)
+    assert torch.allclose(rest.cosine(second), torch.zeros(3), atol=1e-5)
+    assert torch.allclose((along + rest).vectors, first.vectors)
+    expected = [
+        torch.dot(a, b) / (a.norm() * b.norm())
+        for a, b in zip(first.vectors, second.vectors, strict=True)
+    ]
+    assert torch.allclose(first.cosine(second), torch.stack(expected))
+
+
+def test_a_zero_vector_has_cosine_zero_and_no_projection_onto_it():
+    first, nothing = some_directions(), some_directions() * 0.0
+    assert torch.equal(first.cosine(nothing), torch.zeros(3))
+    assert torch.equal(first.project(nothing).vectors, torch.zeros(3, 5))
+
+
+def test_increments_add_up_to_the_directions():
+    directions = some_directions()
+    assert torch.allclose(directions.increments().vectors.cumsum(0), directions.vectors, atol=1e-6)
+
+
+def test_directions_of_other_layers_or_widths_do_not_go_together():
+    directions = some_directions()
+    with pytest.raises(ValueError, match=r"layers \[2, 9, 10\] and of layers \[2, 9\] do not go"):
+        directions + directions.only((2, 9))
+    with pytest.raises(ValueError, match="have 4 dimensions"):
+        directions.cosine(Directions((2, 9, 10), torch.zeros(3, 4)))
+
+
 def shifts_of_responses():
     """Per-token shifts [layers, tokens, d_model] of six responses of different lengths."""
     generator = torch.Generator().manual_seed(1)
@@ -99,6 +147,7 @@ def test_streaming_equals_one_batch():
 def test_adding_up_over_one_rank_changes_nothing():
     fitter = fitted([shifts_of_responses()])
     before = fitter.fit().vectors
-    fitter.reduce(Accelerator(cpu=True))
+    Accelerator(cpu=True)  # says that there is one rank
+    fitter.reduce()
     assert torch.equal(fitter.fit().vectors, before)
     assert fitter.responses == 6

@@ -3,14 +3,17 @@
 import json
 
 import pytest
-from tiny_models import tiny_model, tiny_tokenizer
+import torch
+from tiny_models import D_MODEL, tiny_model, tiny_tokenizer
 from tiny_runs import KilledError
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
 from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.decoding import Decoding
+from rahf.directions import Directions
 from rahf.responses import write_responses
+from rahf.steering import steer
 
 RECORDS = [{"prompt": " ".join(f"w{2 + row + i}" for i in range(1 + row % 4))} for row in range(9)]
 
@@ -22,14 +25,14 @@ def prompts(tmp_path):
     return path
 
 
-def written(path, prompts, model=None, batch_size=2, **changed):
+def written(path, prompts, model=None, batch_size=2, temperature=1.0, tokens=5, **changed):
     tokenizer = tiny_tokenizer()
     return write_responses(
         model or tiny_model(),
         tokenizer,
         read_prompts(prompts),
         chat_prompt_form(tokenizer),
-        Decoding(max_new_tokens=5, temperature=1.0, seed=changed.pop("seed", 0)),
+        Decoding(max_new_tokens=tokens, temperature=temperature, seed=changed.pop("seed", 0)),
         path,
         generator="tiny",
         made_with={"model": "tiny"},
@@ -130,3 +133,53 @@ def test_a_base_for_what_is_no_adapter_is_refused(tmp_path, prompts, family, cap
     arguments = ["--model", str(family.base), "--base", "other", "--prompts", str(prompts)]
     assert main(["generate", *arguments, "--output", str(tmp_path / "o.jsonl")]) == 2
     assert "is no adapter, so it takes no base (other)" in capsys.readouterr().err
+
+
+def generate(family, prompts, output, *options):
+    return main(
+        [
+            *("generate", "--model", str(family.base), "--prompts", str(prompts)),
+            *("--output", str(output), "--max_new_tokens", "6", "--device", "cpu", *options),
+        ]
+    )
+
+
+def responses(path):
+    return [line["response"] for line in read_lines(path)]
+
+
+def test_a_model_is_steered_while_it_answers(tmp_path, prompts, family, capsys):
+    vectors = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(0))
+    folder = Directions((0, 1, 2), 5 * vectors).save(tmp_path / "d").parent
+    steered = ("--directions", str(folder))
+    assert generate(family, prompts, tmp_path / "plain.jsonl") == 0
+    assert generate(family, prompts, tmp_path / "more.jsonl", *steered, "--alpha", "2") == 0
+    layers = ("--steered_layers", "1")
+    assert generate(family, prompts, tmp_path / "one.jsonl", *steered, *layers) == 0
+    told = ("plain.jsonl", "more.jsonl", "one.jsonl")
+    assert len({tuple(responses(tmp_path / name)) for name in told}) == 3
+    model = family.load_base()
+    with steer(model, Directions((1,), 5 * vectors[1:2]), 1.0, start="generated"):
+        counts = written(tmp_path / "api.jsonl", prompts, model, temperature=0.0, tokens=6)
+    assert counts["responses"] == len(RECORDS)
+    assert responses(tmp_path / "api.jsonl") == responses(tmp_path / "one.jsonl")
+    # The same file with another strength would mix two models.
+    assert generate(family, prompts, tmp_path / "more.jsonl", *steered, "--alpha", "3") == 2
+    assert "steering" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        (("--alpha", "2"), "--alpha is given 1 times and --directions 0 times"),
+        (
+            ("--directions", "a", "--alpha", "2", "--alpha", "3"),
+            "--alpha is given 2 times and --directions 1 times",
+        ),
+    ],
+)
+def test_strengths_without_their_directions_are_refused(
+    tmp_path, prompts, family, capsys, options, counts
+):
+    assert generate(family, prompts, tmp_path / "out.jsonl", *options) == 2
+    assert counts in capsys.readouterr().err

@@ -19,7 +19,6 @@ from transformers import TrainingArguments, set_seed
 from transformers.modeling_outputs import CausalLMOutput
 
 from rahf.adapters import attach_policy, trainable
-from rahf.contrast import sequence_rows
 from rahf.likelihood import likelihood, preference_margins
 from rahf.teachers import (
     InstructionCollator,
@@ -27,7 +26,6 @@ from rahf.teachers import (
     SideCollator,
     SideTrainer,
     contrastive_loss,
-    join_rows,
     train_teacher,
     train_teachers,
 )
@@ -43,7 +41,7 @@ class Bigrams(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(RATIOS).log())
 
-    def forward(self, input_ids, attention_mask, position_ids, use_cache, logits_to_keep):
+    def forward(self, input_ids, logits_to_keep, **_):
         return CausalLMOutput(logits=self.logits[input_ids][:, logits_to_keep])
 
 
@@ -53,7 +51,7 @@ def untrained(kind, folder, **options):
     return kind(model, TrainingArguments(str(folder), **QUIET), **options)
 
 
-def bigram_batch():
+def bigram_batch(packed=False):
     """One pair: chosen 2 3 after a prompt that ends in 0 (good instruction) or 1 (bad one)."""
     pair = {
         "row": 9,
@@ -63,22 +61,23 @@ def bigram_batch():
         "positive_prompt_ids": [2, 0],
         "negative_prompt_ids": [1],
     }
-    return InstructionCollator(0)([pair])
+    return InstructionCollator(0, packed)([pair])
 
 
-def test_a_response_is_scored_by_the_tokens_before_its_own():
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_response_is_scored_by_the_tokens_before_its_own(packed):
     # p(2 | 0) p(3 | 2) = .3 * .7 under the good instruction, p(2 | 1) p(3 | 2) = .2 * .7 under the
     # bad one. Read without the shift by one it would be p(2 | 2) p(3 | 3) under both.
-    batch = bigram_batch()
-    match = likelihood(Bigrams(), batch["match"])
-    mismatch = likelihood(Bigrams(), batch["mismatch"])
-    assert match.sums().tolist() == pytest.approx([math.log(0.3 * 0.7), math.log(0.1)])
-    assert mismatch.sums().tolist() == pytest.approx([math.log(0.2 * 0.7), math.log(0.4)])
-    assert match.means().tolist() == pytest.approx([math.log(0.21) / 2, math.log(0.1)])
+    both = likelihood(Bigrams(), bigram_batch(packed)["rows"])
+    match, mismatch = both.sums().chunk(2)
+    assert match.tolist() == pytest.approx([math.log(0.3 * 0.7), math.log(0.1)])
+    assert mismatch.tolist() == pytest.approx([math.log(0.2 * 0.7), math.log(0.4)])
+    assert both.means()[:2].tolist() == pytest.approx([math.log(0.21) / 2, math.log(0.1)])
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_contrastive_loss_by_hand_on_four_tokens(tmp_path, smoothing):
+def test_the_contrastive_loss_by_hand_on_four_tokens(tmp_path, smoothing, packed):
     # Chosen: P_match = sqrt(.3 * .7), P_mismatch = sqrt(.2 * .7).
     # Rejected (its own instruction is the bad one): P_match = p(3 | 1) = .1, P_mismatch = .4.
     expected = []
@@ -90,7 +89,8 @@ def test_the_contrastive_loss_by_hand_on_four_tokens(tmp_path, smoothing):
             [0.7803 + math.log(1 + math.sqrt(2 / 3)), math.log(10) + math.log(5)], abs=1e-4
         )
 
-    trainer, batch = untrained(InstructionTrainer, tmp_path, smoothing=smoothing), bigram_batch()
+    trainer = untrained(InstructionTrainer, tmp_path, smoothing=smoothing)
+    batch = bigram_batch(packed)
     result = trainer.item_loss(Bigrams(), batch)
     assert trainer.count_items(batch) == 2
     assert result.per_row.tolist() == pytest.approx(expected, rel=1e-6)
@@ -114,12 +114,13 @@ def test_the_contrastive_loss_is_finite_where_one_side_is_impossible():
     assert torch.isfinite(loss).all()
 
 
-def test_supervised_fine_tuning_counts_response_tokens_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_supervised_fine_tuning_counts_response_tokens_and_nothing_else(tmp_path, packed):
     # chosen 2 3 after 0: -log(.3 * .7), two tokens.
     pair = {"row": 4, "prompt_ids": [1, 0], "chosen_ids": [2, 3], "rejected_ids": [1]}
     trainer = untrained(SideTrainer, tmp_path)
     for side, cost, tokens in (("chosen", -math.log(0.21), 2), ("rejected", -math.log(0.2), 1)):
-        batch = SideCollator(0, side)([pair])
+        batch = SideCollator(0, side, packed)([pair])
         result = trainer.item_loss(Bigrams(), batch)
         assert result.sum.item() == pytest.approx(cost)
         assert trainer.count_items(batch) == tokens
@@ -128,34 +129,15 @@ def test_supervised_fine_tuning_counts_response_tokens_and_nothing_else(tmp_path
 
 def test_each_response_stands_after_the_instruction_that_fits_and_after_the_other():
     pairs = tiny_pairs(2)
-    batch = InstructionCollator(EOS)(pairs)
-
-    def texts(rows):
-        return [
-            ids[mask.bool()].tolist()
-            for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True)
-        ]
-
+    batch = InstructionCollator(EOS, packed=True)(pairs)
+    texts = [ids.tolist() for ids in batch["rows"]["input_ids"][0].split(batch["rows"]["lengths"])]
     fits, other = [], []
     for pair in pairs:
         good, bad = pair["positive_prompt_ids"], pair["negative_prompt_ids"]
         fits += [good + pair["chosen_ids"], bad + pair["rejected_ids"]]
         other += [bad + pair["chosen_ids"], good + pair["rejected_ids"]]
-    assert texts(batch["match"]) == fits
-    assert texts(batch["mismatch"]) == other
+    assert texts == fits + other
     assert batch["row"].tolist() == [100, 100, 101, 101]
-
-
-def test_blocks_of_different_widths_are_joined_without_a_change():
-    first = sequence_rows([[5, 6]], [[7, EOS]], EOS)
-    second = sequence_rows([[5]], [[8, 9, 10, 11, EOS]], EOS)
-    both = join_rows(first, second)
-    for row, block in enumerate((first, second)):
-        width = block["input_ids"].shape[1]
-        for name, tensor in block.items():
-            assert torch.equal(both[name][row, :width], tensor[0])
-        assert not both["attention_mask"][row, width:].any()
-        assert not both["response_mask"][row, width:].any()
 
 
 def teacher_arguments(folder, **options):

@@ -236,7 +236,7 @@ def test_missing_teachers_are_trained_first(family, tmp_path):
 def test_missing_teachers_take_over_rate_length_and_batch(family, tmp_path, monkeypatch):
     asked = {}
 
-    def remember(names, base, rows, tokenizer, peft_config, folder, options):
+    def remember(names, base, rows, tokenizer, peft_config, folder, options, packing):
         asked.update(options)
         return {name: family.adapters[name] for name in names}
 
@@ -369,7 +369,8 @@ def test_a_mean_shift_is_fitted_once_and_is_that_of_all_responses(family, tmp_pa
     trainer = alignment_trainer(family, tmp_path, shift="mean", save_strategy="no", max_steps=2)
     token = alignment_trainer(family, tmp_path)
     items = [token.train_dataset[index] for index in range(len(token.train_dataset))]
-    expected = mean_shift(token.alignment, [token.data_collator(items)], token.accelerator)
+    batches = [(token.data_collator(items), True), (token.data_collator(items[:2]), False)]
+    expected = mean_shift(token.alignment, batches, token.args.device)
     assert torch.allclose(trainer.alignment.directions, expected.vectors, atol=1e-5)
     assert trainer.alignment.views.teachers() == ()
     trainer.train()

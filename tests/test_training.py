@@ -18,6 +18,7 @@ from tiny_runs import (
 )
 from transformers import TrainerCallback, set_seed
 
+from rahf.checkpoints import write_manifest
 from rahf.training import STAGING, NonFiniteError
 
 RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
@@ -97,7 +98,9 @@ def test_the_last_checkpoint_is_the_one_of_most_steps(family, tmp_path):
     trainer = alignment_trainer(family, tmp_path)
     assert trainer.last_checkpoint() is None
     for steps in (9, 10, 2):
-        (tmp_path / f"checkpoint-{steps}").mkdir()
+        folder = tmp_path / f"checkpoint-{steps}"
+        folder.mkdir()
+        write_manifest(folder)
     assert trainer.last_checkpoint() == str(tmp_path / "checkpoint-10")
 
 

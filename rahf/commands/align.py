@@ -1,15 +1,17 @@
-"""`rahf align`: run the stages of a recipe."""
+"""`rahf align`: run the stages of a recipe, in this process or on several ranks."""
 
 import argparse
 
-from rahf.commands.parsers import recipe_command
+from rahf.commands.parsers import launch_options, recipe_command
 
 
 def add(commands, *, with_keys: bool) -> None:
     """Add the command; `with_keys`: its help ends with every key of a recipe."""
     summary = "run the stages of a recipe that are not done yet"
-    parser = recipe_command(commands, "align", summary, run, options=" [--stage NAME]")
+    shown = " [--stage NAME] [--accelerate_config NAME]"
+    parser = recipe_command(commands, "align", summary, run, options=shown)
     parser.add_argument("--stage", metavar="NAME", help="run this stage alone")
+    launch_options(parser)
     if with_keys:
         from rahf.recipe.reference import as_text
 
@@ -20,7 +22,28 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.validation import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
+    if options.accelerate_config is not None:
+        return _on_ranks(options, overrides)
+    if options.num_processes is not None:
+        raise ValueError(
+            "--num_processes says how many processes --accelerate_config starts; give both, as in "
+            "--accelerate_config ddp --num_processes 8"
+        )
     from rahf.pipeline import run_pipeline
+    from rahf.termination import handling_sigterm, leave
 
-    run_pipeline(recipe, stage=options.stage)
+    with handling_sigterm(leave):
+        run_pipeline(recipe, stage=options.stage)
     return 0
+
+
+def _on_ranks(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rahf.launching import launch
+    from rahf.plan.launch import find_config, read_launch
+
+    config = find_config(options.accelerate_config)
+    read_launch(str(config), options.num_processes)  # refuses what cannot be launched
+    arguments = ["align", str(options.recipe), *overrides]
+    arguments += ["--stage", options.stage] if options.stage else []
+    arguments += ["--traceback"] if options.traceback else []
+    return launch(config, options.num_processes, arguments)

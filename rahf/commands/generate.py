@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rahf.commands.models import identity, load, model_options
 from rahf.commands.parsers import plain_command
+from rahf.commands.steering import check_strengths, steering, steering_identity, steering_options
 
 if TYPE_CHECKING:
     from rahf.data.prompts import PromptForm
@@ -36,6 +37,7 @@ def add(commands) -> None:
     )
     option("--batch_size", metavar="N", type=int, default=16, help="prompts at once (default: 16)")
     decoding_options(parser)
+    steering_options(parser)
 
 
 OWN_URIAL = "ours"
@@ -67,21 +69,23 @@ def run(options: argparse.Namespace) -> int:
     from rahf.responses import write_responses
 
     response_layout(options.output)  # a wrong name is told before anything is loaded
+    check_strengths(options)
     prompts = read_prompts(options.prompts)[: options.limit]
     fields = Decoding.__dataclass_fields__
     decoding = Decoding(**{name: getattr(options, name) for name in fields})
     model, tokenizer = load(options)
-    counts = write_responses(
-        model,
-        tokenizer,
-        prompts,
-        prompt_form(options, tokenizer),
-        decoding,
-        options.output,
-        generator=options.generator or generator_name(options),
-        made_with=identity(options),
-        batch_size=options.batch_size,
-    )
+    with steering(options, model):
+        counts = write_responses(
+            model,
+            tokenizer,
+            prompts,
+            prompt_form(options, tokenizer),
+            decoding,
+            options.output,
+            generator=options.generator or generator_name(options),
+            made_with={**identity(options), **steering_identity(options)},
+            batch_size=options.batch_size,
+        )
     print(
         f"{options.output}: {counts['responses']} responses, {counts['finished']} ended by "
         f"themselves, {counts['mean_tokens']:.1f} tokens each; {counts['made_now']} made now in "

@@ -33,6 +33,13 @@ def recipe_command(
     return parser
 
 
+def launch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say on how many processes, and under which engine."""
+    add = parser.add_argument
+    add("--accelerate_config", metavar="NAME", help="a file, or NAME of accelerate_configs/")
+    add("--num_processes", metavar="N", type=int, help="processes, one a device")
+
+
 def plain_command(
     commands, name: str, help: str, run: Callable[[argparse.Namespace], int], epilog: str = ""
 ) -> argparse.ArgumentParser:

@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.parsers import recipe_command
+from rahf.commands.parsers import launch_options, recipe_command
 
 
 def add(commands) -> None:
     summary = "tell what a recipe will cost, without loading weights"
-    option = recipe_command(commands, "plan", summary, run).add_argument
-    option("--accelerate_config", metavar="NAME", help="a file, or NAME of accelerate_configs/")
-    option("--num_processes", metavar="N", type=int, help="processes, one a device")
+    parser = recipe_command(commands, "plan", summary, run)
+    launch_options(parser)
+    option = parser.add_argument
     option("--device_memory", metavar="GIB", type=float, help="refuse what does not fit into it")
     option("--rows", metavar="N", type=int, help="training rows, where they cannot be counted")
     option("--mean_tokens", metavar="N", type=float, help="tokens of a row, padding included")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from rahf.contrast import sequence_rows
@@ -19,7 +20,7 @@ def text_loss(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         rows = sequence_rows([[] for _ in batch], batch, pad_token_id)
-        scored = likelihood(model, {name: tensor.to(device) for name, tensor in rows.items()})
+        scored = likelihood(model, send_to_device(rows, device))
         total -= scored.logprobs.double().sum().item()
         tokens += len(scored.logprobs)
     return total / tokens

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import send_to_device
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -120,7 +121,7 @@ class Choices:
             rows = sequence_rows(
                 [prompt for prompt, _ in asked], [first[:1] for _ in batch], pad_id(self.tokenizer)
             )
-            rows = {name: tensor.to(self.model.device) for name, tensor in rows.items()}
+            rows = send_to_device(rows, self.model.device)
             yield from predictions(self.model, rows)[:, first].softmax(-1).tolist()
 
 

@@ -69,20 +69,28 @@ def read_launch(
     """
     if processes is not None and processes < 1:
         raise ValueError(f"--num_processes {processes}: give at least 1")
-    config = _read(_found(name)) if name else _of_training(training or {})
+    config = _read(find_config(name)) if name else _of_training(training or {})
     number = processes if processes is not None else int(config.get("num_processes") or 1)
     launch = _launch(config, number, name or "the recipe")
     return launch._replace(engine="single") if number == 1 and launch.engine == "ddp" else launch
 
 
-def _found(name: str) -> Path:
-    given = Path(name)
-    path = given if given.is_file() else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-        there = f"in {FOLDER} are {', '.join(known)}" if known else f"there is no folder {FOLDER}"
-        raise ValueError(f"--accelerate_config {name}: is no file, nor is {path}; {there}")
-    return path
+def find_config(name: str) -> Path:
+    """File of an accelerate configuration: `name` itself, or NAME of accelerate_configs/NAME.yaml,
+    here or in the checkout that rahf runs from.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    places = [FOLDER, Path(__file__).parents[2] / FOLDER.name]
+    for path in (Path(name), *(place / f"{name}.yaml" for place in places)):
+        if path.is_file():
+            return path
+    known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
+    there = f"in {FOLDER} are {', '.join(known)}" if known else f"there is no folder {FOLDER}"
+    raise ValueError(
+        f"--accelerate_config {name}: is no file, nor is {FOLDER / name}.yaml; {there}"
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

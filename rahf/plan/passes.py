@@ -48,6 +48,12 @@ class Case:
         return resolve_layers(self.recipe.method.target_layers, self.decoder.layers)
 
     @property
+    def packed(self) -> bool:
+        """Rows stand in a batch without padding."""
+        attention = self.recipe.model.attn_implementation
+        return self.recipe.method.packing and attention in (None, "sdpa")
+
+    @property
     def top(self) -> int:
         """Blocks up to the top target layer, that one included."""
         return self.layers[-1] + 1
@@ -86,10 +92,12 @@ def _teacher(case: Case, name: str) -> Stage:
     def passes(extents: Extents) -> tuple[Pass, ...]:
         if name == "contrast":
             # Both responses, each under the instruction that fits and under the other one.
-            count, extent = 4 * batch, extents("positive_prompt", BOTH, None, 4 * batch)
+            count = 4 * batch
+            extent = extents("positive_prompt", BOTH, None, 1 if case.packed else count)
         else:
             side = {"positive": "chosen", "negative": "rejected"}[name]
-            count, extent = batch, extents("prompt", (side,), None, batch)
+            count = batch
+            extent = extents("prompt", (side,), None, 1 if case.packed else count)
         width, response = extent
         layers = case.decoder.layers
         return (Pass(name, count, width, layers, True, True, response, response),)
@@ -151,14 +159,15 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
         view = f"{name}_prompt"
     sides = SIDES.get(method.response_source, BOTH)
     cut = method.max_response_tokens
-    width, response = extents(view, sides, cut, batch)
+    width, response = extents(view, sides, cut, 1 if case.packed else batch)
     tail = method.tail_tokens if method.positions == "response_and_tail" else 0
     recorded = response + tail
     plain = name in ("reference", "policy")
     rows = batch
     if plain and _retains(case):
-        # A retained text beside every response, padded to the same width.
-        rows, width = 2 * batch, max(width, method.retain_tokens)
+        # A retained text beside every response, padded to the same width or packed.
+        rows, retained = 2 * batch, method.retain_tokens
+        width = (width + retained) / 2 if case.packed else max(width, retained)
         recorded = (recorded + method.retain_tokens) / 2
     scored = _scored(case, name, response)
     depth = case.decoder.layers if scored or not case.early_exit else case.top

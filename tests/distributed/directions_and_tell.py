@@ -1,4 +1,4 @@
-"""Run `rahf align` in this process, then tell how many processes there are and which engine."""
+"""Run `rahf directions` in this process, then tell the number of processes and their engine."""
 
 import sys
 
@@ -7,7 +7,7 @@ from accelerate import PartialState
 from rahf.cli import main
 
 if __name__ == "__main__":
-    status = main(["align", *sys.argv[1:]])
+    status = main(["directions", *sys.argv[1:]])
     state = PartialState()
     if state.is_main_process:
         print(f"engine {state.distributed_type.value} world {state.num_processes}")

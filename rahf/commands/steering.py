@@ -1,0 +1,95 @@
+"""Options that steer a model while a command asks it: which directions, how strongly, where."""
+
+import argparse
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def steering_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument_group("steering with stored directions").add_argument
+    option(
+        "--directions",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="directions or their folder; may be given again for several at once",
+    )
+    option(
+        "--alpha",
+        metavar="X",
+        type=float,
+        action="append",
+        default=[],
+        help="strength: once for all directions, or once for each (default: 1)",
+    )
+    option(
+        "--steering",
+        choices=("add", "ablate"),
+        default="add",
+        help="add the directions, or take out what lies along them (default: add)",
+    )
+    option(
+        "--steered_tokens",
+        choices=("generated", "all"),
+        default="generated",
+        help="tokens of the response from the one that predicts it, or the prompt's too (default: "
+        "generated)",
+    )
+    option("--steered_layers", metavar="LAYERS", help="as target_layers (default: all there are)")
+
+
+def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContextManager:
+    """The context in which `model` is steered as the options say."""
+    check_strengths(options)
+    if not options.directions:
+        return nullcontext()
+    from rahf.adapters import depth_of
+    from rahf.config import resolve_layers
+    from rahf.directions import Directions
+    from rahf.steering import steer
+
+    directions = [Directions.load(path) for path in options.directions]
+    if options.steered_layers:
+        layers = resolve_layers(options.steered_layers, depth_of(model))
+        directions = [each.only(layers) for each in directions]
+    alpha = options.alpha or [1.0]
+    return steer(
+        model,
+        directions,
+        alpha[0] if len(alpha) == 1 else alpha,
+        mode=options.steering,
+        start="generated" if options.steered_tokens == "generated" else None,
+    )
+
+
+def check_strengths(options: argparse.Namespace) -> None:
+    """Refuse strengths that belong to no direction, before anything is loaded."""
+    given, wanted = len(options.alpha), len(options.directions)
+    if given not in (0, 1, wanted) or (given and not wanted):
+        raise ValueError(
+            f"--alpha is given {given} times and --directions {wanted} times; give one strength "
+            "for all directions, or one for each."
+        )
+
+
+def steering_identity(options: argparse.Namespace) -> dict[str, Any]:
+    """What results of a steered model are remembered by; empty where none is steered."""
+    if not options.directions:
+        return {}
+    from rahf.directions import Directions
+
+    return {
+        "steering": {
+            "directions": [
+                Directions.load(Path(path)).fingerprint() for path in options.directions
+            ],
+            "alpha": options.alpha or [1.0],
+            "mode": options.steering,
+            "tokens": options.steered_tokens,
+            "layers": options.steered_layers,
+        }
+    }

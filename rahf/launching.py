@@ -1,0 +1,105 @@
+"""One command on several ranks: `rahf align RECIPE --accelerate_config NAME`.
+
+Starts accelerate's launcher inside this process, hands a SIGTERM on to the ranks, and tells once
+and in words why a job ended. Knows processes; knows no recipe.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+    get_error_handler,
+)
+
+LAUNCHED = "RAHF_LAUNCHED"
+"""Environment variable that tells a rank that the launcher will print its error."""
+
+GOES_ON = "The same command continues from the last checkpoint."
+
+
+def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int:
+    """Run `rahf ARGUMENTS` on every rank of an accelerate configuration; returns the exit status.
+
+    Args:
+        processes: in place of the configuration's own number.
+
+    Raises:
+        ValueError: this process is a rank already; DeepSpeed is asked for and not installed.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ValueError(
+            "--accelerate_config starts the ranks, but this process is one: a launcher has started "
+            "it. Leave --accelerate_config away, or start without accelerate launch or torchrun."
+        )
+    given = ["--config_file", str(config), "--module"]
+    given += ["--num_processes", str(processes)] if processes else []
+    options = launch_command_parser().parse_args([*given, "rahf", *arguments])
+    # SIGTERM belongs to us: torch's launcher would kill the ranks half a minute later.
+    options.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    terminated = []
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.append(_hand_on_sigterm()))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ[LAUNCHED] = "1"
+    try:
+        launch_command(options)
+    except ChildFailedError as error:
+        if not terminated:
+            return _tell(list(error.failures.values()))
+        print(f"stopped by SIGTERM before the step was done. {GOES_ON}", file=sys.stderr)
+    except SignalException as error:
+        return 0 if error.sigval == signal.SIGTERM else 128 + error.sigval
+    except ImportError as error:
+        raise ValueError(f'{config}: {error}; pip install "rahf[deepspeed]"') from None
+    finally:
+        del os.environ[LAUNCHED]
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _hand_on_sigterm() -> None:
+    for rank in psutil.Process().children():
+        rank.send_signal(signal.SIGTERM)
+
+
+def _tell(failures: Sequence[ProcessFailure]) -> int:
+    """Print the failure that the others followed from; returns the exit status."""
+    # A rank that was killed is the cause; the others report a lost connection, often earlier.
+    killed = [one for one in failures if one.exitcode < 0 and one.exitcode != -signal.SIGTERM]
+    first = min(killed or failures, key=lambda failure: failure.timestamp)
+    where = f"rank {first.local_rank}"
+    if first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
+        cause = " (often: no memory left on the machine)" if name == "SIGKILL" else ""
+        print(f"error: {where} was killed by {name}{cause}. {GOES_ON}", file=sys.stderr)
+        return 1
+    told = _told_by(first)
+    if first.exitcode != 2 and "py_callstack" in told:
+        print(told["py_callstack"], file=sys.stderr)
+    print(f"error: {where}: {told['message']}", file=sys.stderr)
+    return first.exitcode
+
+
+def _told_by(failure: ProcessFailure) -> dict[str, Any]:
+    """What a rank has written about its end: message, and the place in the program."""
+    message = (failure.error_file_data or {}).get("message", {})
+    if not isinstance(message, dict):
+        return {"message": failure.message}
+    return {"message": message.get("message", failure.message), **message.get("extraInfo", {})}
+
+
+def tell_launcher(error: Exception) -> bool:
+    """Leave `error` for the launcher to print; False where no launcher would."""
+    if LAUNCHED not in os.environ:
+        return False
+    get_error_handler().record_exception(error)
+    return True

@@ -1,0 +1,1 @@
+"""Reading directions from a model: contrasting states in, one vector per layer out."""

@@ -1,0 +1,191 @@
+"""`rahf directions`: from a recipe's pairs to directions, a table and a figure.
+
+Loads, fits, writes; the ideas are in `fitters` and `fitting`.
+"""
+
+import hashlib
+import json
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+
+from rahf.adapters import base_name, check_same_base, depth_of
+from rahf.artifacts import write_json, write_text
+from rahf.config import resolve_layers
+from rahf.directions import Directions
+from rahf.generation import pad_id
+from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
+from rahf.reading.effect import candidates, effect_on_predictions
+from rahf.reading.fitters import FITTERS
+from rahf.reading.fitting import Fitted, Measured, cosines, fit, measure
+from rahf.reading.samples import Reader
+from rahf.recipe.reading import Recipe
+from rahf.report.directions import as_markdown, evidence_figure
+
+EVIDENCE_FILE = "evidence.json"
+BASE = "base"  # in place of an adapter
+HELD_OUT_SHARE = 5  # one row in so many is held out where the recipe has no test split
+
+
+class ReadingOptions(NamedTuple):
+    """What the command line says beside the recipe."""
+
+    source: str = "responses"
+    tokens: str = "mean"
+    fit: str = "mean"
+    compare: tuple[str, ...] = tuple(FITTERS)
+    layers: str | None = None  # all
+    positive: str | None = None  # adapters: of the recipe's teachers
+    negative: str | None = None
+    rows: int | None = None  # all
+    effect: str | None = None  # layers whose share of the adapter's effect is measured
+    effect_pairs: int = 16  # held-out pairs that it is measured on
+    output: Path | None = None
+
+
+def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
+    """Fit, measure and write directions; prints the table.
+
+    Raises:
+        ValueError: an adapter is missing or of another base; layers that the model does not have.
+    """
+    if options.effect and options.source != "adapters":
+        raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")
+    seed = recipe.training.get("seed", 42)
+    batch_size = recipe.training.get("per_device_train_batch_size", 8)
+    accelerator = Accelerator(cpu=recipe.training.get("use_cpu", False))
+    tokenizer = load_tokenizer(recipe)
+    fitted_on, held_out = rows_to_read(recipe, tokenizer, options, seed)
+    base = load_base(recipe).eval()
+    depth = depth_of(base)
+    layers = resolve_layers(options.layers, depth) if options.layers else tuple(range(depth))
+    speakers = adapters_of(recipe, options) if options.source == "adapters" else {}
+    reader = Reader(
+        with_adapters(base, speakers),
+        options.source,
+        options.tokens,
+        layers,
+        pad_id(tokenizer),
+        recipe.method.max_response_tokens,
+    )
+    fits = tuple(dict.fromkeys((options.fit, *options.compare)))
+    how = {"batch_size": batch_size, "accelerator": accelerator}
+    fitted = fit(reader, fitted_on, fits, seed=seed, **how)
+    evidence = evidence_of(fitted, measure(reader, held_out, fitted.vectors, **how), layers)
+    described = {
+        "model": base_name(base),
+        "data": recipe.data.dataset_name or "a mixture",
+        "data_sha256": rows_hash(fitted_on),
+        "source": options.source,
+        "tokens": options.tokens,
+        "fit": options.fit,
+        "seed": str(seed),
+        "max_response_tokens": str(recipe.method.max_response_tokens),
+        "contrasts": str(fitted.contrasts),
+        **{f"adapter_{side}": path for side, path in speakers.items()},
+    }
+    evidence |= {"made_with": described | {"held_out_pairs": len(held_out)}}
+    directions = Directions(layers, fitted.vectors[options.fit], described)
+    if options.effect:
+        steering = candidates(directions.only(resolve_layers(options.effect, depth)))
+        some = held_out.select(range(min(options.effect_pairs, len(held_out)))).to_list()
+        effect = effect_on_predictions(reader, some, steering, batch_size)
+        evidence["effect"] = {"nats": effect.whole, "explained": effect.explained()}
+    folder = options.output or recipe.output_dir / "reading" / options.source
+    if accelerator.is_main_process:
+        write(folder, directions, evidence)
+    accelerator.print(f"{as_markdown(evidence)}\n\ndirections: {folder}")
+
+
+def rows_to_read(
+    recipe: Recipe, tokenizer, options: ReadingOptions, seed: int
+) -> tuple[Dataset, Dataset]:
+    """Rows to fit on, and rows held out: the test split, or a part of the training rows."""
+    if options.source == "instructions":
+        under = replace(recipe.method, method="lorra", reference="base", directions=None)
+        recipe = replace(recipe, method=under)
+    rows, held_out = train_rows(recipe, tokenizer, step=2), test_rows(recipe, tokenizer)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    if held_out is None:
+        if len(rows) < HELD_OUT_SHARE:
+            raise ValueError(
+                f"{len(rows)} rows are too few to hold some out; give at least {HELD_OUT_SHARE}, "
+                "or a dataset_test_split."
+            )
+        held_out = rows.select(np.sort(order[: len(rows) // HELD_OUT_SHARE]))
+        order = order[len(rows) // HELD_OUT_SHARE :]
+    return rows.select(np.sort(order[: options.rows])), held_out
+
+
+def adapters_of(recipe: Recipe, options: ReadingOptions) -> dict[str, str]:
+    """Folder of each side's adapter, or `base`: as given, or the recipe's teachers."""
+    paths = {}
+    for side in ("positive", "negative"):
+        given = getattr(options, side) or getattr(recipe.teachers, side)
+        paths[side] = str(given or recipe.output_dir / "teachers" / side)
+        if paths[side] != BASE and not given and not Path(paths[side]).exists():
+            raise ValueError(
+                f"no {side} adapter: {paths[side]} does not exist. Give --{side} with the folder "
+                f"of an adapter or with {BASE!r}, or train the recipe's teachers first."
+            )
+    if len(set(paths.values())) == 1:
+        raise ValueError(f"both sides are {paths['positive']}: their difference would be zero.")
+    return paths
+
+
+def with_adapters(base: nn.Module, paths: dict[str, str]) -> nn.Module:
+    """`base` with an adapter per side; a side that is the base itself gets none."""
+    model = base
+    for side, path in paths.items():
+        if path == BASE:
+            continue
+        check_same_base(path, base_name(base))
+        if isinstance(model, PeftModel):
+            model.load_adapter(path, adapter_name=side, is_trainable=False)
+        else:
+            model = PeftModel.from_pretrained(model, path, adapter_name=side)
+    return model.eval()
+
+
+def evidence_of(fitted: Fitted, measured: Measured, layers: tuple[int, ...]) -> dict[str, Any]:
+    """All figures of the table, each a list over layers."""
+    return {
+        "layers": list(layers),
+        "rms": fitted.rms.tolist(),
+        "norm": {
+            name: (vectors.norm(dim=-1) / fitted.rms).tolist()
+            for name, vectors in fitted.vectors.items()
+        },
+        "separability": measured.separability,
+        "explained": measured.explained,
+        "halves": {
+            name: cosines(*(half[name] for half in fitted.halves)) for name in fitted.vectors
+        },
+        "agreement": {
+            f"{first} and {second}": cosines(fitted.vectors[first], fitted.vectors[second])
+            for first, second in combinations(fitted.vectors, 2)
+        },
+    }
+
+
+def rows_hash(rows: Dataset) -> str:
+    """SHA-256 of the ids that directions are fitted to, whatever file they came from."""
+    digest = hashlib.sha256()
+    for row in rows:
+        ids = {name: row[name] for name in sorted(row) if name.endswith("_ids")}
+        digest.update(json.dumps(ids).encode())
+    return digest.hexdigest()
+
+
+def write(folder: Path, directions: Directions, evidence: dict[str, Any]) -> None:
+    directions.save(folder)
+    write_json(folder / EVIDENCE_FILE, evidence)
+    write_text(folder / "evidence.md", as_markdown(evidence) + "\n")
+    evidence_figure(evidence, folder / "evidence.png")

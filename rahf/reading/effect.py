@@ -1,0 +1,83 @@
+"""How much of what an adapter does a constant direction does as well.
+
+The best constant in least squares is the mean difference of the states with and without the
+adapter. What it explains is told twice: of the states themselves (`fitting.measure`), and of the
+predictions, by steering the model without the adapter.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rahf.alignment import kl_divergence
+from rahf.contrast import sequence_rows
+from rahf.directions import Directions
+from rahf.likelihood import forward_columns, model_inputs, response_logits
+from rahf.reading.samples import Reader, Side
+from rahf.steering import steer
+
+
+class Effect(NamedTuple):
+    """KL divergence of the positive side's predictions, nats per response token."""
+
+    whole: float  # from those of the negative side
+    left: dict[str, float]  # from those of the negative side steered, by name of the directions
+
+    def explained(self) -> dict[str, float]:
+        """Share of the effect that steering makes: 1 all of it, 0 none, below 0 away from it."""
+        return {name: 1 - left / self.whole for name, left in self.left.items()}
+
+
+def candidates(directions: Directions) -> dict[str, Directions]:
+    """One direction after the other, and all together, so that each layer's state is shifted by its
+    own vector.
+    """
+    single = {f"layer {layer}": directions.only((layer,)) for layer in directions.layers}
+    return {**single, "all together": directions.increments()}
+
+
+@torch.no_grad()
+def effect_on_predictions(
+    reader: Reader,
+    pairs: Sequence[Mapping[str, Any]],
+    steering: Mapping[str, Directions],
+    batch_size: int,
+) -> Effect:
+    """Mean over the responses of `pairs`, both of each pair, that both sides say."""
+    positive, negative = reader.sides
+    totals, count = dict.fromkeys(("", *steering), 0.0), 0
+    for first in range(0, len(pairs), batch_size):
+        rows, starts = _rows(reader, negative, pairs[first : first + batch_size])
+        scored = rows["response_mask"]
+        wanted = _logits(reader, positive, rows, scored)
+        for name in totals:
+            # The last prompt token predicts the first of the response.
+            with steer(reader.model, steering.get(name, ()), 1.0, start=starts):
+                told = _logits(reader, negative, rows, scored)
+            totals[name] += kl_divergence(wanted, told, scored).double().sum().item()
+        count += len(starts)
+    means = {name: total / count for name, total in totals.items()}
+    return Effect(means.pop(""), means)
+
+
+def _rows(
+    reader: Reader, side: Side, pairs: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Tensor], list[int]]:
+    prompts = [pair[side.prompt] for pair in pairs for _ in side.responses]
+    responses = [pair[name][: reader.max_tokens] for pair in pairs for name in side.responses]
+    rows = sequence_rows(prompts, responses, reader.pad_token_id)
+    device = next(reader.model.parameters()).device
+    placed = {name: tensor.to(device) for name, tensor in rows.items()}
+    return placed, [len(prompt) - 1 for prompt in prompts]
+
+
+def _logits(
+    reader: Reader, side: Side, rows: dict[str, Tensor], scored: Bool[Tensor, "rows seq"]
+) -> Float[Tensor, "tokens vocab"]:
+    columns = forward_columns(scored)
+    with reader.speaking(side.adapter):
+        output = reader.model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
+    return response_logits(output.logits, scored, columns)

@@ -1,0 +1,71 @@
+"""Evidence for directions, per layer: the table and the figure of `rahf directions`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rahf.report.tables import markdown
+
+
+def as_markdown(evidence: Mapping[str, Any]) -> str:
+    """All tables of the evidence."""
+    parts = [evidence_table(evidence)]
+    if "effect" in evidence:
+        parts.append(effect_table(evidence["effect"]))
+    return "\n\n".join(parts)
+
+
+def effect_table(effect: Mapping[str, Any]) -> str:
+    """Share of an adapter's effect on predictions that steering with constant vectors makes."""
+    title = f"Effect on held-out predictions: {effect['nats']:.4f} nats per token"
+    rows = [[name, f"{share:.2f}"] for name, share in effect["explained"].items()]
+    return f"{title}\n\n{markdown(['steered', 'share explained'], rows)}"
+
+
+def evidence_table(evidence: Mapping[str, Any]) -> str:
+    """One row a layer: held-out separability (AUC), norm of the saved vector as a share of the
+    residual's RMS, share of the held-out differences that it explains as a constant, cosine of the
+    two halves of the data, cosine between fits.
+    """
+    saved = evidence["made_with"]["fit"]
+    norm = {f"{saved} / rms": evidence["norm"][saved]}
+    explained = {f"{saved} explains": evidence["explained"][saved]}
+    groups = (
+        ("AUC ", evidence["separability"], "{:.3f}"),
+        ("", norm, "{:.3f}"),
+        ("", explained, "{:.2f}"),
+        ("halves ", evidence["halves"], "{:.2f}"),
+        ("", evidence["agreement"], "{:.2f}"),
+    )
+    columns = [
+        (f"{title}{name}", [form.format(value) for value in values])
+        for title, group, form in groups
+        for name, values in group.items()
+    ]
+    rows = [
+        [str(layer), *(cells[index] for _, cells in columns)]
+        for index, layer in enumerate(evidence["layers"])
+    ]
+    return markdown(["layer", *(title for title, _ in columns)], rows)
+
+
+def evidence_figure(evidence: Mapping[str, Any], path: Path) -> None:
+    """Separability, norm and agreement over the layers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    panels = (
+        ("separability", "held-out AUC", 0.5),
+        ("norm", "norm / residual's rms", 0.0),
+        ("halves", "cosine of the two halves", None),
+        ("agreement", "cosine between fits", None),
+    )
+    for axes, (key, title, floor) in zip(figure.subplots(1, 4), panels, strict=True):
+        for name, values in evidence[key].items():
+            axes.plot(evidence["layers"], values, ".-", label=name)
+        axes.set(xlabel="layer", title=title)
+        if floor is not None:
+            axes.axhline(floor, color="grey", linewidth=0.5)
+        if evidence[key]:
+            axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,141 @@
+"""A frozen base in pieces over the ranks (FSDP2), gathered block by block while it runs.
+
+The base is cut while it is loaded, so that no rank ever holds it whole and frozen stages are
+sharded like trained ones. Adapters stay whole on every rank and are averaged by DDP: optimiser,
+checkpoints and averaging are those of plain data parallelism. Knows launches and loading; knows no
+method.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+ASKED = "RAHF_SHARD_BASE"
+"""Environment variable under which the wish of the launch is kept for the rest of the process."""
+
+
+def take_over_sharding() -> None:
+    """Let accelerate see plain data parallelism where the launch asks for FSDP: rahf cuts the base.
+
+    Has to run before the first `Accelerator` is made; calling it again changes nothing.
+
+    Raises:
+        ValueError: the launch asks for FSDP's own activation checkpointing.
+    """
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return
+    if parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise ValueError(
+            "fsdp_activation_checkpointing: true in the accelerate configuration is not read here: "
+            "remove it and set activation_checkpointing: true in the recipe."
+        )
+    os.environ[ASKED] = "true"
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+
+
+def is_sharded() -> bool:
+    """Whether this process loads its base in pieces."""
+    return parse_flag_from_env(ASKED) and PartialState().num_processes > 1
+
+
+@contextmanager
+def frozen_stage() -> Iterator[None]:
+    """A stage that trains nothing has no DeepSpeed engine: under ZeRO-3 its base is cut as by FSDP.
+
+    What is loaded inside the context is not DeepSpeed's.
+    """
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if not (is_deepspeed_zero3_enabled() or (_uses_deepspeed() and stage == "3")):
+        yield
+        return
+    unset_hf_deepspeed_config()
+    os.environ[ASKED] = "true"
+    try:
+        yield
+    finally:
+        del os.environ[ASKED]
+
+
+def _uses_deepspeed() -> bool:
+    return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+
+
+def load_placed(
+    name: str, device: torch.device | None, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """The model `name` with `options` of from_pretrained: whole on `device`, or this rank's pieces.
+
+    Args:
+        device: None where `options` place it.
+
+    Raises:
+        ValueError: quantised weights in pieces; a release of transformers that cannot cut while it
+            loads.
+    """
+    if not is_sharded():
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+        placed = is_deepspeed_zero3_enabled() or device is None
+        return model if placed else model.to(device)
+    if "quantization_config" in options:
+        raise ValueError(
+            "load_in_4bit and load_in_8bit cannot be combined with FSDP or ZeRO-3: quantised "
+            "weights are not cut into pieces. Use accelerate_configs/ddp.yaml, where every rank "
+            "holds them whole, or leave the quantisation away."
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        name, distributed_config=_distributed_config(), **options
+    )
+    # The Trainer would neither checkpoint nor, over gloo, average adapters beside such a base. DDP
+    # does: see leave_to_data_parallelism.
+    model._is_distributed_loading_by_transformers = False
+    return model
+
+
+def _distributed_config() -> Any:
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return DistributedConfig(
+            fsdp_size=PartialState().num_processes,
+            fsdp_cpu_offload=parse_flag_from_env("FSDP_OFFLOAD_PARAMS"),
+        )
+    except (ImportError, TypeError):
+        raise ValueError(
+            f"transformers {transformers.__version__} cannot load a model in pieces "
+            '(DistributedConfig with fsdp_size): pip install "transformers>=5.23,<6", or launch '
+            "without FSDP."
+        ) from None
+
+
+def leave_to_data_parallelism(model: nn.Module) -> None:
+    """Let DDP average the trained parameters and pass over all others.
+
+    Frozen weights are the same on every rank as they were loaded; pieces of them are not DDP's to
+    synchronise.
+    """
+    ignored = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    ignored += [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """The whole base on every rank, where DeepSpeed has cut it and no engine gathers it yet."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(list(model.parameters())):
+        yield

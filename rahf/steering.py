@@ -1,0 +1,208 @@
+"""Steering with no training: stored directions added to, or taken out of, the residual stream while
+a model runs.
+
+Knows models and directions; knows no data. Outside of the context the model is as it was, to the
+bit.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rahf.capture import find_blocks
+from rahf.decoding import PrefixCache
+from rahf.directions import Directions
+
+Mode = Literal["add", "ablate"]
+Start = int | Sequence[int] | Literal["generated"] | None
+Strength = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
+
+
+@dataclass
+class Columns:
+    """Which columns of the running forward are steered; kept up to date by the decoder's hook."""
+
+    start: Start  # first steered column of the whole text
+    past: int = 0  # columns that stand in the key-value cache already
+    generates: bool = True  # whether a token is chosen after the running forward
+
+    def note(self, _module: nn.Module, _args: tuple, given: Mapping[str, Any]) -> None:
+        cache = given.get("past_key_values")
+        if self.start == "generated" and given.get("use_cache") is False:
+            raise ValueError(
+                "start='generated' needs the key-value cache, which is off: what was generated "
+                "before cannot be told from the prompt. Leave use_cache on, or give the column."
+            )
+        self.past = 0 if cache is None else int(cache.get_seq_length())
+        self.generates = not isinstance(cache, PrefixCache)
+
+    def mask(self, hidden: Tensor) -> Tensor | None:
+        """[rows or 1, seq, 1] of 0 and 1; None where every column is steered."""
+        if self.start is None:
+            return None
+        columns = torch.arange(hidden.shape[1], device=hidden.device) + self.past
+        if self.start == "generated":
+            return ((columns == columns[-1]) & self.generates).to(hidden.dtype).view(1, -1, 1)
+        start = per_row(torch.as_tensor(self.start, device=hidden.device), hidden.shape[0])
+        return (columns >= start.view(-1, 1)).to(hidden.dtype).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Addition:
+    """alpha times the vectors, added up."""
+
+    shift: Float[Tensor, "rows d_model"]
+
+    def __call__(self, hidden: Float[Tensor, "batch seq d_model"]) -> Tensor:
+        return per_row(self.shift.to(hidden), len(hidden)).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Minus alpha times the part of a state that lies in the space of the basis."""
+
+    basis: Float[Tensor, "basis d_model"]  # orthonormal
+    alpha: Float[Tensor, "rows 1"]
+
+    def __call__(self, hidden: Float[Tensor, "batch seq d_model"]) -> Tensor:
+        basis = self.basis.to(hidden)
+        alpha = per_row(self.alpha.to(hidden), len(hidden)).unsqueeze(1)
+        return -alpha * ((hidden @ basis.T) @ basis)
+
+
+def steered(change: Addition | Ablation, columns: Columns) -> Callable[..., Any]:
+    """A forward hook that changes the output of its block."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        mask, added = columns.mask(hidden), change(hidden)
+        hidden = hidden + (added if mask is None else mask * added)
+        return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+    return hook
+
+
+@contextmanager
+def steer(
+    model: nn.Module,
+    directions: Directions | Sequence[Directions],
+    alpha: Strength = 1.0,
+    *,
+    mode: Mode = "add",
+    start: Start = None,
+) -> Iterator[None]:
+    """Steer every forward of `model` made inside the context, `generate` included.
+
+    Args:
+        directions: one, several at once, or none; each acts on the layers that it has.
+        alpha: a number; for several directions a number each; for one direction a number for each
+            row of the batch; or [rows, directions]. Rows that generation repeats (beams, several
+            answers a prompt) keep their strength.
+        mode: `add` alpha times the vector; or `ablate`: take out alpha times the part of the state
+            that lies along the vectors, all of it at 1. Several are ablated together as the space
+            that they span, with one strength.
+        start: first column of the text that is steered, the same for all rows or one for each; the
+            columns before it are left alone. None: every token. `generated`: what is generated with
+            a key-value cache, from the last prompt token on, which predicts the first new one.
+
+    Raises:
+        ValueError: directions of another width or of layers that the model does not have; strengths
+            that do not fit the directions, or the rows of a batch.
+    """
+    given = [directions] if isinstance(directions, Directions) else list(directions)
+    if not given:
+        yield
+        return
+    strengths, blocks = strengths_of(alpha, len(given), mode), find_blocks(model)
+    check_fit(given, model.config.get_text_config().hidden_size, len(blocks.modules))
+    if not strengths.any():
+        yield
+        return
+    columns = Columns(start)
+    with ExitStack() as hooks:
+        hooks.enter_context(
+            removed_afterwards(
+                blocks.owner.register_forward_pre_hook(columns.note, with_kwargs=True)
+            )
+        )
+        for layer in sorted({layer for each in given for layer in each.layers}):
+            acting = [index for index, each in enumerate(given) if layer in each.layers]
+            vectors = torch.cat([given[index].select((layer,)) for index in acting])
+            if mode == "add":
+                change = Addition(strengths[:, acting] @ vectors)
+            else:
+                change = Ablation(spanned(vectors), strengths[:, :1])
+            hook = blocks.modules[layer].register_forward_hook(steered(change, columns))
+            hooks.enter_context(removed_afterwards(hook))
+        yield
+
+
+@contextmanager
+def removed_afterwards(hook: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def strengths_of(alpha: Strength, directions: int, mode: Mode) -> Float[Tensor, "rows directions"]:
+    """Strengths as [rows or 1, directions].
+
+    Raises:
+        ValueError: neither a number nor numbers in one of the forms that `steer` names.
+    """
+    whole = given = torch.as_tensor(alpha, dtype=torch.float32).cpu()
+    if given.ndim == 0:
+        whole = given.expand(1, directions)
+    elif given.ndim == 1:
+        whole = given[:, None] if directions == 1 else given[None]
+    if whole.ndim != 2 or whole.shape[1] != directions or not len(whole):
+        raise ValueError(
+            f"alpha has the shape {tuple(given.shape)}, which fits {directions} directions in no "
+            "way: give one number, a number per direction, or [rows, directions]."
+        )
+    if mode == "ablate" and (whole != whole[:, :1]).any():
+        raise ValueError(
+            "directions that are ablated together need one strength: what is taken out is the "
+            "space that they span. Nest two steer contexts for two strengths."
+        )
+    return whole
+
+
+def check_fit(directions: Sequence[Directions], width: int, depth: int) -> None:
+    """Refuse directions that the model has no room for."""
+    for each in directions:
+        each.check_width(width)
+        if max(each.layers) >= depth:
+            raise ValueError(
+                f"the directions hold layer {max(each.layers)}, the model {depth} blocks, counted "
+                "from 0: they were fitted on another model."
+            )
+
+
+def spanned(
+    vectors: Float[Tensor, "directions d_model"],
+) -> Float[Tensor, "basis d_model"]:
+    """An orthonormal basis of what the vectors span; of a zero vector, nothing."""
+    _, sizes, axes = torch.linalg.svd(vectors.double(), full_matrices=False)
+    return axes[sizes > 1e-6 * sizes[0].clamp(min=torch.finfo(sizes.dtype).tiny)].float()
+
+
+def per_row(values: Tensor, rows: int) -> Tensor:
+    """Values of the given rows, or the same for all, as generation repeats them.
+
+    Raises:
+        ValueError: the batch is no whole multiple of the rows that were given.
+    """
+    if values.ndim == 0 or len(values) in (1, rows):
+        return values
+    if rows % len(values):
+        raise ValueError(
+            f"strengths or starts were given for {len(values)} rows, but the batch has {rows}."
+        )
+    return values.repeat_interleave(rows // len(values), 0)

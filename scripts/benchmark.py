@@ -1,0 +1,114 @@
+"""Step time and peak memory of the alignment beside the published way of it and beside DPO.
+
+    python scripts/benchmark.py --model FOLDER [--output FOLDER]
+    python scripts/benchmark.py --shape docs/shapes/mistral-7b.json --dtype bfloat16 --pairs 8
+
+Variants: naive (as the published scripts work), rahf (this package, same objective), rahf-mean (its
+default, one mean shift a layer), dpo (TRL's DPOTrainer with the same LoRA). All are trained on the
+same rows, each in a process of its own, by turns. Writes benchmark.json, benchmark.md and
+benchmark.png; what they mean: docs/performance.md.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarking import report
+from benchmarking.ceiling import matrix_ceiling
+from benchmarking.measure import in_new_process, work
+from benchmarking.variants import VARIANTS
+from benchmarking.workload import TEACHERS, Workload, prepare, response_tokens
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", help="folder or name of a model")
+    model.add_argument("--shape", help="config.json of a model whose weights are drawn")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--pairs", type=int, default=2, help="pairs a step, two responses each")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a repetition")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before them, at least 1")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument(
+        "--lengths", type=float, default=1.0, help="factor on all lengths, for a quick look"
+    )
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a look on a busy machine"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the rows")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
+    return parser.parse_args()
+
+
+def compare(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
+    """All variants on one method, interleaved."""
+    steps = {"steps": options.steps, "warmup": options.warmup}
+    prepare(workload, options.warmup + options.steps, options.seed)
+    runs: dict[str, list] = {name: [] for name in options.variants}
+    for repetition in range(options.repetitions):
+        for name in options.variants:
+            run = in_new_process("measure", workload, variant=name, clock=options.clock, **steps)
+            runs[name].append(run)
+            seconds = sum(run["seconds"]) / options.steps
+            print(
+                f"{workload.method} {name} {repetition + 1}: {seconds:.2f} s a step, "
+                f"{run['memory'] / report.GIB:.2f} GiB",
+                flush=True,
+            )
+    flops = {
+        name: in_new_process("count", workload, variant=name, **steps)["flops"]
+        for name in options.variants
+    }
+    return {
+        "runs": runs,
+        "flops": flops,
+        "response_tokens": response_tokens(workload, options.warmup, options.steps),
+        "ceiling": matrix_ceiling(options.device, getattr(torch, options.dtype)),
+    }
+
+
+def main() -> None:
+    options = parsed()
+    options.output.mkdir(parents=True, exist_ok=True)
+    given = Workload(
+        folder=options.output,
+        method="",
+        model=options.model,
+        shape=options.shape,
+        dtype=options.dtype,
+        device=options.device,
+        pairs=options.pairs,
+        lengths=options.lengths,
+    )
+    measured, summaries = {}, {}
+    for method in options.methods:
+        workload = replace(given, folder=options.output / method, method=method)
+        measured[method] = compare(workload, options)
+        summaries[method] = report.summarize(measured[method])
+    text = "\n\n".join(report.table(method, found) for method, found in summaries.items())
+    settings = {name: str(value) for name, value in vars(options).items()}
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    if options.device == "cuda":
+        machine["device"] = torch.cuda.get_device_name()
+    result = {"settings": settings, "machine": machine, "summary": summaries, "measured": measured}
+    (options.output / "benchmark.json").write_text(json.dumps(result, indent=1))
+    (options.output / "benchmark.md").write_text(text + "\n")
+    report.chart(summaries, options.output / "benchmark.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(*sys.argv[2:])
+    else:
+        main()

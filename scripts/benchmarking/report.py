@@ -1,0 +1,101 @@
+"""Measurements -> ratios with their spread, a table in markdown, a chart. Reads no clock."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+GIB = 2**30
+
+
+def summarize(measured: dict[str, Any]) -> dict[str, Any]:
+    """Figures of every variant of one method, medians over the repetitions."""
+    variants, runs, flops = {}, measured["runs"], measured["flops"]
+    for name, repeated in runs.items():
+        step = [sum(run["seconds"]) / len(run["seconds"]) for run in repeated]
+        tokens = measured["response_tokens"]["dpo" if name == "dpo" else "aligned"]
+        achieved = flops[name] / median(step)
+        variants[name] = {
+            "step_seconds": spread(step),
+            "response_tokens_per_second": tokens / median(step),
+            "memory_bytes": spread([run["memory"] for run in repeated]),
+            "flops_per_step": flops[name],
+            "achieved_flops": achieved,
+            "utilisation": achieved / measured["ceiling"],
+        }
+    # Repetitions were interleaved: a ratio is taken within each of them.
+    ratios = {
+        name: {
+            "step_seconds": spread(
+                [
+                    sum(other["seconds"]) / sum(own["seconds"])
+                    for other, own in zip(runs[name], runs["rahf"], strict=True)
+                ]
+            ),
+            "memory": spread(
+                [
+                    other["memory"] / own["memory"]
+                    for other, own in zip(runs[name], runs["rahf"], strict=True)
+                ]
+            ),
+        }
+        for name in runs
+    }
+    return {"variants": variants, "over_rahf": ratios, "loss_difference": loss_difference(runs)}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "least": min(values), "most": max(values)}
+
+
+def loss_difference(runs: dict[str, Any]) -> float | None:
+    """Largest relative difference of the losses of naive and rahf, over all steps."""
+    if "naive" not in runs or "rahf" not in runs:
+        return None
+    pairs = zip(runs["naive"][0]["losses"], runs["rahf"][0]["losses"], strict=True)
+    return max(abs(own - naive) / abs(naive) for naive, own in pairs)
+
+
+def table(method: str, summary: dict[str, Any]) -> str:
+    """The figures in markdown."""
+    lines = [
+        f"| {method} | s/step | over rahf | peak GiB | over rahf | TFLOP/step | GFLOP/s "
+        "| of the ceiling | response tokens/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in summary["variants"].items():
+        over = summary["over_rahf"][name]
+        lines.append(
+            f"| {name} | {told(found['step_seconds'])} | {told(over['step_seconds'])} "
+            f"| {told(found['memory_bytes'], GIB)} | {told(over['memory'])} "
+            f"| {found['flops_per_step'] / 1e12:.3f} | {found['achieved_flops'] / 1e9:,.0f} "
+            f"| {found['utilisation']:.0%} | {found['response_tokens_per_second']:,.0f} |"
+        )
+    if summary["loss_difference"] is not None:
+        lines += ["", f"Largest relative difference of the losses of naive and rahf: "
+                      f"{summary['loss_difference']:.1e}."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def told(values: dict[str, float], unit: float = 1) -> str:
+    """Median, and what lies around it."""
+    median_, least, most = (values[name] / unit for name in ("median", "least", "most"))
+    return f"{median_:.2f} [{least:.2f}, {most:.2f}]"
+
+
+def chart(summaries: dict[str, Any], path: Path) -> None:
+    """Step time against peak memory: a point a variant, a panel a method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(summaries), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(summaries), squeeze=False)[0]
+    for panel, (method, summary) in zip(panels, summaries.items(), strict=True):
+        for name, found in summary["variants"].items():
+            seconds, memory = found["step_seconds"]["median"], found["memory_bytes"]["median"] / GIB
+            panel.plot(memory, seconds, "o", color="C0")
+            panel.annotate(name, (memory, seconds), xytext=(5, 4), textcoords="offset points")
+        panel.set(title=method.upper(), xlabel="peak memory, GiB", ylabel="seconds a step")
+        panel.set_xlim(0, panel.get_xlim()[1] * 1.2)
+        panel.set_ylim(0, panel.get_ylim()[1] * 1.1)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,134 @@
+"""Rows one after the other give what each of them gives alone."""
+
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, EOS, tiny_model, tiny_pairs
+
+from rahf.capture import record
+from rahf.contrast import ContrastCollator, Responses, first_rows, packed_rows, sequence_rows
+from rahf.likelihood import likelihood, model_inputs
+from rahf.packing import PACKED, use_packed_attention
+
+WITHOUT_SDPA = ("gemma2",)  # its scores are capped, which sdpa cannot do
+
+
+def sequences(count=4):
+    pairs = tiny_pairs(count)
+    return [pair["prompt_ids"] for pair in pairs], [pair["chosen_ids"] for pair in pairs]
+
+
+def packed_model(architecture="llama"):
+    model = tiny_model(architecture)
+    assert use_packed_attention(model)
+    return model
+
+
+def logits_alone(model, prompts, responses):
+    """Logits of each row in a batch of its own."""
+    return [
+        model(torch.tensor([prompt + response])).logits[0]
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES} - {*WITHOUT_SDPA}))
+def test_a_packed_row_has_the_logits_that_it_has_alone(architecture):
+    prompts, responses = sequences()
+    expected = torch.cat(logits_alone(tiny_model(architecture), prompts, responses))
+    model = packed_model(architecture)
+    found = model(**model_inputs(packed_rows(prompts, responses))).logits[0]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
+def test_a_model_that_takes_packed_rows_treats_padded_ones_as_before(architecture):
+    rows = sequence_rows(*sequences(), EOS)
+    expected = tiny_model(architecture)(**model_inputs(rows)).logits
+    assert torch.equal(packed_model(architecture)(**model_inputs(rows)).logits, expected)
+
+
+@pytest.mark.parametrize("architecture", WITHOUT_SDPA)
+def test_a_model_without_sdpa_is_left_as_it_is(architecture):
+    model = tiny_model(architecture)
+    before = model.config._attn_implementation
+    assert not use_packed_attention(model)
+    assert model.config._attn_implementation == before != PACKED
+
+
+def test_a_window_is_kept_within_rows_longer_than_it():
+    # mistral's window here is 6 tokens; the last token of a row of 14 must not see the first 8.
+    model = packed_model("mistral")
+    first, second = list(range(2, 16)), list(range(16, 30))
+    changed = [39, *first[1:]]
+    logits = [
+        model(**model_inputs(packed_rows([row, second], [[EOS], [EOS]]))).logits[0]
+        for row in (first, changed)
+    ]
+    # Four blocks see 5 tokens further each: the window shows in the recorded first block alone.
+    states = []
+    for row in (first, changed):
+        rows = packed_rows([row, second], [[EOS], [EOS]])
+        with record(model, [0], torch.arange(30), stop=True) as recording:
+            model(**model_inputs(rows), use_cache=False)
+        states.append(recording.stack()[0])
+    moved = (states[0] != states[1]).any(-1).nonzero().flatten().tolist()
+    assert moved == list(range(6))
+    assert torch.equal(logits[0][15:], logits[1][15:])
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
+def test_recomputed_blocks_give_the_same_gradient(architecture):
+    gradients = []
+    for checkpointing in (False, True):
+        model = packed_model(architecture).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        inputs = model_inputs(packed_rows(*sequences()))
+        model(**inputs, use_cache=False).logits.square().sum().backward()
+        gradients.append(model.get_input_embeddings().weight.grad)
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("without_prompt", [False, True])
+def test_the_likelihood_of_packed_responses_is_that_of_padded_ones(without_prompt):
+    prompts, responses = sequences()
+    if without_prompt:
+        prompts = [[] for _ in prompts]
+        responses = [[5, *response] for response in responses]
+    model = packed_model()
+    padded = likelihood(model, sequence_rows(prompts, responses, EOS))
+    packed = likelihood(model, packed_rows(prompts, responses))
+    assert torch.allclose(packed.sums(), padded.sums(), atol=1e-4)
+    assert torch.allclose(packed.means(), padded.means(), atol=1e-5)
+    assert torch.equal(packed.owner, padded.owner)
+
+
+@pytest.mark.parametrize("positions", ["response", "predicting", "response_and_tail"])
+@pytest.mark.parametrize("retain", [(), ([3, 4, 5], [6, 7])])
+def test_packed_and_padded_batches_align_the_same_tokens(positions, retain):
+    dataset = Responses(tiny_pairs(2), "both", retain)
+    items = [dataset[index] for index in range(len(dataset))]
+    padded, packed = (
+        ContrastCollator(EOS, positions, packed=packed)(items) for packed in (False, True)
+    )
+    assert packed["aligned_responses"] == padded["aligned_responses"]
+    for block in ("reference", "positive", "negative"):
+        own, other = packed[block], padded[block]
+        assert own["aligned_owner"].tolist() == other["aligned_owner"].tolist()
+        assert own["lengths"] == other["lengths"] == other["attention_mask"].sum(1).tolist()
+        for name in ("input_ids", "position_ids", "response_mask"):
+            found, expected = (
+                rows[name].flatten()[rows["aligned"]].tolist() for rows in (own, other)
+            )
+            assert found == expected
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_first_rows_of_a_block_are_those_of_a_block_made_of_them(packed):
+    prompts, responses = sequences()
+    make = packed_rows if packed else lambda *ids: sequence_rows(*ids, EOS, width=14)
+    cut, alone = first_rows(make(prompts, responses), 2), make(prompts[:2], responses[:2])
+    assert cut.pop("lengths") == alone.pop("lengths")
+    assert cut.keys() == alone.keys()
+    assert all(torch.equal(cut[name], alone[name]) for name in cut)
