@@ -14,8 +14,10 @@ from rahf.commands import (
     align,
     data,
     directions,
+    evaluate,
     generate,
     plan,
+    reward,
     shift,
     validate,
 )
@@ -70,7 +72,7 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    for command in (data, plan, validate, generate, directions, shift):
+    for command in (data, plan, validate, generate, directions, shift, evaluate, reward):
         command.add(commands)
     return parser
 

@@ -37,7 +37,7 @@ LEVELS = (
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "checkpoints"),
     ("training", "steering"),
-    ("teachers", "evaluation", "interpret", "reading"),
+    ("teachers", "evaluation", "interpret", "reading", "reward"),
     ("trainer", "loading", "report", "responses"),
     ("pipeline", "plan", "reading.command"),
     ("commands",),
@@ -52,7 +52,9 @@ ONLY = {
     "packing": set(),
     "decoding": set(),
     "data": {"data"},
-    "evaluation": {"contrast", "evaluation", "generation", "likelihood", "adapters"},
+    "evaluation": {
+        *("adapters", "contrast", "data", "evaluation", "generation", "intervals", "likelihood"),
+    },
     # never the trainer, never evaluation
     "interpret": {
         *("adapters", "artifacts", "contrast", "data", "decoding", "generation", "interpret"),
