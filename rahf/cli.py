@@ -15,8 +15,10 @@ from rahf.commands import (
     data,
     directions,
     evaluate,
+    export,
     generate,
     plan,
+    push,
     reward,
     shift,
     validate,
@@ -72,7 +74,8 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    for command in (data, plan, validate, generate, directions, shift, evaluate, reward):
+    others = (data, plan, validate, generate, directions, shift, evaluate, reward, export, push)
+    for command in others:
         command.add(commands)
     return parser
 

@@ -81,6 +81,8 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     evidence = evidence_of(fitted, measure(reader, held_out, fitted.vectors, **how), layers)
     described = {
         "model": base_name(base),
+        "model_type": base.config.model_type,
+        "depth": str(depth),
         "data": recipe.data.dataset_name or "a mixture",
         "data_sha256": rows_hash(fitted_on),
         "source": options.source,
