@@ -14,11 +14,13 @@ from rahf.commands import (
     align,
     data,
     directions,
+    dpo,
     evaluate,
     generate,
     plan,
     reward,
     shift,
+    tradeoff,
     validate,
 )
 
@@ -72,7 +74,18 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    for command in (data, plan, validate, generate, directions, shift, evaluate, reward):
+    for command in (
+        data,
+        plan,
+        validate,
+        generate,
+        directions,
+        shift,
+        evaluate,
+        reward,
+        dpo,
+        tradeoff,
+    ):
         command.add(commands)
     return parser
 

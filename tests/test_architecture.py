@@ -36,7 +36,7 @@ LEVELS = (
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "checkpoints"),
     ("training", "steering"),
-    ("teachers", "evaluation", "interpret", "reading", "reward"),
+    ("teachers", "evaluation", "interpret", "reading", "reward", "dpo"),
     ("trainer", "loading", "report", "responses"),
     ("pipeline", "plan", "reading.command"),
     ("commands",),
