@@ -14,6 +14,7 @@ from rahf.commands import (
     align,
     data,
     directions,
+    dpo,
     evaluate,
     export,
     generate,
@@ -21,6 +22,7 @@ from rahf.commands import (
     push,
     reward,
     shift,
+    tradeoff,
     validate,
 )
 
@@ -74,8 +76,20 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    others = (data, plan, validate, generate, directions, shift, evaluate, reward, export, push)
-    for command in others:
+    for command in (
+        data,
+        plan,
+        validate,
+        generate,
+        directions,
+        shift,
+        evaluate,
+        reward,
+        dpo,
+        tradeoff,
+        export,
+        push,
+    ):
         command.add(commands)
     return parser
 

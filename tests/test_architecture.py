@@ -37,7 +37,7 @@ LEVELS = (
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "checkpoints", "control_vector"),
     ("training", "steering", "merging"),
-    ("teachers", "evaluation", "interpret", "reading", "reward"),
+    ("teachers", "evaluation", "interpret", "reading", "reward", "dpo"),
     ("trainer", "loading", "report", "responses"),
     ("pipeline", "plan", "reading.command", "hub"),
     ("export",),
