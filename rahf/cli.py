@@ -22,6 +22,7 @@ from rahf.commands import (
     push,
     reward,
     shift,
+    sweep,
     tradeoff,
     validate,
 )
@@ -89,6 +90,7 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
         tradeoff,
         export,
         push,
+        sweep,
     ):
         command.add(commands)
     return parser
