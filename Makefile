@@ -18,7 +18,9 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --upgrade pip
 	echo "$(TORCH)" > $(VENV)/constraints.txt
 	@echo "installing torch and the libraries (a few minutes the first time)"
-	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet "$(TORCH)" setuptools wheel
+	# DeepSpeed's build looks for the installed torch, which an isolated build would not see.
+	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt --no-build-isolation "deepspeed>=0.19.4"
 	$(BIN)/pip install --quiet --constraint $(VENV)/constraints.txt --editable ".[test,judges,gguf]"
 	touch $@
 

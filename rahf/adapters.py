@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+)
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -76,6 +82,19 @@ def load_model(
     else:
         model = base_model(str(name), init_kwargs)
     return model.eval() if device is None else model.eval().to(device)
+
+
+def load_classifier(
+    name: str | Path, init_kwargs: Mapping[str, Any], device: torch.device
+) -> PreTrainedModel | PeftModel:
+    """A sequence classifier, or an adapter that is one on its base, to be asked."""
+    if is_adapter(name):
+        model = AutoPeftModelForSequenceClassification.from_pretrained(
+            str(name), num_labels=1, **init_kwargs
+        )
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(str(name), **init_kwargs)
+    return model.eval().to(device)
 
 
 def load_tokenizer_of(
@@ -167,7 +186,7 @@ def add_teachers(
                 check_same_base(teacher, base_name(model))
                 model.load_adapter(str(teacher), adapter_name=name, is_trainable=False)
             else:
-                full[name] = load_blocks(teacher, depth, dtype=model.dtype).to(model.device)
+                full[name] = load_blocks(teacher, depth, model.device, dtype=model.dtype)
         model.set_adapter(POLICY)
     return full
 
@@ -177,11 +196,13 @@ def is_adapter(folder: str | Path) -> bool:
     return find_adapter_config_file(str(folder)) is not None
 
 
-def load_blocks(folder: str | Path, depth: int, **loading) -> PreTrainedModel:
+def load_blocks(
+    folder: str | Path, depth: int, device: torch.device | None = None, **loading
+) -> PreTrainedModel:
     """The first `depth` blocks of a full model, frozen; those above are never read."""
     config = AutoConfig.from_pretrained(folder)
     config.get_text_config().num_hidden_layers = depth
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, **loading)
+    model = load_placed(str(folder), device, {"config": config, **loading})
     return model.requires_grad_(False).eval()
 
 

@@ -199,6 +199,11 @@ class MethodOptions:
         "Put the rows of a batch one after the other, without padding, where the model's attention "
         "is sdpa; false: pad them.",
     )
+    pairs_together: bool = option(
+        False,
+        "Put both responses of a pair into one batch, where packed rows share their prompt; for "
+        "response_source: both, with an even batch size.",
+    )
     shift: Literal["token", "mean"] = option(
         "mean",
         "mean: one vector per layer, fitted once from the views. token: every token has its own "

@@ -16,17 +16,18 @@ A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one 
     reference.aligned_owner   0 0 1 2 2 3 3  3      the row each of them belongs to
 
 With `packed` the rows stand one after the other in a single one, without padding and without an
-attention mask; `lengths` tells them apart:
+attention mask; `spans` tells them apart, and where rows begin alike they share that beginning:
 
     reference.input_ids       5 8 9 6 7 3 4 3 2 1   position_ids    0 1 2 0 1 0 1 0 1 2
-    reference.lengths         [3, 2, 2, 3]
+    reference.spans           [[(0, 3)], [(3, 5)], [(5, 7)], [(7, 10)]]
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -35,6 +36,10 @@ ResponseSource = Literal["chosen", "rejected", "both", "random"]
 Positions = Literal["response", "predicting", "response_and_tail"]
 Batch = dict[str, Any]
 Rows = dict[str, Any]  # a block of rows: tensors, and the list `lengths`
+Span = tuple[int, int]
+LEAST_SHARED = 16
+"""Tokens; for fewer, putting them together in each attention costs more than it saves."""
+
 TOKENWISE = ("input_ids", "attention_mask", "position_ids", "response_mask", "owner")
 Pairs = Dataset | Sequence[Mapping[str, Any]]
 
@@ -90,6 +95,29 @@ class Responses(torch.utils.data.Dataset):
         return self._source
 
 
+class PairsTogether(torch.utils.data.Sampler):
+    """Both responses of a pair one after the other, the pairs in a new order every epoch.
+
+    The order follows from (seed, epoch) alone, as `Responses` does.
+    """
+
+    def __init__(self, pairs: int, seed: int):
+        self._pairs = pairs
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return 2 * self._pairs
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self._seed, self._epoch))
+        for pair in generator.permutation(self._pairs).tolist():
+            yield from (2 * pair, 2 * pair + 1)
+
+
 def sequence_rows(
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
@@ -134,24 +162,57 @@ def rows_of_ids(
     return sequence_rows(prompts, responses, pad_token_id)
 
 
-def packed_rows(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Rows:
+def packed_rows(
+    prompts: Sequence[list[int]], responses: Sequence[list[int]], own_tail: int = 1
+) -> Rows:
     """Prompt + response rows one after the other: what `sequence_rows` returns, all [1, tokens],
     less the attention mask, since nothing is padding.
+
+    The beginning of a prompt that an earlier row has as well stands there alone: both responses of
+    a pair, and all rows under one instruction, share it. `spans` says of each row where its tokens
+    stand, `lengths` how many of them are its own.
+
+    Args:
+        own_tail: prompt tokens, from its end, that are never shared, because states or predictions
+            are read at them.
     """
-    lengths = torch.tensor(_lengths(prompts, responses))
-    owner = torch.arange(len(lengths)).repeat_interleave(lengths)
-    start = lengths.cumsum(0) - lengths
-    position_ids = torch.arange(len(owner)) - start[owner]
-    ids = [token for row in zip(prompts, responses, strict=True) for part in row for token in part]
-    prompt = torch.tensor([len(prompt) for prompt in prompts])
-    tokens = {
-        "input_ids": torch.tensor(ids),
-        "position_ids": position_ids,
-        "response_mask": position_ids >= prompt[owner],
-        "owner": owner,
-    }
-    rows = {name: tensor.unsqueeze(0) for name, tensor in tokens.items()}
-    return rows | {"lengths": lengths.tolist()}
+    spans: list[list[Span]] = []
+    tokens: dict[str, list] = {"input_ids": [], "position_ids": [], "owner": []}
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        shared = _shared_spans(prompt[: max(0, len(prompt) - own_tail)], prompts[:row], spans)
+        begin = sum(stop - start for start, stop in shared)
+        own, place = [*prompt, *response][begin:], len(tokens["owner"])
+        spans.append([*shared, (place, place + len(own))])
+        tokens["input_ids"] += own
+        tokens["position_ids"] += range(begin, begin + len(own))
+        tokens["owner"] += [row] * len(own)
+    rows = {name: torch.tensor([values], dtype=torch.long) for name, values in tokens.items()}
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+    rows["response_mask"] = rows["position_ids"] >= prompt_lengths[rows["owner"]]
+    return rows | {"spans": spans, "lengths": [stop - start for *_, (start, stop) in spans]}
+
+
+def _shared_spans(
+    wanted: list[int], earlier: Sequence[list[int]], spans: Sequence[list[Span]]
+) -> list[Span]:
+    """Where the longest beginning of `wanted` that an earlier prompt has stands; empty if short."""
+    longest, source = 0, 0
+    for row, prompt in enumerate(earlier):
+        same = next(
+            (i for i, (x, y) in enumerate(zip(wanted, prompt, strict=False)) if x != y),
+            min(len(wanted), len(prompt)),
+        )
+        if same > longest:
+            longest, source = same, row
+    if longest < LEAST_SHARED:
+        return []
+    found = []
+    for start, stop in spans[source]:
+        found.append((start, min(stop, start + longest)))
+        longest -= found[-1][1] - start
+        if longest == 0:
+            break
+    return found
 
 
 def _lengths(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[int]:
@@ -168,7 +229,7 @@ def first_rows(rows: Rows, count: int) -> Rows:
     else:
         tokens = sum(rows["lengths"][:count])
         kept = {name: rows[name][:, :tokens] for name in names}
-    return kept | {"lengths": rows["lengths"][:count]}
+    return kept | {name: rows[name][:count] for name in ("lengths", "spans") if name in rows}
 
 
 def aligned_mask(rows: Rows, positions: Positions, tail_tokens: int) -> Tensor:
@@ -239,7 +300,8 @@ class ContrastCollator:
 
     def _rows(self, prompts: list[list[int]], responses: list[list[int]]) -> Rows:
         if self.packed:
-            return packed_rows(prompts, responses)
+            tail = self.tail_tokens if self.positions == "response_and_tail" else 1
+            return packed_rows(prompts, responses, tail)
         return sequence_rows(prompts, responses, self.pad_token_id, self.padding_side, self.width)
 
     def _check_tails(

@@ -40,7 +40,11 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel:
-    """The base, or the model `name`, as the recipe asks for, on the device of this process."""
+    """The base, or the model `name`, as the recipe asks for, on the device of this process.
+
+    Raises:
+        ValueError: 4 bits on a CPU.
+    """
     model = recipe.model
     options: dict[str, Any] = {
         "dtype": model.dtype,
@@ -49,6 +53,11 @@ def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel
     }
     if model.attn_implementation:
         options["attn_implementation"] = model.attn_implementation
+    if model.load_in_4bit and PartialState().device.type == "cpu":
+        raise ValueError(
+            "load_in_4bit: true needs an accelerator: on a CPU bitsandbytes multiplies with 4-bit "
+            "weights by a kernel that has no gradient. Use load_in_8bit: true, or no quantisation."
+        )
     if model.load_in_4bit or model.load_in_8bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=model.load_in_4bit,
@@ -56,7 +65,7 @@ def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-        options["device_map"] = {"": PartialState().local_process_index}
+        options["device_map"] = {"": PartialState().device}
     device = None if "device_map" in options else PartialState().device
     return base_model(str(name or model.model_name_or_path), options, device)
 

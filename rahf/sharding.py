@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from rahf.recipe.launch import NOT_READ
+
 ASKED = "RAHF_SHARD_BASE"
 """Environment variable under which the wish of the launch is kept for the rest of the process."""
 
@@ -31,15 +33,13 @@ def take_over_sharding() -> None:
     Has to run before the first `Accelerator` is made; calling it again changes nothing.
 
     Raises:
-        ValueError: the launch asks for FSDP's own activation checkpointing.
+        ValueError: the launch asks for what rahf does not do its way.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
-    if parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
-        raise ValueError(
-            "fsdp_activation_checkpointing: true in the accelerate configuration is not read here: "
-            "remove it and set activation_checkpointing: true in the recipe."
-        )
+    for key, instead in NOT_READ.items():
+        if parse_flag_from_env(key.upper()):
+            raise ValueError(f"{key}: true in the accelerate configuration is not read: {instead}")
     os.environ[ASKED] = "true"
     os.environ["ACCELERATE_USE_FSDP"] = "false"
 
@@ -106,10 +106,7 @@ def _distributed_config() -> Any:
     try:
         from transformers.distributed import DistributedConfig
 
-        return DistributedConfig(
-            fsdp_size=PartialState().num_processes,
-            fsdp_cpu_offload=parse_flag_from_env("FSDP_OFFLOAD_PARAMS"),
-        )
+        return DistributedConfig(fsdp_size=PartialState().num_processes)
     except (ImportError, TypeError):
         raise ValueError(
             f"transformers {transformers.__version__} cannot load a model in pieces "

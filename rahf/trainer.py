@@ -28,7 +28,7 @@ from transformers import (
 from rahf.adapters import base_model, base_name, frozen_pass
 from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_of
 from rahf.config import MethodOptions
-from rahf.contrast import Batch, ContrastCollator, Responses
+from rahf.contrast import Batch, ContrastCollator, PairsTogether, Responses
 from rahf.data.pairs import normalize_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.directions import Directions
@@ -167,6 +167,11 @@ class RAHFTrainer(AdapterTrainer):
             **kwargs,
         )
         self.add_callback(DrawAnew(self.train_dataset))
+
+    def _get_train_sampler(self, train_dataset=None):
+        if not self.args.pairs_together:
+            return super()._get_train_sampler(train_dataset)
+        return PairsTogether(len(self.train_dataset) // 2, self.args.seed)
 
     def count_items(self, batch):
         return len(batch["row"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_pairs
 
-from rahf.contrast import ContrastCollator, Responses, sequence_rows
+from rahf.contrast import ContrastCollator, PairsTogether, Responses, sequence_rows
 
 PAIR = {
     "row": 7,
@@ -193,3 +193,17 @@ def test_random_depends_on_seed_epoch_and_row_and_on_nothing_else():
 def test_retained_texts_go_round():
     dataset = Responses(tiny_pairs(3), "chosen", retain=[[2], [3]])
     assert [dataset[index]["retain_ids"] for index in range(3)] == [[2], [3], [2]]
+
+
+def test_both_responses_of_a_pair_come_together_in_a_new_order_every_epoch():
+    sampler = PairsTogether(5, seed=3)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(len(sampler)))
+        assert [index // 2 for index in orders[-1][::2]] == [
+            index // 2 for index in orders[-1][1::2]
+        ]
+    assert orders[0] == orders[2] != orders[1]
+    assert orders[0] != list(PairsTogether(5, seed=4))

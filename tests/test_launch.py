@@ -31,7 +31,7 @@ ENGINES = {
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=800)
     of_ranks = [line for line in done.stderr.splitlines() if line.startswith("[rank")]
     assert done.returncode == 0, "\n".join(of_ranks) or done.stderr[-3000:]
     return done.stdout
@@ -132,13 +132,16 @@ def test_the_launcher_gives_the_adapter_that_the_command_gives(recipe_file):  # 
 
 @pytest.mark.slow
 @pytest.mark.distributed
+@pytest.mark.timeout(900)  # DeepSpeed compiles a part of itself on its first run on a machine
 @pytest.mark.parametrize("engine", ENGINES)
-def test_two_ranks_give_the_losses_and_adapters_of_one_process(uneven_recipe, engine):
+def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_recipe, engine):
     half = ("--per_device_train_batch_size", "4")
+    full_teacher = ("--teachers.negative", str(family.base))
     for command in (
         align(uneven_recipe, "dual"),
         align(uneven_recipe, "scit", *SCIT),
         align(uneven_recipe, "whole", *WHOLE_BATCH),
+        align(uneven_recipe, "full", *full_teacher),
     ):
         assert main(command) == 0
     # What is left of `dual` after two of its steps is to be finished by the ranks.
@@ -148,6 +151,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(uneven_recipe, en
         align(uneven_recipe, "scit_2", *SCIT, *half),
         align(uneven_recipe, "whole_2", *WHOLE_BATCH, *half),
         align(uneven_recipe, "sorted_2", *WHOLE_BATCH, *half, "--dataset_name", "sorted"),
+        align(uneven_recipe, "full_2", *full_teacher, *half),
         align(uneven_recipe, "from_one", "--stage", "alignment", *half),
     ]
     Path("cases.json").write_text(json.dumps(cases))
@@ -158,6 +162,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(uneven_recipe, en
     assert_same_run("scit", "scit_2")
     assert_same_run("whole", "whole_2")
     assert_same_run("whole_2", "sorted_2")
+    assert_same_run("full", "full_2")
     assert_same_run("dual", "from_one", places=["."])
     # ... and what the ranks left, by one process.
     killed_at_two("dual_2", "from_two")
@@ -178,7 +183,7 @@ def killed_at_two(source: str, target: str) -> None:
 def assert_engine(engine: str) -> None:
     wrapper, base = ENGINES[engine]
     told = json.loads(Path("engines.json").read_text())
-    assert len(told) == 3 + 2 + 3 + 3 + 1
+    assert len(told) == 3 + 2 + 3 + 3 + 2 + 1
     for one in told:
         assert one["world"] == 2
         assert (one["wrapper"], one["base"]) == (wrapper, base)

@@ -117,6 +117,7 @@ def test_packed_and_padded_batches_align_the_same_tokens(positions, retain):
         own, other = packed[block], padded[block]
         assert own["aligned_owner"].tolist() == other["aligned_owner"].tolist()
         assert own["lengths"] == other["lengths"] == other["attention_mask"].sum(1).tolist()
+        assert sum(own["lengths"]) == own["input_ids"].shape[1]
         for name in ("input_ids", "position_ids", "response_mask"):
             found, expected = (
                 rows[name].flatten()[rows["aligned"]].tolist() for rows in (own, other)
@@ -124,11 +125,77 @@ def test_packed_and_padded_batches_align_the_same_tokens(positions, retain):
             assert found == expected
 
 
+def pairs_that_begin_alike(prompt_tokens=20):
+    """Both responses of two pairs: 17 tokens stand in all prompts, all 20 in both of a pair."""
+    common = [2 + token % 30 for token in range(17)]
+    prompts = [[*common, *range(start, start + prompt_tokens - 17)] for start in (3, 3, 9, 9)]
+    return prompts, [[21, 22, EOS], [23, EOS], [24, EOS], [25, 26, 27, EOS]]
+
+
+def test_rows_share_the_beginning_of_their_prompts():
+    prompts, responses = pairs_that_begin_alike()
+    rows = packed_rows(prompts, responses, own_tail=2)
+    # The second row of each pair has its own last two prompt tokens; the third the 3 after 17.
+    assert rows["spans"] == [
+        [(0, 23)],
+        [(0, 18), (23, 27)],
+        [(0, 17), (27, 32)],
+        [(0, 17), (27, 28), (32, 38)],
+    ]
+    assert rows["lengths"] == [23, 4, 5, 6]
+    for row, spans in enumerate(rows["spans"]):
+        for name, expected in (
+            ("input_ids", prompts[row] + responses[row]),
+            ("position_ids", range(20 + len(responses[row]))),
+        ):
+            found = [rows[name][0, place].item() for span in spans for place in range(*span)]
+            assert found == [*expected]
+    assert rows["input_ids"][0][rows["response_mask"][0]].tolist() == [
+        token for response in responses for token in response
+    ]
+
+
+def test_short_beginnings_are_not_shared():
+    prompts, responses = [[*range(2, 17), 20, 21], [*range(2, 17), 22, 23]], [[EOS], [EOS]]
+    assert packed_rows(prompts, responses)["lengths"] == [18, 18]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "gpt_neox"])
+def test_shared_beginnings_change_no_likelihood_and_no_gradient(architecture):
+    rows, results = pairs_that_begin_alike(), []
+    for made in (sequence_rows(*rows, EOS), packed_rows(*rows)):
+        model = packed_model(architecture)
+        means = likelihood(model, made).means()
+        means.sum().backward()
+        results.append((means, model.get_input_embeddings().weight.grad))
+    (padded, padded_gradient), (packed, packed_gradient) = results
+    assert torch.allclose(packed, padded, atol=1e-5)
+    assert torch.allclose(packed_gradient, padded_gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["response", "predicting", "response_and_tail"])
+def test_shared_beginnings_leave_the_aligned_states_as_they_are(positions):
+    prompts, responses = pairs_that_begin_alike()
+    items = [
+        {"row": row, "prompt_ids": prompt, "response_ids": response, "chosen": row % 2 == 0}
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+    ]
+    model, found = packed_model(), []
+    for packed in (False, True):
+        rows = ContrastCollator(EOS, positions, tail_tokens=4, packed=packed)(items)["reference"]
+        with record(model, [0, 3], rows["aligned"], stop=True) as recording:
+            model(**model_inputs(rows), use_cache=False)
+        found.append((recording.stack(), rows["aligned_owner"]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    assert torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_first_rows_of_a_block_are_those_of_a_block_made_of_them(packed):
     prompts, responses = sequences()
     make = packed_rows if packed else lambda *ids: sequence_rows(*ids, EOS, width=14)
     cut, alone = first_rows(make(prompts, responses), 2), make(prompts[:2], responses[:2])
-    assert cut.pop("lengths") == alone.pop("lengths")
     assert cut.keys() == alone.keys()
-    assert all(torch.equal(cut[name], alone[name]) for name in cut)
+    for name, value in cut.items():
+        same = torch.equal if isinstance(value, torch.Tensor) else list.__eq__
+        assert same(value, alone[name])

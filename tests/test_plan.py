@@ -20,7 +20,6 @@ from rahf.alignment import views_of
 from rahf.cli import main
 from rahf.plan.command import PlanOptions, case_of
 from rahf.plan.estimate import estimate, formats_of
-from rahf.plan.launch import Launch, read_launch
 from rahf.plan.lengths import Extent, Lengths, bounds, count_rows, read_measured
 from rahf.plan.memory import (
     GIB,
@@ -36,6 +35,7 @@ from rahf.plan.passes import Case, stages_of, steps_of
 from rahf.plan.savings import changes, fitting, largest
 from rahf.plan.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
 from rahf.plan.work import Pass, pass_work
+from rahf.recipe.launch import Launch, read_launch
 from rahf.recipe.reading import recipe_from_dict
 
 ROOT = Path(__file__).parents[1]
@@ -449,17 +449,9 @@ def accelerate_config(tmp_path, **keys):
             {
                 "distributed_type": "FSDP",
                 "num_processes": 8,
-                "fsdp_config": {"fsdp_version": 2, "fsdp_activation_checkpointing": True},
+                "fsdp_config": {"fsdp_version": 2},
             },
-            Launch("fsdp2", 8, checkpoints_activations=True),
-        ),
-        (
-            {
-                "distributed_type": "FSDP",
-                "num_processes": 8,
-                "fsdp_config": {"fsdp_reshard_after_forward": False},
-            },
-            Launch("zero2", 8),
+            Launch("fsdp2", 8),
         ),
     ],
 )
@@ -480,7 +472,6 @@ def test_keys_of_the_recipe_choose_the_engine_where_no_configuration_is_named(tm
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     assert read_launch(None, 2, {"deepspeed": str(path)}) == Launch("zero3", 2)
-    assert read_launch(None, 2, {"fsdp": "full_shard"}) == Launch("fsdp2", 2)
 
 
 @pytest.mark.parametrize("content", ["- 1", "{", "distributed_type: TPU"])
@@ -515,10 +506,24 @@ def test_sharding_divides_what_it_shards():
     whole = held("ddp")
     assert whole == (2 * decoder.parameters + 4000, 2 * 4 * 800, 8 * 800)
     assert held("zero2") == (whole.weights, 4 * 800 / 8, 8 * 800 / 8)
-    for engine in ("zero3", "fsdp2"):
-        live = 2 * gathered(decoder, Launch(engine, 8))
-        assert held(engine).weights == pytest.approx(whole.weights / 8 + live)
-        assert held(engine, offloads_parameters=True).weights == live
+    live = 2 * gathered(decoder, Launch("zero3", 8))
+    assert held("zero3").weights == pytest.approx(whole.weights / 8 + live)
+    assert held("zero3", offloads_parameters=True).weights == live
+
+
+def test_beside_an_fsdp_base_adapters_are_whole_on_every_process():
+    decoder = read_decoder(json.loads((SHAPES / "mistral-7b.json").read_text()), "mistral")
+    formats, launch = Formats(2, None, 4, 2, True, 8, "sdpa", True, False), Launch("fsdp2", 8)
+    held = resident(decoder, formats, launch, adapters=1000, trained=800)
+    assert held.weights == 2 * (decoder.parameters / 8 + gathered(decoder, launch)) + 4000
+    assert (held.gradients, held.optimiser) == (2 * 4 * 800, 8 * 800)
+
+
+@pytest.mark.parametrize("key", ["fsdp_activation_checkpointing", "fsdp_offload_params"])
+def test_what_is_not_read_of_fsdp_is_refused_with_what_to_do_instead(tmp_path, key):
+    path = accelerate_config(tmp_path, distributed_type="FSDP", fsdp_config={key: True})
+    with pytest.raises(ValueError, match=f"given.yaml: {key} is not read: (set|use) "):
+        read_launch(path, 2)
 
 
 def test_quantised_weights_leave_embeddings_and_norms_as_they_are():

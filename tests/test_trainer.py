@@ -5,7 +5,16 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from tiny_models import DEPTH, EOS, lora, make_family, tiny_dataset, tiny_tokenizer
-from tiny_runs import QUIET, alignment_trainer, files_of, largest_difference, policy_weights
+from tiny_runs import (
+    QUIET,
+    KillAfter,
+    KilledError,
+    alignment_trainer,
+    assert_same_weights,
+    files_of,
+    largest_difference,
+    policy_weights,
+)
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from rahf.adapters import attach_policy, frozen_pass, trainable
@@ -440,3 +449,31 @@ def test_options_of_the_method_are_checked_with_the_others():
 def test_a_target_layer_beyond_the_model_is_refused(family, tmp_path):
     with pytest.raises(ValueError, match="reaches block 4, but the model has 4 blocks"):
         alignment_trainer(family, tmp_path, target_layers=[1, 4])
+
+
+def test_a_run_with_pairs_together_goes_on_as_if_it_had_not_been_killed(family, tmp_path):
+    options = {"pairs": 4, "pairs_together": True}
+    whole = alignment_trainer(family, tmp_path / "whole", **options)
+    seen = []
+    whole.data_collator = KeepRows(whole.data_collator, seen)
+    whole.train()
+    assert all(first == second for first, second in seen)
+    assert sorted(first for first, _ in seen[:4]) == [100, 101, 102, 103]
+    killed = alignment_trainer(family, tmp_path / "killed", callbacks=[KillAfter(5)], **options)
+    with pytest.raises(KilledError):
+        killed.train()
+    again = alignment_trainer(family, tmp_path / "killed", **options)
+    again.train(resume_from_checkpoint=again.last_checkpoint())
+    assert_same_weights(policy_weights(again), policy_weights(whole))
+
+
+class KeepRows:
+    """A collator that notes the rows of every batch."""
+
+    def __init__(self, collator, seen):
+        self.collator = collator
+        self.seen = seen
+
+    def __call__(self, items):
+        self.seen.append([item["row"] for item in items])
+        return self.collator(items)

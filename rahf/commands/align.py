@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _on_ranks(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.launching import launch
-    from rahf.plan.launch import find_config, read_launch
+    from rahf.recipe.launch import find_config, read_launch
 
     config = find_config(options.accelerate_config)
     read_launch(str(config), options.num_processes)  # refuses what cannot be launched

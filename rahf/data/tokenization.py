@@ -32,6 +32,7 @@ from rahf.data.report import SIDES, DataReport, dropped_text, summarize
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZATION_VERSION = 1  # part of the cache key: raise it when a row comes out differently
@@ -326,18 +327,14 @@ def _response_ids(
 ) -> list[list[int]]:
     """The ids after the prompt's; if a token lies across the boundary, those of the rest alone."""
     encoded = tokenizer(
-        wholes,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        verbose=False,
+        wholes, add_special_tokens=False, return_attention_mask=False, verbose=False
     )
     starts = list(map(len, prompts))
     responses = [ids[start:] for ids, start in zip(encoded["input_ids"], starts, strict=True)]
     across = [
         i
-        for i, offsets in enumerate(encoded["offset_mapping"])
-        if not _splits_at(offsets, starts[i], boundaries[i])
+        for i, encoding in enumerate(encoded.encodings)
+        if not _splits_at(encoding, starts[i], boundaries[i])
     ]
     alone = _ids(tokenizer, [wholes[i][boundaries[i] :] for i in across])
     for i, ids in zip(across, alone, strict=True):
@@ -345,16 +342,17 @@ def _response_ids(
     return responses
 
 
-def _splits_at(offsets: list[tuple[int, int]], count: int, boundary: int) -> bool:
+def _splits_at(encoding: "Encoding", count: int, boundary: int) -> bool:
     """Whether the first `count` tokens, the number the prompt has alone, end at the boundary.
 
     Offsets alone cannot tell: some tokenizers leave blanks out of them, so a token that holds the
     prompt's last blank and the response's first word looks like the response's.
     """
+    # Two places are asked for: the offsets of all tokens take longer than the tokens.
     return (
-        count < len(offsets)
-        and offsets[count][0] >= boundary
-        and (count == 0 or offsets[count - 1][1] <= boundary)
+        count < len(encoding)
+        and encoding.token_to_chars(count)[0] >= boundary
+        and (count == 0 or encoding.token_to_chars(count - 1)[1] <= boundary)
     )
 
 

@@ -90,7 +90,7 @@ def formats_of(case: Case, stage: str) -> Formats:
         optimiser=_optimiser_bytes(training.get("optim", "adamw_torch")),
         attention=_attention(model.attn_implementation, case.decoder),
         accelerator=not (launch.cpu or training.get("use_cpu", False)),
-        checkpointing=bool(checkpointing or launch.checkpoints_activations),
+        checkpointing=bool(checkpointing),
     )
 
 

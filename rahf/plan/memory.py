@@ -8,9 +8,9 @@ and formats; knows no recipe.
 
 from typing import NamedTuple
 
-from rahf.plan.launch import Launch
 from rahf.plan.shapes import Decoder, Linear, Lora
 from rahf.plan.work import Pass
+from rahf.recipe.launch import Launch
 
 GIB = 2**30
 
@@ -77,9 +77,12 @@ def resident(
     quantised = quantised if formats.bits else 0
     plain = decoder.parameters - quantised
     held = plain * formats.weight + quantised * QUANTISED.get(formats.bits, 0)
-    held += full * formats.weight + adapters * formats.adapter
+    held += full * formats.weight
+    whole = adapters * formats.adapter
     share = 1 / launch.processes
     if launch.shards_parameters and not formats.bits:
+        if launch.engine == "zero3":
+            held, whole = held + whole, 0
         held = 0 if launch.offloads_parameters else held * share
         held += gathered(decoder, launch) * (
             formats.product if formats.autocast else formats.weight
@@ -91,7 +94,7 @@ def resident(
         gradients, optimiser = gradients * share, optimiser * share
     elif launch.processes > 1:
         gradients *= 2  # DDP reduces copies of them, in buckets
-    return Resident(held, gradients, 0 if launch.offloads_optimiser else optimiser)
+    return Resident(held + whole, gradients, 0 if launch.offloads_optimiser else optimiser)
 
 
 def gathered(decoder: Decoder, launch: Launch) -> int:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rahf.config import TEACHERS
-from rahf.plan.launch import Launch
 from rahf.plan.lengths import Extent, Lengths
 from rahf.plan.shapes import Decoder, Lora, read_lora
 from rahf.plan.work import Pass
+from rahf.recipe.launch import Launch
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.reading import AUTO, Recipe
 

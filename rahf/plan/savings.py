@@ -92,7 +92,7 @@ def _remedies(case: Case) -> Iterator[list[Setting]]:
 def _checkpoints(case: Case) -> bool:
     training = case.recipe.training
     names = ("activation_checkpointing", "gradient_checkpointing")
-    return any(training.get(name) for name in names) or case.launch.checkpoints_activations
+    return any(training.get(name) for name in names)
 
 
 def _largest_batch(case: Case) -> int:
@@ -116,12 +116,9 @@ def _keyed(case: Case, **sections: dict[str, Any]) -> Case:
 
 
 def _checkpointing(on: bool) -> Setting:
-    def made(case: Case) -> Case:
-        keys = {"activation_checkpointing": on, "gradient_checkpointing": on}
-        launch = case.launch._replace(checkpoints_activations=False)
-        return _keyed(replace(case, launch=launch), training=keys)
-
-    return Setting("activations", f"activation_checkpointing: {str(on).lower()}", made)
+    keys = {"activation_checkpointing": on, "gradient_checkpointing": on}
+    told = f"activation_checkpointing: {str(on).lower()}"
+    return Setting("activations", told, lambda case: _keyed(case, training=keys))
 
 
 def _shift(kind: str) -> Setting:

@@ -88,6 +88,11 @@ def source_problems(options: "MethodOptions") -> list[str]:
             f"reference: {options.reference} is a teacher of method {owner}, not of {method}: set "
             f"reference: base or method: {owner}"
         )
+    if options.pairs_together and options.response_source != "both":
+        problems.append(
+            f"pairs_together: with response_source: {options.response_source} a pair has one "
+            "response: set pairs_together: false, or response_source: both"
+        )
     if method == "direction" and options.directions is None:
         problems.append("method: direction needs directions, the path of stored directions")
     if method != "direction" and options.directions is not None:

@@ -44,6 +44,7 @@ def checked_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any
 def check_files(recipe: Recipe) -> list[str]:
     """Everything in a recipe that does not agree with the files it names."""
     return [
+        *_engine_problems(recipe),
         *_model_problems(recipe),
         *_data_problems(recipe.data),
         *_teacher_problems(recipe),
@@ -76,6 +77,15 @@ def _model_config(folder: Path) -> dict[str, Any]:
 
 def _missing(key: str, path: str | Path) -> str:
     return f"{key}: {path} does not exist (looked from {Path.cwd()})"
+
+
+def _engine_problems(recipe: Recipe) -> list[str]:
+    if not recipe.training.get("fsdp"):
+        return []
+    return [
+        "fsdp: not read, since rahf cuts the base itself while it loads it: remove the key and "
+        "start with --accelerate_config fsdp2"
+    ]
 
 
 def _model_problems(recipe: Recipe) -> list[str]:

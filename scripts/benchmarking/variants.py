@@ -49,21 +49,25 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
     """The package in the published settings, with its own trainer."""
     from rahf.trainer import RAHFConfig, RAHFTrainer
 
+    published = {
+        "method": workload.method,
+        "reference": workload.reference,
+        "shift": "token",
+        "response_source": "both",
+        "positions": "response",
+        "max_response_tokens": workload.max_response_tokens,
+        "alpha": workload.alpha,
+        "target_layers": list(workload.layers()),
+        "distance": "l2",
+        "layer_scale": "none",
+    }
+    # The rows are read in their order, which has both responses of a pair in one batch.
     args = RAHFConfig(
-        method=workload.method,
-        reference=workload.reference,
-        response_source="both",
-        positions="response",
-        max_response_tokens=workload.max_response_tokens,
-        alpha=workload.alpha,
-        target_layers=list(workload.layers()),
-        distance="l2",
-        layer_scale="none",
+        **{**published, **options},
         learning_rate=workload.learning_rate,
         per_device_train_batch_size=2 * workload.pairs,
         mean_responses=2 * workload.pairs,
         **common_arguments(workload, steps),
-        **{"shift": "token", **options},
     )
     ends = EndOfSteps(meter)
     trainer = RAHFTrainer(

@@ -53,6 +53,7 @@ class Workload:
     lengths: float = 1.0  # factor on all lengths
     alpha: float = 5.0
     learning_rate: float = 3e-4
+    row_folder: str = "rows"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -105,7 +106,7 @@ class Workload:
         return {name: self.teacher(name) for name in TEACHERS[self.method]}
 
     def rows(self) -> Dataset:
-        return Dataset.load_from_disk(str(self.folder / "rows"))
+        return Dataset.load_from_disk(str(self.folder / self.row_folder))
 
 
 def prepare(workload: Workload, steps: int, seed: int = 0) -> None:

@@ -12,6 +12,12 @@ import yaml
 
 FOLDER = Path("accelerate_configs")
 
+NOT_READ = {
+    "fsdp_activation_checkpointing": "set activation_checkpointing: true in the recipe",
+    "fsdp_offload_params": "use accelerate_configs/zero3_offload.yaml",
+}
+"""Keys of FSDP that rahf, which cuts the base itself, does not follow, and what to do instead."""
+
 
 class Launch(NamedTuple):
     """The engine under a run."""
@@ -22,7 +28,6 @@ class Launch(NamedTuple):
     offloads_optimiser: bool = False
     mixed_precision: str = "no"  # no, bf16 or fp16
     cpu: bool = False
-    checkpoints_activations: bool = False  # asked of the engine and not by the recipe
 
     @property
     def shards_parameters(self) -> bool:
@@ -30,7 +35,10 @@ class Launch(NamedTuple):
 
     @property
     def shards_gradients(self) -> bool:
-        return self.engine in ("zero2", "zero3", "fsdp2") and self.processes > 1
+        """Whether gradients and optimiser state are in pieces; beside an FSDP base adapters are
+        whole.
+        """
+        return self.engine in ("zero2", "zero3") and self.processes > 1
 
     @property
     def casts_weights(self) -> bool:
@@ -61,8 +69,8 @@ def read_launch(
 
     Args:
         processes: in place of the file's own number.
-        training: TrainingArguments keys of the recipe, whose `deepspeed` or `fsdp` choose the
-            engine where no configuration is named.
+        training: TrainingArguments keys of the recipe, whose `deepspeed` chooses the engine where
+            no configuration is named.
 
     Raises:
         ValueError: no such file; an engine that is not known here; fewer than one process.
@@ -104,8 +112,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _of_training(training: Mapping[str, Any]) -> dict[str, Any]:
-    if training.get("fsdp"):
-        return {"distributed_type": "FSDP", "fsdp_config": training.get("fsdp_config") or {}}
     given = training.get("deepspeed")
     if given is None:
         # As `accelerate launch --num_processes N` without a configuration.
@@ -145,15 +151,10 @@ def _launch(config: Mapping[str, Any], processes: int, source: str) -> Launch:
         )
     if kind == "FSDP":
         fsdp = config.get("fsdp_config") or {}
-        offloads = bool(fsdp.get("fsdp_offload_params", False))
-        # Weights that are not released after the forward are whole for the rest of the step.
-        keeps = fsdp.get("fsdp_reshard_after_forward", True) in (False, "SHARD_GRAD_OP", "NO_SHARD")
-        return common._replace(
-            engine="zero2" if keeps else "fsdp2",
-            offloads_parameters=offloads,
-            offloads_optimiser=offloads,
-            checkpoints_activations=bool(fsdp.get("fsdp_activation_checkpointing", False)),
-        )
+        for key, instead in NOT_READ.items():
+            if fsdp.get(key):
+                raise ValueError(f"{source}: {key} is not read: {instead}")
+        return common._replace(engine="fsdp2")
     raise ValueError(
         f"{source}: distributed_type {kind} is not known to the plan; it knows NO, MULTI_GPU, "
         "MULTI_CPU, DEEPSPEED and FSDP"

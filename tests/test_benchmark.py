@@ -1,0 +1,135 @@
+"""The benchmark compares like with like: same loss, right ratios, lengths as published."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import tiny_model
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from benchmarking import report
+from benchmarking.measure import differences
+from benchmarking.texts import write_pairs
+from benchmarking.variants import VARIANTS
+from benchmarking.workload import (
+    MAX_PROMPT,
+    MAX_TOTAL,
+    REFERENCE,
+    Workload,
+    draw_pair,
+    prepare,
+    response_tokens,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    tiny_model().save_pretrained(folder / "model")
+    return folder
+
+
+def workload_of(folder, method):
+    workload = Workload(
+        folder=folder / method,
+        method=method,
+        model=str(folder / "model"),
+        shape=None,
+        dtype="float32",
+        device="cpu",
+        pairs=2,
+        lengths=0.1,
+        learning_rate=1e-2,
+    )
+    prepare(workload, steps=3)
+    return workload
+
+
+@pytest.mark.parametrize("method", REFERENCE)
+def test_the_naive_way_has_the_losses_of_the_package(tiny_folder, method):
+    workload = workload_of(tiny_folder, method)
+    found = {
+        name: VARIANTS[name](workload, 3, lambda: 0.0).losses
+        for name in ("naive", "rahf", "rahf-padded")
+    }
+    assert len(found["naive"]) == 3
+    assert found["naive"][2] != pytest.approx(found["naive"][0], rel=1e-3)  # it does train
+    for name in ("rahf", "rahf-padded"):
+        assert found[name] == pytest.approx(found["naive"], rel=1e-4)
+
+
+def test_rows_keep_the_published_lengths():
+    generator = np.random.default_rng(0)
+    pairs = [draw_pair(row, generator, vocab=100) for row in range(400)]
+    prompts = [len(pair["prompt_ids"]) for pair in pairs]
+    longest = [
+        len(pair["positive_prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
+        for pair in pairs
+    ]
+    responses = [len(pair["chosen_ids"]) for pair in pairs]
+    assert max(prompts) <= MAX_PROMPT
+    assert max(longest) == MAX_TOTAL
+    # Below the published means, since long prompts are dropped and long responses cut.
+    assert 80 < np.mean(prompts) < 185
+    assert 240 < np.mean(responses) < 305
+
+
+def test_response_tokens_are_those_of_the_timed_steps(tiny_folder):
+    workload = workload_of(tiny_folder, "dual")
+    rows = list(workload.rows())[2:]
+    cut = workload.max_response_tokens
+    expected = sum(
+        min(cut, len(row[side])) for row in rows for side in ("chosen_ids", "rejected_ids")
+    )
+    found = response_tokens(workload, warmup=1, steps=2)
+    assert found["aligned"] == expected / 2
+    assert found["dpo"] > found["aligned"]
+    assert replace(workload, lengths=1.0).naive_width == 320
+
+
+def test_ratios_are_taken_within_a_repetition():
+    def run(seconds, memory, losses=()):
+        return {"seconds": seconds, "memory": memory, "losses": list(losses)}
+
+    measured = {
+        "runs": {
+            "naive": [run([4.0, 6.0], 300, [1.0, 2.0]), run([8.0, 12.0], 330)],
+            "rahf": [run([1.0, 1.0], 100, [1.0, 2.002]), run([4.0, 4.0], 100)],
+        },
+        "flops": {"naive": 50.0, "rahf": 10.0},
+        "response_tokens": {"aligned": 30, "dpo": 90},
+        "ceiling": 20.0,
+    }
+    summary = report.summarize(measured)
+    over = summary["over_rahf"]["naive"]
+    assert over["step_seconds"] == {"median": 3.75, "least": 2.5, "most": 5.0}
+    assert over["memory"]["median"] == pytest.approx(3.15)
+    rahf = summary["variants"]["rahf"]
+    assert rahf["step_seconds"]["median"] == 2.5
+    assert rahf["utilisation"] == pytest.approx(10 / 2.5 / 20)
+    assert rahf["response_tokens_per_second"] == pytest.approx(12)
+    assert summary["loss_difference"] == pytest.approx(1e-3)
+    assert "| rahf | 2.50 [1.00, 4.00] |" in report.table("dual", summary)
+
+
+def test_steps_are_the_time_between_their_ends():
+    assert differences([1.0, 3.0, 7.0]) == [2.0, 4.0]
+
+
+def test_the_chart_is_a_file(tmp_path):
+    value = {"median": 1.0, "least": 1.0, "most": 1.0}
+    summary = {"variants": {"rahf": {"step_seconds": value, "memory_bytes": value}}}
+    report.chart({"dual": summary, "scit": summary}, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+def test_pairs_of_text_are_preference_pairs_in_messages(tmp_path):
+    from rahf.data.sources import load_pairs
+
+    write_pairs(tmp_path / "pairs.jsonl", 5, ["one", "two", "three"])
+    pairs = load_pairs(str(tmp_path / "pairs.jsonl"), split="train", cache_dir=tmp_path)
+    assert len(pairs) == 5
+    assert pairs[0]["prompt"][0]["role"] == "user"
