@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 from rahf.adapters import depth_of, frozen_pass
 from rahf.alignment import build_alignment
@@ -121,7 +121,7 @@ def _evidence(
     """AUC of the shift on held-out responses, and the residual's RMS, per layer."""
     layers = directions.layers
     reader = Reader(model, "responses", "mean", layers, pad_token_id, args.max_response_tokens)
-    how = {"batch_size": args.per_device_train_batch_size, "accelerator": Accelerator()}
+    how = {"batch_size": args.per_device_train_batch_size, "state": PartialState()}
     vectors = {"shift": directions.vectors}
     areas = measure(reader, held_out, vectors, **how).separability["shift"]
     rms = fit(reader, held_out, ("mean",), seed=args.seed, **how).rms

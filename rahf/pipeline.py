@@ -185,7 +185,8 @@ def run_choice_stage(recipe: Recipe) -> dict[str, Any]:
         "max_prompt_length": recipe.data.max_prompt_length,
         "max_length": recipe.data.max_length,
     }
-    return run_choice(recipe, stage_folder(recipe, "choice"), {**QUIET_DEFAULTS, **lengths})
+    with frozen_stage():
+        return run_choice(recipe, stage_folder(recipe, "choice"), {**QUIET_DEFAULTS, **lengths})
 
 
 def run_directions(recipe: Recipe) -> dict[str, Any]:

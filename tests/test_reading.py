@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import PartialState
 from peft import PeftModel
 from reference.objective import block_states, kl, log_probabilities
 from test_launch import launched, run
@@ -248,7 +248,7 @@ def test_the_area_under_the_curve_counts_pairs_of_scores():
 
 def fitted_on(family, pairs, **options):
     reader = reader_of(family, "responses", "mean")
-    given = {"seed": 0, "batch_size": 3, "accelerator": Accelerator(cpu=True), **options}
+    given = {"seed": 0, "batch_size": 3, "state": PartialState(cpu=True), **options}
     return fit(reader, pairs, tuple(FITTERS), **given)
 
 
@@ -276,7 +276,7 @@ def test_vectors_are_measured_on_the_projected_states_and_the_differences(family
     pairs = tiny_dataset(6)
     vectors = {"any": torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(4))}
     reader = reader_of(family, "responses", "last")
-    measured = measure(reader, pairs, vectors, batch_size=4, accelerator=Accelerator(cpu=True))
+    measured = measure(reader, pairs, vectors, batch_size=4, state=PartialState(cpu=True))
     sides = [
         torch.cat(states_by_loops(family, "responses", side, "last", list(pairs)), 1)
         for side in (0, 1)
@@ -351,7 +351,7 @@ def test_an_adapter_stands_against_another_or_against_the_base(recipe_file, fami
 def test_of_all_constants_the_mean_explains_most_of_an_adapters_states(family):
     pairs = tiny_dataset(8)
     reader = reader_of(family, "adapters", "every")
-    given = {"batch_size": 4, "accelerator": Accelerator(cpu=True)}
+    given = {"batch_size": 4, "state": PartialState(cpu=True)}
     fitted = fit(reader, pairs, tuple(FITTERS), seed=0, **given)
     tried = {name: 0.7 * vectors for name, vectors in fitted.vectors.items()} | fitted.vectors
     explained = measure(reader, pairs, tried | {"longer": 1.2 * fitted.vectors["mean"]}, **given)
