@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rahf.adapters import add_teachers, attach_policy, depth_of, frozen_pass
 from rahf.capture import record
 from rahf.config import MethodOptions, resolve_layers
-from rahf.contrast import Batch, Rows, first_rows
+from rahf.contrast import Batch, Rows, first_rows, row_count
 from rahf.directions import Directions, MeanFitter
 from rahf.likelihood import (
     forward_columns,
@@ -145,7 +145,7 @@ class Alignment:
     ) -> tuple[Asked, Tensor | None]:
         """What the frozen views ask for, and the reference's logits where the KL needs them."""
         rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
-        count, aligned = len(rows["lengths"]), batch["aligned_responses"]
+        count, aligned = row_count(rows), batch["aligned_responses"]
         needed = scored if self.options.kl_weight else None
         reference, logits = self._frozen_states(self.views.reference, batch, needed)
         shift = torch.zeros_like(reference)
@@ -196,7 +196,7 @@ class Alignment:
         """Tokens whose prediction a term needs; None where no term needs the LM head."""
         responses, mask = len(batch["row"]), with_context(batch["reference"])
         rows = batch["reference"]
-        kept = torch.zeros(len(rows["lengths"]), dtype=torch.bool, device=mask.device)
+        kept = torch.zeros(row_count(rows), dtype=torch.bool, device=mask.device)
         if self.options.kl_weight:
             kept[responses:] = self.options.kl_rows == "retain"
             kept[:responses] = self.options.kl_rows == "responses"
@@ -271,4 +271,4 @@ def kl_divergence(
         policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
     owner = rows["owner"][:, 1:][scored[:, 1:]]
-    return row_mean(per_token.unsqueeze(0), owner, len(rows["lengths"]))[0]
+    return row_mean(per_token.unsqueeze(0), owner, row_count(rows))[0]

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 ResponseSource = Literal["chosen", "rejected", "both", "random"]
 Positions = Literal["response", "predicting", "response_and_tail"]
 Batch = dict[str, Any]
-Rows = dict[str, Any]  # a block of rows: tensors, and the list `lengths`
+Rows = dict[str, Any]  # a block of rows: tensors; where it is packed, the list `spans`
 Span = tuple[int, int]
 LEAST_SHARED = 16
 """Tokens; for fewer, putting them together in each attention costs more than it saves."""
@@ -129,10 +129,12 @@ def sequence_rows(
 
     Returns:
         `input_ids`, `attention_mask`, `position_ids` (restarting at the first real token),
-        `response_mask` and `owner` (the row of each token), all [rows, seq], and `lengths`.
+        `response_mask` and `owner` (the row of each token), all [rows, seq].
         Padding is known by the mask, never by its id, which may be the end-of-text id.
     """
-    lengths = _lengths(prompts, responses)
+    lengths = [
+        len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)
+    ]
     shape = (len(prompts), max([width, *lengths]))
     input_ids = torch.full(shape, pad_token_id)
     attention_mask = torch.zeros(shape, dtype=torch.long)
@@ -149,7 +151,6 @@ def sequence_rows(
         "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
         "response_mask": response_mask,
         "owner": torch.arange(shape[0]).unsqueeze(1).expand(shape),
-        "lengths": lengths,
     }
 
 
@@ -170,7 +171,7 @@ def packed_rows(
 
     The beginning of a prompt that an earlier row has as well stands there alone: both responses of
     a pair, and all rows under one instruction, share it. `spans` says of each row where its tokens
-    stand, `lengths` how many of them are its own.
+    stand; the last span is its own.
 
     Args:
         own_tail: prompt tokens, from its end, that are never shared, because states or predictions
@@ -189,7 +190,7 @@ def packed_rows(
     rows = {name: torch.tensor([values], dtype=torch.long) for name, values in tokens.items()}
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
     rows["response_mask"] = rows["position_ids"] >= prompt_lengths[rows["owner"]]
-    return rows | {"spans": spans, "lengths": [stop - start for *_, (start, stop) in spans]}
+    return rows | {"spans": spans}
 
 
 def _shared_spans(
@@ -215,21 +216,19 @@ def _shared_spans(
     return found
 
 
-def _lengths(prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[int]:
-    return [
-        len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)
-    ]
+def row_count(rows: Rows) -> int:
+    """Number of rows of a block, packed or padded."""
+    return len(rows["spans"] if "spans" in rows else rows["input_ids"])
 
 
 def first_rows(rows: Rows, count: int) -> Rows:
-    """The first rows of a block, without `aligned` and `aligned_owner`."""
+    """The first rows of a block, at least one, without `aligned` and `aligned_owner`."""
     names = [name for name in TOKENWISE if name in rows]
-    if "attention_mask" in rows:
-        kept = {name: rows[name][:count] for name in names}
-    else:
-        tokens = sum(rows["lengths"][:count])
-        kept = {name: rows[name][:, :tokens] for name in names}
-    return kept | {name: rows[name][:count] for name in ("lengths", "spans") if name in rows}
+    if "spans" not in rows:
+        return {name: rows[name][:count] for name in names}
+    spans = rows["spans"][:count]
+    tokens = spans[-1][-1][1]
+    return {name: rows[name][:, :tokens] for name in names} | {"spans": spans}
 
 
 def aligned_mask(rows: Rows, positions: Positions, tail_tokens: int) -> Tensor:

@@ -11,7 +11,7 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rahf.contrast import Pairs, Rows, sequence_rows
+from rahf.contrast import Pairs, Rows, row_count, sequence_rows
 from rahf.packing import packed_inputs
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -39,7 +39,7 @@ class Likelihood(NamedTuple):
 
 def model_inputs(rows: Rows) -> dict[str, Any]:
     """The part of a block of rows that a model's forward takes."""
-    if "attention_mask" in rows:
+    if "spans" not in rows:
         return {name: rows[name] for name in INPUTS}
     return {"input_ids": rows["input_ids"], "position_ids": rows["position_ids"]} | packed_inputs(
         rows["spans"], rows["input_ids"].device
@@ -86,7 +86,7 @@ def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: Rows) -> Likel
     labels = rows["input_ids"][:, 1:][predicted]
     owner = rows["owner"][:, 1:][predicted]
     logprobs = -nn.functional.cross_entropy(logits, labels, reduction="none")
-    return Likelihood(logprobs, owner, len(rows["lengths"]))
+    return Likelihood(logprobs, owner, row_count(rows))
 
 
 class PairLikelihoods(NamedTuple):

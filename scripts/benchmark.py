@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from benchmarking import report
 from benchmarking.ceiling import matrix_ceiling
-from benchmarking.measure import in_new_process, work
+from benchmarking.measure import clock_of, in_new_process, work
 from benchmarking.variants import VARIANTS
 from benchmarking.workload import TEACHERS, Workload, prepare, response_tokens
 
@@ -73,7 +73,9 @@ def compare(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
         "runs": runs,
         "flops": flops,
         "response_tokens": response_tokens(workload, options.warmup, options.steps),
-        "ceiling": matrix_ceiling(options.device, getattr(torch, options.dtype)),
+        "ceiling": matrix_ceiling(
+            options.device, getattr(torch, options.dtype), clock_of(options.clock, options.device)
+        ),
     }
 
 

@@ -9,11 +9,10 @@ import argparse
 import contextlib
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from benchmarking.measure import seconds_on
+from benchmarking.measure import clock_of
 from benchmarking.scaling import per_step
 from benchmarking.workload import Workload
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,7 +32,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     options = parser.parse_args()
-    seconds = time.process_time if options.clock == "cpu" else seconds_on(options.device)
+    seconds = clock_of(options.clock, options.device)
     print("| tokens a row | rows | s/step | ms/token | MFLOP/token |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         workload = Workload(

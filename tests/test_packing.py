@@ -116,8 +116,9 @@ def test_packed_and_padded_batches_align_the_same_tokens(positions, retain):
     for block in ("reference", "positive", "negative"):
         own, other = packed[block], padded[block]
         assert own["aligned_owner"].tolist() == other["aligned_owner"].tolist()
-        assert own["lengths"] == other["lengths"] == other["attention_mask"].sum(1).tolist()
-        assert sum(own["lengths"]) == own["input_ids"].shape[1]
+        lengths = [stop - start for [(start, stop)] in own["spans"]]
+        assert lengths == other["attention_mask"].sum(1).tolist()
+        assert sum(lengths) == own["input_ids"].shape[1]
         for name in ("input_ids", "position_ids", "response_mask"):
             found, expected = (
                 rows[name].flatten()[rows["aligned"]].tolist() for rows in (own, other)
@@ -142,7 +143,6 @@ def test_rows_share_the_beginning_of_their_prompts():
         [(0, 17), (27, 32)],
         [(0, 17), (27, 28), (32, 38)],
     ]
-    assert rows["lengths"] == [23, 4, 5, 6]
     for row, spans in enumerate(rows["spans"]):
         for name, expected in (
             ("input_ids", prompts[row] + responses[row]),
@@ -157,7 +157,7 @@ def test_rows_share_the_beginning_of_their_prompts():
 
 def test_short_beginnings_are_not_shared():
     prompts, responses = [[*range(2, 17), 20, 21], [*range(2, 17), 22, 23]], [[EOS], [EOS]]
-    assert packed_rows(prompts, responses)["lengths"] == [18, 18]
+    assert packed_rows(prompts, responses)["spans"] == [[(0, 18)], [(18, 36)]]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2", "gpt_neox"])

@@ -130,7 +130,8 @@ def test_supervised_fine_tuning_counts_response_tokens_and_nothing_else(tmp_path
 def test_each_response_stands_after_the_instruction_that_fits_and_after_the_other():
     pairs = tiny_pairs(2)
     batch = InstructionCollator(EOS, packed=True)(pairs)
-    texts = [ids.tolist() for ids in batch["rows"]["input_ids"][0].split(batch["rows"]["lengths"])]
+    ids, spans = batch["rows"]["input_ids"][0].tolist(), batch["rows"]["spans"]
+    texts = [ids[start:stop] for [(start, stop)] in spans]
     fits, other = [], []
     for pair in pairs:
         good, bad = pair["positive_prompt_ids"], pair["negative_prompt_ids"]

@@ -28,7 +28,7 @@ def measure(
 ) -> dict[str, Any]:
     """Train `warmup` + `steps` steps; seconds of the last `steps`, losses, bytes."""
     import_everything(variant)
-    seconds = time.process_time if clock == "cpu" else seconds_on(workload.device)
+    seconds = clock_of(clock, workload.device)
     before, started = resident("VmRSS"), seconds()
     trained = VARIANTS[variant](workload, warmup + steps, seconds)
     on_gpu = workload.device == "cuda"
@@ -58,6 +58,11 @@ def import_everything(variant: str) -> None:
         import trl
 
         assert trl.DPOTrainer
+
+
+def clock_of(name: str, device: str) -> Callable[[], float]:
+    """`cpu`: time that this process has computed; `wall`: time that has passed."""
+    return time.process_time if name == "cpu" else seconds_on(device)
 
 
 def seconds_on(device: str) -> Callable[[], float]:
