@@ -86,7 +86,8 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
     return path
 
 
-SCIT = ("--method", "scit", "--shift", "mean", "--activation_checkpointing", "true")
+SCIT = ("--method", "scit", "--shift", "mean")
+CHECKPOINTING = ("--activation_checkpointing", "true")  # teachers take it over
 WHOLE_BATCH = ("--max_steps", "1", "--teachers.max_steps", "1", "--response_source", "chosen")
 
 
@@ -149,6 +150,8 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
     cases = [
         align(uneven_recipe, "dual_2", *half),
         align(uneven_recipe, "scit_2", *SCIT, *half),
+        align(uneven_recipe, "dual_recomputed_2", *CHECKPOINTING, *half),
+        align(uneven_recipe, "scit_recomputed_2", *SCIT, *CHECKPOINTING, *half),
         align(uneven_recipe, "whole_2", *WHOLE_BATCH, *half),
         align(uneven_recipe, "sorted_2", *WHOLE_BATCH, *half, "--dataset_name", "sorted"),
         align(uneven_recipe, "full_2", *full_teacher, *half),
@@ -160,6 +163,8 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
     assert_engine(engine)
     assert_same_run("dual", "dual_2")
     assert_same_run("scit", "scit_2")
+    assert_same_run("dual", "dual_recomputed_2")
+    assert_same_run("scit", "scit_recomputed_2")
     assert_same_run("whole", "whole_2")
     assert_same_run("whole_2", "sorted_2")
     assert_same_run("full", "full_2")
@@ -183,7 +188,7 @@ def killed_at_two(source: str, target: str) -> None:
 def assert_engine(engine: str) -> None:
     wrapper, base = ENGINES[engine]
     told = json.loads(Path("engines.json").read_text())
-    assert len(told) == 3 + 2 + 3 + 3 + 2 + 1
+    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1
     for one in told:
         assert one["world"] == 2
         assert (one["wrapper"], one["base"]) == (wrapper, base)
