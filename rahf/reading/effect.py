@@ -57,7 +57,7 @@ def effect_on_predictions(
             # The last prompt token predicts the first of the response.
             with steer(reader.model, steering.get(name, ()), 1.0, start=starts):
                 told = _logits(reader, negative, rows, scored)
-            totals[name] += kl_divergence(wanted, told, scored).double().sum().item()
+            totals[name] += kl_divergence(wanted, told, scored, rows).double().sum().item()
         count += len(starts)
     means = {name: total / count for name, total in totals.items()}
     return Effect(means.pop(""), means)
