@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+)
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -75,6 +82,19 @@ def load_model(
     else:
         model = base_model(str(name), init_kwargs)
     return model.eval() if device is None else model.eval().to(device)
+
+
+def load_classifier(
+    name: str | Path, init_kwargs: Mapping[str, Any], device: torch.device
+) -> PreTrainedModel | PeftModel:
+    """A sequence classifier, or an adapter that is one on its base, to be asked."""
+    if is_adapter(name):
+        model = AutoPeftModelForSequenceClassification.from_pretrained(
+            str(name), num_labels=1, **init_kwargs
+        )
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(str(name), **init_kwargs)
+    return model.eval().to(device)
 
 
 def load_tokenizer_of(

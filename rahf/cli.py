@@ -14,9 +14,16 @@ from rahf.commands import (
     align,
     data,
     directions,
+    dpo,
+    evaluate,
+    export,
     generate,
     plan,
+    push,
+    reward,
     shift,
+    sweep,
+    tradeoff,
     validate,
 )
 
@@ -70,7 +77,21 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     align.add(commands, with_keys=with_keys)
-    for command in (data, plan, validate, generate, directions, shift):
+    for command in (
+        data,
+        plan,
+        validate,
+        generate,
+        directions,
+        shift,
+        evaluate,
+        reward,
+        dpo,
+        tradeoff,
+        export,
+        push,
+        sweep,
+    ):
         command.add(commands)
     return parser
 

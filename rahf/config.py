@@ -162,16 +162,22 @@ class MethodOptions:
     max_response_tokens: Count = option(
         64, "Tokens of a response, from its start, whose states are aligned."
     )
-    alpha: float = option(
+    alpha: Annotated[float, OrAny(Literal["auto"])] = option(
         2.0,
         "Strength: the target is reference + alpha * shift. Negative: away from the preferred "
-        "side.",
+        "side. auto: solved for kl_budget before the alignment.",
     )
     target_layers: Annotated[str, OrAny(int | float | list)] = option(
         "0.5-0.8",
         "Decoder blocks whose output is aligned, counted from 0: block numbers (12), fractions of "
         "the depth (0.5), ranges of either with both ends ('10-20', '10-20:2', '0.3-0.7', "
-        "'0.3-0.6:0.1'), a list of these, or 'a,b,c'.",
+        "'0.3-0.6:0.1'), a list of these, or 'a,b,c'. auto: the window that "
+        "raises the margin of held-out pairs the most, at equal kl_budget.",
+    )
+    kl_budget: Annotated[float, Limits(least=1e-6)] = option(
+        0.5,
+        "What alpha: auto is solved for: KL divergence from the base on neutral text, in nats per "
+        "token, when the whole shift is added by steering. Training reaches a part of it.",
     )
     distance: Literal["l2", "squared_l2"] = option(
         "l2", "Distance of a state to its target: the 2-norm, or its square."
@@ -235,6 +241,11 @@ class MethodOptions:
     def __post_init__(self):
         self.check_method()
 
+    @property
+    def chooses(self) -> bool:
+        """Whether layers or strength are left to the data."""
+        return "auto" in (self.alpha, self.target_layers)
+
     def check_method(self) -> None:
         """Raises OptionError with every problem of the method's options."""
         problems = value_problems(self, MethodOptions)
@@ -242,7 +253,7 @@ class MethodOptions:
             problems = [
                 *source_problems(self),
                 *term_problems(self),
-                *check_layers(self.target_layers),
+                *(check_layers(self.target_layers) if self.target_layers != "auto" else ()),
             ]
         raise_problems(problems)
 

@@ -30,7 +30,11 @@ class Likelihood(NamedTuple):
 
     def means(self) -> Float[Tensor, " rows"]:
         """Log-probability per response token, in nats."""
-        return self.sums() / torch.bincount(self.owner, minlength=self.rows).clamp(min=1)
+        return self.sums() / self.tokens()
+
+    def tokens(self) -> Int[Tensor, " rows"]:
+        """Scored tokens of each response; at least 1."""
+        return torch.bincount(self.owner, minlength=self.rows).clamp(min=1)
 
 
 def model_inputs(rows: Rows) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def likelihood(model: nn.Module, rows: Rows) -> Likelihood:
     return token_likelihood(predictions(model, rows), rows)
 
 
-def predictions(model: nn.Module, rows: dict[str, Tensor]) -> Float[Tensor, "tokens vocab"]:
+def predictions(model: nn.Module, rows: Rows) -> Float[Tensor, "tokens vocab"]:
     """Logits that predict the tokens under `response_mask`, packed row by row, from one forward."""
     columns = forward_columns(rows["response_mask"])
     output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
@@ -85,15 +89,25 @@ def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: Rows) -> Likel
     return Likelihood(logprobs, owner, row_count(rows))
 
 
-@torch.no_grad()
-def preference_margins(
-    model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
-) -> Float[Tensor, " pairs"]:
-    """Mean log-probability per token of chosen minus that of rejected, in nats.
+class PairLikelihoods(NamedTuple):
+    """Log-probability (nats) and number of tokens of both responses of pairs."""
 
-    Pairs of like length are scored together, so that little is padded.
-    """
-    device, margins = next(model.parameters()).device, torch.zeros(len(pairs))
+    chosen: Float[Tensor, " pairs"]
+    rejected: Float[Tensor, " pairs"]
+    chosen_tokens: Float[Tensor, " pairs"]
+    rejected_tokens: Float[Tensor, " pairs"]
+
+    def token_margins(self) -> Float[Tensor, " pairs"]:
+        """Mean log-probability per token of chosen minus that of rejected, in nats."""
+        return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
+
+
+@torch.no_grad()
+def pair_likelihoods(
+    model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
+) -> PairLikelihoods:
+    """Score both responses of every pair, those of like length together: little is padded."""
+    device, found = next(model.parameters()).device, torch.zeros(len(pairs), 4)
     whole = [pairs[index] for index in range(len(pairs))]
     order = sorted(range(len(whole)), key=lambda index: len(whole[index]["prompt_ids"]))
     for start in range(0, len(order), batch_size):
@@ -102,6 +116,14 @@ def preference_margins(
         prompts = [pair["prompt_ids"] for pair in batch for _ in range(2)]
         responses = [pair[side] for pair in batch for side in ("chosen_ids", "rejected_ids")]
         rows = sequence_rows(prompts, responses, pad_token_id)
-        means = likelihood(model, send_to_device(rows, device)).means()
-        margins[indices] = (means[0::2] - means[1::2]).float().cpu()
-    return margins
+        scored = likelihood(model, send_to_device(rows, device))
+        both = torch.stack([scored.sums(), scored.tokens()], 1).float().cpu()
+        found[indices] = torch.cat([both[0::2], both[1::2]], 1)
+    return PairLikelihoods(*found[:, [0, 2, 1, 3]].unbind(1))
+
+
+def preference_margins(
+    model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
+) -> Float[Tensor, " pairs"]:
+    """Mean log-probability per token of chosen minus that of rejected, in nats."""
+    return pair_likelihoods(model, pairs, pad_token_id, batch_size).token_margins()

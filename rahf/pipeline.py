@@ -30,6 +30,7 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
+from rahf.choosing import run_choice, with_choice
 from rahf.config import TEACHERS
 from rahf.data.report import describe
 from rahf.evaluation.table import measure
@@ -90,10 +91,13 @@ def run_stage(recipe: Recipe, name: str) -> None:
     if state.is_main_process:
         record.begin()
     run: Callable[[Recipe], dict[str, Any]] = {
+        "choice": run_choice_stage,
         "directions": run_directions,
         "alignment": run_alignment,
         "evaluation": run_evaluation,
     }.get(name, lambda recipe: run_teacher(recipe, name))
+    if name in ("directions", "alignment", "evaluation"):
+        recipe = with_choice(recipe, stage_folder(recipe, "choice"))
     results = run(recipe)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -102,7 +106,8 @@ def run_stage(recipe: Recipe, name: str) -> None:
 
 def stage_folder(recipe: Recipe, name: str) -> Path:
     """The policy stands at the root of the output folder, the rest in folders of its own."""
-    folders = {"alignment": ".", "evaluation": "evaluation", "directions": "directions"}
+    folders = {"alignment": ".", "evaluation": "evaluation"}
+    folders |= {name: name for name in ("choice", "directions")}
     return recipe.output_dir / folders.get(name, f"teachers/{name}")
 
 
@@ -112,7 +117,7 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     shared = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
     if name == "evaluation":
         return whole["evaluation"]
-    if name in ("alignment", "directions"):
+    if name in ("alignment", "choice", "directions"):
         return deciding({key: value for key, value in whole.items() if key != "evaluation"})
     training = deciding(recipe.teacher_training)
     extra = {}
@@ -173,6 +178,15 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
         recipe.method.packing,
     )
     return save_log(trainer)
+
+
+def run_choice_stage(recipe: Recipe) -> dict[str, Any]:
+    lengths = {
+        "max_prompt_length": recipe.data.max_prompt_length,
+        "max_length": recipe.data.max_length,
+    }
+    with frozen_stage():
+        return run_choice(recipe, stage_folder(recipe, "choice"), {**QUIET_DEFAULTS, **lengths})
 
 
 def run_directions(recipe: Recipe) -> dict[str, Any]:

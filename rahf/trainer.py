@@ -73,6 +73,11 @@ class RAHFConfig(MethodOptions, TrainingArguments):
 
     def __post_init__(self):
         self.check_method()
+        if self.chooses:
+            raise ValueError(
+                "alpha: auto and target_layers: auto are chosen by the stage `choice` of rahf "
+                "align, before there is a trainer; give a number and layers here."
+            )
         TrainingArguments.__post_init__(self)
 
 

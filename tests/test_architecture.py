@@ -35,11 +35,13 @@ LEVELS = (
     ),
     ("sharding",),
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
-    ("recipe", "alignment", "checkpoints"),
-    ("training", "steering"),
-    ("teachers", "evaluation", "interpret", "reading"),
+    ("recipe", "alignment", "checkpoints", "control_vector"),
+    ("training", "steering", "merging"),
+    ("teachers", "evaluation", "interpret", "reading", "reward", "dpo"),
     ("trainer", "loading", "report", "responses"),
-    ("pipeline", "plan", "reading.command"),
+    ("choosing", "plan", "reading.command", "hub"),
+    ("pipeline",),
+    ("export", "sweep"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -52,7 +54,9 @@ ONLY = {
     "packing": set(),
     "decoding": set(),
     "data": {"data"},
-    "evaluation": {"contrast", "evaluation", "generation", "likelihood", "adapters"},
+    "evaluation": {
+        *("adapters", "contrast", "data", "evaluation", "generation", "intervals", "likelihood"),
+    },
     # never the trainer, never evaluation
     "interpret": {
         *("adapters", "artifacts", "contrast", "data", "decoding", "generation", "interpret"),

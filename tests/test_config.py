@@ -50,8 +50,8 @@ def test_sections_are_frozen(section):
     ("options", "said"),
     [
         ({"method": "duel"}, "method: 'duel' is not one of dual, scit, lorra, direction"),
-        ({"alpha": "2"}, "alpha: '2' is not a number"),
-        ({"alpha": True}, "alpha: True is not a number"),
+        ({"alpha": "2"}, "alpha: '2' is not a number or one of auto"),
+        ({"alpha": True}, "alpha: True is not a number or one of auto"),
         ({"alpha": float("nan")}, "alpha: nan is not a finite number"),
         ({"alpha": 0}, "alpha: 0 asks for no shift"),
         (
@@ -68,7 +68,7 @@ def test_sections_are_frozen(section):
         ({"positions": "all"}, "positions: 'all' is not one of"),
         ({"shift": "median"}, "shift: 'median' is not one of token, mean"),
         ({"directions": ""}, "directions: is empty text"),
-        ({"target_layers": "auto"}, "target_layers: 'auto' is not a block number"),
+        ({"target_layers": "automatic"}, "target_layers: 'automatic' is not a block number"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_name(options, said):
@@ -109,6 +109,7 @@ def test_options_that_do_not_go_together_are_refused(options, said):
         {"method": "lorra"},
         {"method": "direction", "directions": "x"},
         {"alpha": -1},
+        {"alpha": "auto", "target_layers": "auto"},
         {"shift": "mean"},
         {"retain_weight": 0.5, "retain_dataset_name": "x.jsonl"},
         {"kl_weight": 1, "kl_rows": "retain", "retain_dataset_name": "x.jsonl"},
@@ -294,7 +295,7 @@ def test_a_block_beyond_the_model_is_refused_with_the_last_valid_one(spec):
         (1.5, "1.5 is neither a block number"),
         (True, "True is not a block number"),
         (None, "None is not a block number"),
-        ("auto", "'auto' is not a block number"),
+        ("auto", "auto is chosen by the stage"),
         ("", "'' is not a block number"),
         ("3,,4", "'' is not a block number"),
         ([], "the list is empty"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+import yaml
+from accelerate import PartialState
 from peft import PeftModel
 from reference.objective import block_states, kl, log_probabilities
 from test_launch import launched, run
@@ -17,11 +18,13 @@ from tiny_models import D_MODEL, EOS, tiny_dataset, tiny_pairs
 
 from rahf.cli import main
 from rahf.directions import Directions
+from rahf.reading.choice import Calibration, choose, solve_strength, windows
 from rahf.reading.effect import candidates, effect_on_predictions
 from rahf.reading.fitters import FITTERS, MeanDifference
 from rahf.reading.fitting import area_under_curve, fit, measure
 from rahf.reading.samples import SIDES, Reader, Samples
 from rahf.steering import steer
+from rahf.trainer import RAHFConfig
 
 LAYERS = (0, 1, 2)
 SOURCES = ("responses", "instructions", "adapters")
@@ -245,7 +248,7 @@ def test_the_area_under_the_curve_counts_pairs_of_scores():
 
 def fitted_on(family, pairs, **options):
     reader = reader_of(family, "responses", "mean")
-    given = {"seed": 0, "batch_size": 3, "accelerator": Accelerator(cpu=True), **options}
+    given = {"seed": 0, "batch_size": 3, "state": PartialState(cpu=True), **options}
     return fit(reader, pairs, tuple(FITTERS), **given)
 
 
@@ -273,7 +276,7 @@ def test_vectors_are_measured_on_the_projected_states_and_the_differences(family
     pairs = tiny_dataset(6)
     vectors = {"any": torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(4))}
     reader = reader_of(family, "responses", "last")
-    measured = measure(reader, pairs, vectors, batch_size=4, accelerator=Accelerator(cpu=True))
+    measured = measure(reader, pairs, vectors, batch_size=4, state=PartialState(cpu=True))
     sides = [
         torch.cat(states_by_loops(family, "responses", side, "last", list(pairs)), 1)
         for side in (0, 1)
@@ -348,7 +351,7 @@ def test_an_adapter_stands_against_another_or_against_the_base(recipe_file, fami
 def test_of_all_constants_the_mean_explains_most_of_an_adapters_states(family):
     pairs = tiny_dataset(8)
     reader = reader_of(family, "adapters", "every")
-    given = {"batch_size": 4, "accelerator": Accelerator(cpu=True)}
+    given = {"batch_size": 4, "state": PartialState(cpu=True)}
     fitted = fit(reader, pairs, tuple(FITTERS), seed=0, **given)
     tried = {name: 0.7 * vectors for name, vectors in fitted.vectors.items()} | fitted.vectors
     explained = measure(reader, pairs, tried | {"longer": 1.2 * fitted.vectors["mean"]}, **given)
@@ -456,3 +459,98 @@ def test_two_ranks_give_the_directions_of_one_process(recipe_file):  # noqa: F81
     torch.testing.assert_close(
         Directions.load("two").vectors, Directions.load("one").vectors, atol=1e-5, rtol=1e-3
     )
+
+
+def test_windows_cover_the_depth_and_stay_in_it():
+    assert windows(30) == [
+        tuple(range(6, 15)),
+        tuple(range(10, 19)),
+        tuple(range(14, 23)),
+        tuple(range(19, 28)),
+    ]
+    for depth in (1, 2, 4, 7, 80):
+        assert all(0 <= each[0] <= each[-1] < depth for each in windows(depth))
+        assert len(set(windows(depth))) == len(windows(depth))
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [
+        lambda alpha: 0.3 * alpha**2,
+        lambda alpha: 0.01 * alpha**2,
+        lambda alpha: 5 * alpha / (1 + alpha),
+        lambda alpha: 0.2 * alpha**3,
+    ],
+)
+def test_a_strength_is_found_that_meets_the_budget(divergence):
+    asked = []
+    alpha, found = solve_strength(lambda a: asked.append(a) or divergence(a), 0.5, 1.0)
+    assert found == divergence(alpha) == pytest.approx(0.5, rel=0.1)
+    assert len(asked) <= 6
+
+
+def calibration_of(family):
+    pairs = tiny_pairs(4)
+    return Calibration(family.load_base(), pairs, [[2, 3, 4, 5], [6, 7, 8]], EOS)
+
+
+def test_the_divergence_is_that_of_the_neutral_tokens_under_steering(family):
+    calibration, chosen = calibration_of(family), some_directions()
+    found = calibration.divergence(chosen, 0.7)
+    model, per_text = family.load_base(), []
+    for text in ([2, 3, 4, 5], [6, 7, 8]):
+        steered = logits_by_loops(model, text, [(chosen.increments(), 0.7)])
+        plain = log_probabilities(model, text)
+        per_text.append(kl(plain, steered.log_softmax(-1).tolist(), range(1, len(text))))
+    assert found == pytest.approx(sum(per_text) / 2, rel=1e-3)
+
+
+def test_the_window_that_gains_most_at_equal_divergence_is_taken(family):
+    calibration = calibration_of(family)
+    vectors = torch.randn(4, D_MODEL, generator=torch.Generator().manual_seed(3))
+    found = Directions((0, 1, 2, 3), vectors)
+    areas, rms = torch.tensor([0.9, 0.95, 0.9, 0.5]), torch.full((4,), 10.0)
+    tried = [(0, 1), (1, 2), (3,)]
+    choice = choose(calibration, found, areas, rms, tried, alpha=None, budget=0.1)
+    first, second, unlikely = choice.candidates
+    # Its layers tell the sides apart no better than chance: nothing is run for it.
+    assert unlikely.margin_gain is None
+    for each in (first, second):
+        assert each.divergence == pytest.approx(0.1, rel=0.1)
+        part = found.only(each.layers)
+        assert each.margin_gain == pytest.approx(calibration.gain(part, each.alpha), abs=1e-6)
+        share = each.alpha * part.vectors.norm(dim=-1).mean().item() / 10
+        assert each.share_of_rms == pytest.approx(share, rel=1e-4)
+    assert choice.taken.margin_gain == max(first.margin_gain, second.margin_gain)
+    fixed = choose(calibration, found, areas, rms, tried[:1], alpha=-0.4, budget=0.1)
+    assert fixed.taken.alpha == -0.4
+    assert fixed.taken.margin_gain == pytest.approx(
+        calibration.gain(found.only((0, 1)), -0.4), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--alpha", "auto", "--target_layers", "auto"),
+        ("--alpha", "auto", "--shift", "mean"),
+        ("--target_layers", "auto"),
+        ("--alpha", "auto", "--retain_dataset_name", "texts.jsonl"),
+    ],
+)
+def test_a_recipe_may_leave_layers_and_strength_to_the_data(recipe_file, capsys, given):  # noqa: F811
+    options = ("--evaluation.models", "[policy]", *given)
+    assert main(["align", str(recipe_file), *options]) == 0
+    assert "chosen: layers" in capsys.readouterr().out
+    taken = json.loads(Path("out/choice/choice.json").read_text())["taken"]
+    as_run = yaml.safe_load(Path("out/recipe.yaml").read_text())
+    assert as_run["alpha"] == taken["alpha"]
+    assert as_run["target_layers"] == taken["layers"]
+    assert "alpha" in given[0::2][0] or taken["alpha"] == 2.0
+    assert main(["align", str(recipe_file), *options]) == 0
+    assert "choice: complete" in capsys.readouterr().out
+
+
+def test_a_trainer_takes_no_auto():
+    with pytest.raises(ValueError, match="give a number and layers here"):
+        RAHFConfig("out", alpha="auto", use_cpu=True)

@@ -162,7 +162,7 @@ def test_a_field_that_transformers_has_dropped_comes_with_its_replacement(write,
         ({"teachers": {"contrast": "x"}}, "teachers.contrast: not read by method dual"),
         ({"evaluation": {"judge": "me"}}, "evaluation.judge: 'me' is not one of lexicon or null"),
         ({"eval_strategy": "steps", "dataset_test_split": None}, "eval_strategy: steps needs"),
-        ({"target_layers": "auto"}, "target_layers: 'auto' is not a block number"),
+        ({"target_layers": "automatic"}, "target_layers: 'automatic' is not a block number"),
         ({"method": "direction"}, "method: direction needs directions"),
     ],
 )

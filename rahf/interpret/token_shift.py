@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
@@ -52,8 +53,7 @@ def token_shift(
         base: None: the same weights with the adapter off.
     """
     device = next(aligned.parameters()).device
-    rows = sequence_rows(prompts, responses, pad_token_id)
-    rows = {name: tensor.to(device) for name, tensor in rows.items()}
+    rows = send_to_device(sequence_rows(prompts, responses, pad_token_id), device)
     rows["response_mask"] = with_context(rows)
     tokens = rows["input_ids"][rows["response_mask"]]
     of_aligned = predictions(aligned, rows)

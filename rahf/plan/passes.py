@@ -16,7 +16,7 @@ from rahf.plan.shapes import Decoder, Lora, read_lora
 from rahf.plan.work import Pass
 from rahf.recipe.launch import Launch
 from rahf.recipe.layers import resolve_layers
-from rahf.recipe.reading import Recipe
+from rahf.recipe.reading import AUTO, Recipe
 
 SIDES = {"chosen": ("chosen",), "rejected": ("rejected",)}
 BOTH = ("chosen", "rejected")
@@ -45,7 +45,9 @@ class Case:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return resolve_layers(self.recipe.method.target_layers, self.decoder.layers)
+        layers = self.recipe.method.target_layers
+        # What auto will choose is not known; nothing is above the last block.
+        return resolve_layers("0.5-1.0" if layers == AUTO else layers, self.decoder.layers)
 
     @property
     def packed(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate import Accelerator
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
@@ -28,6 +28,7 @@ from rahf.reading.fitting import Fitted, Measured, cosines, fit, measure
 from rahf.reading.samples import Reader
 from rahf.recipe.reading import Recipe
 from rahf.report.directions import as_markdown, evidence_figure
+from rahf.sharding import frozen_stage, take_over_sharding
 
 EVIDENCE_FILE = "evidence.json"
 BASE = "base"  # in place of an adapter
@@ -60,10 +61,12 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")
     seed = recipe.training.get("seed", 42)
     batch_size = recipe.training.get("per_device_train_batch_size", 8)
-    accelerator = Accelerator(cpu=recipe.training.get("use_cpu", False))
+    take_over_sharding()
+    state = PartialState(cpu=recipe.training.get("use_cpu", False))
     tokenizer = load_tokenizer(recipe)
     fitted_on, held_out = rows_to_read(recipe, tokenizer, options, seed)
-    base = load_base(recipe).eval()
+    with frozen_stage():
+        base = load_base(recipe).eval()
     depth = depth_of(base)
     layers = resolve_layers(options.layers, depth) if options.layers else tuple(range(depth))
     speakers = adapters_of(recipe, options) if options.source == "adapters" else {}
@@ -76,11 +79,13 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         recipe.method.max_response_tokens,
     )
     fits = tuple(dict.fromkeys((options.fit, *options.compare)))
-    how = {"batch_size": batch_size, "accelerator": accelerator}
+    how = {"batch_size": batch_size, "state": state}
     fitted = fit(reader, fitted_on, fits, seed=seed, **how)
     evidence = evidence_of(fitted, measure(reader, held_out, fitted.vectors, **how), layers)
     described = {
         "model": base_name(base),
+        "model_type": base.config.model_type,
+        "depth": str(depth),
         "data": recipe.data.dataset_name or "a mixture",
         "data_sha256": rows_hash(fitted_on),
         "source": options.source,
@@ -99,9 +104,9 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         effect = effect_on_predictions(reader, some, steering, batch_size)
         evidence["effect"] = {"nats": effect.whole, "explained": effect.explained()}
     folder = options.output or recipe.output_dir / "reading" / options.source
-    if accelerator.is_main_process:
+    if state.is_main_process:
         write(folder, directions, evidence)
-    accelerator.print(f"{as_markdown(evidence)}\n\ndirections: {folder}")
+    state.print(f"{as_markdown(evidence)}\n\ndirections: {folder}")
 
 
 def rows_to_read(

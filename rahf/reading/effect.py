@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from accelerate.utils import send_to_device
+from jaxtyping import Float
 from torch import Tensor
 
 from rahf.alignment import kl_divergence
-from rahf.contrast import sequence_rows
+from rahf.contrast import Rows, sequence_rows
 from rahf.directions import Directions
-from rahf.likelihood import forward_columns, model_inputs, response_logits
+from rahf.likelihood import predictions
 from rahf.reading.samples import Reader, Side
 from rahf.steering import steer
 
@@ -51,33 +52,26 @@ def effect_on_predictions(
     totals, count = dict.fromkeys(("", *steering), 0.0), 0
     for first in range(0, len(pairs), batch_size):
         rows, starts = _rows(reader, negative, pairs[first : first + batch_size])
-        scored = rows["response_mask"]
-        wanted = _logits(reader, positive, rows, scored)
+        wanted = _logits(reader, positive, rows)
         for name in totals:
             # The last prompt token predicts the first of the response.
             with steer(reader.model, steering.get(name, ()), 1.0, start=starts):
-                told = _logits(reader, negative, rows, scored)
-            totals[name] += kl_divergence(wanted, told, scored, rows).double().sum().item()
+                told = _logits(reader, negative, rows)
+            divergence = kl_divergence(wanted, told, rows["response_mask"], rows)
+            totals[name] += divergence.double().sum().item()
         count += len(starts)
     means = {name: total / count for name, total in totals.items()}
     return Effect(means.pop(""), means)
 
 
-def _rows(
-    reader: Reader, side: Side, pairs: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Tensor], list[int]]:
+def _rows(reader: Reader, side: Side, pairs: Sequence[Mapping[str, Any]]) -> tuple[Rows, list[int]]:
     prompts = [pair[side.prompt] for pair in pairs for _ in side.responses]
     responses = [pair[name][: reader.max_tokens] for pair in pairs for name in side.responses]
     rows = sequence_rows(prompts, responses, reader.pad_token_id)
     device = next(reader.model.parameters()).device
-    placed = {name: tensor.to(device) for name, tensor in rows.items()}
-    return placed, [len(prompt) - 1 for prompt in prompts]
+    return send_to_device(rows, device), [len(prompt) - 1 for prompt in prompts]
 
 
-def _logits(
-    reader: Reader, side: Side, rows: dict[str, Tensor], scored: Bool[Tensor, "rows seq"]
-) -> Float[Tensor, "tokens vocab"]:
-    columns = forward_columns(scored)
+def _logits(reader: Reader, side: Side, rows: Rows) -> Float[Tensor, "tokens vocab"]:
     with reader.speaking(side.adapter):
-        output = reader.model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
-    return response_logits(output.logits, scored, columns)
+        return predictions(reader.model, rows)

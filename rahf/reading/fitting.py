@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def fit(
     *,
     seed: int,
     batch_size: int,
-    accelerator: Accelerator,
+    state: PartialState,
 ) -> Fitted:
     """Fit directions in one pass over `pairs`, drawn in an order that the seed decides.
 
@@ -56,7 +56,7 @@ def fit(
     whole, *halves = ({name: FITTERS[name]() for name in fits} for _ in range(3))
     square, weight, contrasts = 0.0, 0.0, 0
     for half, indices in zip(halves, np.array_split(order, 2), strict=True):
-        for samples in read(reader, pairs, indices.tolist(), batch_size, accelerator):
+        for samples in read(reader, pairs, indices.tolist(), batch_size, state):
             for fitter in (*whole.values(), *half.values()):
                 fitter.update(samples)
             square = square + (samples.square * samples.square_weight).sum(1).double()
@@ -75,22 +75,22 @@ def read(
     pairs: Dataset,
     indices: Sequence[int],
     batch_size: int,
-    accelerator: Accelerator,
+    state: PartialState,
 ) -> Iterator[Samples]:
     """Samples of the pairs at `indices`, the same on every rank."""
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world = state.process_index, state.num_processes
     step = batch_size * world
     for start in tqdm(
         range(0, len(indices), step),
         "reading",
         leave=False,
-        disable=not accelerator.is_main_process,
+        disable=not state.is_main_process,
     ):
         together = indices[start : start + step]
         share = together[rank * batch_size : (rank + 1) * batch_size]
         # A rank without a share of the last batch reads a pair that then weighs nothing.
         samples = reader([pairs[index] for index in share or together[:1]])
-        yield gathered(samples if share else weightless(samples), accelerator)
+        yield gathered(samples if share else weightless(samples), state)
 
 
 def weightless(samples: Samples) -> Samples:
@@ -115,13 +115,13 @@ def measure(
     vectors: Vectors,
     *,
     batch_size: int,
-    accelerator: Accelerator,
+    state: PartialState,
 ) -> Measured:
     """Project held-out states on each vector, and compare held-out differences with it."""
     scores: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     weights: tuple[list[Tensor], list[Tensor]] = ([], [])
     energy, left = 0.0, dict.fromkeys(vectors, 0.0)
-    for samples in read(reader, pairs, range(len(pairs)), batch_size, accelerator):
+    for samples in read(reader, pairs, range(len(pairs)), batch_size, state):
         share = samples.difference_weight
         energy = energy + _energy(samples.difference, share)
         for name, vector in vectors.items():

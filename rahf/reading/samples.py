@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils import gather, pad_across_processes
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
@@ -182,16 +183,15 @@ def across(
     )
 
 
-def gathered(samples: Samples, accelerator: Accelerator) -> Samples:
+def gathered(samples: Samples, state: PartialState) -> Samples:
     """The samples of all ranks, rank after rank, on every rank; what one process would have read
     from the batches joined, but for padding of weight 0.
     """
-    if accelerator.num_processes == 1:
+    if state.num_processes == 1:
         return samples
     whole = []
     for tensor in samples:
         first = tensor.movedim(-2, 0) if tensor.ndim == 3 else tensor.movedim(-1, 0)
-        padded = accelerator.pad_across_processes(first.contiguous(), dim=0)
-        joined = accelerator.gather(padded)
+        joined = gather(pad_across_processes(first.contiguous(), dim=0))
         whole.append(joined.movedim(0, -2 if tensor.ndim == 3 else -1))
     return Samples(*whole)

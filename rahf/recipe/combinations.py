@@ -138,7 +138,8 @@ def term_problems(options: "MethodOptions") -> list[str]:
         for use, used in uses.items()
         if used and not options.retain_rows
     ]
-    if options.retain_dataset_name is not None and not any(uses.values()):
+    read = any(uses.values()) or options.chooses  # the choice reads it as neutral text
+    if options.retain_dataset_name is not None and not read:
         problems.append(
             "retain_dataset_name: read by no term: set retain_weight above 0, or kl_weight above 0 "
             "with kl_rows: retain"

@@ -33,6 +33,11 @@ def resolve_layers(spec: int | float | str | list | tuple, num_layers: int) -> t
     blocks, "0.2-0.8:0.3" is (2, 5, 8) and "0.2-0.8:2" is (2, 4, 6, 8). Raises ValueError for
     another form and for a block beyond the model.
     """
+    if spec == "auto":
+        raise ValueError(
+            "target_layers: auto is chosen by the stage `choice` of rahf align; without it, give "
+            "layers."
+        )
     blocks: set[int] = set()
     for span in _parse(spec):
         chosen = _blocks(span, num_layers)

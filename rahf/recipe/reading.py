@@ -42,6 +42,10 @@ NOT_INHERITED = {
 }
 
 
+AUTO = "auto"
+"""Value of alpha or target_layers: left to the data."""
+
+
 class RecipeError(OptionError):
     """A recipe that cannot be run; `problems` holds one line for each thing that is wrong.
 
@@ -79,7 +83,8 @@ class Recipe:
         fitted = (
             ["directions"] if self.method.shift == "mean" and self.method.directions is None else []
         )
-        return (*trained, *fitted, "alignment", "evaluation")
+        choice = ["choice"] if self.method.chooses else []
+        return (*trained, *choice, *fitted, "alignment", "evaluation")
 
     @property
     def teacher_training(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rahf.data.records import read_records
 from rahf.data.sources import FILE_SUFFIXES, DataSource, local_path, local_splits
 from rahf.recipe.combinations import column_problems, part_problems
 from rahf.recipe.layers import resolve_layers
-from rahf.recipe.reading import Recipe, RecipeError, load_recipe
+from rahf.recipe.reading import AUTO, Recipe, RecipeError, load_recipe
 
 ROWS_READ = 200
 
@@ -295,7 +295,7 @@ def _with_origin(name: str) -> str:
 def _layers_told(recipe: Recipe) -> str:
     folder = Path(recipe.model.model_name_or_path)
     depth = model_depth(folder) if (folder / "config.json").is_file() else None
-    if depth is None:
+    if depth is None or recipe.method.target_layers == AUTO:
         return f", target layers {recipe.method.target_layers}"
     layers = resolve_layers(recipe.method.target_layers, depth)
     return f", target layers {', '.join(map(str, layers))} of {depth}"

@@ -1,11 +1,12 @@
 """The model card of an aligned adapter, from the recipe as run and its metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import yaml
 
+from rahf.report.directions import as_markdown
 from rahf.report.tables import layers_table, models_table
 
 PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -18,8 +19,14 @@ METHOD_NAMES = {
 }
 
 
-def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Markdown with the Hub's metadata on top: data, base, method, layers, metrics, versions."""
+def model_card(
+    recipe: Mapping[str, Any], metrics: Mapping[str, Any], where: str = "path/of/this/folder"
+) -> str:
+    """Markdown with the Hub's metadata on top: data, base, method, layers, metrics, versions.
+
+    Args:
+        where: what a reader loads it by.
+    """
     base, method = recipe["model_name_or_path"], METHOD_NAMES[recipe["method"]]
     datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
     head = {
@@ -34,7 +41,7 @@ def model_card(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         f"A LoRA adapter of `{base}` whose hidden states were moved towards what the chosen "
         f"responses of `{datasets}` share and the rejected ones lack ({method}, "
         "[arXiv 2312.15997](https://arxiv.org/abs/2312.15997)).",
-        USE,
+        USE.format(where=where),
         "## How it was made",
         _settings(recipe, metrics),
         "The full recipe is `recipe.yaml`, all figures are in `metrics.json`, every logged step in "
@@ -53,9 +60,56 @@ USE = """## How to use it
 ```python
 from peft import AutoPeftModelForCausalLM
 
-model = AutoPeftModelForCausalLM.from_pretrained("path/of/this/folder")
+model = AutoPeftModelForCausalLM.from_pretrained("{where}")
 merged = model.merge_and_unload()  # plain transformers from here on
 ```"""
+
+
+def directions_card(
+    metadata: Mapping[str, str],
+    layers: Sequence[int],
+    evidence: Mapping[str, Any] | None,
+    where: str,
+) -> str:
+    """The card of stored directions: base, data, how they were fitted, what they are worth."""
+    base = metadata["model"]
+    head = {
+        "library_name": "rahf",
+        "base_model": base,
+        "tags": ["rahf", "steering", "control-vector", "representation-alignment"],
+    }
+    # Exported directions may be increments already.
+    steering = "directions" if metadata.get("increments") == "true" else "directions.increments()"
+    shown = {"layers": ", ".join(map(str, layers)), **metadata}
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# Directions of {base.rpartition('/')[2]}",
+        f"One vector per layer of `{base}`, to be added to the output of its decoder blocks.",
+        USE_DIRECTIONS.format(where=where, base=base, steering=steering),
+        "## How they were made",
+        "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in shown.items()),
+    ]
+    if evidence is not None:
+        parts += ["## What they are worth on held-out pairs", as_markdown(evidence)]
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return "\n\n".join([*parts, f"Made with {versions}.", ""])
+
+
+USE_DIRECTIONS = """## How to use them
+
+```python
+from huggingface_hub import hf_hub_download
+from transformers import AutoModelForCausalLM
+from rahf import Directions, steer
+
+model = AutoModelForCausalLM.from_pretrained("{base}")
+directions = Directions.load(hf_hub_download("{where}", "directions.safetensors"))
+with steer(model, {steering}, 1.0, start="generated"):
+    ...  # model.generate
+```
+
+Where the repository holds `control_vector.gguf`, llama.cpp loads it:
+`llama-cli -m model.gguf --control-vector control_vector.gguf`."""
 
 
 def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

@@ -49,6 +49,32 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
     return markdown(["layer", *(title for title, _ in columns)], rows)
 
 
+def choice_table(choice: Mapping[str, Any]) -> str:
+    """The windows that were compared, the taken one first, and why it was taken."""
+    forms = (
+        ("separability", "AUC", "{:.3f}"),
+        ("alpha", "alpha", "{:.3g}"),
+        ("share_of_rms", "shift / rms", "{:.3f}"),
+        ("divergence", "KL on neutral text", "{:.3f}"),
+        ("margin_gain", "gain of held-out margin", "{:+.3f}"),
+    )
+    ordered = sorted(choice["candidates"], key=lambda each: each != choice["taken"])
+    rows = [
+        [
+            f"{each['layers'][0]}-{each['layers'][-1]}",
+            *(form.format(each[key]) if each[key] is not None else "-" for key, _, form in forms),
+        ]
+        for each in ordered
+    ]
+    taken = choice["taken"]
+    reason = (
+        f"chosen: layers {taken['layers'][0]}-{taken['layers'][-1]}, alpha {taken['alpha']:.3g}: "
+        "the largest gain of the held-out margin among the layers tried (nats per token, by "
+        f"steering); budget of the divergence {choice['budget']:g} nats per token"
+    )
+    return f"{markdown(['layers', *(title for _, title, _ in forms)], rows)}\n\n{reason}"
+
+
 def evidence_figure(evidence: Mapping[str, Any], path: Path) -> None:
     """Separability, norm and agreement over the layers."""
     from matplotlib.figure import Figure

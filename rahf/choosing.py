@@ -1,0 +1,137 @@
+"""The stage `choice`: what a recipe leaves to the data (`target_layers: auto`, `alpha: auto`).
+
+Loads and saves; the idea is in `reading.choice`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from rahf.adapters import depth_of, frozen_pass
+from rahf.alignment import build_alignment
+from rahf.artifacts import read_json, write_json, write_text
+from rahf.config import MethodOptions, resolve_layers
+from rahf.data.tokenization import tokenize_texts
+from rahf.directions import Directions
+from rahf.generation import pad_id, sample_texts
+from rahf.loading import load_base, load_tokenizer, lora_config, teachers_of, train_rows
+from rahf.reading.choice import Calibration, Choice, choose, windows
+from rahf.reading.fitting import fit, measure
+from rahf.reading.samples import Reader
+from rahf.recipe.reading import AUTO, Recipe
+from rahf.report.directions import choice_table
+from rahf.trainer import RAHFConfig, fit_mean_shift
+
+CHOICE_FILE = "choice.json"
+HELD_OUT = 16  # pairs that windows are compared on
+NEUTRAL = 8  # texts that the divergence is measured on
+
+
+def with_choice(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with what was chosen in the place of `auto`."""
+    if not recipe.method.chooses:
+        return recipe
+    taken = read_json(folder / CHOICE_FILE)["taken"]
+    method = decided(recipe.method, target_layers=taken["layers"], alpha=taken["alpha"])
+    return dataclasses.replace(recipe, method=method)
+
+
+def decided(method: MethodOptions, **values: Any) -> MethodOptions:
+    """The options with numbers, and without a file of texts that only the choice has read."""
+    if not (method.retain_weight or (method.kl_weight and method.kl_rows == "retain")):
+        values["retain_dataset_name"] = None
+    return dataclasses.replace(method, **values)
+
+
+def run_choice(recipe: Recipe, folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Choose on pairs that are held out of the fit, print the reasons and save them.
+
+    Args:
+        defaults: training arguments where the recipe gives none.
+    """
+    method, tokenizer = recipe.method, load_tokenizer(recipe)
+    base = load_base(recipe)
+    depth = depth_of(base)
+    whole = decided(method, target_layers=f"0-{depth - 1}", alpha=1.0)
+    stored = Directions.load(method.directions) if method.directions is not None else None
+    if stored is not None:
+        whole = dataclasses.replace(whole, target_layers=list(stored.layers))
+    options = dataclasses.asdict(whole)
+    args = RAHFConfig(**{**defaults, **options, **recipe.training})
+    rows = train_rows(recipe, tokenizer, step=2)
+    order = np.random.default_rng(args.seed).permutation(len(rows))
+    count = min(HELD_OUT, len(rows) // 2)
+    held_out, fitted_on = rows.select(order[:count]), rows.select(np.sort(order[count:]))
+    alignment = build_alignment(base, args, lora_config(recipe), teachers_of(recipe), stored)
+    directions = stored or fit_mean_shift(alignment, fitted_on, tokenizer, args)
+    with frozen_pass(alignment.model, None if method.reference == "base" else method.reference):
+        areas, rms = _evidence(alignment.model, directions, held_out, args, pad_id(tokenizer))
+        calibration = Calibration(
+            alignment.model,
+            held_out.to_list(),
+            neutral_texts(recipe, alignment.model, tokenizer),
+            pad_id(tokenizer),
+        )
+        choice = choose(
+            calibration,
+            directions,
+            areas,
+            rms,
+            tried_layers(recipe, depth, directions),
+            alpha=None if method.alpha == AUTO else float(method.alpha),
+            budget=method.kl_budget,
+        )
+    _save(choice, folder)
+    return {}
+
+
+def tried_layers(recipe: Recipe, depth: int, directions: Directions) -> list[tuple[int, ...]]:
+    """Windows of the depth that the directions cover, or the layers that the recipe gives.
+
+    Raises:
+        ValueError: stored directions cover none of the windows.
+    """
+    if recipe.method.target_layers != AUTO:
+        return [resolve_layers(recipe.method.target_layers, depth)]
+    covered = [each for each in windows(depth) if set(each) <= set(directions.layers)]
+    if not covered:
+        raise ValueError(
+            f"target_layers: auto compares windows such as {windows(depth)[-1]}, but the "
+            f"directions hold layers {list(directions.layers)}; give target_layers."
+        )
+    return covered
+
+
+def neutral_texts(recipe: Recipe, model, tokenizer) -> list[list[int]]:
+    """Texts of the retain term's file, or what the model writes by itself."""
+    method = recipe.method
+    if method.retain_dataset_name:
+        return tokenize_texts(method.retain_dataset_name, tokenizer, NEUTRAL, method.retain_tokens)
+    seed = recipe.training.get("seed", 42)
+    return sample_texts(model, tokenizer, rows=NEUTRAL, tokens=method.retain_tokens, seed=seed)
+
+
+def _evidence(
+    model, directions: Directions, held_out, args: RAHFConfig, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """AUC of the shift on held-out responses, and the residual's RMS, per layer."""
+    layers = directions.layers
+    reader = Reader(model, "responses", "mean", layers, pad_token_id, args.max_response_tokens)
+    how = {"batch_size": args.per_device_train_batch_size, "state": PartialState()}
+    vectors = {"shift": directions.vectors}
+    areas = measure(reader, held_out, vectors, **how).separability["shift"]
+    rms = fit(reader, held_out, ("mean",), seed=args.seed, **how).rms
+    return torch.tensor(areas), rms
+
+
+def _save(choice: Choice, folder: Path) -> None:
+    state, table = PartialState(), choice_table(choice.as_dict())
+    state.print(table)
+    if state.is_main_process:
+        write_json(folder / CHOICE_FILE, choice.as_dict())
+        write_text(folder / "choice.md", table + "\n")
+    state.wait_for_everyone()

@@ -1,0 +1,51 @@
+"""`rahf export`: an adapter or directions in the form that another runtime loads."""
+
+import argparse
+from pathlib import Path
+
+from rahf.commands.parsers import plain_command
+
+FORMATS = ("adapter", "merged", "safetensors", "gguf")
+
+EPILOG = """\
+Of an adapter: adapter (PEFT), merged (transformers; compared with the adapter before it is kept).
+Of directions: safetensors (rahf), gguf (control vector of llama.cpp)."""
+
+
+def add(commands) -> None:
+    summary = "write an adapter or directions in the forms that other runtimes load"
+    parser = plain_command(commands, "export", summary, run, EPILOG)
+    option = parser.add_argument
+    option("source", metavar="FOLDER", type=Path, help="adapter or directions")
+    option("--output", required=True, metavar="FOLDER", type=Path, help="where it is written")
+    option(
+        "--formats",
+        metavar="A,B",
+        type=_formats,
+        help=f"of {', '.join(FORMATS)} (default: all that apply)",
+    )
+    option("--base", metavar="NAME", help="base in place of the one that the adapter names")
+    option("--dtype", default="auto", help="number format of the merged weights (default: base's)")
+    option("--alpha", metavar="X", type=float, default=1.0, help="strength put into directions")
+    option("--layers", metavar="LAYERS", help="layers of the directions, as target_layers")
+    option(
+        "--increments",
+        action="store_true",
+        help="write directions so that, added in all layers, each shifts its own layer only",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.export import export
+
+    for line in export(options):
+        print(line)
+    return 0
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in FORMATS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(FORMATS)}")
+    return names

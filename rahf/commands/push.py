@@ -1,0 +1,32 @@
+"""`rahf push`: an adapter or directions to the Hugging Face Hub."""
+
+import argparse
+from pathlib import Path
+
+from rahf.commands.parsers import plain_command
+
+
+def add(commands) -> None:
+    summary = "send an adapter or directions to the Hugging Face Hub, with a filled-in card"
+    parser = plain_command(commands, "push", summary, run)
+    option = parser.add_argument
+    option("source", metavar="FOLDER", type=Path, help="output_dir of a run, or directions")
+    option("repo_id", metavar="USER/NAME", help="repository, made if there is none")
+    option("--public", action="store_true", help="for everybody to see (default: private)")
+    option("--base", metavar="NAME", help="the base's name on the Hub, where it was a folder")
+    option("--dry_run", action="store_true", help="show the files and the card, send nothing")
+    option("--endpoint", metavar="URL", help="another Hub (also: HF_ENDPOINT)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.hub import collect, push
+
+    upload = collect(options.source, options.repo_id, options.base)
+    for name, size in upload.sizes().items():
+        print(f"{size:>12,}  {name}")
+    if options.dry_run:
+        print(f"\n{upload.files['README.md'].decode()}\nnothing was sent (--dry_run)")
+        return 0
+    address = push(upload, options.repo_id, private=not options.public, endpoint=options.endpoint)
+    print(f"sent: {address} ({'public' if options.public else 'private'})")
+    return 0

@@ -1,0 +1,68 @@
+"""`rahf reward`: train a reward model on preference pairs."""
+
+import argparse
+from pathlib import Path
+
+from rahf.commands.models import DTYPES
+from rahf.commands.parsers import plain_command
+
+EPILOG = """\
+Judge with it: rahf evaluate responses --judge reward:FOLDER ... Keep the pairs it is trained on
+apart from those that are aligned on and evaluated."""
+
+ARGUMENTS = {
+    "learning_rate": float,
+    "num_train_epochs": float,
+    "max_steps": int,
+    "per_device_train_batch_size": int,
+    "gradient_accumulation_steps": int,
+    "max_length": int,
+    "seed": int,
+}
+"""Arguments of TRL's RewardConfig that are options here."""
+
+
+def add(commands) -> None:
+    summary = "train a reward model on preference pairs, to judge responses with"
+    parser = plain_command(commands, "reward", summary, run, EPILOG)
+    option = parser.add_argument
+    option("--model", required=True, metavar="NAME", help="language or reward model to start from")
+    option("--pairs", required=True, metavar="NAME", help="pairs: a file, a folder or a Hub id")
+    option("--split", metavar="NAME", default="train", help="that is trained on (default: train)")
+    option("--test_split", metavar="NAME", help="that accuracy is measured on (default: none)")
+    option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the model")
+    option("--lora_r", metavar="N", type=int, default=16, help="rank (16); 0: train all weights")
+    option("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+    option("--chat_template", metavar="FILE", help="Jinja text or file in place of the tokenizer's")
+    for name, kind in ARGUMENTS.items():
+        option(f"--{name}", metavar="N", type=kind, help="as in TRL's RewardConfig")
+    for name in ("bf16", "gradient_checkpointing", "use_cpu"):
+        option(f"--{name}", action="store_true", help="as in TRL's RewardConfig")
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import write_json
+    from rahf.data.sources import load_pairs
+    from rahf.reward import train_reward_model
+
+    pairs = load_pairs(options.pairs, split=options.split)
+    held_out = options.test_split and load_pairs(options.pairs, split=options.test_split)
+    switches = ("bf16", "gradient_checkpointing", "use_cpu")
+    given = {name: getattr(options, name) for name in (*ARGUMENTS, *switches)}
+    arguments = {name: value for name, value in given.items() if value not in (None, False)}
+    figures = train_reward_model(
+        options.model,
+        pairs,
+        options.output,
+        held_out=held_out or None,
+        lora_r=options.lora_r,
+        dtype=options.dtype,
+        chat_template=options.chat_template,
+        arguments=arguments,
+    )
+    write_json(options.output / "metrics.json", figures)
+    if "eval_accuracy" in figures:
+        accuracy, pairs = figures["eval_accuracy"], figures["eval_pairs"]
+        print(f"held-out accuracy {accuracy:.1%} on {pairs} pairs")
+    print(f"reward model: {options.output}")
+    return 0

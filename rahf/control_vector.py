@@ -1,0 +1,86 @@
+"""Directions as a GGUF control vector, the file that llama.cpp adds to its layers. Knows no model.
+
+Layers are numbered as in llama.cpp (`common_control_vector_load`, `llama_adapter_cvec`):
+`direction.N` is added to the output of block N, counted from 0, which is our layer N; there is none
+for block 0.
+"""
+
+from pathlib import Path
+
+import torch
+
+from rahf.directions import Directions
+
+ARCHITECTURE = "controlvector"
+
+LLAMA_CPP_NAMES = {"mistral": "llama", "gpt_neox": "gptneox", "gemma3_text": "gemma3"}
+"""Names of architectures in llama.cpp, where they are not those of transformers."""
+
+
+def write_control_vector(directions: Directions, path: Path, model_hint: str) -> tuple[int, ...]:
+    """Write the vectors as float32; returns the layers that are left out.
+
+    Args:
+        model_hint: the model's type, such as `llama`; it tells, and is not checked by llama.cpp.
+
+    Raises:
+        ValueError: the package gguf is missing; no layer can be written.
+    """
+    gguf = gguf_package()
+    kept = tuple(layer for layer in directions.layers if layer > 0)
+    if not kept:
+        raise ValueError(
+            "the directions hold layer 0 alone, for which llama.cpp has no control vector; fit "
+            "others, or steer in Python."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.partial")
+    writer = gguf.GGUFWriter(staging, ARCHITECTURE)
+    writer.add_string(f"{ARCHITECTURE}.model_hint", LLAMA_CPP_NAMES.get(model_hint, model_hint))
+    writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(kept))
+    for layer, vector in zip(kept, directions.select(kept), strict=True):
+        writer.add_tensor(f"direction.{layer}", vector.float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    staging.replace(path)
+    return tuple(layer for layer in directions.layers if layer == 0)
+
+
+def read_control_vector(path: Path) -> Directions:
+    """The vectors of a control vector, as llama.cpp's loader reads them.
+
+    Raises:
+        ValueError: not a control vector, or one that the loader refuses.
+    """
+    reader = gguf_package().GGUFReader(path)
+    field = reader.get_field("general.architecture")
+    if field is None or field.contents() != ARCHITECTURE:
+        raise ValueError(f"{path} is no control vector: its architecture is not {ARCHITECTURE!r}.")
+    vectors = {}
+    for tensor in reader.tensors:
+        name, _, number = tensor.name.partition(".")
+        if name != "direction" or not number.isdigit() or int(number) == 0:
+            raise ValueError(f"{path}: {tensor.name!r} is not direction.N with N from 1.")
+        if tensor.tensor_type.name != "F32" or len(tensor.shape) != 1:
+            raise ValueError(f"{path}: {tensor.name} is not one row of float32.")
+        vectors[int(number)] = torch.tensor(tensor.data)
+    layers = tuple(sorted(vectors))
+    return Directions(layers, torch.stack([vectors[layer] for layer in layers]))
+
+
+def gguf_package():
+    """The package that reads and writes the format.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import gguf
+    except ModuleNotFoundError:
+        raise ValueError(
+            "a control vector needs the package gguf: pip install 'rahf[gguf]', or leave gguf out "
+            "of --formats."
+        ) from None
+    return gguf

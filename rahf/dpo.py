@@ -1,0 +1,76 @@
+"""DPO on a recipe's rows by TRL's DPOTrainer: the baseline that an alignment is held against.
+
+The rows, the LoRA and the lengths are those of the recipe, so that nothing but the method differs.
+Knows rows and TRL; knows no recipe.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from rahf.artifacts import write_lines
+from rahf.training import save_policy
+
+DEFAULTS = {
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "constant",
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "logging_steps": 10,
+    "report_to": "none",
+    "dataloader_pin_memory": torch.cuda.is_available(),
+}
+"""Arguments of TRL's DPOConfig."""
+
+ROW_COLUMNS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+
+
+def train_dpo(
+    base: PreTrainedModel,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    peft_config: LoraConfig,
+    output_dir: str | Path,
+    arguments: Mapping[str, Any],
+) -> dict[str, float]:
+    """Train a LoRA on tokenised pairs and save it in `output_dir`, with its log.
+
+    Args:
+        rows: what `tokenize_pairs` gives: already cut to the recipe's lengths.
+        arguments: of DPOConfig (`beta`, `learning_rate`, `max_steps`, ...), in place of `DEFAULTS`.
+
+    Returns:
+        Figures of the training as a whole.
+
+    Raises:
+        ValueError: TRL is not installed.
+    """
+    try:
+        from trl import DPOConfig, DPOTrainer
+    except ModuleNotFoundError:
+        raise ValueError("DPO needs TRL, which is not installed: pip install 'rahf[trl]'") from None
+    args = DPOConfig(output_dir=str(output_dir), max_length=None, **{**DEFAULTS, **arguments})
+    set_seed(args.seed)
+    trainer = DPOTrainer(
+        base,
+        args=args,
+        # TRL tokenises what it is given; its trainer then reads our rows, which have the columns
+        # that its collator takes.
+        train_dataset=Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}]),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    trainer.train_dataset = rows.select_columns(ROW_COLUMNS)
+    figures = trainer.train().metrics
+    if args.should_save:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_policy(trainer.accelerator.unwrap_model(trainer.model), Path(output_dir))
+        tokenizer.save_pretrained(output_dir)
+        write_lines(Path(output_dir) / "log.jsonl", trainer.state.log_history)
+    return figures

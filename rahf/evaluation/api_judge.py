@@ -1,0 +1,106 @@
+"""A judge behind any OpenAI-compatible URL (`POST URL/chat/completions`).
+
+Knows HTTP; knows no library of a vendor.
+"""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rahf.data.messages import Message
+from rahf.evaluation.judges import Value, Verdict
+
+RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+"""Statuses that another try may change."""
+
+LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class Api:
+    """Where a model is asked, and how patiently."""
+
+    url: str  # up to and without /chat/completions
+    model: str
+    key: str | None = None
+    max_tokens: int = 1024
+    timeout: float = 120.0  # seconds for one try
+    tries: int = 6
+    first_wait: float = 1.0  # seconds before the second try; doubled before each further one
+
+    def complete(self, prompt: str) -> str:
+        """The model's answer to one message, at temperature 0.
+
+        Raises:
+            ValueError: the server refuses, cannot be reached, or answers something else, after all
+                tries.
+        """
+        wait = self.first_wait
+        for left in reversed(range(self.tries)):
+            try:
+                return self._ask(prompt)
+            except urllib.error.HTTPError as error:
+                told = f"status {error.code}: {error.read()[:200].decode(errors='replace')}"
+                if error.code not in RETRIED or not left:
+                    raise ValueError(f"{self.url} refuses: {told}") from error
+                asked_for = error.headers.get("Retry-After", "")
+                wait = max(wait, float(asked_for)) if asked_for.isdigit() else wait
+            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                if not left:
+                    raise ValueError(f"{self.url} cannot be reached: {error}") from error
+            time.sleep(min(wait, LONGEST_WAIT))
+            wait *= 2
+        raise AssertionError("the last try returns or raises")
+
+    def _ask(self, prompt: str) -> str:
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": self.max_tokens,
+        }
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
+        )
+        with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+            text = reply.read().decode()
+        try:
+            return json.loads(text)["choices"][0]["message"]["content"] or ""
+        except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"{self.url} does not answer as such an API: {text[:200]!r}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class ApiJudge:
+    """A chooser or scorer whose question and reading are functions."""
+
+    api: Api
+    responses: int
+    question: Callable[..., str]  # messages and responses -> what is asked
+    parse: Callable[[str], Value]
+    workers: int = 8  # requests at once
+
+    @property
+    def id(self) -> str:
+        return f"{self.api.model} at {self.api.url}"
+
+    def read(self, messages: Sequence[Message], *responses: str) -> str:
+        return self.question(messages, *responses)
+
+    def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            for said in pool.map(self.api.complete, read):
+                yield Verdict(self.parse(said), said)
+        finally:
+            # After an error or an interrupt nothing more is asked.
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,91 @@
+"""What a judge is, and how its verdicts are kept.
+
+A judge reads a text that is made of a prompt and one response, or two, and says a verdict. Each
+verdict is kept with the judge's id and a hash of what it read, so that nothing is asked twice and
+no two judges, or two wordings of one, are mixed up. Knows no model and no network.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rahf.data.messages import Message
+
+Value = float | dict[str, float | None] | None
+
+
+class Verdict(NamedTuple):
+    """What a judge says of one text."""
+
+    value: Value  # None: it said nothing that could be read
+    said: str = ""  # its own words, where it has any
+
+
+class Judge(Protocol):
+    """A scorer reads one response and gives a number (or one by aspect); a chooser reads two and
+    gives, from 0 to 1, how far the first is the better one.
+    """
+
+    id: str
+    responses: int  # that it reads at once: 1 or 2
+
+    def read(self, messages: Sequence[Message], *responses: str) -> str:
+        """The text that the judge is to read."""
+
+    def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        """One verdict a text, in their order, each as soon as it is there."""
+
+
+class Verdicts:
+    """Verdicts on the disk, one a line; a half-written last line is left out.
+
+    Args:
+        path: a file that may be there already, and may hold verdicts of several judges; None: they
+            are kept in memory.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        self._known: dict[str, Verdict] = {}
+        if path is not None and path.exists():
+            whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
+            path.write_text(whole + newline, encoding="utf-8")
+            for line in whole.splitlines():
+                record = json.loads(line)
+                key = record["judge"], record["prompt_hash"]
+                self._known[key] = Verdict(record["value"], record["said"])
+
+    def ask(self, judge: Judge, read: Sequence[str]) -> list[Verdict]:
+        """The judge's verdicts; it is asked only for what it has not read before."""
+        keys = [(judge.id, prompt_hash(text)) for text in read]
+        new = {key: text for key, text in zip(keys, read, strict=True) if key not in self._known}
+        for key, verdict in zip(new, judge.verdicts(list(new.values())), strict=True):
+            self._known[key] = verdict
+            self._keep(key, verdict)
+        return [self._known[key] for key in keys]
+
+    def _keep(self, key: tuple[str, str], verdict: Verdict) -> None:
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"judge": key[0], "prompt_hash": key[1], **verdict._asdict()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def prompt_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def first_json_object(text: str) -> Mapping[str, Any] | None:
+    """The first JSON object in a text: alone, fenced or among words; None: there is none."""
+    decoder = json.JSONDecoder()
+    start = text.find("{")
+    while start >= 0:
+        try:
+            return decoder.raw_decode(text, start)[0]
+        except json.JSONDecodeError:
+            start = text.find("{", start + 1)
+    return None

@@ -1,0 +1,170 @@
+"""Judges that are models on this machine: a sequence classifier's score, and a language model's
+probabilities of the answers it is given to choose from.
+
+Knows models and texts; knows no file.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import send_to_device
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rahf.contrast import sequence_rows
+from rahf.data.chat_format import chat_format, prompt_messages, render
+from rahf.data.messages import Message
+from rahf.data.tokenization import tokenize_responses
+from rahf.evaluation.judges import Value, Verdict
+from rahf.evaluation.questions import (
+    ASPECTS,
+    BETTER_AS_LETTER,
+    MARKS,
+    aspect_as_digit,
+    aspects_question,
+    better_question,
+)
+from rahf.generation import pad_id
+from rahf.likelihood import predictions
+
+
+class RewardJudge:
+    """A sequence classifier as scorer: its one logit, or the log-odds of one of its labels.
+
+    A classifier with a chat template reads prompt and response in it (a reward model); one without
+    reads the response alone (a classifier of texts).
+    """
+
+    responses = 1
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        id: str,
+        label: int = 0,
+        batch_size: int = 8,
+    ):
+        if not 0 <= label < model.config.num_labels:
+            raise ValueError(
+                f"label {label} is not one of the {model.config.num_labels} labels of {id}"
+            )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = pad_id(tokenizer)
+        self.id = id if model.config.num_labels == 1 else f"{id}, label {label}"
+        self._model, self._tokenizer = model, tokenizer
+        self._label, self._batch_size = label, batch_size
+        self._chat = chat_format(tokenizer) if tokenizer.chat_template is not None else None
+
+    def read(self, messages: Sequence[Message], *responses: str) -> str:
+        if self._chat is None:
+            return responses[0]
+        chat = prompt_messages(messages, self._chat)
+        answer = {"role": "assistant", "content": responses[0]}
+        return render(self._tokenizer, self._chat.template, [*chat, answer])
+
+    @torch.no_grad()
+    def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        scores = torch.zeros(len(read))
+        order = sorted(range(len(read)), key=lambda index: len(read[index]))
+        starts = range(0, len(order), self._batch_size)
+        for start in tqdm(starts, desc="judging", leave=False):
+            rows = order[start : start + self._batch_size]
+            scores[rows] = self._scores([read[row] for row in rows])
+        return (Verdict(score) for score in scores.tolist())
+
+    def _scores(self, texts: list[str]) -> Float[Tensor, " texts"]:
+        tokenizer = self._tokenizer
+        ids = tokenizer(texts, add_special_tokens=self._chat is None, truncation=False)["input_ids"]
+        width = max(map(len, ids))
+        padded = torch.tensor([row + [pad_id(tokenizer)] * (width - len(row)) for row in ids])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+        device = self._model.device
+        output = self._model(input_ids=padded.to(device), attention_mask=mask.to(device))
+        logits = output.logits.float().cpu()
+        if logits.shape[1] == 1:
+            return logits[:, 0]
+        logs = logits.log_softmax(-1)
+        others = [label for label in range(logits.shape[1]) if label != self._label]
+        return logs[:, self._label] - logs[:, others].logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Probabilities that a language model gives to short answers, by their first token."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int = 4
+
+    @torch.no_grad()
+    def probabilities(
+        self, questions: Sequence[str], options: Sequence[str]
+    ) -> Iterator[list[float]]:
+        """For each question, in order, the probabilities of the options among themselves.
+
+        Raises:
+            ValueError: two options begin with the same token.
+        """
+        chat = [{"role": "user", "content": "?"}]
+        answered = tokenize_responses([chat] * len(options), options, self.tokenizer)
+        first = [response[0] for _, response in answered]
+        if len(set(first)) < len(options):
+            raise ValueError(f"the options {options} do not begin with different tokens")
+        for start in range(0, len(questions), self.batch_size):
+            batch = questions[start : start + self.batch_size]
+            chats = [[{"role": "user", "content": question}] for question in batch]
+            asked = tokenize_responses(chats, [options[0]] * len(batch), self.tokenizer)
+            rows = sequence_rows(
+                [prompt for prompt, _ in asked], [first[:1] for _ in batch], pad_id(self.tokenizer)
+            )
+            rows = send_to_device(rows, self.model.device)
+            yield from predictions(self.model, rows)[:, first].softmax(-1).tolist()
+
+
+@dataclass(frozen=True)
+class ChoiceJudge:
+    """A language model as judge: it is not let write, its probabilities are the verdict."""
+
+    id: str
+    responses: int
+    question: Callable[..., str]  # messages and responses -> what it reads
+    weigh: Callable[[Sequence[str]], Iterator[Value]]  # what it reads -> values
+
+    def read(self, messages: Sequence[Message], *responses: str) -> str:
+        return self.question(messages, *responses)
+
+    def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        values = self.weigh(read)
+        return (Verdict(value) for value in tqdm(values, total=len(read), desc="judging"))
+
+
+def better_choice_judge(choices: Choices, id: str) -> ChoiceJudge:
+    """Chooser: the probability of the letter that stands for the first response."""
+
+    def weigh(read: Sequence[str]) -> Iterator[Value]:
+        return (first for first, _ in choices.probabilities(read, ("A", "B")))
+
+    def question(messages: Sequence[Message], first: str, second: str) -> str:
+        return better_question(messages, first, second) + BETTER_AS_LETTER
+
+    return ChoiceJudge(id, 2, question, weigh)
+
+
+def aspects_choice_judge(choices: Choices, id: str) -> ChoiceJudge:
+    """Scorer: for each aspect the expected mark."""
+    marks = range(MARKS[0], MARKS[1] + 1)
+
+    def weigh(read: Sequence[str]) -> Iterator[Value]:
+        for question in read:
+            asked = [aspect_as_digit(question, aspect) for aspect in ASPECTS]
+            shares = choices.probabilities(asked, [str(mark) for mark in marks])
+            yield {
+                aspect: sum(mark * share for mark, share in zip(marks, row, strict=True))
+                for aspect, row in zip(ASPECTS, shares, strict=True)
+            }
+
+    return ChoiceJudge(id, 1, aspects_question, weigh)

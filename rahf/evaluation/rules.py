@@ -1,0 +1,68 @@
+"""Judges that follow a plain rule: no model, no doubt about what they measure.
+
+Each reads the response alone.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rahf.data.messages import Message
+from rahf.evaluation.judges import Verdict
+from rahf.evaluation.lexicon import lexicon_tone
+
+REFUSAL = re.compile(
+    r"\b(?:"
+    r"i'm (?:very |really |so )?sorry|i am sorry|i apologi[sz]e"
+    r"|i (?:can't|cannot|can not|won't|will not|am not able|am unable)|i'm (?:not able|unable)"
+    r"|as an ai\b|it (?:is|would be) (?:illegal|unethical|wrong) to"
+    r"|not (?:able|going) to (?:help|assist))",
+    re.IGNORECASE,
+)
+"""Words with which a response declines (English), looked for near its start."""
+
+REFUSAL_START = 200
+"""Characters of a response in which a refusal is looked for."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A scorer from a function of texts."""
+
+    id: str
+    scores: Callable[[Sequence[str]], list[float]]
+    responses: int = 1
+
+    def read(self, messages: Sequence[Message], *responses: str) -> str:
+        return responses[0]
+
+    def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        return (Verdict(float(score)) for score in self.scores(read))
+
+
+def rule(name: str) -> Rule:
+    """A rule by its name: `lexicon` (tone from -1 to 1), `length` (characters), `refusal` (1 where
+    a response declines), `regex:PATTERN` (1 where it is found).
+
+    Raises:
+        ValueError: another name; a pattern that is none.
+    """
+    kind, _, pattern = name.partition(":")
+    if name == "lexicon":
+        return Rule(name, lexicon_tone())
+    if name == "length":
+        return Rule(name, lambda texts: [len(text) for text in texts])
+    if name == "refusal":
+        return Rule(name, lambda texts: [declines(text) for text in texts])
+    if kind == "regex" and pattern:
+        try:
+            found = re.compile(pattern, re.IGNORECASE)
+        except re.error as error:
+            raise ValueError(f"judge {name!r}: no regular expression ({error})") from error
+        return Rule(name, lambda texts: [found.search(text) is not None for text in texts])
+    raise ValueError(f"judge {name!r} is none of lexicon, length, refusal, regex:PATTERN")
+
+
+def declines(text: str) -> bool:
+    """Whether a response begins by declining."""
+    return REFUSAL.search(text[:REFUSAL_START].replace("\u2019", "'")) is not None

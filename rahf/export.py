@@ -1,0 +1,77 @@
+"""`rahf export`: which files an adapter or directions become."""
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rahf.adapters import is_adapter, load_tokenizer_of
+from rahf.config import resolve_layers
+from rahf.control_vector import write_control_vector
+from rahf.directions import FILE_NAME, Directions
+from rahf.hub import ADAPTER_FILES
+from rahf.merging import write_merged
+
+OF_ADAPTER = ("adapter", "merged")
+OF_DIRECTIONS = ("safetensors", "gguf")
+
+
+def export(options: argparse.Namespace) -> Iterator[str]:
+    """Write every format asked for; yields a line for each.
+
+    Raises:
+        ValueError: the source is neither; a format that it cannot have.
+    """
+    source: Path = options.source
+    if source.is_dir() and is_adapter(source):
+        yield from _adapter(options, formats_of(options.formats, OF_ADAPTER, "an adapter"))
+    elif source.is_file() or (source / FILE_NAME).is_file():
+        yield from _directions(options, formats_of(options.formats, OF_DIRECTIONS, "directions"))
+    else:
+        raise ValueError(f"{source} holds neither an adapter nor directions.")
+
+
+def formats_of(
+    asked: tuple[str, ...] | None, possible: tuple[str, ...], what: str
+) -> tuple[str, ...]:
+    wrong = [name for name in asked or () if name not in possible]
+    if wrong:
+        raise ValueError(f"{what} cannot be exported as {wrong[0]}, but as {', '.join(possible)}.")
+    return asked or possible
+
+
+def _adapter(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
+    if "adapter" in formats:
+        folder = options.output / "adapter"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("adapter_config.json", "README.md", *ADAPTER_FILES):
+            if (options.source / name).is_file():
+                shutil.copyfile(options.source / name, folder / name)
+        yield f"{folder}: PEFT adapter"
+    if "merged" in formats:
+        folder = options.output / "merged"
+        tokenizer = load_tokenizer_of(options.source, options.base)
+        found = write_merged(
+            options.source, folder, tokenizer, dtype=options.dtype, base=options.base
+        )
+        yield f"{folder}: merged weights; {found}"
+
+
+def _directions(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
+    directions = Directions.load(options.source)
+    if options.layers:
+        depth = int(directions.metadata.get("depth", max(directions.layers) + 1))
+        directions = directions.only(resolve_layers(options.layers, depth))
+    if options.increments:
+        directions = directions.increments()
+    baked = {"strength": f"{options.alpha:g}", "increments": str(options.increments).lower()}
+    directions = replace(options.alpha * directions, metadata={**directions.metadata, **baked})
+    if "safetensors" in formats:
+        yield f"{directions.save(options.output)}: directions of {len(directions.layers)} layers"
+    if "gguf" in formats:
+        path = options.output / "control_vector.gguf"
+        hint = directions.metadata.get("model_type", "unknown")
+        left_out = write_control_vector(directions, path, hint)
+        lost = ", without layer 0, which llama.cpp does not steer" if left_out else ""
+        yield f"{path}: control vector{lost}"

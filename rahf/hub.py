@@ -1,0 +1,170 @@
+"""Adapters and directions to the Hugging Face Hub, with a card that says what they are.
+
+Knows folders and the Hub's interface; loads no model. A token is read from where huggingface_hub
+keeps it and shown nowhere.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
+from rahf.directions import FILE_NAME, Directions
+from rahf.report.card import directions_card, model_card
+
+ADAPTER_FILES = (
+    *("adapter_model.safetensors", RECIPE_FILE, METRICS_FILE, "log.jsonl", "training.png"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    "chat_template.jinja",
+)
+DIRECTION_FILES = (FILE_NAME, "control_vector.gguf", "evidence.json", "evidence.md", "evidence.png")
+
+
+class Upload(NamedTuple):
+    """What goes to the Hub: text as it is made here, files as they lie on the disk."""
+
+    files: dict[str, Path | bytes]
+
+    def sizes(self) -> dict[str, int]:
+        return {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in sorted(self.files.items())
+        }
+
+
+def collect(folder: Path, repo_id: str, base: str | None = None) -> Upload:
+    """The files of an adapter's or of directions' folder, with their card.
+
+    Args:
+        base: the base's name on the Hub, where the folder names a folder of this machine.
+
+    Raises:
+        ValueError: the folder holds neither; the base has no name that others can use.
+    """
+    if (folder / "adapter_config.json").is_file():
+        return _adapter(folder, repo_id, base)
+    if (folder / FILE_NAME).is_file():
+        return _directions(folder, repo_id, base)
+    raise ValueError(f"{folder} holds neither an adapter nor directions; give the folder of one.")
+
+
+def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
+    config = read_json(folder / "adapter_config.json")
+    base = shared_name(base or config.get("base_model_name_or_path"))
+    config["base_model_name_or_path"] = base
+    files: dict[str, Path | bytes] = {
+        name: folder / name for name in ADAPTER_FILES if (folder / name).is_file()
+    }
+    files["adapter_config.json"] = json.dumps(config, indent=2).encode()
+    if RECIPE_FILE not in files:
+        raise ValueError(
+            f"{folder} holds an adapter but no {RECIPE_FILE}, from which its card is filled in; "
+            "give the output_dir of a run."
+        )
+    recipe = yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    recipe["model_name_or_path"] = base
+    metrics = read_json(folder / METRICS_FILE) if METRICS_FILE in files else {}
+    files[RECIPE_FILE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
+    files["README.md"] = model_card(recipe, metrics, where=repo_id).encode()
+    return Upload(files)
+
+
+def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
+    files: dict[str, Path | bytes] = {
+        name: folder / name for name in DIRECTION_FILES if (folder / name).is_file()
+    }
+    directions = Directions.load(folder)
+    base = shared_name(base or directions.metadata.get("model"))
+    evidence = read_json(folder / "evidence.json") if "evidence.json" in files else None
+    card = directions_card(
+        directions.metadata | {"model": base}, directions.layers, evidence, repo_id
+    )
+    return Upload({**files, "README.md": card.encode()})
+
+
+def shared_name(base: str | None) -> str:
+    """The base's name, if it is one that others can load."""
+    if not base or Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
+        raise ValueError(
+            f"the base is {base!r}, which is no name on the Hub: others could not load it. Give "
+            "--base with the name of the repository it came from."
+        )
+    return base
+
+
+def push(
+    upload: Upload,
+    repo_id: str,
+    *,
+    private: bool = True,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Create the repository if there is none and send all files in one commit; returns its address.
+
+    Raises:
+        ValueError: no token; the Hub cannot be reached, or refuses; the repository is public and
+            was not asked to be.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    endpoint, token = endpoint or constants.ENDPOINT, token or get_token()
+    if not token:
+        raise ValueError(
+            "no token of the Hub was found: run `hf auth login`, or set the environment variable "
+            "HF_TOKEN to a token that may write."
+        )
+    check_reachable(endpoint)
+    api = HfApi(endpoint=endpoint, token=token)
+    operations = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+        for name, content in sorted(upload.files.items())
+    ]
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id} exists and is public; nothing was sent. Give --public to publish "
+                "there, or another name."
+            )
+        commit = api.create_commit(repo_id, operations, commit_message="Upload by rahf push")
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
+    except HfHubHTTPError as error:
+        raise ValueError(refusal(error.response.status_code, repo_id, endpoint)) from None
+    except RuntimeError as error:  # a large file did not arrive
+        raise ValueError(f"{error} Give the same command again to go on.") from None
+    return str(commit.commit_url)
+
+
+def check_reachable(endpoint: str) -> None:
+    """Raises ValueError where no answer comes at all; any answer will do."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=20).close()
+    except urllib.error.HTTPError:
+        return
+    except OSError as error:
+        raise ValueError(
+            f"{endpoint} cannot be reached ({getattr(error, 'reason', error)}). Nothing was sent; "
+            "look at the network, or show the files with --dry_run."
+        ) from None
+
+
+def refusal(status: int, repo_id: str, endpoint: str) -> str:
+    """What a status of the Hub means for a user. The answer itself may hold what it was sent."""
+    reasons: Mapping[int, Any] = {
+        401: "the token is not valid",
+        403: "the token may not write there",
+        404: "there is no such user, organisation or repository",
+        409: "the repository exists already and is of another kind",
+        413: "a file is too large",
+        429: "too many requests; wait a while",
+    }
+    reason = reasons.get(status, "the Hub has refused")
+    return f"{endpoint} answered {status} for {repo_id}: {reason}."

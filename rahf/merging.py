@@ -1,0 +1,100 @@
+"""An adapter merged into its base, and the proof that the result says what the adapter said.
+
+Knows models and files; knows no method.
+"""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from rahf.adapters import load_model
+
+TOLERANCE = 0.01
+"""Mean KL divergence, nats per token, above which merged weights are another model."""
+
+TEXTS = (
+    "The station clock had stopped, so nobody on the platform knew whether the train was late.",
+    "To make the dough, stir the flour into warm water, add salt, and let it rest for an hour.",
+    "def area(radius):\n    return 3.14159 * radius ** 2\n",
+    "Wer zu spät kommt, findet keinen Platz mehr. Il pleut depuis ce matin.",
+)
+
+
+class Difference(NamedTuple):
+    """Logits after against logits before, over the tokens of `TEXTS`."""
+
+    largest: float  # of one logit
+    divergence: float  # mean KL(before || after), nats per token
+    same_top: float  # share of the tokens whose likeliest successor is the same
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference of a logit {self.largest:.2e}, KL divergence "
+            f"{self.divergence:.2e} nats per token, same likeliest token {self.same_top:.1%}"
+        )
+
+
+def difference(before: Float[Tensor, "tokens vocab"], after: Tensor) -> Difference:
+    before, after = before.double(), after.double()
+    divergence = nn.functional.kl_div(
+        after.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="none"
+    )
+    return Difference(
+        (after - before).abs().max().item(),
+        divergence.sum(-1).mean().item(),
+        (before.argmax(-1) == after.argmax(-1)).double().mean().item(),
+    )
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, ids: list[Int[Tensor, " seq"]]) -> Float[Tensor, "tokens vocab"]:
+    device = next(model.parameters()).device
+    rows = [model(input_ids=row[None].to(device), use_cache=False).logits[0] for row in ids]
+    return torch.cat(rows).float().cpu()
+
+
+def write_merged(
+    adapter: str | Path,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: str = "auto",
+    base: str | None = None,
+    device: torch.device | None = None,
+) -> Difference:
+    """Merge `adapter` into its base and write the model, once it is shown to be the same.
+
+    The written files are loaded anew for the comparison: number format and serialisation are part
+    of what is compared.
+
+    Raises:
+        ValueError: `adapter` is no adapter; the merged model differs by more than `TOLERANCE`.
+    """
+    model = load_model(adapter, {"dtype": dtype}, device, base)
+    if not isinstance(model, PeftModel):
+        raise ValueError(f"{adapter} is no adapter, so there is nothing to merge.")
+    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
+    before = logits_of(model, ids)
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.merge_and_unload(safe_merge=True).save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    del model
+    # In the format of the file, whatever it is.
+    merged = AutoModelForCausalLM.from_pretrained(staging, dtype="auto").eval()
+    found = difference(before, logits_of(merged if device is None else merged.to(device), ids))
+    if not found.divergence <= TOLERANCE:
+        shutil.rmtree(staging)
+        raise ValueError(
+            f"the merged model differs from base and adapter: {found}. Nothing was written; merge "
+            "in another number format (--dtype float32)."
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.replace(folder)
+    return found

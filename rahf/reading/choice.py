@@ -1,0 +1,168 @@
+"""Layers and strength from data: which blocks to shift, and how far, before anything is trained.
+
+Windows of blocks are compared at the same cost: for each, the strength is solved for at which
+steering by it moves the predictions on neutral text by a stated divergence. The window that then
+raises the margin of held-out pairs the most is taken. Steering stands for training, which costs
+many times more. Knows a model and directions; knows no recipe.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rahf.alignment import kl_divergence
+from rahf.contrast import Pairs, sequence_rows
+from rahf.directions import Directions
+from rahf.likelihood import predictions, preference_margins, with_context
+from rahf.steering import steer
+
+WINDOW = 0.3  # of the depth
+STARTS = (0.2, 0.35, 0.5, 0.65)  # of the depth; the lowest blocks have no semantic directions
+NEAR_BEST = 0.1  # a window whose AUC lies further below the best is not tried
+FIRST_SHARE = 0.1  # of the residual's RMS: where the search for a strength begins
+STEPS = 6
+PRECISION = 0.05  # of the budget
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One window, and what came out of it."""
+
+    layers: tuple[int, ...]
+    separability: float  # mean AUC of held-out pairs over its layers
+    alpha: float | None = None  # None: not tried, its separability lies too low
+    share_of_rms: float | None = None  # |alpha v| / RMS of the residual, mean over its layers
+    divergence: float | None = None  # nats per token on neutral text
+    margin_gain: float | None = None  # of held-out pairs, nats per token
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate that is taken, beside those that are not."""
+
+    taken: Candidate
+    candidates: tuple[Candidate, ...]
+    budget: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def windows(depth: int) -> list[tuple[int, ...]]:
+    """Ranges of neighbouring blocks over the depth, both ends included."""
+    width = max(1, round(WINDOW * depth))
+    firsts = (min(round(start * (depth - 1)), depth - width) for start in STARTS)
+    return [tuple(range(first, first + width)) for first in dict.fromkeys(firsts)]
+
+
+def solve_strength(
+    divergence: Callable[[float], float], budget: float, first: float
+) -> tuple[float, float]:
+    """The strength at which `divergence` meets the budget, and the divergence there.
+
+    A divergence grows with about the square of a small strength; from the second step on the power
+    is read off the last two.
+    """
+    alpha, power, before = first, 2.0, None
+    for step in range(STEPS):
+        found = max(divergence(alpha), 1e-12)
+        if abs(found - budget) <= PRECISION * budget or step == STEPS - 1:
+            break
+        if before is not None and found != before[1]:
+            power = math.log(found / before[1]) / math.log(alpha / before[0])
+        before = (alpha, found)
+        factor = (budget / found) ** (1 / min(max(power, 0.5), 4.0))
+        alpha *= min(max(factor, 0.25), 4.0)
+    return alpha, found
+
+
+class Calibration:
+    """A model, what it is held against, and what is asked of it.
+
+    Args:
+        pairs: held-out tokenised pairs.
+        neutral: ids of texts that have nothing to do with them.
+    """
+
+    def __init__(
+        self, model: nn.Module, pairs: Pairs, neutral: Sequence[list[int]], pad_token_id: int
+    ):
+        self.model, self.pairs, self.pad_token_id = model, pairs, pad_token_id
+        rows = sequence_rows([[] for _ in neutral], neutral, pad_token_id)
+        device = next(model.parameters()).device
+        self.rows = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in rows.items()
+        }
+        self.rows["response_mask"] = with_context(self.rows)
+        self.plain = self._predictions()
+        self.margin = self._margin()
+
+    @torch.no_grad()
+    def _predictions(self) -> Float[Tensor, "tokens vocab"]:
+        return predictions(self.model, self.rows)
+
+    def _margin(self) -> float:
+        margins = preference_margins(self.model, self.pairs, self.pad_token_id)
+        return margins.double().mean().item()
+
+    def divergence(self, directions: Directions, alpha: float) -> float:
+        """KL divergence of the steered predictions from the plain ones, nats per neutral token."""
+        with steer(self.model, directions.increments(), alpha):
+            steered = self._predictions()
+        found = kl_divergence(self.plain, steered, self.rows["response_mask"], self.rows)
+        return found.double().mean().item()
+
+    def gain(self, directions: Directions, alpha: float) -> float:
+        """Growth of the held-out margin by steering, nats per token."""
+        with steer(self.model, directions.increments(), alpha):
+            return self._margin() - self.margin
+
+
+def choose(
+    calibration: Calibration,
+    directions: Directions,
+    separability: Float[Tensor, " layers"],
+    rms: Float[Tensor, " layers"],
+    tried: Sequence[tuple[int, ...]],
+    *,
+    alpha: float | None,
+    budget: float,
+) -> Choice:
+    """Compare the windows `tried`.
+
+    Args:
+        separability: AUC of each of the directions' layers on held-out pairs.
+        rms: root mean square of the states' norms after each of these layers.
+        alpha: a strength that is given; None: solved for.
+    """
+    place = {layer: index for index, layer in enumerate(directions.layers)}
+    areas = [separability[[place[layer] for layer in layers]].mean().item() for layers in tried]
+    candidates = []
+    for layers, area in zip(tried, areas, strict=True):
+        if area < max(areas) - NEAR_BEST:
+            candidates.append(Candidate(layers, area))
+            continue
+        chosen, indices = directions.only(layers), [place[layer] for layer in layers]
+        unit = (chosen.vectors.norm(dim=-1) / rms[indices]).mean().item()
+        if alpha is None:
+            strength, found = solve_strength(
+                lambda value, chosen=chosen: calibration.divergence(chosen, value),
+                budget,
+                FIRST_SHARE / unit,
+            )
+        else:
+            strength, found = alpha, calibration.divergence(chosen, alpha)
+        gain = calibration.gain(chosen, strength)
+        share = abs(strength) * unit
+        candidates.append(Candidate(layers, area, strength, share, found, gain))
+    taken = max(
+        (each for each in candidates if each.margin_gain is not None),
+        key=lambda each: each.margin_gain,
+    )
+    return Choice(taken, tuple(candidates), budget)

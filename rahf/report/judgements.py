@@ -1,0 +1,78 @@
+"""Figures of `rahf evaluate` as tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rahf.report.tables import markdown
+
+MEASURES = {
+    "sum": "sum of log-probabilities",
+    "per_token": "per token",
+    "per_byte": "per byte",
+    "implicit_reward": "implicit reward (change against the reference)",
+}
+
+
+def share(estimate: Mapping[str, float] | None) -> str:
+    """A share with its interval."""
+    return "-" if estimate is None else "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**estimate)
+
+
+def number(estimate: Mapping[str, float], form: str = "+.4f") -> str:
+    """A mean with its interval."""
+    return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+
+
+def preferences_table(figures: Mapping[str, Any]) -> str:
+    """Accuracy and margin under each measure, and what length alone would reach."""
+    rows = [
+        [title, share(figures[name]["accuracy"]), number(figures[name]["margin"])]
+        for name, title in MEASURES.items()
+        if name in figures
+    ]
+    rows.append(["(the longer one is the chosen one)", share(figures["longer_is_chosen"]), "-"])
+    table = markdown(["measure", "accuracy", "margin (nats)"], rows)
+    return f"{table}\n\n{figures['pairs']} pairs, {figures['dropped_pairs']} dropped"
+
+
+def wins_table(figures: Mapping[str, Any]) -> str:
+    """A comparison of two files, from the first one's side."""
+    if not figures["prompts"] - figures["missing"]:
+        return f"none of the {figures['prompts']} verdicts could be read"
+    rows = [
+        ["win rate (ties count half)", share(figures["win_rate"])],
+        ["win rate at equal length (fitted)", share(figures["win_rate_at_equal_length"])],
+        ["the longer response wins", share(figures["longer_wins"])],
+        ["wins / ties / losses", "{wins} / {ties} / {losses}".format(**figures)],
+        ["verdicts missing", str(figures["missing"])],
+        ["characters of a response", "{:.0f} against {:.0f}".format(*figures["characters"])],
+    ]
+    if "orders_agree" in figures:
+        rows.append(["both orders agree", f"{figures['orders_agree']:.1%}"])
+        rows.append(["first place preferred", f"{figures['first_place_preferred']:.1%}"])
+    head = f"{figures['first']} against {figures['second']}"
+    return f"{markdown([head, ''], rows)}\n\njudge: {figures['judge']}"
+
+
+def score_table(figures: Mapping[str, Any]) -> str:
+    score = number(figures["score"], "+.3f") if "score" in figures else "-"
+    return markdown(["mean score", "missing"], [[score, str(figures["missing"])]])
+
+
+def aspects_table(aspects: Mapping[str, Mapping[str, float]]) -> str:
+    """Mean mark of each aspect."""
+    rows = [
+        [name, number(marks, ".2f") if "mean" in marks else "-", str(marks["missing"])]
+        for name, marks in aspects.items()
+    ]
+    return markdown(["aspect", "mark (1-5)", "missing"], rows)
+
+
+def tasks_table(tasks: Mapping[str, Mapping[str, float]]) -> str:
+    """Every figure of every task, by the harness's names."""
+    rows = [
+        [task, name, f"{value:.4g}"]
+        for task, values in tasks.items()
+        for name, value in values.items()
+    ]
+    return markdown(["task", "figure", "value"], rows)

@@ -1,0 +1,118 @@
+"""`rahf sweep`: a recipe at every point of a grid, resumable, with one table of the results.
+
+A point is a run of its own in a folder of its own; teachers that no axis touches are trained once.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+
+from rahf.artifacts import METRICS_FILE, read_json, write_json, write_text
+from rahf.config import TEACHERS
+from rahf.pipeline import run_pipeline, run_stage
+from rahf.recipe.reading import Recipe
+from rahf.recipe.validation import checked_recipe
+from rahf.report.sweep import heat_map, sweep_table
+
+TOUCH_NO_TEACHER = (
+    *("alpha", "target_layers", "positions", "tail_tokens", "distance", "layer_scale", "shift"),
+    *("max_response_tokens", "response_source", "mean_responses", "kl_weight", "sft_weight"),
+    *("retain_weight", "retain_rows", "retain_tokens", "kl_rows", "kl_budget"),
+)
+"""Keys of the alignment alone: a sweep over them has one set of teachers."""
+
+
+class Grid(NamedTuple):
+    """What is varied, and what is set alike for every point."""
+
+    axes: dict[str, list[str]]
+    fixed: list[str]
+
+    def points(self) -> list[dict[str, str]]:
+        return [
+            dict(zip(self.axes, values, strict=True)) for values in product(*self.axes.values())
+        ]
+
+
+def read_grid(overrides: Sequence[str]) -> Grid:
+    """Overrides with several values, `--alpha 1,2,5`, are axes; a YAML list is one value.
+
+    Raises:
+        ValueError: nothing is varied; an override without a value.
+    """
+    axes, fixed, waiting = {}, [], list(overrides)
+    while waiting:
+        name, given, value = waiting.pop(0).partition("=")
+        if not given:
+            if not name.startswith("--") or not waiting:
+                raise ValueError(f"{name}: give every key with its value or values: --alpha 1,2,5")
+            value = waiting.pop(0)
+        values = [part.strip() for part in value.split(",")]
+        if len(values) > 1 and not value.lstrip().startswith(("[", "{")):
+            axes[name.removeprefix("--")] = values
+        else:
+            fixed += [name, value]
+    if not axes:
+        raise ValueError("nothing is varied: give at least one key several values, --alpha 1,2,5")
+    return Grid(axes, fixed)
+
+
+def sweep(path: Path, overrides: Sequence[str]) -> None:
+    """Run every point that is not complete, print the table, write table and heat map.
+
+    Raises:
+        ValueError: the recipe is wrong at some point; told before anything is run.
+    """
+    grid = read_grid(overrides)
+    whole = checked_recipe(path, grid.fixed)
+    shared = set(grid.axes) <= set(TOUCH_NO_TEACHER)
+    recipes = {}
+    for point in grid.points():
+        given = [part for key, value in point.items() for part in (f"--{key}", value)]
+        folder = whole.output_dir / "sweep" / ",".join(f"{k}={v}" for k, v in point.items())
+        recipes[folder] = checked_recipe(path, [*grid.fixed, *given, "--output_dir", str(folder)])
+    results = []
+    for (folder, recipe), point in zip(recipes.items(), grid.points(), strict=True):
+        if shared:
+            recipe = with_teachers(recipe, whole)
+        run_pipeline(recipe, quiet=True)
+        results.append({"point": point, "results": figures(read_json(folder / METRICS_FILE))})
+        if PartialState().is_main_process:
+            _save(results, grid, whole.output_dir / "sweep")
+    PartialState().print(f"{sweep_table(results)}\n\nresults: {whole.output_dir / 'sweep'}")
+
+
+def with_teachers(recipe: Recipe, whole: Recipe) -> Recipe:
+    """The recipe with the teachers of the whole sweep, which are trained first where need be."""
+    names = TEACHERS[whole.method.method]
+    for name in names:
+        if name in whole.stages:
+            run_stage(whole, name)
+    paths = {
+        name: getattr(whole.teachers, name) or str(whole.output_dir / "teachers" / name)
+        for name in names
+    }
+    return dataclasses.replace(recipe, teachers=dataclasses.replace(recipe.teachers, **paths))
+
+
+def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a run that stand in the table."""
+    policy = metrics.get("models", {}).get("policy", {})
+    found = {
+        "preference accuracy": metrics.get("eval_preference/accuracies"),
+        "margin": metrics.get("eval_preference/margins"),
+        "reached": metrics.get("eval_repr/reached"),
+        "judged mean": policy.get("judged_mean"),
+        "loss on unrelated text": policy.get("unrelated_loss"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _save(results: list[dict[str, Any]], grid: Grid, folder: Path) -> None:
+    write_json(folder / "results.json", results)
+    write_text(folder / "results.md", sweep_table(results) + "\n")
+    heat_map(results, grid.axes, folder / "results.png")

@@ -1,0 +1,123 @@
+"""A judge behind a URL, against a server in this process."""
+
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from rahf.evaluation.api_judge import Api, ApiJudge
+from rahf.evaluation.judges import Verdicts
+from rahf.evaluation.questions import read_better
+
+
+@contextmanager
+def server(*replies):
+    """Answers one request after the other with (status, headers, content of the message or body);
+    the last reply is repeated. Yields the URL and the list of requests.
+    """
+    requests, lock = [], threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                requests.append((self.path, dict(self.headers), body))
+                status, headers, content = replies[min(len(requests), len(replies)) - 1]
+            if callable(content):
+                content = content(body)
+            if status == 200 and isinstance(content, str):
+                content = {"choices": [{"message": {"content": content}}]}
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{running.server_port}/v1", requests
+    finally:
+        running.shutdown()
+        thread.join()
+        running.server_close()
+
+
+def judge_at(url, **options):
+    return ApiJudge(
+        Api(url, "wise", first_wait=0.01, **options), 2, lambda m, a, b: f"{a} or {b}?", read_better
+    )
+
+
+def test_a_question_is_one_message_at_temperature_zero():
+    with server((200, {}, "yes")) as (url, requests):
+        assert Api(url + "/", "wise", key="secret").complete("Is it?") == "yes"
+    [(path, headers, body)] = requests
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer secret"
+    assert body["messages"] == [{"role": "user", "content": "Is it?"}]
+    assert (body["model"], body["temperature"]) == ("wise", 0)
+
+
+def test_a_busy_server_is_asked_again():
+    replies = [(429, {"Retry-After": "0"}, "busy"), (503, {}, "down"), (200, {}, "yes")]
+    with server(*replies) as (url, requests):
+        assert Api(url, "wise", first_wait=0.01).complete("x") == "yes"
+    assert len(requests) == 3
+
+
+def test_a_refusal_is_told_and_not_asked_again():
+    refused = pytest.raises(ValueError, match=r"status 401.*no key")
+    with server((401, {}, {"error": "no key"})) as (url, requests), refused:
+        Api(url, "wise", first_wait=0.01).complete("x")
+    assert len(requests) == 1
+
+
+def test_tries_come_to_an_end():
+    broken = pytest.raises(ValueError, match="status 500")
+    with server((500, {}, "broken")) as (url, requests), broken:
+        Api(url, "wise", first_wait=0.001, tries=3).complete("x")
+    assert len(requests) == 3
+    with pytest.raises(ValueError, match="cannot be reached"):
+        Api(url, "wise", first_wait=0.001, tries=2).complete("x")
+
+
+def test_something_else_than_such_an_api_is_told():
+    other = pytest.raises(ValueError, match="does not answer as such an API")
+    with server((200, {}, {"hello": "world"})) as (url, _), other:
+        Api(url, "wise").complete("x")
+
+
+def test_verdicts_come_in_order_unreadable_ones_are_missing_and_none_is_asked_twice(tmp_path):
+    said = {"a or b?": '```json\n{"better": "A"}\n```', "c or d?": "Hard to say."}
+
+    def content(body):
+        return said.get(body["messages"][0]["content"], '{"better": "tie"}')
+
+    with server((200, {}, content)) as (url, requests):
+        judge = judge_at(url)
+        read = [judge.read([], *pair) for pair in ("ab", "cd", "ef", "ab")]
+        for _ in range(2):
+            verdicts = Verdicts(tmp_path / "verdicts.jsonl").ask(judge, read)
+            assert [verdict.value for verdict in verdicts] == [1.0, None, 0.5, 1.0]
+    assert len(requests) == 3
+    lines = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert {line["judge"] for line in lines} == {f"wise at {url}"}
+    assert lines[1]["said"] == "Hard to say."
+
+
+def test_answers_that_came_before_an_error_are_kept(tmp_path):
+    replies = [(200, {}, '{"better": "B"}'), (400, {}, "too long")]
+    with server(*replies) as (url, requests):
+        judge = ApiJudge(judge_at(url).api, 2, lambda m, a, b: a + b, read_better, workers=1)
+        with pytest.raises(ValueError, match="too long"):
+            Verdicts(tmp_path / "v.jsonl").ask(judge, ["x", "y", "z"])
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 1
+    assert len(requests) <= 3

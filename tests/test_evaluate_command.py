@@ -1,0 +1,151 @@
+"""`rahf evaluate`: preferences, judged responses, tasks."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+
+from rahf.artifacts import read_json
+from rahf.cli import main
+from rahf.evaluation.tasks import run_tasks
+
+PAIRS = [
+    {"prompt": f"w{n}", "chosen": f"w{n} w{n + 1} w5", "rejected": f"w{n + 2}"} for n in range(2, 8)
+]
+
+
+def save_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def evaluated(capsys, *arguments):
+    status = main(["evaluate", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_preferences_of_an_adapter_are_held_against_its_base(tmp_path, family, capsys):
+    pairs = save_lines(tmp_path / "pairs.jsonl", [*PAIRS, {**PAIRS[0], "rejected": ""}])
+    common = ["preferences", "--pairs", pairs, "--output", tmp_path / "out.json", "--device", "cpu"]
+    model = ["--model", family.adapters["positive"]]
+    status, out, _ = evaluated(capsys, *common, *model)
+    assert status == 0
+    assert "implicit reward" in out
+    assert "6 pairs, 1 dropped" in out
+    implicit = read_json(tmp_path / "out.json")["implicit_reward"]
+    evaluated(capsys, *common, *model, "--reference", family.base)
+    assert read_json(tmp_path / "out.json")["implicit_reward"] == implicit
+    evaluated(capsys, *common, "--model", family.base, "--limit", "3")
+    figures = read_json(tmp_path / "out.json")
+    assert figures["pairs"] == 3
+    assert "implicit_reward" not in figures
+
+
+@pytest.fixture
+def files(tmp_path):
+    texts = {"a": ["Lovely.", "Wonderful, I love it!"], "b": ["Dreadful and dull.", "It is there."]}
+    return [
+        save_lines(
+            tmp_path / f"{name}.jsonl",
+            [{"prompt": f"w{n}", "response": text} for n, text in enumerate(given)],
+        )
+        for name, given in texts.items()
+    ]
+
+
+def test_a_judge_decides_between_two_files(tmp_path, files, capsys):
+    output, verdicts = tmp_path / "out.json", tmp_path / "verdicts.jsonl"
+    options = ["--judge", "lexicon", "--output", output, "--verdicts", verdicts]
+    status, out, _ = evaluated(
+        capsys, "responses", "--responses", files[0], "--against", files[1], *options
+    )
+    assert status == 0
+    assert "a against b" in out
+    assert "judge: lexicon" in out
+    assert read_json(output)["win_rate"] == {"mean": 1, "low": 1, "high": 1}
+    assert len(verdicts.read_text().splitlines()) == 4
+
+
+def test_a_judge_scores_one_file(files, capsys):
+    _, out, _ = evaluated(capsys, "responses", "--responses", files[0], "--judge", "length")
+    assert "+14.000 [+7.000, +21.000]" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--judge", "lexicon", "--aspects"], "aspects are marked by choice:NAME or api:MODEL"),
+        (["--judge", "api:m"], "give --aspects, or --against"),
+        (["--judge", "api:m", "--aspects"], "needs --url"),
+        (["--judge", "reward"], "judge 'reward' needs a model: reward:NAME"),
+        (["--judge", "vibes"], "is none of lexicon, length"),
+        (["--judge", "length", "--aspects", "--against", "x"], "--aspects scores one file"),
+    ],
+)
+def test_a_judge_that_cannot_do_it_is_told(files, capsys, options, said):
+    status, _, err = evaluated(capsys, "responses", "--responses", files[0], *options)
+    assert status == 2
+    assert said in err
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A folder with a task of two choices, one of which the tiny model finds likelier."""
+    model, tokenizer, rows = tiny_model(), tiny_tokenizer(), []
+    for n in range(4, 9):
+        ids = torch.tensor([tokenizer(f"w{n}")["input_ids"]])
+        order = model(ids).logits[0, -1].argsort(descending=True).tolist()
+        best, worst = (next(t for t in given if t > 1) for given in (order, order[::-1]))
+        rows.append({"question": f"w{n}", "choices": [f"w{worst}", f"w{best}"], "answer": 1})
+    questions = save_lines(tmp_path / "questions.jsonl", rows)
+    (tmp_path / "words.yaml").write_text(f"""\
+task: words
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {questions}
+  cache_dir: {tmp_path / "cache"}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list:
+  - metric: acc
+""")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_tasks_are_run_from_local_files_and_leave_everything_as_it_was(tasks):
+    model, tokenizer = tiny_model().train(), tiny_tokenizer()
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    state = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]  # noqa: NPY002
+    figures = run_tasks(model, tokenizer, ["words"], task_folder=tasks, limit=4)
+    assert figures["words"]["acc,none"] == 1
+    assert model.training
+    assert torch.is_grad_enabled()
+    now = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]  # noqa: NPY002
+    assert now == state
+    assert tokenizer.padding_side == tiny_tokenizer().padding_side
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_command_runs_tasks_of_ones_own(tasks, family, capsys):
+    common = ["tasks", "--model", family.base, "--task_folder", tasks, "--device", "cpu"]
+    status, out, _ = evaluated(capsys, *common, "--tasks", "words", "--output", tasks / "out.json")
+    assert status == 0
+    assert "| words | acc,none" in out
+    assert read_json(tasks / "out.json")["tasks"]["words"]["acc,none"] == 1
+
+
+def test_a_missing_harness_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+    with pytest.raises(ValueError, match=r"pip install 'rahf\[eval\]'"):
+        run_tasks(tiny_model(), tiny_tokenizer(), ["words"])

@@ -1,0 +1,304 @@
+"""Adapters and directions in other forms, and on a Hub."""
+
+import json
+import socket
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+import yaml
+from hub_server import TOKEN, running_hub
+from peft import AutoPeftModelForCausalLM
+from tiny_models import D_MODEL
+from transformers import AutoModelForCausalLM
+
+from rahf import merging
+from rahf.cli import main
+from rahf.control_vector import read_control_vector, write_control_vector
+from rahf.directions import Directions
+from rahf.hub import collect
+
+BASE = "someone/tiny-llama"
+
+
+def some_directions(layers=(0, 1, 3), **metadata):
+    vectors = torch.randn(len(layers), D_MODEL, generator=torch.Generator().manual_seed(0))
+    return Directions(layers, vectors, {"model": BASE, "model_type": "mistral", **metadata})
+
+
+@pytest.fixture
+def run_folder(family, tmp_path):
+    """What a run leaves: an adapter, its recipe and its metrics, and things that stay at home."""
+    folder = tmp_path / "run"
+    model = AutoPeftModelForCausalLM.from_pretrained(family.adapters["positive"])
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    recipe = {
+        "method": "dual",
+        "model_name_or_path": str(family.base),
+        "dataset_name": "pairs",
+        "reference": "base",
+        "target_layers": "1-2",
+        "alpha": 2.0,
+        "shift": "mean",
+        "positions": "response",
+        "distance": "l2",
+        "layer_scale": "shift",
+        "retain_weight": 0.0,
+        "lora_r": 2,
+        "lora_alpha": 4,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    metrics = {"eval_repr/reached/layer_1": 0.5, "eval_repr/reached": 0.5}
+    metrics |= {"eval_repr/cosine/layer_1": 0.7}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "stage.json").write_text("{}")
+    (folder / "teachers").mkdir()
+    return folder
+
+
+def test_a_control_vector_holds_the_vectors_under_llama_cpps_numbers(tmp_path):
+    directions = some_directions()
+    path = tmp_path / "new" / "vector.gguf"
+    assert write_control_vector(directions, path, "mistral") == (0,)
+    reader = gguf.GGUFReader(path)
+    assert reader.get_field("general.architecture").contents() == "controlvector"
+    assert reader.get_field("controlvector.model_hint").contents() == "llama"
+    assert reader.get_field("controlvector.layer_count").contents() == 2
+    assert [tensor.name for tensor in reader.tensors] == ["direction.1", "direction.3"]
+    for tensor, vector in zip(reader.tensors, directions.select((1, 3)), strict=True):
+        assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
+        assert tensor.shape.tolist() == [D_MODEL]
+        assert torch.equal(torch.tensor(tensor.data), vector)
+    again = read_control_vector(path)
+    assert again.layers == (1, 3)
+    assert torch.equal(again.vectors, directions.select((1, 3)))
+    assert [file.name for file in path.parent.iterdir()] == ["vector.gguf"]
+
+
+def test_directions_of_layer_0_alone_have_no_control_vector(tmp_path):
+    with pytest.raises(ValueError, match="layer 0 alone"):
+        write_control_vector(some_directions((0,)), tmp_path / "vector.gguf", "llama")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "vector", "message"),
+    [
+        ("llama", "direction.1", torch.ones(4), "no control vector"),
+        ("controlvector", "direction.0", torch.ones(4), "direction.N with N from 1"),
+        ("controlvector", "layer.1", torch.ones(4), "direction.N with N from 1"),
+        ("controlvector", "direction.1", torch.ones(4).half(), "not one row of float32"),
+        ("controlvector", "direction.1", torch.ones(2, 4), "not one row of float32"),
+    ],
+)
+def test_what_llama_cpp_would_refuse_is_refused(tmp_path, architecture, name, vector, message):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", architecture)
+    writer.add_tensor(name, vector.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=message):
+        read_control_vector(tmp_path / "x.gguf")
+
+
+def test_directions_are_exported_in_every_form(tmp_path, capsys):
+    directions = some_directions(depth="4")
+    directions.save(tmp_path / "d")
+    options = ("--alpha", "2", "--increments", "--layers", "0.3-1.0")
+    assert main(["export", str(tmp_path / "d"), "--output", str(tmp_path / "out"), *options]) == 2
+    assert "asks for [2] as well" in capsys.readouterr().err
+    options = ("--alpha", "2", "--increments")
+    assert main(["export", str(tmp_path / "d"), "--output", str(tmp_path / "out"), *options]) == 0
+    expected = 2 * directions.increments()
+    for folder, steering in (("d", "directions.increments()"), ("out", "directions")):
+        card = collect(tmp_path / folder, "me/warm").files["README.md"].decode()
+        assert f"steer(model, {steering}, 1.0" in card
+    assert torch.equal(Directions.load(tmp_path / "out").vectors, expected.vectors)
+    vector = read_control_vector(tmp_path / "out" / "control_vector.gguf")
+    assert torch.equal(vector.vectors, expected.only((1, 3)).vectors)
+    assert "without layer 0" in capsys.readouterr().out
+
+
+def test_merged_weights_say_what_the_adapter_says(family, tmp_path, capsys):
+    adapter = family.adapters["positive"]
+    assert main(["export", str(adapter), "--output", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "KL divergence" in told
+    assert "same likeliest token 100.0%" in told
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged").eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = AutoPeftModelForCausalLM.from_pretrained(adapter).eval()(input_ids=ids).logits
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+        base = family.load_base()(input_ids=ids).logits
+        assert (base - expected).abs().max() > 0.1
+    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out" / "adapter")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter", "merged"]
+
+
+def test_a_merge_that_changes_the_model_is_not_kept(family, tmp_path, capsys, monkeypatch):
+    whole = merging.AutoModelForCausalLM.from_pretrained
+
+    def broken(*args, **options):
+        model = whole(*args, **options)
+        model.get_decoder().layers[0].mlp.down_proj.weight.data *= 3
+        return model
+
+    monkeypatch.setattr(merging.AutoModelForCausalLM, "from_pretrained", broken)
+    options = ("--formats", "merged", "--output", str(tmp_path / "out"))
+    assert main(["export", str(family.adapters["positive"]), *options]) == 2
+    assert "differs from base and adapter" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_difference_is_that_of_the_formula():
+    before, after = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([[0.5, 1.0], [0.0, 1.0]])
+    found = merging.difference(before, after)
+    assert found.largest == 2.0
+    assert found.same_top == 0.5
+    p, q = before.softmax(-1), after.softmax(-1)
+    expected = sum((p[row] * (p[row] / q[row]).log()).sum().item() for row in (0, 1)) / 2
+    assert found.divergence == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [("gguf", "an adapter cannot be exported as gguf, but as adapter, merged")],
+)
+def test_formats_that_do_not_apply_are_refused(family, tmp_path, capsys, formats, message):
+    source = str(family.adapters["positive"])
+    options = ("--formats", formats, "--output", str(tmp_path / "out"))
+    assert main(["export", source, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "holds neither an adapter nor directions" in capsys.readouterr().err
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # This Hub keeps large files by the LFS protocol, as those without the Xet storage do.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with running_hub() as server:
+        yield server
+
+
+def push(source, *options):
+    return main(["push", str(source), "me/warm", *options])
+
+
+def test_an_adapter_is_pushed_with_its_card_and_without_what_stays_at_home(run_folder, hub, capsys):
+    assert push(run_folder, "--base", BASE, "--endpoint", hub.address) == 0
+    repository = hub.repositories["me/warm"]
+    assert repository["private"] is True
+    assert sorted(repository["files"]) == [
+        *("README.md", "adapter_config.json", "adapter_model.safetensors"),
+        *("metrics.json", "recipe.yaml"),
+    ]
+    weights = (run_folder / "adapter_model.safetensors").read_bytes()
+    assert repository["files"]["adapter_model.safetensors"] == weights
+    config = json.loads(repository["files"]["adapter_config.json"])
+    assert config["base_model_name_or_path"] == BASE
+    card = repository["files"]["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == BASE
+    for text in ('from_pretrained("me/warm")', "RAHF-DUAL", "data: pairs", "target layers: 1"):
+        assert text in card
+    # Nothing tells where the base lies on this machine.
+    assert not any(str(run_folder.parent).encode() in text for text in repository["files"].values())
+    told = capsys.readouterr()
+    assert "(private)" in told.out
+    assert TOKEN not in told.out + told.err
+
+
+def test_directions_are_pushed_with_their_evidence(tmp_path, hub, capsys):
+    some_directions(data="pairs", fit="mean").save(tmp_path / "d")
+    evidence = {
+        "layers": [0, 1, 3],
+        "made_with": {"fit": "mean"},
+        "norm": {"mean": [0.1] * 3},
+        "explained": {"mean": [0.2] * 3},
+        "separability": {"mean": [0.9] * 3},
+        "halves": {"mean": [0.95] * 3},
+        "agreement": {},
+    }
+    (tmp_path / "d" / "evidence.json").write_text(json.dumps(evidence))
+    assert push(tmp_path / "d", "--public", "--endpoint", hub.address) == 0
+    repository = hub.repositories["me/warm"]
+    assert repository["private"] is False
+    assert sorted(repository["files"]) == ["README.md", "directions.safetensors", "evidence.json"]
+    card = repository["files"]["README.md"].decode()
+    for text in ('hf_hub_download("me/warm"', "layers: 0, 1, 3", "| 0.900", f'"{BASE}"'):
+        assert text in card
+    (tmp_path / "back").mkdir()
+    path = tmp_path / "back" / "directions.safetensors"
+    path.write_bytes(repository["files"]["directions.safetensors"])
+    assert torch.equal(Directions.load(path).vectors, some_directions().vectors)
+
+
+def test_a_dry_run_shows_the_files_and_sends_nothing(run_folder, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert push(run_folder, "--base", BASE, "--dry_run") == 0
+    told = capsys.readouterr().out
+    upload = collect(run_folder, "me/warm", BASE)
+    for name, size in upload.sizes().items():
+        assert f"{size:,}  {name}" in told
+    assert "nothing was sent" in told
+    assert "base_model: someone/tiny-llama" in told
+
+
+def test_what_is_public_is_not_taken_for_private(run_folder, hub, capsys):
+    hub.repositories["me/warm"] = {"private": False, "files": {}}
+    assert push(run_folder, "--base", BASE, "--endpoint", hub.address) == 2
+    assert "exists and is public; nothing was sent" in capsys.readouterr().err
+    assert hub.repositories["me/warm"]["files"] == {}
+    options = ("--base", BASE, "--endpoint", hub.address, "--public")
+    assert push(run_folder, *options) == 0
+
+
+def test_without_a_token_it_is_said_where_one_comes_from(run_folder, hub, capsys, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert push(run_folder, "--base", BASE, "--endpoint", hub.address) == 2
+    assert "no token of the Hub was found" in capsys.readouterr().err
+    assert hub.repositories == {}
+
+
+def test_without_a_network_nothing_is_tried_twice(run_folder, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    assert push(run_folder, "--base", BASE, "--endpoint", address) == 2
+    told = capsys.readouterr().err
+    assert f"{address} cannot be reached" in told
+    assert TOKEN not in told
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "not valid"), (403, "may not write")])
+def test_a_refusal_is_explained_and_never_shows_the_token(run_folder, hub, capsys, status, reason):
+    hub.refuse = status
+    assert push(run_folder, "--base", BASE, "--endpoint", hub.address) == 2
+    told = capsys.readouterr()
+    assert f"answered {status} for me/warm: the token" in told.err
+    assert reason in told.err
+    assert TOKEN not in told.out + told.err
+
+
+def test_a_name_that_is_none_is_refused(run_folder, hub, capsys):
+    options = ("--base", BASE, "--endpoint", hub.address)
+    assert main(["push", str(run_folder), "me/we/all", *options]) == 2
+    assert "no name of a repository" in capsys.readouterr().err
+
+
+def test_a_base_that_only_this_machine_has_is_refused(run_folder, capsys):
+    assert push(run_folder, "--dry_run") == 2
+    assert "no name on the Hub" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, family, capsys):
+    assert push(tmp_path, "--dry_run") == 2
+    assert "neither an adapter nor directions" in capsys.readouterr().err
+    assert push(Path(family.adapters["positive"]), "--base", BASE, "--dry_run") == 2
+    assert "no recipe.yaml" in capsys.readouterr().err
