@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.capture import find_blocks
-from rahf.sharding import load_placed
+from rahf.sharding import load_placed, without_engine
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -186,7 +186,8 @@ def add_teachers(
                 check_same_base(teacher, base_name(model))
                 model.load_adapter(str(teacher), adapter_name=name, is_trainable=False)
             else:
-                full[name] = load_blocks(teacher, depth, model.device, dtype=model.dtype)
+                with without_engine():
+                    full[name] = load_blocks(teacher, depth, model.device, dtype=model.dtype)
         model.set_adapter(POLICY)
     return full
 

@@ -49,7 +49,7 @@ from rahf.recipe.reading import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
-from rahf.sharding import frozen_stage, take_over_sharding
+from rahf.sharding import take_over_sharding, without_engine
 from rahf.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
 from rahf.training import AdapterTrainer
@@ -185,7 +185,7 @@ def run_choice_stage(recipe: Recipe) -> dict[str, Any]:
         "max_prompt_length": recipe.data.max_prompt_length,
         "max_length": recipe.data.max_length,
     }
-    with frozen_stage():
+    with without_engine():
         return run_choice(recipe, stage_folder(recipe, "choice"), {**QUIET_DEFAULTS, **lengths})
 
 
@@ -193,7 +193,7 @@ def run_directions(recipe: Recipe) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe)
     args = alignment_arguments(recipe)
     rows = train_rows(recipe, tokenizer, step=2)
-    with frozen_stage():
+    with without_engine():
         base, teachers = load_base(recipe), teachers_of(recipe)
         alignment = build_alignment(base, args, lora_config(recipe), teachers)
         directions = fit_mean_shift(alignment, rows, tokenizer, args)
@@ -237,7 +237,7 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
         "preference_margin": metrics.get("eval_preference/margins"),
     }
     models, answers = {}, {}
-    with frozen_stage():
+    with without_engine():
         for name, model in models_to_measure(recipe):
             asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
             measured, answers[name] = measure(model, tokenizer, asked, name)

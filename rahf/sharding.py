@@ -18,8 +18,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 from rahf.recipe.launch import NOT_READ
 
@@ -50,21 +49,24 @@ def is_sharded() -> bool:
 
 
 @contextmanager
-def frozen_stage() -> Iterator[None]:
-    """A stage that trains nothing has no DeepSpeed engine: under ZeRO-3 its base is cut as by FSDP.
-
-    What is loaded inside the context is not DeepSpeed's.
+def without_engine() -> Iterator[None]:
+    """What is loaded here is not trained and gets no DeepSpeed engine: under ZeRO-3 it is cut as by
+    FSDP.
     """
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if not (is_deepspeed_zero3_enabled() or (_uses_deepspeed() and stage == "3")):
         yield
         return
-    unset_hf_deepspeed_config()
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    config = reference() if reference is not None else None
+    deepspeed.unset_hf_deepspeed_config()
     os.environ[ASKED] = "true"
     try:
         yield
     finally:
         del os.environ[ASKED]
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
 
 
 def _uses_deepspeed() -> bool:

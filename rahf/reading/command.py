@@ -28,7 +28,7 @@ from rahf.reading.fitting import Fitted, Measured, cosines, fit, measure
 from rahf.reading.samples import Reader
 from rahf.recipe.reading import Recipe
 from rahf.report.directions import as_markdown, evidence_figure
-from rahf.sharding import frozen_stage, take_over_sharding
+from rahf.sharding import take_over_sharding, without_engine
 
 EVIDENCE_FILE = "evidence.json"
 BASE = "base"  # in place of an adapter
@@ -65,7 +65,7 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     state = PartialState(cpu=recipe.training.get("use_cpu", False))
     tokenizer = load_tokenizer(recipe)
     fitted_on, held_out = rows_to_read(recipe, tokenizer, options, seed)
-    with frozen_stage():
+    with without_engine():
         base = load_base(recipe).eval()
     depth = depth_of(base)
     layers = resolve_layers(options.layers, depth) if options.layers else tuple(range(depth))
