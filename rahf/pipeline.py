@@ -33,6 +33,7 @@ from rahf.artifacts import (
 from rahf.choosing import run_choice, with_choice
 from rahf.config import TEACHERS
 from rahf.data.report import describe
+from rahf.directions import Directions
 from rahf.evaluation.table import measure
 from rahf.loading import (
     directions_of,
@@ -85,7 +86,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
     check_predecessors(recipe, name)
     run: Callable[[Recipe], dict[str, Any]] = {
         "choice": run_choice_stage,
-        "directions": run_directions,
+        "directions": take_directions if recipe.method.chooses else run_directions,
         "alignment": run_alignment,
         "evaluation": run_evaluation,
     }.get(name, lambda recipe: run_teacher(recipe, name))
@@ -189,6 +190,14 @@ def run_directions(recipe: Recipe) -> dict[str, Any]:
         directions = fit_mean_shift(alignment, rows, tokenizer, args)
     if PartialState().is_main_process:
         directions.save(stage_folder(recipe, "directions"))
+    return {}
+
+
+def take_directions(recipe: Recipe) -> dict[str, Any]:
+    """The shift that the strength was solved for is the one that is aligned to."""
+    if PartialState().is_main_process:
+        chosen = Directions.load(stage_folder(recipe, "choice"))
+        chosen.save(stage_folder(recipe, "directions"))
     return {}
 
 
