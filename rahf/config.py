@@ -9,7 +9,12 @@ Knows no model, no data and no file: a check here uses the values alone. Reading
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from rahf.recipe.combinations import data_problems, source_problems, term_problems
+from rahf.recipe.combinations import (
+    comparison_problems,
+    data_problems,
+    source_problems,
+    term_problems,
+)
 from rahf.recipe.layers import check_layers, resolve_layers
 from rahf.recipe.options import (
     Count,
@@ -26,6 +31,7 @@ from rahf.recipe.options import (
 __all__ = [
     "DEFAULT_INSTRUCTIONS",
     "TEACHERS",
+    "CompareOptions",
     "DataOptions",
     "EvaluationOptions",
     "MethodOptions",
@@ -317,6 +323,51 @@ class EvaluationOptions:
                 if name not in ("base", "teachers", "policy")
             ]
         )
+
+
+ROW_KINDS = ("base", "urial", "sft", "dpo", "lorra", "scit", "dual", "direction")
+"""What a row of a comparison can be; a name may go on after a dash: `dual-retain`."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """`rahf compare`: which methods stand side by side, and how each of them is tuned."""
+
+    rows: dict[str, dict] = option(
+        {name: {} for name in ROW_KINDS[:-1]},
+        "The rows, {name: keys of the recipe that are its own}. A name begins with what the row "
+        "is (base, urial, sft, dpo, lorra, scit, dual, direction) and may go on: dual-retain. "
+        "dpo also takes `beta`. Keys of the top level hold for the training of an sft row.",
+    )
+    trials: dict[str, list] = option(
+        {},
+        "Settings that are tried for a row on held-out training pairs, {name: [keys, keys, ...]}; "
+        "every row that is tuned gets equally many. The best is trained with all seeds.",
+    )
+    seeds: list[int] = option([0, 1, 2], "Seeds of the trained rows.")
+    strengths: list[float] = option(
+        [0.5, 1.0, 1.5, 2.0],
+        "Factors on a trained adapter: the points of its trade-off curve. 1 is the adapter itself.",
+    )
+    judge: str = option(
+        "lexicon",
+        "Judge of the answers: lexicon, length, refusal, regex:PATTERN, or reward:MODEL.",
+    )
+    cost: Literal["loss", "kl"] = option(
+        "loss",
+        "Loss of general ability, in nats per token of unrelated text. loss: the rise of the "
+        "cross entropy. kl: divergence from the base.",
+    )
+    budget: Annotated[float, Limits(least=1e-6)] = option(
+        0.05, "The cost at which trials and rows are compared, in nats per token."
+    )
+    validation_share: Share = option(
+        0.2, "Share of the training prompts that is held out to choose among trials."
+    )
+
+    def __post_init__(self):
+        problems = value_problems(self, CompareOptions)
+        raise_problems(problems or comparison_problems(self, ROW_KINDS))
 
 
 if __name__ == "__main__":

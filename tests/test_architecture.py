@@ -41,7 +41,7 @@ LEVELS = (
     ("trainer", "loading", "report", "responses"),
     ("choosing", "plan", "reading.command", "hub"),
     ("pipeline",),
-    ("export", "sweep"),
+    ("export", "sweep", "comparison"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -55,7 +55,8 @@ ONLY = {
     "decoding": set(),
     "data": {"data"},
     "evaluation": {
-        *("adapters", "contrast", "data", "evaluation", "generation", "intervals", "likelihood"),
+        *("adapters", "contrast", "data", "decoding", "evaluation", "generation", "intervals"),
+        "likelihood",
     },
     # never the trainer, never evaluation
     "interpret": {
