@@ -353,6 +353,9 @@ class CompareOptions:
         "lexicon",
         "Judge of the answers: lexicon, length, refusal, regex:PATTERN, or reward:MODEL.",
     )
+    urial: str | None = option(
+        None, "File of instruction and examples for rows of kind urial; null: ours."
+    )
     cost: Literal["loss", "kl"] = option(
         "loss",
         "Loss of general ability, in nats per token of unrelated text. loss: the rise of the "

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from rahf.adapters import fingerprint, load_classifier, load_tokenizer_of
 from rahf.artifacts import read_json, write_json, write_lines, write_text
@@ -26,7 +25,7 @@ from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.reading import Recipe
 from rahf.report.comparison import comparison_table, row_figures
 from rahf.report.tradeoff import change_within, tradeoff_figure
-from rahf.urial import own_urial, urial_prompt_form
+from rahf.urial import own_urial, read_urial, urial_prompt_form
 
 
 class Measured(NamedTuple):
@@ -69,6 +68,10 @@ class Comparison:
     def asked(self, part: str) -> Asked:
         validation = self.folder / "data" if self.options.trials else None
         return asked_of(self.given, self.tokenizer, self.judge, part, validation)
+
+    def under_urial(self, asked: Asked) -> Asked:
+        urial = read_urial(self.options.urial) if self.options.urial else own_urial()
+        return under_urial(asked, urial_prompt_form(self.tokenizer, urial))
 
     def measures(
         self, part: str, asked: Asked, name: str, trained: Trained | None
@@ -129,7 +132,7 @@ def compare(recipe: Recipe) -> None:
     for name in comparison.options.rows:
         kind = kind_of_row(name)
         if kind in UNTRAINED:
-            given = asked if kind == "base" else _urial(asked, comparison.tokenizer)
+            given = asked if kind == "base" else comparison.under_urial(asked)
             rows[name] = Measured(0, [comparison.measures("test", given, name, None)], [])
             continue
         trained = [comparison.train(name, chosen[name], seed) for seed in comparison.options.seeds]
@@ -156,10 +159,6 @@ def choose_trial(comparison: Comparison, name: str) -> int:
         print(f"{name}, trial {trial} {settings}: {change:+.3f} at {options.budget:g}", flush=True)
         write_json(path, results)
     return max(range(len(trials)), key=lambda trial: results[trial]["change"])
-
-
-def _urial(asked: Asked, tokenizer: PreTrainedTokenizerBase) -> Asked:
-    return under_urial(asked, urial_prompt_form(tokenizer, own_urial()))
 
 
 def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
