@@ -365,11 +365,10 @@ def kl_divergence(
         temperature: both logits are divided by it, the divergence multiplied by its square, so that
             gradients keep their size (distillation, arXiv 1503.02531).
     """
+    if temperature != 1:  # logits are large: not copied for nothing
+        policy, reference = policy / temperature, reference / temperature
     per_token = temperature**2 * nn.functional.kl_div(
-        (policy / temperature).log_softmax(-1),
-        (reference / temperature).log_softmax(-1),
-        log_target=True,
-        reduction="none",
+        policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
     owner = rows["owner"][:, 1:][scored[:, 1:]]
     return row_mean(per_token.unsqueeze(0), owner, row_count(rows))[0]
