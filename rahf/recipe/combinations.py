@@ -193,3 +193,63 @@ def comparison_problems(options: "CompareOptions", kinds: Sequence[str]) -> list
 def kind_of_row(name: str) -> str:
     """What a row of a comparison is, by the beginning of its name."""
     return name.partition("-")[0]
+
+
+def unread_problems(options: "MethodOptions") -> list[str]:
+    """Options of rejected responses that are led away, given where none are."""
+    untouched = {
+        "rejected_weight": 1.0,
+        "chosen_weight": 0.0,
+        "similarity_weight": 0.0,
+        "weights_over_time": "constant",
+    }
+    return [
+        f"{name}: {getattr(options, name)} is not read by method {options.method}: remove it, or "
+        "set method: circuit_breakers, rmu or repbend"
+        for name, value in untouched.items()
+        if getattr(options, name) != value
+    ]
+
+
+def led_away_problems(options: "MethodOptions") -> list[str]:
+    """Problems of the methods that lead rejected responses away."""
+    method, source, problems = options.method, options.response_source, []
+    preset = "or take the published values: a recipe begins with them, in Python rahf.preset does"
+    if options.layer_scale == "shift":
+        problems.append(
+            f"layer_scale: shift is the size of a shift that {method} does not ask for: set "
+            f"layer_scale: none or rms, {preset}"
+        )
+    if source == "chosen":
+        problems.append(
+            f"response_source: chosen leaves {method} no rejected responses to lead away: set "
+            "response_source: both or rejected"
+        )
+    if options.chosen_weight and source == "rejected":
+        problems.append(
+            "chosen_weight: needs chosen responses, and response_source is rejected: set "
+            "chosen_weight: 0 or response_source: both"
+        )
+    problems += [
+        f"{name}: auto is a choice about a shift, and {method} asks for none: give {what}"
+        for name, what in (("alpha", "a number"), ("target_layers", "layers"))
+        if getattr(options, name) == "auto"
+    ]
+    if method == "repbend" and not options.similarity_weight:
+        problems.append(
+            "similarity_weight: 0 lets repbend never begin: at the reference, where the policy "
+            f"starts, no other term has a gradient; set it above 0, {preset}"
+        )
+    return problems
+
+
+def batch_problems(options: "MethodOptions", batch_size: int) -> list[str]:
+    """Problems of the method with the number of responses in a batch."""
+    rejected = batch_size // 2 if options.pairs_together else batch_size
+    if not options.similarity_weight or rejected >= 2:
+        return []
+    return [
+        f"per_device_train_batch_size: {batch_size} is too small for similarity_weight, which "
+        "compares rejected responses of one batch: "
+        f"set it to at least {4 if options.pairs_together else 2}"
+    ]
