@@ -27,6 +27,7 @@ LEVELS = (
         "recipe.combinations",
         "recipe.launch",
         "recipe.layers",
+        "recipe.measuring",
         "recipe.options",
         "recipe.training_arguments",
         "recipe.yaml_file",
