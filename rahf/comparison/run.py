@@ -59,8 +59,11 @@ class Comparison:
         return self.options.trials.get(name, [{}])
 
     def _row_run(self, name: str, trial: int, seed: int) -> RowRun:
-        folder = self.folder / "runs" / name / f"trial-{trial}" / f"seed-{seed}"
-        return row_run(self.recipe, name, self.trials(name)[trial], seed, folder)
+        settings = self.trials(name)[trial]
+        # Named by its settings, so that a list of trials may be changed and what is there is kept.
+        key = prompt_hash(json.dumps({**self.options.rows[name], **settings}, sort_keys=True))[:8]
+        folder = self.folder / "runs" / name / key / f"seed-{seed}"
+        return row_run(self.recipe, name, settings, seed, folder)
 
     def train(self, name: str, trial: int, seed: int) -> Trained:
         return train_row(self.runs[name, trial, seed], self.folder / "teachers")
