@@ -17,6 +17,7 @@ from rahf.recipe.combinations import (
     unread_problems,
 )
 from rahf.recipe.layers import check_layers, resolve_layers
+from rahf.recipe.measuring import CompareOptions, EvaluationOptions
 from rahf.recipe.options import (
     Count,
     CountFromZero,
@@ -32,6 +33,7 @@ from rahf.recipe.options import (
 __all__ = [
     "DEFAULT_INSTRUCTIONS",
     "TEACHERS",
+    "CompareOptions",
     "DataOptions",
     "EvaluationOptions",
     "MethodOptions",
@@ -331,41 +333,6 @@ class TeacherOptions:
 
     def __post_init__(self):
         raise_problems(value_problems(self, TeacherOptions))
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """The table of base, teachers and policy at the end of a run."""
-
-    prompts: str | None = option(
-        None, "File of prompts that are answered and judged; null: no answers."
-    )
-    judge: Literal["lexicon"] | None = option(
-        "lexicon",
-        "Judge of the answers. lexicon: tone, -1 to 1, by word list (vaderSentiment); null: none.",
-    )
-    unrelated_text: str | None = option(
-        None,
-        "File of texts from elsewhere, on which the loss per token is measured; null: not "
-        "measured.",
-    )
-    unrelated_rows: Count = option(200, "Texts of that file that are read, from its start.")
-    max_new_tokens: Count = option(48, "Tokens of an answer.")
-
-    models: list[str] = option(
-        ["base", "teachers", "policy"], "Rows of the table: any of base, teachers, policy."
-    )
-
-    def __post_init__(self):
-        problems = value_problems(self, EvaluationOptions)
-        raise_problems(
-            problems
-            or [
-                f"models: {name!r} is not one of base, teachers, policy"
-                for name in self.models
-                if name not in ("base", "teachers", "policy")
-            ]
-        )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 The types and limits of single values have been checked before (`options.py`).
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rahf.recipe.options import describe_type, fits
 
 if TYPE_CHECKING:
-    from rahf.config import DataOptions, MethodOptions
+    from rahf.config import CompareOptions, DataOptions, MethodOptions
 
 
 def data_problems(data: "DataOptions") -> list[str]:
@@ -145,6 +146,53 @@ def term_problems(options: "MethodOptions") -> list[str]:
             "with kl_rows: retain"
         )
     return problems
+
+
+def comparison_problems(options: "CompareOptions", kinds: Sequence[str]) -> list[str]:
+    """Problems of the rows of a comparison, of their trials, and of the points of their curves."""
+    problems = [
+        f"rows: {name!r} begins with none of {', '.join(kinds)}"
+        for name in options.rows
+        if kind_of_row(name) not in kinds
+    ]
+    keys = [(f"rows.{name}", [given]) for name, given in options.rows.items()]
+    keys += [(f"trials.{name}", given) for name, given in options.trials.items()]
+    problems += [
+        f"{place}: {given!r} is not a mapping of recipe keys to values"
+        for place, several in keys
+        for given in (several if isinstance(several, list) else [several])
+        if not isinstance(given, dict)
+    ]
+    for name in options.trials:
+        if name not in options.rows:
+            problems.append(f"trials.{name}: there is no row of this name")
+        elif kind_of_row(name) in ("base", "urial"):
+            problems.append(f"trials.{name}: such a row has nothing to tune: remove it")
+    counts = {len(given) for given in options.trials.values() if isinstance(given, list)}
+    if len(counts) > 1 or 0 in counts:
+        problems.append(
+            "trials: every row gets equally many, at least one; given are "
+            + ", ".join(f"{name}: {len(given)}" for name, given in options.trials.items())
+        )
+    if options.trials and not options.validation_share:
+        problems.append("validation_share: 0 leaves nothing to choose among the trials on")
+    if "base" not in map(kind_of_row, options.rows):
+        problems.append("rows: needs base, which the others are held against")
+    for name, values, kind in (
+        ("seeds", options.seeds, int),
+        ("strengths", options.strengths, (int, float)),
+    ):
+        right = all(isinstance(value, kind) and value >= 0 for value in values)
+        if not values or not right or len(set(values)) < len(values):
+            problems.append(f"{name}: {values} is not a list of different numbers, at least one")
+    if 0 in options.strengths:
+        problems.append("strengths: 0 is the base, which stands at the origin anyway: remove it")
+    return problems
+
+
+def kind_of_row(name: str) -> str:
+    """What a row of a comparison is, by the beginning of its name."""
+    return name.partition("-")[0]
 
 
 def unread_problems(options: "MethodOptions") -> list[str]:

@@ -16,6 +16,7 @@ import yaml
 
 from rahf.config import (
     TEACHERS,
+    CompareOptions,
     DataOptions,
     EvaluationOptions,
     MethodOptions,
@@ -70,6 +71,7 @@ class Recipe:
     method: MethodOptions
     teachers: TeacherOptions
     evaluation: EvaluationOptions
+    compare: CompareOptions
     training: dict[str, Any]
     teachers_training: dict[str, Any]
 
@@ -104,6 +106,8 @@ class Recipe:
             recipe |= dataclasses.asdict(section)
         recipe["teachers"] = dataclasses.asdict(self.teachers) | self.teachers_training
         recipe["evaluation"] = dataclasses.asdict(self.evaluation)
+        if self.compare != CompareOptions():  # read by `rahf compare` alone
+            recipe["compare"] = dataclasses.asdict(self.compare)
         return recipe | self.training
 
     def as_yaml(self) -> str:

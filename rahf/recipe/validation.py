@@ -230,6 +230,7 @@ def _text_problems(recipe: Recipe) -> list[str]:
         "retain_dataset_name": method.retain_dataset_name,
         "evaluation.prompts": evaluation.prompts,
         "evaluation.unrelated_text": evaluation.unrelated_text,
+        "compare.urial": recipe.compare.urial,
         "deepspeed": recipe.training.get("deepspeed"),
         "fsdp_config": recipe.training.get("fsdp_config"),
     }
