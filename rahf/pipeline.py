@@ -8,6 +8,7 @@ builds, runs and saves.
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -109,7 +110,8 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     if name == "evaluation":
         return whole["evaluation"]
     if name in ("alignment", "choice", "directions"):
-        return deciding({key: value for key, value in whole.items() if key != "evaluation"})
+        read = {key: value for key, value in whole.items() if key not in ("evaluation", "compare")}
+        return deciding(read)
     training = deciding(recipe.teacher_training)
     extra = {}
     if name == "contrast":
@@ -186,11 +188,12 @@ def run_directions(recipe: Recipe) -> dict[str, Any]:
     rows = train_rows(recipe, tokenizer, step=2)
     with without_engine():
         base, teachers = load_base(recipe), teachers_of(recipe)
+        start = perf_counter()
         alignment = build_alignment(base, args, lora_config(recipe), teachers)
         directions = fit_mean_shift(alignment, rows, tokenizer, args)
     if PartialState().is_main_process:
         directions.save(stage_folder(recipe, "directions"))
-    return {}
+    return {"training": {"train_runtime": perf_counter() - start}}
 
 
 def take_directions(recipe: Recipe) -> dict[str, Any]:

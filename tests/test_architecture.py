@@ -27,6 +27,7 @@ LEVELS = (
         "recipe.combinations",
         "recipe.launch",
         "recipe.layers",
+        "recipe.measuring",
         "recipe.options",
         "recipe.training_arguments",
         "recipe.yaml_file",
@@ -42,7 +43,7 @@ LEVELS = (
     ("trainer", "loading", "report", "responses"),
     ("choosing", "plan", "reading.command", "hub"),
     ("pipeline",),
-    ("export", "sweep"),
+    ("export", "sweep", "comparison"),
     ("commands",),
     ("cli",),
     ("__main__",),
@@ -56,7 +57,8 @@ ONLY = {
     "decoding": set(),
     "data": {"data"},
     "evaluation": {
-        *("adapters", "contrast", "data", "evaluation", "generation", "intervals", "likelihood"),
+        *("adapters", "contrast", "data", "decoding", "evaluation", "generation", "intervals"),
+        "likelihood",
     },
     # never the trainer, never evaluation
     "interpret": {
