@@ -8,7 +8,7 @@ best of the grid is picked by (as many as the choice holds out of the training p
 left for the figures. The points of the grid are trained towards one shift, fitted once in all
 layers. Cost is the processor's seconds after the teachers. The grid's: its fit, 12 trainings and
 the reading of the pairs to pick by; the choice's: all that `rahf align` adds, and one training.
-Further keys of the recipe may follow as options. A seed that is complete is not run again.
+Further keys of the recipe may follow as options. What a stopped run has of a seed is kept.
 """
 
 import argparse
@@ -68,7 +68,8 @@ class Trial:
         self.seconds: dict[str, float] = {}
         held_out = test_rows(recipe, self.tokenizer)
         order = np.random.default_rng(recipe.training["seed"]).permutation(len(held_out))
-        self.pick, self.test = held_out.select(order[:HELD_OUT]), held_out.select(order[HELD_OUT:])
+        count = min(HELD_OUT, len(held_out) // 2)
+        self.pick, self.test = held_out.select(order[:count]), held_out.select(order[count:])
         self.unrelated = tokenize_texts(
             recipe.evaluation.unrelated_text,
             self.tokenizer,
@@ -132,16 +133,24 @@ class Trial:
             return text_loss(model, self.unrelated, pad_id(self.tokenizer))
 
     def grid(self) -> list[dict[str, Any]]:
-        with self.timed("grid"):
-            directions = self.fit(self.at(1.0, f"0-{depth_of(self.base) - 1}"))
-        points = []
-        for alpha, layers in product(ALPHAS, WINDOWS):
+        """Every point, in the order of the pairs that are picked by."""
+        folder, points = self.recipe.output_dir / "grid", []
+        if (folder / "points.json").exists():
+            points, self.seconds = read_json(folder / "points.json")
+            directions = Directions.load(folder)
+        else:
+            self.train_teachers()
             with self.timed("grid"):
-                folder = self.policy(self.at(alpha, layers), directions)
-                picked = self.margins(folder, self.pick)
-            place = {"alpha": alpha, "layers": layers, "folder": str(folder)}
+                directions = self.fit(self.at(1.0, f"0-{depth_of(self.base) - 1}"))
+            directions.save(folder)
+        for alpha, layers in list(product(ALPHAS, WINDOWS))[len(points) :]:
+            with self.timed("grid"):
+                policy = self.policy(self.at(alpha, layers), directions)
+                picked = self.margins(policy, self.pick)
+            place = {"alpha": alpha, "layers": layers, "folder": str(policy)}
             points.append({**place, "picked": picked})
-        return points
+            write_json(folder / "points.json", [points, self.seconds])
+        return sorted(points, key=lambda point: -np.mean(point["picked"]))
 
     def chosen(self, budget: float) -> dict[str, Any]:
         """The policy that the data choose, beside the best of the grid that lost no more."""
@@ -163,9 +172,7 @@ class Trial:
         }
 
     def run(self, budgets: Sequence[float]) -> dict[str, Any]:
-        with self.timed("teachers"):
-            self.train_teachers()
-        points = sorted(self.grid(), key=lambda point: -np.mean(point["picked"]))
+        points = self.grid()
         known = [self.measured(Path(points[0]["folder"]))]
         choices = [self.chosen(budget) for budget in budgets]
         for choice in choices:
@@ -223,15 +230,15 @@ def difference(point: dict[str, Any], other: dict[str, Any]) -> str:
     return f"{margins.mean():+.3f} ({margins.std(ddof=1) / len(margins) ** 0.5:.3f})"
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
-        "--budgets", type=float, nargs="+", default=[0.5, 2.0], help="the choice's kl_budget"
+        "--budgets", type=float, nargs="+", default=[0.5, 3.0], help="the choice's kl_budget"
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/compare_choice"))
-    given, others = parser.parse_known_args()
+    given, others = parser.parse_known_args(arguments)
     trials = {}
     for seed in given.seeds:
         folder = given.output / str(seed)
@@ -242,3 +249,7 @@ if __name__ == "__main__":
         trials[seed] = read_json(folder / "trial.json")
         write_text(given.output / "results.md", table(trials) + "\n")
         print(table(trials), flush=True)
+
+
+if __name__ == "__main__":
+    main()

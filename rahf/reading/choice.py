@@ -25,7 +25,7 @@ WINDOW = 0.3  # of the depth
 STARTS = (0.2, 0.35, 0.5, 0.65)  # of the depth; the lowest blocks have no semantic directions
 NEAR_BEST = 0.1  # a window whose AUC lies further below the best is not tried
 FIRST_SHARE = 0.1  # of the residual's RMS: where the search for a strength begins
-STEPS = 6
+STEPS = 12  # at most; three or four are usual
 PRECISION = 0.05  # of the budget
 
 
@@ -66,9 +66,11 @@ def solve_strength(
     """The strength at which `divergence` meets the budget, and the divergence there.
 
     A divergence grows with about the square of a small strength; from the second step on the power
-    is read off the last two.
+    is read off the last two. Where that leads out of what is known to hold the strength, as on the
+    plateau of a large one, its middle is taken.
     """
     alpha, power, before = first, 2.0, None
+    least, most = 0.0, math.inf  # strengths known to give too little, and too much
     for step in range(STEPS):
         found = max(divergence(alpha), 1e-12)
         if abs(found - budget) <= PRECISION * budget or step == STEPS - 1:
@@ -76,8 +78,11 @@ def solve_strength(
         if before is not None and found != before[1]:
             power = math.log(found / before[1]) / math.log(alpha / before[0])
         before = (alpha, found)
+        least, most = (alpha, most) if found < budget else (least, alpha)
         factor = (budget / found) ** (1 / min(max(power, 0.5), 4.0))
         alpha *= min(max(factor, 0.25), 4.0)
+        if not least < alpha < most:
+            alpha = math.sqrt(least * most)
     return alpha, found
 
 
