@@ -265,7 +265,9 @@ class Alignment:
         self, model: nn.Module, unwrapped: nn.Module, rows: Batch, scored: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states at the aligned tokens; if asked, logits that predict `scored` tokens."""
-        columns = 1 if scored is None else forward_columns(scored)
+        # Where no term needs the LM head it is asked for no column at all.
+        none = torch.empty(0, dtype=torch.long, device=rows["input_ids"].device)
+        columns = none if scored is None else forward_columns(scored)
         with record(unwrapped, self.layers, rows["aligned"], stop=scored is None) as recording:
             output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
         if scored is None:

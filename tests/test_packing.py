@@ -1,5 +1,7 @@
 """Rows one after the other give what each of them gives alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, EOS, tiny_model, tiny_pairs
@@ -7,7 +9,13 @@ from tiny_models import ARCHITECTURES, EOS, tiny_model, tiny_pairs
 from rahf.capture import record
 from rahf.contrast import ContrastCollator, Responses, first_rows, packed_rows, sequence_rows
 from rahf.likelihood import likelihood, model_inputs
-from rahf.packing import PACKED, use_packed_attention
+from rahf.packing import (
+    PACKED,
+    PIECE,
+    attention_in_pieces,
+    attention_in_whole_rows,
+    use_packed_attention,
+)
 
 WITHOUT_SDPA = ("gemma2",)  # its scores are capped, which sdpa cannot do
 
@@ -74,6 +82,56 @@ def test_a_window_is_kept_within_rows_longer_than_it():
     moved = (states[0] != states[1]).any(-1).nonzero().flatten().tolist()
     assert moved == list(range(6))
     assert torch.equal(logits[0][15:], logits[1][15:])
+
+
+def attention_token_by_token(query, key, value, window, scaling):
+    """Softmax over the tokens that each of the last ones sees, head by head."""
+    heads, queries, before = query.shape[1], query.shape[2], key.shape[2] - query.shape[2]
+    rows = []
+    for position in range(before, before + queries):
+        first = 0 if window is None else max(0, position + 1 - window)
+        for head in range(heads):
+            group = head * key.shape[1] // heads
+            keys, values = (part[0, group, first : position + 1] for part in (key, value))
+            scores = scaling * keys @ query[0, head, position - before]
+            rows.append(scores.softmax(0) @ values)
+    return torch.stack(rows).view(1, queries, heads, -1)
+
+
+@pytest.mark.parametrize("window", [None, 1, 100, 200])
+@pytest.mark.parametrize(("queries", "tokens"), [(PIECE, PIECE), (300, 300), (150, 310), (1, 140)])
+def test_pieces_and_whole_rows_see_what_each_token_sees(queries, tokens, window):
+    torch.manual_seed(0)
+    given = [torch.randn(1, heads, count, 8) for heads, count in ((4, queries), (2, tokens))]
+    given = [part.requires_grad_() for part in (*given, torch.randn_like(given[1]))]
+    weight = torch.randn(1, queries, 4, 8)
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    unasked = torch.randn(1, 4, tokens - queries, 8)
+    whole = torch.cat([unasked, given[0]], dim=2)
+    expected, *found = (
+        (output, *torch.autograd.grad((output * weight).sum(), given))
+        for output in (
+            attention_token_by_token(*given, window, scaling=0.7),
+            attention_in_pieces(*given, window, scaling=0.7),
+            attention_in_whole_rows(module, whole, *given[1:], window, scaling=0.7)[:, -queries:],
+        )
+    )
+    for results in found:
+        for result, wanted in zip(results, expected, strict=True):
+            assert torch.allclose(result, wanted, atol=2e-5)
+
+
+def test_long_rows_that_share_their_beginning_have_the_logits_that_they_have_alone():
+    common = [2 + token % 30 for token in range(2 * PIECE + 5)]
+    prompts = [[*common, 3, 4], [*common, 5], [*range(2, 12)]]
+    responses = [[7 + token % 20 for token in range(count)] for count in (3, PIECE + 9, 2)]
+    alone = logits_alone(tiny_model(), prompts, responses)
+    rows, model = packed_rows(prompts, responses), packed_model()
+    assert [len(spans) for spans in rows["spans"]] == [1, 2, 1]
+    found = model(**model_inputs(rows)).logits[0]
+    for spans, expected in zip(rows["spans"], alone, strict=True):
+        start, stop = spans[-1]
+        assert torch.allclose(found[start:stop], expected[start - stop :], atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")

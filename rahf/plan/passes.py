@@ -184,7 +184,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
         depth,
         adapted,
         name == "policy",
-        columns=scored or 1,
+        columns=scored,
         scored=scored,
         recorded=recorded * len(case.layers),
     )
