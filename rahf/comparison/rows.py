@@ -11,16 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rahf.artifacts import StageRecord, read_json
+from rahf.artifacts import STAGE_FILE, read_json
+from rahf.baselines import run_dpo
 from rahf.config import TEACHERS
-from rahf.dpo import train_dpo
-from rahf.loading import load_base, load_tokenizer, lora_config, train_rows
-from rahf.pipeline import (
-    deciding,
-    run_stage,
-    stage_folder,
-    stage_settings,
-)
+from rahf.pipeline import run_stage, stage_folder, stage_settings
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.reading import Recipe, RecipeError, recipe_from_dict
 from rahf.recipe.yaml_file import merge_overrides
@@ -90,7 +84,8 @@ def train_row(run: RowRun, teachers: Path) -> Trained:
         folder = _teacher(run.recipe, "positive", teachers)
         return Trained(folder, _seconds(folder))
     if run.kind == "dpo":
-        return _train_dpo(run)
+        run_dpo(run.recipe, run.beta, run.recipe.output_dir)
+        return Trained(run.recipe.output_dir, _seconds(run.recipe.output_dir))
     names = TEACHERS[run.recipe.method.method]
     given = {name: getattr(run.recipe.teachers, name) for name in names}
     trained = {name: _teacher(run.recipe, name, teachers) for name in names if given[name] is None}
@@ -115,27 +110,5 @@ def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
     return stage_folder(recipe, name)
 
 
-def _train_dpo(run: RowRun) -> Trained:
-    recipe, folder = run.recipe, run.recipe.output_dir
-    arguments = {key: value for key, value in recipe.training.items() if key != "output_dir"}
-    arguments["beta"] = run.beta
-    shared = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
-    record = StageRecord(folder, {**shared, **deciding(arguments)})
-    if not record.is_complete():
-        print(f"dpo: writing {folder}")
-        record.begin()
-        tokenizer = load_tokenizer(recipe)
-        figures = train_dpo(
-            load_base(recipe),
-            train_rows(recipe, tokenizer, step=2),
-            tokenizer,
-            lora_config(recipe),
-            folder,
-            arguments,
-        )
-        record.finish(training=figures)
-    return Trained(folder, _seconds(folder))
-
-
 def _seconds(folder: Path) -> float:
-    return read_json(folder / "stage.json").get("training", {}).get("train_runtime", 0.0)
+    return read_json(folder / STAGE_FILE).get("training", {}).get("train_runtime", 0.0)

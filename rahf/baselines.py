@@ -1,0 +1,52 @@
+"""The baseline DPO as a stage of a recipe: run once, recorded, gone on with after a stop.
+
+Builds, runs and saves, as `pipeline` does for the stages of an alignment.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from rahf.artifacts import METRICS_FILE, StageRecord, write_json
+from rahf.dpo import train_dpo
+from rahf.loading import load_base, load_tokenizer, lora_config, train_rows
+from rahf.pipeline import deciding
+from rahf.recipe.reading import Recipe
+from rahf.stages import is_complete, run_recorded
+
+
+def run_dpo(recipe: Recipe, beta: float, folder: Path) -> None:
+    """Train DPO on the recipe's pairs, model and LoRA into `folder`, unless it is complete there.
+
+    Raises:
+        ValueError: the folder holds it made with other settings.
+    """
+    PartialState(cpu=recipe.training.get("use_cpu", False))
+    sections = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
+    record = StageRecord(folder, {**sections, **deciding(recipe.training), "beta": beta})
+    if not is_complete(record, "DPO"):
+        run_recorded(record, "DPO", lambda: _train(recipe, beta, folder))
+
+
+def _train(recipe: Recipe, beta: float, folder: Path) -> dict[str, Any]:
+    """Figures of the training, which are printed."""
+    tokenizer = load_tokenizer(recipe)
+    arguments = {key: value for key, value in recipe.training.items() if key != "output_dir"}
+    figures = train_dpo(
+        load_base(recipe),
+        train_rows(recipe, tokenizer, step=2),
+        tokenizer,
+        lora_config(recipe),
+        folder,
+        {**arguments, "beta": beta},
+    )
+    state = PartialState()
+    if state.is_main_process:
+        settings = {**recipe.as_dict(), "method": "dpo", "beta": beta}
+        write_json(folder / METRICS_FILE, {"training": figures, "settings": settings})
+    state.print(
+        f"DPO: {folder}, loss {figures['train_loss']:.4f}, {figures['train_runtime']:.0f} s"
+    )
+    return {"training": figures}
