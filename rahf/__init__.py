@@ -10,10 +10,11 @@ _HOME = {
     "RAHFConfig": "rahf.trainer",
     "RAHFTrainer": "rahf.trainer",
     "load_recipe": "rahf.recipe.reading",
+    "preset": "rahf.recipe.presets",
     "steer": "rahf.steering",
 }
 
-__all__ = ["Directions", "RAHFConfig", "RAHFTrainer", "load_recipe", "steer"]
+__all__ = ["Directions", "RAHFConfig", "RAHFTrainer", "load_recipe", "preset", "steer"]
 
 
 def __getattr__(name: str):

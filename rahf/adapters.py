@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.capture import find_blocks
@@ -156,6 +157,8 @@ def attach_policy(
         blocks = (
             config.layers_to_transform if config.layers_to_transform is not None else list(layers)
         )
+        if config.target_modules == "all-linear":  # which PEFT takes for all blocks alone
+            config = replace(config, target_modules=linear_names(base))
         config = replace(config, task_type="CAUSAL_LM", layers_to_transform=blocks)
         model = get_peft_model(base, config, POLICY)
     for parameter in trainable(model):
@@ -166,6 +169,19 @@ def attach_policy(
         # arrives.
         block.requires_grad_(False)
     return model
+
+
+def linear_names(base: PreTrainedModel) -> list[str]:
+    """Names of the matrices inside the decoder blocks: `q_proj`, `down_proj`, ..."""
+    matrices = (nn.Linear, Conv1D)  # GPT-2's matrices are the latter
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for block in find_blocks(base).modules
+            for name, module in block.named_modules()
+            if isinstance(module, matrices)
+        }
+    )
 
 
 def add_teachers(

@@ -1,7 +1,8 @@
 """Model and batch to loss: the frozen views say where to go, the policy is told how far it is.
 
-`views_of` is the one place that knows the methods; from there on DUAL, SCIT, LoRRA and stored
-directions are the same flow with other rows and adapters (DESIGN of the flow: README).
+`views_of` and `terms_of` are the places that know the methods; from there on DUAL, SCIT, LoRRA,
+stored directions and their neighbours are the same flow with other rows, adapters and terms (DESIGN
+of the flow: README).
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,10 +28,21 @@ from rahf.likelihood import (
     token_likelihood,
     with_context,
 )
-from rahf.objective import Asked, Progress, layer_scale, progress, row_loss, row_mean
+from rahf.objective import (
+    Asked,
+    Progress,
+    Term,
+    dissimilarity,
+    layer_scale,
+    progress,
+    random_units,
+    row_loss,
+    row_mean,
+)
 from rahf.packing import use_packed_attention
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
+REJECTED_SHARE = {"rejected": 1.0, "both": 0.5, "random": 0.5}
 
 
 class View(NamedTuple):
@@ -41,7 +53,7 @@ class View(NamedTuple):
 
 
 class Views(NamedTuple):
-    """The three views of a response; a stored shift needs no positive and no negative one."""
+    """The three views of a response; without a shift that is read from views, the first alone."""
 
     reference: View
     positive: View | None
@@ -60,9 +72,23 @@ def views_of(method: str, reference: str) -> Views:
         "dual": (View("reference", "positive"), View("reference", "negative")),
         "scit": (View("positive", "contrast"), View("negative", "contrast")),
         "lorra": (View("positive", None), View("negative", None)),
-        "direction": (None, None),
     }
-    return Views(View("reference", None if reference == "base" else reference), *by_method[method])
+    shifting = by_method.get(method, (None, None))
+    return Views(View("reference", None if reference == "base" else reference), *shifting)
+
+
+def terms_of(options: MethodOptions) -> tuple[Term, ...]:
+    """The terms that are distances of states, weighted and timed as the method says."""
+    led_away = {"circuit_breakers": "relu_cosine", "rmu": options.distance, "repbend": "away"}
+    crossing = options.weights_over_time == "crossing"
+    falling, rising = ("falling", "rising") if crossing else ("constant", "constant")
+    retain = Term("retain", "retained", options.distance, options.retain_weight, rising)
+    if options.method not in led_away:
+        return Term("align", "responses", options.distance, 1.0), retain
+    distance, weight = led_away[options.method], options.rejected_weight
+    rejected = Term("rejected", "rejected", distance, weight, falling)
+    chosen = Term("chosen", "chosen", options.distance, options.chosen_weight, rising)
+    return (rejected, chosen, retain) if options.chosen_weight else (rejected, retain)
 
 
 class AlignmentOutput(NamedTuple):
@@ -82,6 +108,7 @@ class Alignment:
         teachers: full models given in place of adapters, by view name.
         packed: whether all of the models take packed rows.
         directions: the stored shift; the views' positive and negative are then not asked.
+        point: where rejected responses are led in place of a shift, in units of alpha (RMU).
     """
 
     def __init__(
@@ -93,6 +120,7 @@ class Alignment:
         directions: Directions | None = None,
         teachers: Mapping[str, nn.Module] | None = None,
         packed: bool = False,
+        point: Float[Tensor, "layers d_model"] | None = None,
     ):
         self.model = model
         self.views = views
@@ -101,6 +129,7 @@ class Alignment:
         self.directions = directions.select(layers) if directions is not None else None
         self.teachers = teachers or {}
         self.packed = packed
+        self.point = point
 
     def towards(self, directions: Directions) -> "Alignment":
         """The same alignment with a stored shift in place of the views' own."""
@@ -109,36 +138,76 @@ class Alignment:
             self.model, views, self.layers, self.options, directions, self.teachers, self.packed
         )
 
-    def __call__(self, model: nn.Module, batch: Batch) -> AlignmentOutput:
-        """Loss of each response of `batch`. `model` is the policy as training calls it, wrapped."""
-        rows, responses = batch["reference"], len(batch["row"])
+    def __call__(self, model: nn.Module, batch: Batch, elapsed: float = 1.0) -> AlignmentOutput:
+        """Loss of each response of `batch`. `model` is the policy as training calls it, wrapped.
+
+        Args:
+            elapsed: share of the training's steps that is done, 0 to 1, for weights over time.
+        """
+        rows, options = batch["reference"], self.options
         scored = self._scored(batch)
         asked, reference_logits = self.asked(batch, scored)
         hidden, logits = self._states(model, self.model, rows, scored)
-        per_row = row_loss(hidden, asked, rows["aligned_owner"], self.options.distance)
-
-        terms = {"align": per_row[:responses]}
-        loss = per_row[:responses]
-        if len(per_row) > responses:
-            terms["retain"] = per_row[responses:]
-            loss = loss + self.options.retain_weight * per_row[responses:]
-        if self.options.kl_weight:
-            divergence = kl_divergence(reference_logits, logits, scored, rows)
-            terms["kl"] = (
-                divergence[responses:]
-                if self.options.kl_rows == "retain"
-                else divergence[:responses]
+        terms, weights = self._distances(hidden, asked, batch, elapsed)
+        if options.similarity_weight:
+            terms["similarity"] = self._similarity(hidden, batch)
+        if options.kl_weight:
+            divergence = kl_divergence(
+                reference_logits, logits, scored, rows, options.kl_temperature
             )
-            loss = loss + self.options.kl_weight * terms["kl"]
-        if self.options.sft_weight:
-            entropy = torch.where(
-                batch["chosen"], -self._chosen_means(rows, logits, scored)[:responses], 0.0
-            )
-            # Rejected responses add 0: divided by the share of chosen ones, the mean is theirs.
-            terms["sft"] = entropy / CHOSEN_SHARE[self.options.response_source]
-            loss = loss + self.options.sft_weight * terms["sft"]
+            kind = "retained" if options.kl_rows == "retain" else "responses"
+            terms["kl"] = self._of_rows(divergence, kind, batch)
+        if options.sft_weight:
+            entropy = -self._chosen_means(rows, logits, scored)
+            terms["sft"] = self._of_rows(entropy, "chosen", batch)
+        weights |= {
+            "similarity": options.similarity_weight,
+            "kl": options.kl_weight,
+            "sft": options.sft_weight,
+        }
+        loss = sum(weights[name] * term for name, term in terms.items())
         detached = {name: term.detach() for name, term in terms.items()}
         return AlignmentOutput(loss, detached, progress(hidden.detach(), asked))
+
+    def _distances(
+        self, hidden: Tensor, asked: Asked, batch: Batch, elapsed: float
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The terms that are distances, by name, and their weights."""
+        owner, terms = batch["reference"]["aligned_owner"], terms_of(self.options)
+        if row_count(batch["reference"]) == len(batch["row"]):
+            terms = tuple(term for term in terms if term.rows != "retained")
+        measured = {
+            distance: row_loss(hidden, asked, owner, distance)
+            for distance in dict.fromkeys(term.distance for term in terms)
+        }
+        values = {
+            term.name: self._of_rows(measured[term.distance], term.rows, batch) for term in terms
+        }
+        return values, {term.name: term.weight_at(elapsed) for term in terms}
+
+    def _of_rows(self, values: Tensor, rows: str, batch: Batch) -> Tensor:
+        """What some of all rows are worth, one value for each response.
+
+        Responses of the other side count 0: divided by the share of this side, the mean is its own.
+        """
+        responses, source = len(batch["row"]), self.options.response_source
+        if rows == "retained":
+            return values[responses:]
+        if rows == "responses":
+            return values[:responses]
+        chosen = rows == "chosen"
+        share = (CHOSEN_SHARE if chosen else REJECTED_SHARE)[source]
+        return torch.where(batch["chosen"] == chosen, values[:responses], 0.0) / share
+
+    def _similarity(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """How unlike each other the rejected rows of the batch are where each begins to be aligned.
+
+        The one term that rows of a batch have in common: it sees the pairs within a process.
+        """
+        owner, responses = batch["reference"]["aligned_owner"], len(batch["row"])
+        begins = torch.searchsorted(owner, torch.arange(responses, device=owner.device))
+        apart = dissimilarity(hidden[:, begins], ~batch["chosen"])
+        return self._of_rows(apart, "rejected", batch)
 
     def asked(
         self, batch: Batch, scored: Bool[Tensor, "lines seq"] | None = None
@@ -149,12 +218,23 @@ class Alignment:
         needed = scored if self.options.kl_weight else None
         reference, logits = self._frozen_states(self.views.reference, batch, needed)
         shift = torch.zeros_like(reference)
-        shift[:, :aligned] = self.options.alpha * self._shift(batch, reference[:, :aligned])
+        shift[:, :aligned] = self._asked_shift(batch, reference[:, :aligned])
         scale = layer_scale(self.options.layer_scale, reference, shift, owner, count)
         if count > len(batch["row"]):
             # A retained text has no shift: it is measured in the unit of the response beside it.
             scale[:, len(batch["row"]) :] = scale[:, : len(batch["row"])]
         return Asked(reference, shift, scale), logits
+
+    def _asked_shift(self, batch: Batch, reference: Tensor) -> Tensor | float:
+        """From the reference to the target, at the aligned response tokens."""
+        if self.point is not None:
+            owner = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
+            target = self.options.alpha * self.point.to(reference).unsqueeze(1)
+            rejected = ~batch["chosen"][owner].unsqueeze(-1)
+            return torch.where(rejected, target - reference, 0.0)
+        if self.directions is None and self.views.positive is None:
+            return 0.0  # every target is the reference itself
+        return self.options.alpha * self._shift(batch, reference)
 
     def shift(self, batch: Batch) -> Float[Tensor, "layers tokens d_model"]:
         """Positive minus negative at the aligned response tokens, not multiplied by alpha."""
@@ -218,24 +298,36 @@ def build_alignment(
     peft_config: LoraConfig,
     teachers: Mapping[str, str | Path | PreTrainedModel],
     directions: Directions | None = None,
+    seed: int = 0,
 ) -> Alignment:
     """Put the policy and the teachers that the views need on `base`, and the objective on them.
 
     Args:
         teachers: adapter folders or full models by name; those that no view needs are left out.
         directions: a stored shift; positive and negative views are then not needed.
+        seed: what RMU's random vectors follow from.
+
+    Raises:
+        ValueError: directions for a method that leads rejected responses away.
     """
+    if directions is not None and options.leads_away:
+        raise ValueError(
+            f"method {options.method!r} reads no directions: leave them away, or set "
+            "method='direction'."
+        )
     views = views_of(options.method if directions is None else "direction", options.reference)
     layers = resolve_layers(options.target_layers, depth_of(base))
     depth = layers[-1] + 1
     policy = attach_policy(base, peft_config, range(depth), teachers.get(options.reference))
+    d_model = base.config.get_text_config().hidden_size
     if directions is not None:
-        directions.check_width(base.config.get_text_config().hidden_size)
+        directions.check_width(d_model)
+    point = random_units(layers, d_model, seed) if options.method == "rmu" else None
     needed = {name: teachers[name] for name in views.teachers()}
     full = add_teachers(policy, needed, depth)
     models = (policy.get_base_model(), *full.values())
     packed = options.packing and all(map(use_packed_attention, models))
-    return Alignment(policy, views, layers, options, directions, full, packed)
+    return Alignment(policy, views, layers, options, directions, full, packed, point)
 
 
 def mean_shift(
@@ -267,9 +359,17 @@ def kl_divergence(
     policy: Float[Tensor, "tokens vocab"],
     scored: Bool[Tensor, "lines seq"],
     rows: Rows,
+    temperature: float = 1.0,
 ) -> Float[Tensor, " rows"]:
-    """KL(reference || policy) over the whole vocabulary, in nats, mean over a row's tokens."""
-    per_token = nn.functional.kl_div(
+    """KL(reference || policy) over the whole vocabulary, in nats, mean over a row's tokens.
+
+    Args:
+        temperature: both logits are divided by it, the divergence multiplied by its square, so that
+            gradients keep their size (distillation, arXiv 1503.02531).
+    """
+    if temperature != 1:  # logits are large: not copied for nothing
+        policy, reference = policy / temperature, reference / temperature
+    per_token = temperature**2 * nn.functional.kl_div(
         policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
     owner = rows["owner"][:, 1:][scored[:, 1:]]

@@ -50,11 +50,14 @@ class StageRecord:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        self.folder = folder
         self._path = folder / STAGE_FILE
         self._settings = json.loads(json.dumps(settings))
 
     def is_complete(self) -> bool:
         """Whether the stage is done with these very settings.
+
+        One that stopped before it left anything beside its record is as good as never begun.
 
         Raises:
             ValueError: the folder holds the stage, finished or begun, made with other settings.
@@ -62,6 +65,8 @@ class StageRecord:
         if not self._path.exists():
             return False
         record = read_json(self._path)
+        if not record["complete"] and list(self.folder.iterdir()) == [self._path]:
+            return False
         changed = _differences(record["settings"], self._settings)
         if changed:
             raise ValueError(

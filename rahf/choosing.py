@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.adapters import depth_of, frozen_pass
 from rahf.alignment import build_alignment
@@ -20,7 +22,7 @@ from rahf.directions import Directions
 from rahf.generation import pad_id, sample_texts
 from rahf.loading import load_base, load_tokenizer, lora_config, teachers_of, train_rows
 from rahf.reading.choice import Calibration, Choice, choose, windows
-from rahf.reading.fitting import fit, measure
+from rahf.reading.fitting import measure
 from rahf.reading.samples import Reader
 from rahf.recipe.reading import AUTO, Recipe
 from rahf.report.directions import choice_table
@@ -48,13 +50,29 @@ def decided(method: MethodOptions, **values: Any) -> MethodOptions:
 
 
 def run_choice(recipe: Recipe, folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Choose on pairs that are held out of the fit, print the reasons and save them.
+    """Choose, print the reasons and save them.
 
     Args:
         defaults: training arguments where the recipe gives none.
     """
-    method, tokenizer = recipe.method, load_tokenizer(recipe)
-    base = load_base(recipe)
+    tokenizer = load_tokenizer(recipe)
+    base, rows = load_base(recipe), train_rows(recipe, tokenizer, step=2)
+    choice, directions = make_choice(recipe, base, tokenizer, rows, defaults)
+    _save(choice, directions.only(choice.taken.layers), folder)
+    return {}
+
+
+def make_choice(
+    recipe: Recipe,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    defaults: dict[str, Any],
+) -> tuple[Choice, Directions]:
+    """What is chosen, on some of `rows` that are held out of the fit, and the shift that was fitted
+    in every layer. `base` is left as it was.
+    """
+    method = recipe.method
     depth = depth_of(base)
     whole = decided(method, target_layers=f"0-{depth - 1}", alpha=1.0)
     stored = Directions.load(method.directions) if method.directions is not None else None
@@ -62,7 +80,6 @@ def run_choice(recipe: Recipe, folder: Path, defaults: dict[str, Any]) -> dict[s
         whole = dataclasses.replace(whole, target_layers=list(stored.layers))
     options = dataclasses.asdict(whole)
     args = RAHFConfig(**{**defaults, **options, **recipe.training})
-    rows = train_rows(recipe, tokenizer, step=2)
     order = np.random.default_rng(args.seed).permutation(len(rows))
     count = min(HELD_OUT, len(rows) // 2)
     held_out, fitted_on = rows.select(order[:count]), rows.select(np.sort(order[count:]))
@@ -85,8 +102,8 @@ def run_choice(recipe: Recipe, folder: Path, defaults: dict[str, Any]) -> dict[s
             alpha=None if method.alpha == AUTO else float(method.alpha),
             budget=method.kl_budget,
         )
-    _save(choice, folder)
-    return {}
+    alignment.model.unload()
+    return choice, directions
 
 
 def tried_layers(recipe: Recipe, depth: int, directions: Directions) -> list[tuple[int, ...]]:
@@ -121,17 +138,21 @@ def _evidence(
     """AUC of the shift on held-out responses, and the residual's RMS, per layer."""
     layers = directions.layers
     reader = Reader(model, "responses", "mean", layers, pad_token_id, args.max_response_tokens)
-    how = {"batch_size": args.per_device_train_batch_size, "state": PartialState()}
-    vectors = {"shift": directions.vectors}
-    areas = measure(reader, held_out, vectors, **how).separability["shift"]
-    rms = fit(reader, held_out, ("mean",), seed=args.seed, **how).rms
-    return torch.tensor(areas), rms
+    measured = measure(
+        reader,
+        held_out,
+        {"shift": directions.vectors},
+        batch_size=args.per_device_train_batch_size,
+        state=PartialState(),
+    )
+    return torch.tensor(measured.separability["shift"]), measured.rms
 
 
-def _save(choice: Choice, folder: Path) -> None:
+def _save(choice: Choice, directions: Directions, folder: Path) -> None:
     state, table = PartialState(), choice_table(choice.as_dict())
     state.print(table)
     if state.is_main_process:
+        directions.save(folder)
         write_json(folder / CHOICE_FILE, choice.as_dict())
         write_text(folder / "choice.md", table + "\n")
     state.wait_for_everyone()

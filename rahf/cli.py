@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from rahf.commands import (
     align,
+    compare,
     data,
     directions,
     dpo,
@@ -87,6 +88,7 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
         evaluate,
         reward,
         dpo,
+        compare,
         tradeoff,
         export,
         push,

@@ -9,8 +9,15 @@ Knows no model, no data and no file: a check here uses the values alone. Reading
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from rahf.recipe.combinations import data_problems, source_problems, term_problems
+from rahf.recipe.combinations import (
+    data_problems,
+    led_away_problems,
+    source_problems,
+    term_problems,
+    unread_problems,
+)
 from rahf.recipe.layers import check_layers, resolve_layers
+from rahf.recipe.measuring import CompareOptions, EvaluationOptions
 from rahf.recipe.options import (
     Count,
     CountFromZero,
@@ -26,6 +33,7 @@ from rahf.recipe.options import (
 __all__ = [
     "DEFAULT_INSTRUCTIONS",
     "TEACHERS",
+    "CompareOptions",
     "DataOptions",
     "EvaluationOptions",
     "MethodOptions",
@@ -48,7 +56,12 @@ TEACHERS = {
     "scit": ("contrast",),
     "lorra": (),
     "direction": (),
+    "circuit_breakers": (),
+    "rmu": (),
+    "repbend": (),
 }
+
+Method = Literal["dual", "scit", "lorra", "direction", "circuit_breakers", "rmu", "repbend"]
 
 
 @dataclass(frozen=True)
@@ -143,11 +156,13 @@ class MethodOptions:
     TrainingArguments.
     """
 
-    method: Literal["dual", "scit", "lorra", "direction"] = option(
+    method: Method = option(
         "dual",
         "Where the shift comes from. dual: two teachers, one trained on chosen and one on rejected "
         "responses. scit: one teacher under a preferred and a dispreferred instruction. lorra: the "
-        "base model under these instructions. direction: stored vectors.",
+        "base model under these instructions. direction: stored vectors. circuit_breakers, rmu, "
+        "repbend: there is none; rejected responses are led away from the reference, and a "
+        "recipe's other keys begin with the published values (see Presets).",
     )
     reference: Literal["base", "positive", "contrast"] = option(
         "base",
@@ -165,7 +180,8 @@ class MethodOptions:
     alpha: Annotated[float, OrAny(Literal["auto"])] = option(
         2.0,
         "Strength: the target is reference + alpha * shift. Negative: away from the preferred "
-        "side. auto: solved for kl_budget before the alignment.",
+        "side. auto: solved for kl_budget before the alignment. rmu: the length of the random "
+        "vector that rejected responses are led to. Not read by circuit_breakers and repbend.",
     )
     target_layers: Annotated[str, OrAny(int | float | list)] = option(
         "0.5-0.8",
@@ -185,7 +201,8 @@ class MethodOptions:
     layer_scale: Literal["none", "rms", "shift"] = option(
         "shift",
         "What the error of each layer is divided by. rms: size of the reference's states. shift: "
-        "size of the asked shift, so that settings carry over between models.",
+        "size of the asked shift, so that settings carry over between models; not for methods "
+        "without one.",
     )
     positions: Literal["response", "predicting", "response_and_tail"] = option(
         "response_and_tail",
@@ -207,7 +224,7 @@ class MethodOptions:
     shift: Literal["token", "mean"] = option(
         "mean",
         "mean: one vector per layer, fitted once from the views. token: every token has its own "
-        "shift (published). Not read by method: direction.",
+        "shift (published). Read by dual, scit and lorra.",
     )
     mean_responses: Count = option(
         1024, "Responses, drawn once, that the shift of `mean` is fitted on, if there are so many."
@@ -236,10 +253,43 @@ class MethodOptions:
     kl_rows: Literal["responses", "retain"] = option(
         "responses", "Rows of the KL term: the aligned responses, or the texts of the retain term."
     )
+    kl_temperature: Annotated[float, Limits(least=1e-2)] = option(
+        1.0, "Temperature of both predictions in the KL term, which is multiplied by its square."
+    )
     sft_weight: Weight = option(0.0, "Weight of the cross entropy on chosen responses.")
+    rejected_weight: Weight = option(
+        1.0,
+        "circuit_breakers, rmu, repbend: weight of the term that leads rejected responses away.",
+    )
+    chosen_weight: Weight = option(
+        0.0,
+        "circuit_breakers, rmu, repbend: weight of the distance of chosen responses to the "
+        "reference.",
+    )
+    similarity_weight: Weight = option(
+        0.0,
+        "circuit_breakers, rmu, repbend: weight of 1 - cosine between the rejected responses of a "
+        "batch, each at its first aligned state.",
+    )
+    weights_over_time: Literal["constant", "crossing"] = option(
+        "constant",
+        "crossing: over the training the weight of rejected responses falls to a half, those of "
+        "chosen responses and retained texts rise from 0 to a half (circuit_breakers, rmu, "
+        "repbend).",
+    )
 
     def __post_init__(self):
         self.check_method()
+
+    @property
+    def asks_views(self) -> bool:
+        """Whether the shift is the difference of a positive and a negative view."""
+        return self.method in ("dual", "scit", "lorra")
+
+    @property
+    def leads_away(self) -> bool:
+        """Whether rejected responses are led away, and nothing is asked of others but to stay."""
+        return self.method in ("circuit_breakers", "rmu", "repbend")
 
     @property
     def chooses(self) -> bool:
@@ -253,6 +303,7 @@ class MethodOptions:
             problems = [
                 *source_problems(self),
                 *term_problems(self),
+                *(led_away_problems(self) if self.leads_away else unread_problems(self)),
                 *(check_layers(self.target_layers) if self.target_layers != "auto" else ()),
             ]
         raise_problems(problems)
@@ -282,41 +333,6 @@ class TeacherOptions:
 
     def __post_init__(self):
         raise_problems(value_problems(self, TeacherOptions))
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """The table of base, teachers and policy at the end of a run."""
-
-    prompts: str | None = option(
-        None, "File of prompts that are answered and judged; null: no answers."
-    )
-    judge: Literal["lexicon"] | None = option(
-        "lexicon",
-        "Judge of the answers. lexicon: tone, -1 to 1, by word list (vaderSentiment); null: none.",
-    )
-    unrelated_text: str | None = option(
-        None,
-        "File of texts from elsewhere, on which the loss per token is measured; null: not "
-        "measured.",
-    )
-    unrelated_rows: Count = option(200, "Texts of that file that are read, from its start.")
-    max_new_tokens: Count = option(48, "Tokens of an answer.")
-
-    models: list[str] = option(
-        ["base", "teachers", "policy"], "Rows of the table: any of base, teachers, policy."
-    )
-
-    def __post_init__(self):
-        problems = value_problems(self, EvaluationOptions)
-        raise_problems(
-            problems
-            or [
-                f"models: {name!r} is not one of base, teachers, policy"
-                for name in self.models
-                if name not in ("base", "teachers", "policy")
-            ]
-        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rahf.artifacts import write_lines
+from rahf.resuming import ResumableTrainer
 from rahf.training import save_policy
 
 DEFAULTS = {
@@ -21,7 +22,6 @@ DEFAULTS = {
     "lr_scheduler_type": "constant",
     "bf16": False,
     "gradient_checkpointing": False,
-    "save_strategy": "no",
     "logging_steps": 10,
     "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
@@ -41,6 +41,8 @@ def train_dpo(
 ) -> dict[str, float]:
     """Train a LoRA on tokenised pairs and save it in `output_dir`, with its log.
 
+    A run that was interrupted goes on from its last checkpoint.
+
     Args:
         rows: what `tokenize_pairs` gives: already cut to the recipe's lengths.
         arguments: of DPOConfig (`beta`, `learning_rate`, `max_steps`, ...), in place of `DEFAULTS`.
@@ -55,9 +57,14 @@ def train_dpo(
         from trl import DPOConfig, DPOTrainer
     except ModuleNotFoundError:
         raise ValueError("DPO needs TRL, which is not installed: pip install 'rahf[trl]'") from None
+
+    class Trainer(ResumableTrainer, DPOTrainer):
+        def create_model_card(self, *args, **kwargs):
+            pass  # TRL's, written with each checkpoint beside the adapter
+
     args = DPOConfig(output_dir=str(output_dir), max_length=None, **{**DEFAULTS, **arguments})
     set_seed(args.seed)
-    trainer = DPOTrainer(
+    trainer = Trainer(
         base,
         args=args,
         # TRL tokenises what it is given; its trainer then reads our rows, which have the columns
@@ -67,7 +74,7 @@ def train_dpo(
         peft_config=peft_config,
     )
     trainer.train_dataset = rows.select_columns(ROW_COLUMNS)
-    figures = trainer.train().metrics
+    figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if args.should_save:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         save_policy(trainer.accelerator.unwrap_model(trainer.model), Path(output_dir))

@@ -2,7 +2,8 @@
 
 A response is said under a positive and a negative view; their difference is the `shift`. The policy
 is asked to stand where the reference stood, moved by `alpha` times the shift (RAHF, arXiv
-2312.15997, section 3.3). Nothing here knows a model.
+2312.15997, section 3.3). Neighbours ask something else of some rows: a `Term` says which rows, at
+what distance of their target, with what weight at what time. Nothing here knows a model.
 
 All tensors are packed: `hidden` is [layers, tokens, d_model] over the aligned tokens of a whole
 batch, and `owner` [tokens] says which row each token belongs to, so no padding can enter a mean.
@@ -11,10 +12,10 @@ batch, and `owner` [tokens] says which row each token belongs to, so no padding 
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
-Distance = Literal["l2", "squared_l2"]
+Distance = Literal["l2", "squared_l2", "relu_cosine", "away"]
 LayerScale = Literal["none", "rms", "shift"]
 
 SMALLEST_SCALE = 1e-3
@@ -31,6 +32,23 @@ class Asked(NamedTuple):
     scale: Float[
         Tensor, "layers rows"
     ]  # unit in which the distance of each layer is measured, per row
+
+
+class Term(NamedTuple):
+    """A part of the loss: the distance of some rows to their target."""
+
+    name: str  # under which it is logged
+    rows: Literal["responses", "chosen", "rejected", "retained"]
+    distance: Distance
+    weight: float
+    schedule: Literal["constant", "falling", "rising"] = "constant"
+
+    def weight_at(self, elapsed: float) -> float:
+        """The weight when a share `elapsed` of all steps is done: falling from 1 to a half of
+        `weight`, rising from 0 to a half of it (circuit breakers, arXiv 2406.04313, algorithm 1).
+        """
+        shares = {"constant": 1.0, "falling": 1 - elapsed / 2, "rising": elapsed / 2}
+        return shares[self.schedule] * self.weight
 
 
 class Progress(NamedTuple):
@@ -82,13 +100,42 @@ def row_loss(
 ) -> Float[Tensor, " rows"]:
     """Distance of the policy's states to the target: mean over a row's tokens, then over layers.
 
-    `l2` is the 2-norm of the published code, `squared_l2` the squared norm of the paper.
+    `l2` is the 2-norm of the published code, `squared_l2` the squared norm of the paper; `away` is
+    the negative of `l2` (RepBend), `relu_cosine` the cosine to the target, 0 where it is negative
+    (circuit breakers), which knows no unit.
     """
-    error = hidden - (asked.reference + asked.shift)
-    rows = asked.scale.shape[1]
+    target, rows = asked.reference + asked.shift, asked.scale.shape[1]
+    if distance == "relu_cosine":
+        cosine = nn.functional.cosine_similarity(hidden, target, dim=-1)
+        return row_mean(cosine.relu(), owner, rows).mean(0)
+    error = hidden - target
     if distance == "squared_l2":
         return (row_mean(error.square().sum(-1), owner, rows) / asked.scale.square()).mean(0)
-    return (row_mean(error.norm(dim=-1), owner, rows) / asked.scale).mean(0)
+    near = (row_mean(error.norm(dim=-1), owner, rows) / asked.scale).mean(0)
+    return -near if distance == "away" else near
+
+
+def random_units(
+    layers: tuple[int, ...], d_model: int, seed: int
+) -> Float[Tensor, "layers d_model"]:
+    """RMU's u: a unit vector per layer, drawn uniformly from [0, 1) per entry and normed, as
+    published (arXiv 2403.03218, section 4). That of a layer depends on the seed alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(max(layers) + 1, d_model, generator=generator)
+    return nn.functional.normalize(drawn, dim=-1)[list(layers)]
+
+
+def dissimilarity(
+    states: Float[Tensor, "layers rows d_model"], among: Bool[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """1 - cosine of a row's state to those of the other rows, mean over these and the layers
+    (RepBend's similarity term, arXiv 2504.01550). 0 for rows not `among`, and for one alone.
+    """
+    units = nn.functional.normalize(states, dim=-1)
+    others = among & among.unsqueeze(1) & ~torch.eye(len(among), dtype=torch.bool).to(among.device)
+    apart = torch.where(others, 1 - units @ units.mT, 0.0).sum(-1)
+    return (apart / others.sum(-1).clamp(min=1)).mean(0)
 
 
 def progress(hidden: Float[Tensor, "layers tokens d_model"], asked: Asked) -> Progress:

@@ -8,6 +8,7 @@ builds, runs and saves.
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from rahf.artifacts import (
 from rahf.choosing import run_choice, with_choice
 from rahf.config import TEACHERS
 from rahf.data.report import describe
+from rahf.directions import Directions
 from rahf.evaluation.table import measure
 from rahf.loading import (
     directions_of,
@@ -50,6 +52,7 @@ from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
 from rahf.sharding import take_over_sharding, without_engine
+from rahf.stages import is_complete, run_recorded
 from rahf.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
 from rahf.training import AdapterTrainer
@@ -78,30 +81,19 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
 
 def run_stage(recipe: Recipe, name: str) -> None:
     """Run one stage, unless its folder is complete."""
-    state = PartialState()
-    folder = stage_folder(recipe, name)
-    record = StageRecord(folder, stage_settings(recipe, name))
-    complete = record.is_complete()
-    state.wait_for_everyone()
-    if complete:
-        state.print(f"{name}: complete in {folder}")
+    record = StageRecord(stage_folder(recipe, name), stage_settings(recipe, name))
+    if is_complete(record, name):
         return
     check_predecessors(recipe, name)
-    state.print(f"{name}: writing {folder}")
-    if state.is_main_process:
-        record.begin()
     run: Callable[[Recipe], dict[str, Any]] = {
         "choice": run_choice_stage,
-        "directions": run_directions,
+        "directions": take_directions if recipe.method.chooses else run_directions,
         "alignment": run_alignment,
         "evaluation": run_evaluation,
     }.get(name, lambda recipe: run_teacher(recipe, name))
     if name in ("directions", "alignment", "evaluation"):
         recipe = with_choice(recipe, stage_folder(recipe, "choice"))
-    results = run(recipe)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        record.finish(**results)
+    run_recorded(record, name, lambda: run(recipe))
 
 
 def stage_folder(recipe: Recipe, name: str) -> Path:
@@ -118,7 +110,8 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     if name == "evaluation":
         return whole["evaluation"]
     if name in ("alignment", "choice", "directions"):
-        return deciding({key: value for key, value in whole.items() if key != "evaluation"})
+        read = {key: value for key, value in whole.items() if key not in ("evaluation", "compare")}
+        return deciding(read)
     training = deciding(recipe.teacher_training)
     extra = {}
     if name == "contrast":
@@ -195,10 +188,19 @@ def run_directions(recipe: Recipe) -> dict[str, Any]:
     rows = train_rows(recipe, tokenizer, step=2)
     with without_engine():
         base, teachers = load_base(recipe), teachers_of(recipe)
+        start = perf_counter()
         alignment = build_alignment(base, args, lora_config(recipe), teachers)
         directions = fit_mean_shift(alignment, rows, tokenizer, args)
     if PartialState().is_main_process:
         directions.save(stage_folder(recipe, "directions"))
+    return {"training": {"train_runtime": perf_counter() - start}}
+
+
+def take_directions(recipe: Recipe) -> dict[str, Any]:
+    """The shift that the strength was solved for is the one that is aligned to."""
+    if PartialState().is_main_process:
+        chosen = Directions.load(stage_folder(recipe, "choice"))
+        chosen.save(stage_folder(recipe, "directions"))
     return {}
 
 

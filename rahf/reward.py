@@ -17,6 +17,7 @@ from rahf.adapters import load_tokenizer_of
 from rahf.data.chat_format import ChatFormat, chat_format, prompt_messages
 from rahf.data.pairs import usable_pairs
 from rahf.generation import pad_id
+from rahf.resuming import ResumableTrainer
 
 DEFAULTS = {
     "learning_rate": 1e-4,
@@ -26,7 +27,6 @@ DEFAULTS = {
     "num_train_epochs": 1,
     "per_device_train_batch_size": 8,
     "report_to": "none",
-    "save_strategy": "no",
     "logging_steps": 10,
     "bf16": torch.cuda.is_available(),
     "gradient_checkpointing": False,
@@ -48,6 +48,8 @@ def train_reward_model(
 ) -> dict[str, float]:
     """Train and save a reward model, its tokenizer beside it.
 
+    A run that was interrupted goes on from its last checkpoint.
+
     Args:
         model: folder or Hub id of a language model, which gets a head, or of a reward model.
         pairs, held_out: what `load_pairs` gives.
@@ -66,6 +68,11 @@ def train_reward_model(
         raise ValueError(
             "training a reward model needs TRL, which is not installed: pip install 'rahf[trl]'"
         ) from None
+
+    class Trainer(ResumableTrainer, RewardTrainer):
+        def create_model_card(self, *args, **kwargs):
+            pass  # TRL's, written with each checkpoint beside the model
+
     args = RewardConfig(output_dir=str(output_dir), **{**DEFAULTS, **(arguments or {})})
     tokenizer = load_tokenizer_of(model)
     chat = chat_format(tokenizer, chat_template)
@@ -76,7 +83,7 @@ def train_reward_model(
         model, num_labels=1, dtype=dtype
     )
     classifier.config.pad_token_id = pad_id(tokenizer)
-    trainer = RewardTrainer(
+    trainer = Trainer(
         classifier,
         args,
         train_dataset=chats_of(pairs, chat),
@@ -86,7 +93,7 @@ def train_reward_model(
         if lora_r
         else None,
     )
-    figures = trainer.train().metrics
+    figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if held_out is not None:
         figures = trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}
     trainer.save_model()

@@ -35,6 +35,8 @@ from rahf.directions import Directions
 from rahf.generation import pad_id, sample_texts
 from rahf.likelihood import preference_margins
 from rahf.objective import Progress
+from rahf.recipe.combinations import batch_problems
+from rahf.recipe.options import raise_problems
 from rahf.sharding import gathered, take_over_sharding
 from rahf.teachers import train_teachers
 from rahf.training import AdapterTrainer, ItemLoss
@@ -78,6 +80,7 @@ class RAHFConfig(MethodOptions, TrainingArguments):
                 "alpha: auto and target_layers: auto are chosen by the stage `choice` of rahf "
                 "align, before there is a trainer; give a number and layers here."
             )
+        raise_problems(batch_problems(self, self.per_device_train_batch_size))
         TrainingArguments.__post_init__(self)
 
 
@@ -146,11 +149,13 @@ class RAHFTrainer(AdapterTrainer):
             teachers |= teach(missing, base, train_rows, tokenizer, peft_config, args)
 
         set_seed(args.seed)
-        self.alignment = build_alignment(base, args, peft_config, teachers, directions)
+        self.alignment = build_alignment(
+            base, args, peft_config, teachers, directions, seed=args.seed
+        )
         policy = self.alignment.model
         collator = collator_for(args, tokenizer, self.alignment.packed)
         with gathered(policy):
-            if args.shift == "mean" and directions is None:
+            if args.shift == "mean" and args.asks_views and directions is None:
                 directions = fit_mean_shift(self.alignment, train_rows, tokenizer, args)
                 self.alignment = self.alignment.towards(directions)
             if retain_texts is None:
@@ -177,7 +182,11 @@ class RAHFTrainer(AdapterTrainer):
         return len(batch["row"])
 
     def item_loss(self, model, batch):
-        output = self.alignment(model, batch)
+        # Measured at the end of the schedule, so that measurements compare; while training, the
+        # step that is being made counts.
+        steps = self.state.global_step + 1
+        elapsed = steps / self.state.max_steps if model.training else 1.0
+        output = self.alignment(model, batch, elapsed)
         self._tally["train" if model.training else "eval"].add(output)
         return ItemLoss(output.loss.sum(), output.loss.detach(), batch["row"])
 
@@ -258,8 +267,11 @@ class Tally:
         )
         progress = Progress(*accelerator.reduce(self._progress, reduction="sum"))
         values = {f"repr/{name}": value for name, value in zip(names, sums.tolist(), strict=True)}
-        for name, per_layer in (("reached", progress.reached()), ("cosine", progress.cosine())):
-            # Where nothing moved yet, or nothing was asked, no share of it was reached.
+        shares = {"reached": progress.reached(), "cosine": progress.cosine()}
+        if not progress.asked.any():
+            shares = {}  # a method without a shift has no share of it to tell
+        for name, per_layer in shares.items():
+            # Where nothing moved yet, or a layer was asked nothing, no share of it was reached.
             per_layer = per_layer.nan_to_num()
             values[f"repr/{name}"] = per_layer.mean().item()
             values |= {

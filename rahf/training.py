@@ -1,5 +1,5 @@
-"""What both training steps share: one adapter is trained, saved whole or not at all, and stopped by
-a loss that is no number.
+"""What both training steps share: one adapter is trained, under any engine, and stopped by a loss
+that is no number.
 
 The loss is a mean over items (responses or tokens) of the whole global batch, however that batch is
 split over rows, gradient accumulation and ranks. Knows transformers' Trainer; knows no method.
@@ -7,10 +7,8 @@ split over rows, gradient accumulation and ranks. Knows transformers' Trainer; k
 
 import logging
 import shutil
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,23 +17,12 @@ from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from rahf.adapters import POLICY
-from rahf.checkpoints import (
-    damage,
-    load_policy,
-    newest_first,
-    optimizer_state,
-    policy_weights,
-    restore,
-    write_manifest,
-)
+from rahf.checkpoints import load_policy, optimizer_state, policy_weights, restore
+from rahf.resuming import STAGING, ResumableTrainer
 from rahf.sharding import is_sharded, leave_to_data_parallelism
-from rahf.termination import StopOnSigterm, handling_sigterm
-
-STAGING = "unfinished"
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +39,7 @@ class ItemLoss(NamedTuple):
     row: Tensor  # index of each row in the data set
 
 
-class AdapterTrainer(Trainer, ABC):
+class AdapterTrainer(ResumableTrainer, ABC):
     """Trainer of the adapter `default`; a subclass says what an item is and what it costs."""
 
     def __init__(self, model: PeftModel, args: TrainingArguments, **kwargs):
@@ -64,8 +51,6 @@ class AdapterTrainer(Trainer, ABC):
             args._n_gpu = 1
         super().__init__(model, args, **kwargs)
         show_compactly(self)
-        self._stop_on_sigterm = StopOnSigterm()
-        self.add_callback(self._stop_on_sigterm)
         # Losses below are divided by the items of the whole accumulated batch already.
         self.model_accepts_loss_kwargs = True
 
@@ -76,26 +61,6 @@ class AdapterTrainer(Trainer, ABC):
     @abstractmethod
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
         """Loss of `batch` under `model`, which may be wrapped."""
-
-    def train(self, *args, **kwargs):
-        """Train; a SIGTERM ends the process with status 0, after a checkpoint."""
-        with handling_sigterm(self._stop_on_sigterm.notice):
-            result = super().train(*args, **kwargs)
-        if self._stop_on_sigterm.stopped:
-            if self.is_world_process_zero():
-                print(
-                    f"stopped by SIGTERM after step {self.state.global_step}; the same command "
-                    f"continues from {self.last_checkpoint()}",
-                    file=sys.stderr,
-                )
-            raise SystemExit(0)
-        return result
-
-    def _run_epoch(self, *args, **kwargs):
-        # A run killed after its last checkpoint is complete; the Trainer would make one step more
-        # before it looks.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -122,18 +87,6 @@ class AdapterTrainer(Trainer, ABC):
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # the Trainer's estimate, one full forward of one block, fits no step here
-
-    def last_checkpoint(self) -> str | None:
-        """Folder of the newest whole checkpoint of this run, if there is one.
-
-        A damaged one is passed over with a warning, and stays where it is.
-        """
-        for folder in newest_first(Path(self.args.output_dir)):
-            damaged = damage(folder)
-            if damaged is None:
-                return str(folder)
-            logger.warning("%s is passed over: %s", folder, damaged)
-        return None
 
     def create_optimizer(self, *args, **kwargs):
         # A LoRA has no weight that is spared the decay: the group of such weights is empty, and
@@ -172,47 +125,6 @@ class AdapterTrainer(Trainer, ABC):
     def _move_model_to_device(self, model, device):
         if not is_sharded():
             super()._move_model_to_device(model, device)
-
-    # All is written into a staging folder and renamed: what is called checkpoint-N is whole.
-
-    def _get_output_dir(self, trial):
-        folder = Path(super()._get_output_dir(trial))
-        return str(folder / STAGING if self._staging else folder)
-
-    _staging = False
-
-    def _save_checkpoint(self, model, trial):
-        final = Path(self._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        with self._staged(final / STAGING):
-            super()._save_checkpoint(model, trial)
-        if self.state.best_model_checkpoint == str(final / STAGING / name):
-            self.state.best_model_checkpoint = str(final / name)
-            if self.args.should_save:
-                self.state.save_to_json(str(final / STAGING / name / TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_manifest(final / STAGING / name)
-            shutil.rmtree(final / name, ignore_errors=True)
-            (final / STAGING / name).replace(final / name)
-            (final / STAGING).rmdir()
-            rotate_checkpoints(
-                output_dir=str(final),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-
-    @contextmanager
-    def _staged(self, folder: Path) -> Iterator[None]:
-        if self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._staging = True
-        try:
-            yield
-        finally:
-            self._staging = False
 
     def save_model(self, output_dir=None, _internal_call=False):
         weights = policy_weights(self.model, self.optimizer)

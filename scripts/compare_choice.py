@@ -1,73 +1,244 @@
 """Layers and strength chosen from data beside the best of a grid of 12, on held-out pairs.
 
-    python scripts/compare_choice.py recipes/smollm2-135m/warm.yaml --seeds 5
+    OMP_NUM_THREADS=1 python scripts/compare_choice.py recipes/smollm2-135m/warm.yaml \
+        --retain_dataset_name recipes/data/neutral.jsonl
 
-Every trial trains its own teachers; grid and choice share them. What is compared is the policy's
-preference accuracy and margin on the recipe's test split, and the seconds after the teachers.
+A seed trains its own teachers, which grid and choice share, and draws which of the test pairs the
+best of the grid is picked by (as many as the choice holds out of the training pairs) and which are
+left for the figures. The points of the grid are trained towards one shift, fitted once in all
+layers. Cost is the processor's seconds after the teachers. The grid's: its fit, 12 trainings and
+the reading of the pairs to pick by; the choice's: all that `rahf align` adds, and one training.
+Further keys of the recipe may follow as options. A seed that is complete is not run again.
 """
 
 import argparse
-import json
+import dataclasses
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-from rahf.cli import main
+import numpy as np
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from rahf.adapters import depth_of
+from rahf.alignment import build_alignment
+from rahf.artifacts import read_json, write_json, write_text
+from rahf.choosing import HELD_OUT, decided, make_choice
+from rahf.config import TEACHERS
+from rahf.data.tokenization import tokenize_texts
+from rahf.directions import Directions
+from rahf.evaluation.ability import text_loss
+from rahf.generation import pad_id
+from rahf.likelihood import preference_margins
+from rahf.loading import (
+    load_base,
+    load_tokenizer,
+    lora_config,
+    teachers_of,
+    test_rows,
+    train_rows,
+)
+from rahf.pipeline import QUIET_DEFAULTS, alignment_arguments
+from rahf.recipe.reading import Recipe
+from rahf.recipe.validation import checked_recipe
 from rahf.report.tables import markdown
+from rahf.teachers import train_teachers
+from rahf.trainer import RAHFTrainer, fit_mean_shift
 
-ALPHAS = "0.5,1,2,4"
-WINDOWS = "0.2-0.5,0.5-0.8,0.65-0.95"
-
-
-def run(*command: str) -> float:
-    """Seconds that a command of rahf took."""
-    start = time.perf_counter()
-    status = main(command)
-    if status:
-        raise SystemExit(status)
-    return time.perf_counter() - start
+ALPHAS = (0.5, 1.0, 2.0, 4.0)
+WINDOWS = ("0.2-0.5", "0.5-0.8", "0.65-0.95")
+HEADER = (
+    *("seed", "budget", "base", "best of grid", "best of equal loss", "chosen"),
+    *("chosen - best", "chosen - equal loss", "cost"),
+)
 
 
-def trial(recipe: str, seed: int, output: Path, options: list[str]) -> list[str]:
-    common = [
-        "--seed",
-        str(seed),
-        "--evaluation.models",
-        "[policy]",
-        "--evaluation.prompts",
-        "null",
-    ]
-    common += [*options, "--evaluation.unrelated_text", "null"]
-    grid = ["--alpha", ALPHAS, "--target_layers", WINDOWS, "--output_dir", str(output / "grid")]
-    for stage in ("positive", "negative"):
-        run("align", recipe, *common, "--output_dir", str(output / "grid"), "--stage", stage)
-    of_grid = run("sweep", recipe, *common, *grid)
-    teachers = [
-        f"--teachers.{name}={output / 'grid/teachers' / name}" for name in ("positive", "negative")
-    ]
-    auto = ["--alpha", "auto", "--target_layers", "auto", "--output_dir", str(output / "auto")]
-    of_choice = run("align", recipe, *common, *teachers, *auto)
-    points = json.loads((output / "grid/sweep/results.json").read_text())
-    best = max(points, key=lambda each: each["results"]["margin"])
-    found = json.loads((output / "auto/metrics.json").read_text())
-    return [
-        str(seed),
-        " ".join(best["point"].values()),
-        f"{best['results']['margin']:+.3f}",
-        f"{best['results']['preference accuracy']:.0%}",
-        f"{found['eval_preference/margins']:+.3f}",
-        f"{found['eval_preference/accuracies']:.0%}",
-        f"{of_choice / of_grid:.2f}",
-    ]
+class Trial:
+    """One seed: a base, its teachers, and the policies trained with them."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.tokenizer = recipe, load_tokenizer(recipe)
+        self.base, self.lora = load_base(recipe), lora_config(recipe)
+        self.rows = train_rows(recipe, self.tokenizer, step=2)
+        self.seconds: dict[str, float] = {}
+        held_out = test_rows(recipe, self.tokenizer)
+        order = np.random.default_rng(recipe.training["seed"]).permutation(len(held_out))
+        self.pick, self.test = held_out.select(order[:HELD_OUT]), held_out.select(order[HELD_OUT:])
+        self.unrelated = tokenize_texts(
+            recipe.evaluation.unrelated_text,
+            self.tokenizer,
+            recipe.evaluation.unrelated_rows,
+            recipe.data.max_length,
+        )
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
+
+    def at(self, alpha: float, layers: str | Sequence[int]) -> Recipe:
+        """The recipe at one point."""
+        method = decided(self.recipe.method, alpha=alpha, target_layers=layers)
+        return dataclasses.replace(self.recipe, method=method)
+
+    def train_teachers(self) -> None:
+        recipe, names = self.recipe, TEACHERS[self.recipe.method.method]
+        rows = train_rows(recipe, self.tokenizer, step=1)
+        options = {**QUIET_DEFAULTS, **recipe.teacher_training}
+        folder = recipe.output_dir / "teachers"
+        train_teachers(names, self.base, rows, self.tokenizer, self.lora, folder, options)
+
+    def fit(self, recipe: Recipe) -> Directions:
+        args = alignment_arguments(recipe)
+        alignment = build_alignment(self.base, args, self.lora, teachers_of(recipe))
+        directions = fit_mean_shift(alignment, self.rows, self.tokenizer, args)
+        alignment.model.unload()
+        return directions
+
+    def policy(self, recipe: Recipe, directions: Directions) -> Path:
+        """Folder of the policy that is trained as `recipe` says."""
+        args = alignment_arguments(recipe)
+        trainer = RAHFTrainer(
+            self.base, args, self.rows, None, self.tokenizer, self.lora, {}, directions
+        )
+        trainer.train()
+        folder = recipe.output_dir / f"{recipe.method.alpha:g} {recipe.method.target_layers}"
+        trainer.save_model(str(folder))
+        trainer.model.unload()
+        return folder
+
+    @contextmanager
+    def speaking(self, policy: Path | None) -> Iterator[PreTrainedModel]:
+        """The base as this policy, or as it is."""
+        if policy is None:
+            yield self.base
+            return
+        model = PeftModel.from_pretrained(self.base, policy).eval()
+        yield model
+        model.unload()
+
+    def margins(self, policy: Path | None, pairs: Dataset) -> list[float]:
+        with self.speaking(policy) as model:
+            return preference_margins(model, pairs, pad_id(self.tokenizer)).tolist()
+
+    def loss(self, policy: Path | None) -> float:
+        with self.speaking(policy) as model:
+            return text_loss(model, self.unrelated, pad_id(self.tokenizer))
+
+    def grid(self) -> list[dict[str, Any]]:
+        with self.timed("grid"):
+            directions = self.fit(self.at(1.0, f"0-{depth_of(self.base) - 1}"))
+        points = []
+        for alpha, layers in product(ALPHAS, WINDOWS):
+            with self.timed("grid"):
+                folder = self.policy(self.at(alpha, layers), directions)
+                picked = self.margins(folder, self.pick)
+            place = {"alpha": alpha, "layers": layers, "folder": str(folder)}
+            points.append({**place, "picked": picked})
+        return points
+
+    def chosen(self, budget: float) -> dict[str, Any]:
+        """The policy that the data choose, beside the best of the grid that lost no more."""
+        method = dataclasses.replace(self.recipe.method, kl_budget=budget)
+        recipe = dataclasses.replace(self.recipe, method=method)
+        with self.timed(f"choice at {budget:g}"):
+            choice, directions = make_choice(
+                recipe, self.base, self.tokenizer, self.rows, QUIET_DEFAULTS
+            )
+            point = self.at(choice.taken.alpha, list(choice.taken.layers))
+            policy = self.policy(point, directions)
+        return {**choice.as_dict(), **self.measured(policy)}
+
+    def measured(self, policy: Path | None) -> dict[str, Any]:
+        return {
+            "folder": policy and str(policy),
+            "loss": self.loss(policy),
+            "test": self.margins(policy, self.test),
+        }
+
+    def run(self, budgets: Sequence[float]) -> dict[str, Any]:
+        with self.timed("teachers"):
+            self.train_teachers()
+        points = sorted(self.grid(), key=lambda point: -np.mean(point["picked"]))
+        known = [self.measured(Path(points[0]["folder"]))]
+        choices = [self.chosen(budget) for budget in budgets]
+        for choice in choices:
+            # From the best on, no further than one that lost as little.
+            while known[-1]["loss"] > choice["loss"] and len(known) < len(points):
+                known.append(self.measured(Path(points[len(known)]["folder"])))
+        known = [{**point, **found} for point, found in zip(points, known, strict=False)]
+        for choice in choices:
+            equal = (point for point in known if point["loss"] <= choice["loss"])
+            choice["equal"] = next(equal, None)
+        return {
+            "base": self.measured(None),
+            "best": known[0],
+            "choices": choices,
+            "points": points,
+            "seconds": self.seconds,
+        }
+
+
+def table(trials: Mapping[int, dict[str, Any]]) -> str:
+    """Margin in nats per token, accuracy and loss on unrelated text, seed by seed."""
+    rows = []
+    for seed, trial in trials.items():
+        for choice in trial["choices"]:
+            taken, others = choice["taken"], (trial["best"], choice["equal"])
+            of_choice = trial["seconds"][f"choice at {choice['budget']:g}"]
+            layers = f"{taken['layers'][0]}-{taken['layers'][-1]}"
+            rows.append(
+                [
+                    f"{seed}",
+                    f"{choice['budget']:g}",
+                    figures(trial["base"]),
+                    *(named(point, point["layers"], point["alpha"]) for point in others if point),
+                    *("none" for point in others if not point),
+                    named(choice, layers, taken["alpha"]),
+                    *(difference(choice, point) if point else "-" for point in others),
+                    f"{of_choice / trial['seconds']['grid']:.2f}",
+                ]
+            )
+    return markdown(HEADER, rows)
+
+
+def named(point: dict[str, Any], layers: str, alpha: float) -> str:
+    return f"{layers}, {alpha:.3g}: {figures(point)}"
+
+
+def figures(point: dict[str, Any]) -> str:
+    accuracy = np.mean(np.array(point["test"]) > 0)
+    return f"{np.mean(point['test']):+.3f} / {accuracy:.0%} / {point['loss']:.3f}"
+
+
+def difference(point: dict[str, Any], other: dict[str, Any]) -> str:
+    """Mean difference of the margins, pair by pair, and its standard error."""
+    margins = np.array(point["test"]) - np.array(other["test"])
+    return f"{margins.mean():+.3f} ({margins.std(ddof=1) / len(margins) ** 0.5:.3f})"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("recipe")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=[0.5, 2.0], help="the choice's kl_budget"
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/compare_choice"))
     given, others = parser.parse_known_args()
-    rows = [
-        trial(given.recipe, seed, given.output / str(seed), others) for seed in range(given.seeds)
-    ]
-    header = ["seed", "best of grid", "margin", "accuracy", "chosen: margin", "accuracy", "cost"]
-    print(markdown(header, rows))
+    trials = {}
+    for seed in given.seeds:
+        folder = given.output / str(seed)
+        if not (folder / "trial.json").exists():
+            auto = ["--alpha", "auto", "--target_layers", "auto", "--seed", str(seed)]
+            recipe = checked_recipe(given.recipe, [*others, *auto, "--output_dir", str(folder)])
+            write_json(folder / "trial.json", Trial(recipe).run(given.budgets))
+        trials[seed] = read_json(folder / "trial.json")
+        write_text(given.output / "results.md", table(trials) + "\n")
+        print(table(trials), flush=True)

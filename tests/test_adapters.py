@@ -48,6 +48,24 @@ def test_the_policy_is_a_lora_on_the_blocks_up_to_the_top_target_layer(architect
     assert inside == len(trainable(model)) > 0
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+def test_all_linear_is_every_matrix_of_the_blocks_up_to_the_top_target_layer(architecture):
+    model = attach_policy(tiny_model(architecture), lora(target_modules="all-linear"), range(3))
+    blocks = find_blocks(model).modules
+    matrices = {
+        name
+        for name, parameter in find_blocks(tiny_model(architecture)).modules[0].named_parameters()
+        if parameter.dim() == 2
+    }
+    for layer, block in enumerate(blocks):
+        adapted = {
+            name.partition(".lora_A")[0] + ".weight"
+            for name, _ in block.named_parameters()
+            if ".lora_A." in name
+        }
+        assert adapted == (matrices if layer < 3 else set())
+
+
 def test_a_new_policy_says_what_the_base_says(family):
     base = states_of(family.load_base())
     assert torch.equal(states_of(attach_policy(family.load_base(), lora(), range(3))), base)

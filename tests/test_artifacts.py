@@ -52,6 +52,7 @@ def test_a_stage_is_complete_only_after_it_has_finished(tmp_path):
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_settings_are_refused_and_every_difference_is_named(tmp_path, finished):
     record = StageRecord(tmp_path, {"lr": 1e-3, "data": {"name": "a"}, "same": 1})
+    write_text(tmp_path / "checkpoint-1" / "weights", "half of them")
     record.finish() if finished else record.begin()
     with pytest.raises(ValueError, match="made with other settings") as refused:
         StageRecord(tmp_path, {"lr": 2e-3, "data": {"name": "b"}, "same": 1}).is_complete()
@@ -59,6 +60,14 @@ def test_other_settings_are_refused_and_every_difference_is_named(tmp_path, fini
     assert "  data.name: 'a' there, 'b' now" in lines
     assert "  lr: 0.001 there, 0.002 now" in lines
     assert not any("same" in line for line in lines)
+
+
+def test_a_stage_that_failed_before_it_left_anything_may_begin_with_other_settings(tmp_path):
+    StageRecord(tmp_path, {"model": "a typo"}).begin()
+    assert not StageRecord(tmp_path, {"model": "the model"}).is_complete()
+    StageRecord(tmp_path, {"model": "the model"}).finish()
+    with pytest.raises(ValueError, match="other settings"):
+        StageRecord(tmp_path, {"model": "another"}).is_complete()
 
 
 def test_settings_that_json_writes_alike_are_the_same(tmp_path):

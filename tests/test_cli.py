@@ -112,6 +112,21 @@ def test_validate_says_what_the_recipe_will_do(place, capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("circuit_breakers", "circuit_breakers; weights (crossing): rejected 10, chosen 5, retain"),
+        ("rmu", "rmu, vector of length 6.5; weights (constant): rejected 1, retain 1200"),
+        ("repbend", "repbend; weights (constant): rejected 0.5, chosen 0.5, similarity 0.1, kl"),
+    ],
+)
+def test_validate_tells_the_weights_of_a_preset(place, capsys, method, told):
+    assert main(["validate", recipe(), "--method", method]) == 0
+    assert told in capsys.readouterr().out
+    assert main(["validate", recipe(), "--method", method, "--layer_scale", "shift"]) == 1
+    assert "layer_scale: shift is the size of a shift" in capsys.readouterr().err
+
+
 def test_validate_accepts_what_only_another_machine_can_run(place, capsys):
     keys = {"load_in_4bit": True, "bf16": True, "tf32": True, "model_name_or_path": "org/large"}
     assert main(["validate", recipe(**keys)]) == 0

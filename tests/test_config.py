@@ -23,6 +23,9 @@ from rahf.recipe.reference import as_markdown, as_text
 SECTIONS = [ModelOptions, DataOptions, MethodOptions, TeacherOptions, EvaluationOptions]
 
 
+AWAY = {"method": "rmu", "layer_scale": "none"}
+
+
 def data(**options):
     return DataOptions(**{"dataset_name": "org/pairs", **options})
 
@@ -50,6 +53,8 @@ def test_sections_are_frozen(section):
     ("options", "said"),
     [
         ({"method": "duel"}, "method: 'duel' is not one of dual, scit, lorra, direction"),
+        ({"kl_temperature": 0}, "kl_temperature: 0 is out of range"),
+        ({"weights_over_time": "cosine"}, "is not one of constant, crossing"),
         ({"alpha": "2"}, "alpha: '2' is not a number or one of auto"),
         ({"alpha": True}, "alpha: True is not a number or one of auto"),
         ({"alpha": float("nan")}, "alpha: nan is not a finite number"),
@@ -90,6 +95,18 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"kl_weight": 1, "kl_rows": "retain", "retain_rows": 0}, "kl_rows: retain needs texts"),
         ({"retain_dataset_name": "x.jsonl"}, "retain_dataset_name: read by no term"),
         ({"method": "scit", "instructions": {"positive": "a"}}, "given: positive"),
+        ({"rejected_weight": 2.0}, "rejected_weight: 2.0 is not read by method dual"),
+        ({"method": "lorra", "chosen_weight": 1.0}, "chosen_weight: 1.0 is not read by method"),
+        ({"similarity_weight": 1.0}, "similarity_weight: 1.0 is not read by method dual"),
+        ({"weights_over_time": "crossing"}, "weights_over_time: crossing is not read by method"),
+        ({"method": "rmu"}, "layer_scale: shift is the size of a shift that rmu does not ask for"),
+        ({**AWAY, "response_source": "chosen"}, "response_source: chosen leaves rmu no rejected"),
+        ({**AWAY, "response_source": "rejected", "chosen_weight": 1}, "needs chosen responses"),
+        ({**AWAY, "alpha": "auto"}, "alpha: auto is a choice about a shift"),
+        ({**AWAY, "target_layers": "auto"}, "target_layers: auto is a choice about a shift"),
+        ({**AWAY, "reference": "positive"}, "not of rmu: set reference: base"),
+        ({**AWAY, "directions": "x"}, "directions: not read by method rmu"),
+        ({**AWAY, "method": "repbend"}, "similarity_weight: 0 lets repbend never begin"),
         ({"method": "lorra", "instructions": {}}, "given: nothing"),
         ({"method": "scit", "instructions": {"positive": "a", "negative": " "}}, "not empty"),
         ({"method": "scit", "instructions": {"positive": "a", "negative": "a "}}, "the same text"),
@@ -114,6 +131,9 @@ def test_options_that_do_not_go_together_are_refused(options, said):
         {"retain_weight": 0.5, "retain_dataset_name": "x.jsonl"},
         {"kl_weight": 1, "kl_rows": "retain", "retain_dataset_name": "x.jsonl"},
         {"instructions": {}},
+        AWAY,
+        {**AWAY, "method": "circuit_breakers", "weights_over_time": "crossing"},
+        {**AWAY, "method": "repbend", "similarity_weight": 0.1, "layer_scale": "rms"},
         {"target_layers": [3, "5-7", 0.9]},
     ],
 )

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tiny_models import EOS, lora, tiny_dataset, tiny_tokenizer
 
 from rahf.adapters import load_model
@@ -13,6 +16,8 @@ from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.dpo import train_dpo
 from rahf.likelihood import pair_likelihoods
+from rahf.resuming import STAGING
+from rahf.termination import StopOnSigterm
 
 
 def trained(family, folder, rows, **arguments):
@@ -38,23 +43,29 @@ def test_the_first_loss_is_that_of_no_preference_and_the_second_follows_our_like
     assert log[1] < log[0]
 
 
-def test_the_command_trains_on_a_recipes_rows_and_leaves_an_adapter(family, tmp_path, capsys):
+def recipe_of(family, folder, **keys):
+    """A recipe of six pairs in a file, for the CPU."""
     pairs = [
         {"prompt": f"w{n}", "chosen": f"w{n} w5", "rejected": f"w{n} w6"} for n in range(8, 14)
     ]
-    path = tmp_path / "pairs.jsonl"
+    path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     recipe = {
         "model_name_or_path": str(family.base),
         "dataset_name": str(path),
         "dataset_test_split": None,
-        "output_dir": str(tmp_path / "out"),
+        "output_dir": str(folder / "out"),
         "max_steps": 12,
         "learning_rate": 0.02,
         "use_cpu": True,
     }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["dpo", str(tmp_path / "recipe.yaml"), "--beta", "0.2", "--lora_r", "4"]) == 0
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | keys))
+    return folder / "recipe.yaml"
+
+
+def test_the_command_trains_on_a_recipes_rows_and_leaves_an_adapter(family, tmp_path, capsys):
+    recipe, path = recipe_of(family, tmp_path), tmp_path / "pairs.jsonl"
+    assert main(["dpo", str(recipe), "--beta", "0.2", "--lora_r", "4"]) == 0
     folder = tmp_path / "out" / "dpo"
     assert f"DPO: {folder}, loss" in capsys.readouterr().out
     assert read_json(folder / "metrics.json")["settings"]["beta"] == 0.2
@@ -62,3 +73,55 @@ def test_the_command_trains_on_a_recipes_rows_and_leaves_an_adapter(family, tmp_
     options = ["--model", folder, "--pairs", path, "--output", tmp_path / "out.json"]
     assert main(["evaluate", "preferences", *map(str, options)]) == 0
     assert read_json(tmp_path / "out.json")["implicit_reward"]["accuracy"]["mean"] == 1
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Steps that are begun; the scheduler takes the machine away in the third one."""
+    begun = []
+
+    class TakenAway(StopOnSigterm):
+        def on_step_begin(self, args, state, control, **kwargs):
+            begun.append(state.global_step + 1)
+            if len(begun) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("rahf.resuming.StopOnSigterm", TakenAway)
+    return begun
+
+
+def test_a_stopped_run_goes_on_and_a_complete_one_is_left_alone(family, tmp_path, capsys, begun):
+    recipe, folder = recipe_of(family, tmp_path, max_steps=5, lora_dropout=0.2), tmp_path / "dpo"
+    given = ["dpo", str(recipe), "--per_device_train_batch_size", "2", "--output"]
+    with pytest.raises(SystemExit) as left:
+        main([*given, str(folder)])
+    assert left.value.code == 0
+    assert "the same command continues from" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3", "stage.json"]
+    assert main([*given, str(folder)]) == 0
+    assert begun == [1, 2, 3, 4, 5]
+    assert main([*given, str(tmp_path / "whole")]) == 0
+    weights, expected = (
+        load_file(each / "adapter_model.safetensors") for each in (folder, tmp_path / "whole")
+    )
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert not (folder / STAGING).exists()
+    assert not (folder / "README.md").exists()
+
+    written = (folder / "adapter_model.safetensors").stat().st_mtime_ns
+    assert main([*given, str(folder)]) == 0
+    assert f"DPO: complete in {folder}" in capsys.readouterr().out
+    assert main([*given, str(folder), "--beta", "0.3"]) == 2
+    assert "beta: 0.1 there, 0.3 now" in capsys.readouterr().err
+    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == written
+    assert main([*given, str(folder), "--save_strategy", "no", "--alpha", "7"]) == 0
+
+
+def test_checkpoints_are_kept_as_the_recipe_says(family, tmp_path):
+    recipe = recipe_of(family, tmp_path, max_steps=4, save_steps=1, save_total_limit=2)
+    assert main(["dpo", str(recipe)]) == 0
+    kept = sorted(path.name for path in (tmp_path / "out" / "dpo").glob("checkpoint-*"))
+    assert kept == ["checkpoint-3", "checkpoint-4"]
+    assert (tmp_path / "out" / "dpo" / "checkpoint-4" / "manifest.json").exists()
+    assert main(["dpo", str(recipe), "--save_strategy", "no", "--output", str(tmp_path / "b")]) == 0
+    assert not list((tmp_path / "b").glob("checkpoint-*"))

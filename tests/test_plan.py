@@ -371,6 +371,20 @@ def test_retained_texts_double_the_rows_of_reference_and_policy():
     assert rows == {"reference": 4, "positive": 2, "negative": 2, "policy": 4}
 
 
+@pytest.mark.parametrize("method", ["circuit_breakers", "rmu", "repbend"])
+def test_methods_without_views_run_the_reference_and_the_policy(method):
+    keys = {"method": method, "per_device_train_batch_size": 4, "retain_weight": 0.5}
+    [stage] = stages_of(case(**keys))
+    depth = DEPTH if method == "repbend" else 3  # which measures a KL
+    assert [(made.name, made.rows, made.depth) for made in stage.usual] == [
+        ("reference", 8, depth),
+        ("policy", 8, depth),
+    ]
+    assert estimate(case(**keys))[0].flops > 0
+    for change in changes(case(**keys)):
+        assert "shift" not in change.told
+
+
 @pytest.mark.parametrize(
     ("training", "items", "batch", "processes", "steps"),
     [

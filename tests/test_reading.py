@@ -289,6 +289,8 @@ def test_vectors_are_measured_on_the_projected_states_and_the_differences(family
         difference = (sides[0] - sides[1])[index]
         left = (difference - vectors["any"][index]).square().sum() / difference.square().sum()
         assert measured.explained["any"][index] == pytest.approx(1 - left.item(), rel=1e-4)
+    square = torch.cat(sides, 1).square().sum(-1).mean(1)
+    torch.testing.assert_close(measured.rms, square.sqrt(), atol=1e-5, rtol=1e-4)
 
 
 def test_one_pair_is_too_few(family):
@@ -547,6 +549,13 @@ def test_a_recipe_may_leave_layers_and_strength_to_the_data(recipe_file, capsys,
     assert as_run["alpha"] == taken["alpha"]
     assert as_run["target_layers"] == taken["layers"]
     assert "alpha" in given[0::2][0] or taken["alpha"] == 2.0
+    if as_run["shift"] == "mean":
+        # The shift that was compared is aligned to; it is not fitted a second time.
+        aligned, compared = (
+            Directions.load(Path("out", name)) for name in ("directions", "choice")
+        )
+        assert aligned.layers == tuple(taken["layers"])
+        assert aligned.fingerprint() == compared.fingerprint()
     assert main(["align", str(recipe_file), *options]) == 0
     assert "choice: complete" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """Tables, figures and the model card, from the files of a run."""
 
+import pytest
 import yaml
 
 from rahf.recipe.reading import recipe_from_dict
@@ -58,6 +59,29 @@ def test_the_figure_is_drawn_with_and_without_held_out_pairs(tmp_path):
     training_figure([*log, {"step": 2, **METRICS}], tmp_path / "with.png")
     assert (tmp_path / "without.png").stat().st_size > 5000
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_the_figure_of_a_method_without_a_shift_shows_its_terms(tmp_path):
+    log = [
+        {"step": step, "loss": 1.0 - 2 * step, "repr/rejected": -3.0 * step, "repr/chosen": step}
+        for step in (1, 2)
+    ]
+    training_figure(log, tmp_path / "terms.png")
+    assert (tmp_path / "terms.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("method", "said", "paper"),
+    [
+        ("dual", "were moved towards what the chosen responses of `org/pairs` share", "2312.15997"),
+        ("rmu", "led away from where they stood on the rejected responses", "2403.03218"),
+    ],
+)
+def test_the_card_says_what_the_method_did_and_where_it_is_from(method, said, paper):
+    given = {"model_name_or_path": "org/base-1b", "dataset_name": "org/pairs", "output_dir": "out"}
+    card = model_card(recipe_from_dict(given | {"method": method}).as_dict(), {})
+    assert said in card
+    assert f"https://arxiv.org/abs/{paper}" in card
 
 
 def test_the_card_names_data_base_layers_alpha_metrics_and_versions():

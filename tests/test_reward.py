@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_models import tiny_tokenizer
+from tiny_runs import KilledError
 from tokenizers_for_tests import llama_tokenizer
 
 from rahf.artifacts import read_json
@@ -11,6 +14,7 @@ from rahf.cli import main
 from rahf.data.chat_format import chat_format
 from rahf.data.pairs import normalize_pairs
 from rahf.reward import chats_of
+from rahf.termination import StopOnSigterm
 
 
 def save_lines(path, rows):
@@ -55,6 +59,54 @@ def test_a_trained_reward_model_prefers_what_was_chosen(tmp_path, family, capsys
     assert figures["win_rate"]["mean"] == 0
     assert "safetensors" in figures["judge"]
     assert figures["missing"] == 0
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Steps that are begun; the machine is switched off in the third one."""
+    begun = []
+
+    class SwitchedOff(StopOnSigterm):
+        def on_step_begin(self, args, state, control, **kwargs):
+            begun.append(state.global_step + 1)
+            if len(begun) == 3:
+                raise KilledError
+
+    monkeypatch.setattr("rahf.resuming.StopOnSigterm", SwitchedOff)
+    return begun
+
+
+@pytest.mark.parametrize("rank", ["4", "0"])
+def test_a_killed_run_goes_on_and_a_complete_one_is_left_alone(
+    tmp_path, family, capsys, begun, rank
+):
+    save_lines(tmp_path / "pairs" / "train.jsonl", pairs(2, 24))
+    given = ["--model", family.base, "--pairs", tmp_path / "pairs", "--max_steps", 4]
+    given += ["--per_device_train_batch_size", 2, "--learning_rate", 0.02, "--use_cpu"]
+    given = ["reward", *map(str, given), "--lora_r", rank, "--save_steps", "1", "--output"]
+    whole, folder = str(tmp_path / "whole"), str(tmp_path / "out")
+    assert main([*given, folder, "--split", "a_typo"]) == 2
+    with pytest.raises(KilledError):
+        main([*given, folder])
+    assert main([*given, folder]) == 0
+    assert begun == [1, 2, 3, 3, 4]
+    assert main([*given, whole]) == 0
+    file = "model.safetensors" if rank == "0" else "adapter_model.safetensors"
+    weights, expected = (load_file(tmp_path / each / file) for each in ("out", "whole"))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    capsys.readouterr()
+    assert main([*given, folder]) == 0
+    assert f"reward model: complete in {folder}" in capsys.readouterr().out
+    assert main([*given, folder, "--learning_rate", "0.01"]) == 2
+    assert "learning_rate: 0.02 there, 0.01 now" in capsys.readouterr().err
+
+    # Killed after its last step, before the record: nothing is trained again.
+    record = tmp_path / "out" / "stage.json"
+    record.write_text(record.read_text().replace('"complete": true', '"complete": false'))
+    begun.clear()
+    assert main([*given, folder]) == 0
+    assert begun == []
+    assert read_json(record)["complete"]
 
 
 def test_pairs_become_chats_that_the_template_can_take():

@@ -1,9 +1,14 @@
 """`rahf dpo`: DPO on a recipe's data and model, as a baseline."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rahf.commands.parsers import recipe_command
+
+if TYPE_CHECKING:
+    from rahf.recipe.reading import Recipe
 
 
 def add(commands) -> None:
@@ -18,11 +23,32 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.validation import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
-    from rahf.artifacts import write_json
+    from accelerate import PartialState
+
+    from rahf.artifacts import StageRecord
+    from rahf.pipeline import deciding
+    from rahf.stages import is_complete, run_recorded
+    from rahf.termination import handling_sigterm, leave
+
+    PartialState(cpu=recipe.training.get("use_cpu", False))
+    whole = {**asdict(recipe.model), **asdict(recipe.data), **deciding(recipe.training)}
+    folder = options.output or recipe.output_dir / "dpo"
+    record = StageRecord(folder, {**whole, "beta": options.beta})
+    with handling_sigterm(leave):
+        if not is_complete(record, "DPO"):
+            run_recorded(record, "DPO", lambda: _train(recipe, options.beta, folder))
+    return 0
+
+
+def _train(recipe: "Recipe", beta: float, folder: Path) -> dict[str, Any]:
+    """Figures of the training, which are printed."""
+    from accelerate import PartialState
+
+    from rahf.artifacts import METRICS_FILE, write_json
     from rahf.dpo import train_dpo
     from rahf.loading import load_base, load_tokenizer, lora_config, train_rows
 
-    tokenizer, folder = load_tokenizer(recipe), options.output or recipe.output_dir / "dpo"
+    tokenizer = load_tokenizer(recipe)
     arguments = {key: value for key, value in recipe.training.items() if key != "output_dir"}
     figures = train_dpo(
         load_base(recipe),
@@ -30,9 +56,13 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
         tokenizer,
         lora_config(recipe),
         folder,
-        {**arguments, "beta": options.beta},
+        {**arguments, "beta": beta},
     )
-    settings = {**recipe.as_dict(), "method": "dpo", "beta": options.beta}
-    write_json(folder / "metrics.json", {"training": figures, "settings": settings})
-    print(f"DPO: {folder}, loss {figures['train_loss']:.4f}, {figures['train_runtime']:.0f} s")
-    return 0
+    state = PartialState()
+    if state.is_main_process:
+        settings = {**recipe.as_dict(), "method": "dpo", "beta": beta}
+        write_json(folder / METRICS_FILE, {"training": figures, "settings": settings})
+    state.print(
+        f"DPO: {folder}, loss {figures['train_loss']:.4f}, {figures['train_runtime']:.0f} s"
+    )
+    return {"training": figures}

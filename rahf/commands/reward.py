@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rahf.commands.models import DTYPES
 from rahf.commands.parsers import plain_command
@@ -18,8 +19,15 @@ ARGUMENTS = {
     "gradient_accumulation_steps": int,
     "max_length": int,
     "seed": int,
+    "save_steps": int,
+    "save_strategy": str,
+    "save_total_limit": int,
 }
+SWITCHES = ("bf16", "gradient_checkpointing", "use_cpu")
 """Arguments of TRL's RewardConfig that are options here."""
+
+DECIDING = ("model", "pairs", "split", "test_split", "lora_r", "dtype", "chat_template")
+"""Options beside them that decide what comes out."""
 
 
 def add(commands) -> None:
@@ -35,24 +43,43 @@ def add(commands) -> None:
     option("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     option("--chat_template", metavar="FILE", help="Jinja text or file in place of the tokenizer's")
     for name, kind in ARGUMENTS.items():
-        option(f"--{name}", metavar="N", type=kind, help="as in TRL's RewardConfig")
-    for name in ("bf16", "gradient_checkpointing", "use_cpu"):
+        shown = "NAME" if kind is str else "N"
+        option(f"--{name}", metavar=shown, type=kind, help="as in TRL's RewardConfig")
+    for name in SWITCHES:
         option(f"--{name}", action="store_true", help="as in TRL's RewardConfig")
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import write_json
+    from accelerate import PartialState
+
+    from rahf.artifacts import StageRecord
+    from rahf.pipeline import deciding
+    from rahf.stages import is_complete, run_recorded
+    from rahf.termination import handling_sigterm, leave
+
+    PartialState(cpu=options.use_cpu)
+    given = {name: getattr(options, name) for name in (*ARGUMENTS, *SWITCHES)}
+    arguments = {name: value for name, value in given.items() if value not in (None, False)}
+    whole = {name: getattr(options, name) for name in DECIDING} | deciding(arguments)
+    record = StageRecord(options.output, whole)
+    with handling_sigterm(leave):
+        if not is_complete(record, "reward model"):
+            run_recorded(record, "reward model", lambda: _train(options, arguments))
+    return 0
+
+
+def _train(options: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Figures of the model on held-out pairs, or of the training; accuracy is printed."""
+    from accelerate import PartialState
+
+    from rahf.artifacts import METRICS_FILE, write_json
     from rahf.data.sources import load_pairs
     from rahf.reward import train_reward_model
 
-    pairs = load_pairs(options.pairs, split=options.split)
     held_out = options.test_split and load_pairs(options.pairs, split=options.test_split)
-    switches = ("bf16", "gradient_checkpointing", "use_cpu")
-    given = {name: getattr(options, name) for name in (*ARGUMENTS, *switches)}
-    arguments = {name: value for name, value in given.items() if value not in (None, False)}
     figures = train_reward_model(
         options.model,
-        pairs,
+        load_pairs(options.pairs, split=options.split),
         options.output,
         held_out=held_out or None,
         lora_r=options.lora_r,
@@ -60,9 +87,11 @@ def run(options: argparse.Namespace) -> int:
         chat_template=options.chat_template,
         arguments=arguments,
     )
-    write_json(options.output / "metrics.json", figures)
+    state = PartialState()
+    if state.is_main_process:
+        write_json(options.output / METRICS_FILE, figures)
     if "eval_accuracy" in figures:
         accuracy, pairs = figures["eval_accuracy"], figures["eval_pairs"]
-        print(f"held-out accuracy {accuracy:.1%} on {pairs} pairs")
-    print(f"reward model: {options.output}")
-    return 0
+        state.print(f"held-out accuracy {accuracy:.1%} on {pairs} pairs")
+    state.print(f"reward model: {options.output}")
+    return {"figures": figures}

@@ -128,7 +128,7 @@ def _directions(case: Case) -> Stage:
 def _alignment(case: Case) -> Stage:
     training, method = case.recipe.training, case.recipe.method
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
-    per_token = method.shift == "token" and method.method != "direction"
+    per_token = method.shift == "token" and method.asks_views
     # DUAL's positive view is its reference where the policy starts from the positive teacher.
     views = ["positive", "negative"] if per_token else []
     if method.method == "dual" and method.reference == "positive":

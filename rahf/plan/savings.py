@@ -31,7 +31,7 @@ def changes(case: Case) -> list[Setting]:
         told = f"without early exit after block {case.top - 1} of 0-{case.decoder.layers - 1}"
         found.append(Setting("depth", told, lambda case: replace(case, early_exit=False)))
     found.append(_checkpointing(not _checkpoints(case)))
-    if method.method != "direction":
+    if method.asks_views:
         found.append(_shift("mean" if method.shift == "token" else "token"))
     found.append(_half() if model.dtype == "float32" else _single())
     if not (model.load_in_8bit or model.load_in_4bit):

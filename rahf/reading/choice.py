@@ -143,7 +143,7 @@ def choose(
     """
     place = {layer: index for index, layer in enumerate(directions.layers)}
     areas = [separability[[place[layer] for layer in layers]].mean().item() for layers in tried]
-    candidates = []
+    candidates, share = [], FIRST_SHARE
     for layers, area in zip(tried, areas, strict=True):
         if area < max(areas) - NEAR_BEST:
             candidates.append(Candidate(layers, area))
@@ -154,7 +154,7 @@ def choose(
             strength, found = solve_strength(
                 lambda value, chosen=chosen: calibration.divergence(chosen, value),
                 budget,
-                FIRST_SHARE / unit,
+                share / unit,  # of the window before: shares differ less than strengths
             )
         else:
             strength, found = alpha, calibration.divergence(chosen, alpha)

@@ -18,7 +18,7 @@ from torch import nn
 
 from rahf.adapters import base_name, check_same_base, depth_of
 from rahf.artifacts import write_json, write_text
-from rahf.config import resolve_layers
+from rahf.config import MethodOptions, resolve_layers
 from rahf.directions import Directions
 from rahf.generation import pad_id
 from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
@@ -114,7 +114,7 @@ def rows_to_read(
 ) -> tuple[Dataset, Dataset]:
     """Rows to fit on, and rows held out: the test split, or a part of the training rows."""
     if options.source == "instructions":
-        under = replace(recipe.method, method="lorra", reference="base", directions=None)
+        under = MethodOptions(method="lorra", instructions=recipe.method.instructions)
         recipe = replace(recipe, method=under)
     rows, held_out = train_rows(recipe, tokenizer, step=2), test_rows(recipe, tokenizer)
     order = np.random.default_rng(seed).permutation(len(rows))

@@ -107,6 +107,7 @@ class Measured(NamedTuple):
 
     separability: dict[str, list[float]]  # area under the ROC curve; 0.5: chance
     explained: dict[str, list[float]]  # share of the differences' energy, as a constant
+    rms: Float[Tensor, " layers"]  # root mean square of the states' norms
 
 
 def measure(
@@ -121,8 +122,11 @@ def measure(
     scores: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
     weights: tuple[list[Tensor], list[Tensor]] = ([], [])
     energy, left = 0.0, dict.fromkeys(vectors, 0.0)
+    square, rows = 0.0, 0.0
     for samples in read(reader, pairs, range(len(pairs)), batch_size, state):
         share = samples.difference_weight
+        square = square + (samples.square * samples.square_weight).sum(1).double()
+        rows = rows + samples.square_weight.sum().double()
         energy = energy + _energy(samples.difference, share)
         for name, vector in vectors.items():
             missed = samples.difference - vector[:, None].to(share.device)
@@ -147,7 +151,8 @@ def measure(
         ]
         for name in vectors
     }
-    return Measured(areas, {name: (1 - rest / energy).tolist() for name, rest in left.items()})
+    explained = {name: (1 - rest / energy).tolist() for name, rest in left.items()}
+    return Measured(areas, explained, (square / rows).sqrt().float().cpu())
 
 
 def _energy(

@@ -3,12 +3,13 @@
 The types and limits of single values have been checked before (`options.py`).
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rahf.recipe.options import describe_type, fits
 
 if TYPE_CHECKING:
-    from rahf.config import DataOptions, MethodOptions
+    from rahf.config import CompareOptions, DataOptions, MethodOptions
 
 
 def data_problems(data: "DataOptions") -> list[str]:
@@ -145,3 +146,110 @@ def term_problems(options: "MethodOptions") -> list[str]:
             "with kl_rows: retain"
         )
     return problems
+
+
+def comparison_problems(options: "CompareOptions", kinds: Sequence[str]) -> list[str]:
+    """Problems of the rows of a comparison, of their trials, and of the points of their curves."""
+    problems = [
+        f"rows: {name!r} begins with none of {', '.join(kinds)}"
+        for name in options.rows
+        if kind_of_row(name) not in kinds
+    ]
+    keys = [(f"rows.{name}", [given]) for name, given in options.rows.items()]
+    keys += [(f"trials.{name}", given) for name, given in options.trials.items()]
+    problems += [
+        f"{place}: {given!r} is not a mapping of recipe keys to values"
+        for place, several in keys
+        for given in (several if isinstance(several, list) else [several])
+        if not isinstance(given, dict)
+    ]
+    for name in options.trials:
+        if name not in options.rows:
+            problems.append(f"trials.{name}: there is no row of this name")
+        elif kind_of_row(name) in ("base", "urial"):
+            problems.append(f"trials.{name}: such a row has nothing to tune: remove it")
+    counts = {len(given) for given in options.trials.values() if isinstance(given, list)}
+    if len(counts) > 1 or 0 in counts:
+        problems.append(
+            "trials: every row gets equally many, at least one; given are "
+            + ", ".join(f"{name}: {len(given)}" for name, given in options.trials.items())
+        )
+    if options.trials and not options.validation_share:
+        problems.append("validation_share: 0 leaves nothing to choose among the trials on")
+    if "base" not in map(kind_of_row, options.rows):
+        problems.append("rows: needs base, which the others are held against")
+    for name, values, kind in (
+        ("seeds", options.seeds, int),
+        ("strengths", options.strengths, (int, float)),
+    ):
+        right = all(isinstance(value, kind) and value >= 0 for value in values)
+        if not values or not right or len(set(values)) < len(values):
+            problems.append(f"{name}: {values} is not a list of different numbers, at least one")
+    if 0 in options.strengths:
+        problems.append("strengths: 0 is the base, which stands at the origin anyway: remove it")
+    return problems
+
+
+def kind_of_row(name: str) -> str:
+    """What a row of a comparison is, by the beginning of its name."""
+    return name.partition("-")[0]
+
+
+def unread_problems(options: "MethodOptions") -> list[str]:
+    """Options of rejected responses that are led away, given where none are."""
+    untouched = {
+        "rejected_weight": 1.0,
+        "chosen_weight": 0.0,
+        "similarity_weight": 0.0,
+        "weights_over_time": "constant",
+    }
+    return [
+        f"{name}: {getattr(options, name)} is not read by method {options.method}: remove it, or "
+        "set method: circuit_breakers, rmu or repbend"
+        for name, value in untouched.items()
+        if getattr(options, name) != value
+    ]
+
+
+def led_away_problems(options: "MethodOptions") -> list[str]:
+    """Problems of the methods that lead rejected responses away."""
+    method, source, problems = options.method, options.response_source, []
+    preset = "or take the published values: a recipe begins with them, in Python rahf.preset does"
+    if options.layer_scale == "shift":
+        problems.append(
+            f"layer_scale: shift is the size of a shift that {method} does not ask for: set "
+            f"layer_scale: none or rms, {preset}"
+        )
+    if source == "chosen":
+        problems.append(
+            f"response_source: chosen leaves {method} no rejected responses to lead away: set "
+            "response_source: both or rejected"
+        )
+    if options.chosen_weight and source == "rejected":
+        problems.append(
+            "chosen_weight: needs chosen responses, and response_source is rejected: set "
+            "chosen_weight: 0 or response_source: both"
+        )
+    problems += [
+        f"{name}: auto is a choice about a shift, and {method} asks for none: give {what}"
+        for name, what in (("alpha", "a number"), ("target_layers", "layers"))
+        if getattr(options, name) == "auto"
+    ]
+    if method == "repbend" and not options.similarity_weight:
+        problems.append(
+            "similarity_weight: 0 lets repbend never begin: at the reference, where the policy "
+            f"starts, no other term has a gradient; set it above 0, {preset}"
+        )
+    return problems
+
+
+def batch_problems(options: "MethodOptions", batch_size: int) -> list[str]:
+    """Problems of the method with the number of responses in a batch."""
+    rejected = batch_size // 2 if options.pairs_together else batch_size
+    if not options.similarity_weight or rejected >= 2:
+        return []
+    return [
+        f"per_device_train_batch_size: {batch_size} is too small for similarity_weight, which "
+        "compares rejected responses of one batch: "
+        f"set it to at least {4 if options.pairs_together else 2}"
+    ]

@@ -1,7 +1,7 @@
 """Which keys a recipe may have, what type each has, and what to say about any other key.
 
-Three families: options at the top level, options of the sections `teachers` and `evaluation`, and
-the fields of TrainingArguments at the top level and under `teachers`.
+Three families: options at the top level, options of the sections `teachers`, `evaluation` and
+`compare`, and the fields of TrainingArguments at the top level and under `teachers`.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rahf.config import (
+    CompareOptions,
     DataOptions,
     EvaluationOptions,
     MethodOptions,
@@ -20,7 +21,11 @@ from rahf.recipe.options import annotations
 from rahf.recipe.training_arguments import REPLACED, training_annotations
 
 FLAT = (ModelOptions, DataOptions, MethodOptions)
-SECTIONS = {"teachers": TeacherOptions, "evaluation": EvaluationOptions}
+SECTIONS = {
+    "teachers": TeacherOptions,
+    "evaluation": EvaluationOptions,
+    "compare": CompareOptions,
+}
 
 # Fields of TrainingArguments that a recipe must not set.
 REFUSED = {
@@ -56,7 +61,7 @@ def key_annotation(key: str) -> Any:
 def unknown_keys(section: str, given: Iterable[Any]) -> list[str]:
     """A problem for each key that the section ("" for the top level) does not have."""
     known = names(SECTIONS[section]) if section else names(*FLAT) | SECTIONS.keys()
-    if section != "evaluation":
+    if section in ("", "teachers"):
         known = known | training_annotations().keys()
     return [_unknown_key(section, key, known) for key in given if key not in known]
 

@@ -16,14 +16,17 @@ import yaml
 
 from rahf.config import (
     TEACHERS,
+    CompareOptions,
     DataOptions,
     EvaluationOptions,
     MethodOptions,
     ModelOptions,
     TeacherOptions,
 )
+from rahf.recipe.combinations import batch_problems
 from rahf.recipe.keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
 from rahf.recipe.options import OptionError, annotations, coerce, value_problem
+from rahf.recipe.presets import with_preset
 from rahf.recipe.training_arguments import training_annotations
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
@@ -68,6 +71,7 @@ class Recipe:
     method: MethodOptions
     teachers: TeacherOptions
     evaluation: EvaluationOptions
+    compare: CompareOptions
     training: dict[str, Any]
     teachers_training: dict[str, Any]
 
@@ -80,9 +84,7 @@ class Recipe:
         """Names of the stages that are run: a teacher that is given by path is not."""
         teachers = TEACHERS[self.method.method]
         trained = [name for name in teachers if getattr(self.teachers, name) is None]
-        fitted = (
-            ["directions"] if self.method.shift == "mean" and self.method.directions is None else []
-        )
+        fitted = ["directions"] if self.method.shift == "mean" and self.method.asks_views else []
         choice = ["choice"] if self.method.chooses else []
         return (*trained, *choice, *fitted, "alignment", "evaluation")
 
@@ -104,6 +106,8 @@ class Recipe:
             recipe |= dataclasses.asdict(section)
         recipe["teachers"] = dataclasses.asdict(self.teachers) | self.teachers_training
         recipe["evaluation"] = dataclasses.asdict(self.evaluation)
+        if self.compare != CompareOptions():  # read by `rahf compare` alone
+            recipe["compare"] = dataclasses.asdict(self.compare)
         return recipe | self.training
 
     def as_yaml(self) -> str:
@@ -135,7 +139,8 @@ def recipe_from_dict(given: Mapping[str, Any], source: str = "recipe") -> Recipe
 
 
 def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe:
-    values = {"": {key: value for key, value in given.items() if key not in SECTIONS}}
+    flat = {key: value for key, value in given.items() if key not in SECTIONS}
+    values = {"": with_preset(flat)}
     for name in SECTIONS:
         values[name] = given.get(name) or {}
         if not isinstance(values[name], Mapping):
@@ -220,6 +225,9 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
             for name in ("positive", "negative", "contrast")
             if getattr(recipe.teachers, name) is not None and name not in TEACHERS[method]
         ]
+    if not refused:
+        size = recipe.training.get("per_device_train_batch_size", 8)
+        problems += batch_problems(recipe.method, size)
     strategy = recipe.training.get("eval_strategy", "no")
     if strategy != "no" and recipe.data.dataset_test_split is None:
         problems.append(

@@ -10,11 +10,18 @@ import yaml
 
 from rahf.recipe.keys import FLAT, SECTIONS
 from rahf.recipe.options import annotations, describe_type
+from rahf.recipe.presets import PRESETS
 
 _TRAINING = (
     "Every further key at the top level is a field of transformers.TrainingArguments (output_dir, "
     "learning_rate, max_steps, per_device_train_batch_size, ...). The same fields under `teachers` "
     "hold for step 1; what is not given there is taken from the top level."
+)
+
+_PRESETS = (
+    "What these keys begin with, in place of the defaults above, where the recipe names one of "
+    "these methods: published values, or what stands for them here (docs/method.md). A key that "
+    "the recipe or the command line gives holds; num_train_epochs takes max_steps away."
 )
 
 
@@ -51,6 +58,12 @@ def as_markdown() -> str:
             values = describe_type(kinds[spec.name])
             row = f"`{spec.name}`", f"`{_default(spec)}`", values, spec.metadata["help"]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    lines += ["", "## Presets", "", *textwrap.wrap(_PRESETS, 100), ""]
+    lines += ["| key | " + " | ".join(f"`{method}`" for method in PRESETS) + " |"]
+    lines += ["|---|" + "---|" * len(PRESETS)]
+    for key in dict.fromkeys(key for keys in PRESETS.values() for key in keys):
+        values = (f"`{_yaml(keys[key])}`" if key in keys else "" for keys in PRESETS.values())
+        lines.append(f"| `{key}` | " + " | ".join(values) + " |")
     return "\n".join([*lines, "", "## Training", "", *textwrap.wrap(_TRAINING, 100)])
 
 

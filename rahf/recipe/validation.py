@@ -230,6 +230,7 @@ def _text_problems(recipe: Recipe) -> list[str]:
         "retain_dataset_name": method.retain_dataset_name,
         "evaluation.prompts": evaluation.prompts,
         "evaluation.unrelated_text": evaluation.unrelated_text,
+        "compare.urial": recipe.compare.urial,
         "deepspeed": recipe.training.get("deepspeed"),
         "fsdp_config": recipe.training.get("fsdp_config"),
     }
@@ -279,13 +280,29 @@ def summary(recipe: Recipe) -> str:
     told = {name: f" ({_length(recipe.teacher_training)})" for name in TEACHERS[method.method]}
     told["alignment"] = f" ({_length(recipe.training)})"
     rows = {
-        "method": f"{method.method}, reference {method.reference}, alpha {method.alpha}",
+        "method": _method_told(method),
         "model": f"{_with_origin(name)}{_layers_told(recipe)}",
         "data": ", ".join(map(_with_origin, paths)),
         "stages": ", ".join(f"{stage}{told.get(stage, '')}" for stage in recipe.stages),
         "results": recipe.training["output_dir"],
     }
     return "\n".join(f"  {key:<8} {value}" for key, value in rows.items())
+
+
+def _method_told(method: Any) -> str:
+    if not method.leads_away:
+        return f"{method.method}, reference {method.reference}, alpha {method.alpha}"
+    weights = {
+        "rejected": method.rejected_weight,
+        "chosen": method.chosen_weight,
+        "retain": method.retain_weight,
+        "similarity": method.similarity_weight,
+        "kl": method.kl_weight,
+        "sft": method.sft_weight,
+    }
+    told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+    length = f", vector of length {method.alpha:g}" if method.method == "rmu" else ""
+    return f"{method.method}{length}; weights ({method.weights_over_time}): {told}"
 
 
 def _with_origin(name: str) -> str:

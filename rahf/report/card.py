@@ -16,7 +16,15 @@ METHOD_NAMES = {
     "scit": "RAHF-SCIT",
     "lorra": "LoRRA",
     "direction": "a stored direction",
+    "circuit_breakers": "circuit breakers",
+    "rmu": "RMU",
+    "repbend": "RepBend",
 }
+
+MOVED = "moved towards what the chosen responses of `{data}` share and the rejected ones lack"
+LED_AWAY = "led away from where they stood on the rejected responses of `{data}`"
+PAPERS = {"circuit_breakers": "2406.04313", "rmu": "2403.03218", "repbend": "2504.01550"}
+"""Methods that lead away, and where they are from; the others are in RAHF's paper."""
 
 
 def model_card(
@@ -29,6 +37,8 @@ def model_card(
     """
     base, method = recipe["model_name_or_path"], METHOD_NAMES[recipe["method"]]
     datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
+    paper = PAPERS.get(recipe["method"], "2312.15997")
+    moved = (LED_AWAY if recipe["method"] in PAPERS else MOVED).format(data=datasets)
     head = {
         "library_name": "peft",
         "base_model": base,
@@ -38,9 +48,8 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {base.rpartition('/')[2]} aligned by {method}",
-        f"A LoRA adapter of `{base}` whose hidden states were moved towards what the chosen "
-        f"responses of `{datasets}` share and the rejected ones lack ({method}, "
-        "[arXiv 2312.15997](https://arxiv.org/abs/2312.15997)).",
+        f"A LoRA adapter of `{base}` whose hidden states were {moved} ({method}, "
+        f"[arXiv {paper}](https://arxiv.org/abs/{paper})).",
         USE.format(where=where),
         "## How it was made",
         _settings(recipe, metrics),

@@ -6,15 +6,40 @@ from typing import Any
 
 
 def training_figure(log: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss and reached share over the steps, and the reached share of each layer at the end."""
+    """Loss over the steps, and the reached share, at the end that of each layer; without a shift,
+    the terms of the loss.
+    """
     from matplotlib.figure import Figure
 
     steps = [line for line in log if "loss" in line]
-    held_out = [line for line in log if "eval_repr/reached" in line]
+    shifted = "repr/reached" in steps[-1]
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    loss, reached, layers = figure.subplots(1, 3)
-    loss.plot([line["step"] for line in steps], [line["loss"] for line in steps])
-    loss.set(xlabel="step", ylabel="loss", title="loss", ylim=(0, None))
+    loss, *others = figure.subplots(1, 3 if shifted else 2)
+    values = [line["loss"] for line in steps]
+    loss.plot([line["step"] for line in steps], values)
+    loss.set(xlabel="step", ylabel="loss", title="loss", ylim=(min(0.0, *values), None))
+    if shifted:
+        _shares(log, steps, *others)
+    else:
+        _terms(steps, *others)
+    figure.savefig(path, dpi=120)
+
+
+def _terms(steps: Sequence[Mapping[str, Any]], axes: Any) -> None:
+    for name in (key for key in steps[-1] if key.startswith("repr/")):
+        axes.plot(
+            [line["step"] for line in steps],
+            [line[name] for line in steps],
+            label=name.removeprefix("repr/"),
+        )
+    axes.set(xlabel="step", title="terms, unweighted", yscale="symlog")
+    axes.legend(frameon=False)
+
+
+def _shares(
+    log: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]], reached: Any, layers: Any
+) -> None:
+    held_out = [line for line in log if "eval_repr/reached" in line]
     reached.plot(
         [line["step"] for line in steps], [line["repr/reached"] for line in steps], label="training"
     )
@@ -36,4 +61,3 @@ def training_figure(log: Sequence[Mapping[str, Any]], path: Path) -> None:
         layers.plot(found, values, "o-", label=name)
     layers.set(xlabel="layer", title="per layer, at the end", ylim=(0, None))
     layers.legend(frameon=False)
-    figure.savefig(path, dpi=120)

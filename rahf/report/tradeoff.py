@@ -53,15 +53,20 @@ def change_at(points: Sequence[Point], cost: float) -> float | None:
         None where the method never comes near that cost: its strongest setting costs less and more
         strength might have bought more, so that its best change would be no fair figure.
     """
-    line = [Point(0.0, 0.0, 0.0, 0.0), *sorted(points)]
-    line = [point._replace(cost=max(point.cost, 0.0)) for point in line]
-    if line[-1].cost < cost:
+    if max(point.cost for point in points) < cost:
         return None
-    reached = [point.change for point in line if point.cost <= cost]
-    for before, after in pairwise(line):
-        if before.cost < cost < after.cost:
-            share = (cost - before.cost) / (after.cost - before.cost)
-            reached.append(before.change + share * (after.change - before.change))
+    return change_within([(point.cost, point.change) for point in points], cost)
+
+
+def change_within(points: Iterable[tuple[float, float]], cost: float) -> float:
+    """The most change that (cost, change) points bring for at most `cost`, from the base at the
+    origin, lines between them included. A gain of ability is no cost.
+    """
+    line = [(0.0, 0.0), *sorted((max(spent, 0.0), change) for spent, change in points)]
+    reached = [change for spent, change in line if spent <= cost]
+    for (before, low), (after, high) in pairwise(line):
+        if before < cost < after:
+            reached.append(low + (cost - before) / (after - before) * (high - low))
     return max(reached)
 
 

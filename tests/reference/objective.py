@@ -17,10 +17,10 @@ def block_states(model, ids, layers):
     return {layer: output.hidden_states[layer + 1][0].tolist() for layer in layers}
 
 
-def log_probabilities(model, ids):
+def log_probabilities(model, ids, temperature=1.0):
     """[[float] * vocabulary] * tokens: entry t is the distribution of token t + 1."""
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits[0].tolist()
+        logits = (model(input_ids=torch.tensor([ids])).logits[0] / temperature).tolist()
     result = []
     for row in logits:
         top = max(row)

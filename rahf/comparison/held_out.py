@@ -1,0 +1,152 @@
+"""What a comparison is trained on, chosen on and measured on, kept apart.
+
+Trials are chosen on prompts that are taken out of the training split, and on every second of the
+unrelated texts; the test prompts and the other texts are read once, at the end.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rahf.artifacts import write_lines
+from rahf.data.pairs import usable_pairs
+from rahf.data.prompts import PromptForm, chat_prompt_form, read_prompts
+from rahf.data.sources import load_pairs
+from rahf.data.tokenization import tokenize_pairs, tokenize_texts
+from rahf.evaluation.judges import Judge
+from rahf.evaluation.strengths import Asked, scores_of
+from rahf.loading import load_split
+from rahf.recipe.reading import Recipe
+
+SPLIT_SEED = 0
+"""Of the held-out training prompts: the same for every seed of a run."""
+
+URIAL_AT_ONCE = 16
+"""Prompts behind a long prefix, each with keys and values of its own."""
+
+
+def with_validation(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe on the training prompts that are left, if there are trials to choose among; the
+    held-out ones are the split `validation`.
+    """
+    if not recipe.compare.trials:
+        return recipe
+    data = recipe.data
+    if not (folder / "validation.jsonl").exists():
+        pairs = usable_pairs(load_split(recipe, data.dataset_train_split))
+        prompts = [json.dumps(prompt) for prompt in pairs["prompt"]]
+        distinct = sorted(set(prompts))
+        count = round(recipe.compare.validation_share * len(distinct))
+        if not 0 < count < len(distinct):
+            raise ValueError(
+                f"compare.validation_share: {recipe.compare.validation_share} of "
+                f"{len(distinct)} training prompts is {count}: give a share that leaves some on "
+                "both sides"
+            )
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(distinct))
+        held = {distinct[index] for index in order[:count]}
+        for name, wanted in (("train", False), ("validation", True)):
+            rows = (
+                pair for pair, key in zip(pairs, prompts, strict=True) if wanted == (key in held)
+            )
+            write_lines(folder / f"{name}.jsonl", map(_record, rows))
+    own = dataclasses.replace(
+        data, dataset_name=str(folder), dataset_train_split="train", datasets=None, columns=None,
+        dataset_config=None,
+    )  # fmt: skip
+    return dataclasses.replace(recipe, data=own)
+
+
+def _record(pair: Mapping[str, Any]) -> dict[str, Any]:
+    def said(text: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": text}]
+
+    return {
+        "prompt": pair["prompt"],
+        "chosen": said(pair["chosen"]),
+        "rejected": said(pair["rejected"]),
+    }
+
+
+def asked_of(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    judge: Judge,
+    part: str,
+    validation: Path | None = None,
+) -> Asked:
+    """What is measured on: `part` is `test` or `validation`, whose pairs stand in `validation`.
+
+    Raises:
+        ValueError: the recipe names no test prompts, or no unrelated texts.
+    """
+    data, options = recipe.data, recipe.evaluation
+    if data.dataset_test_split is None or options.unrelated_text is None:
+        raise ValueError(
+            "a comparison is measured on held-out pairs and on unrelated text: set "
+            "dataset_test_split and evaluation.unrelated_text"
+        )
+    if part == "test":
+        pairs = load_split(recipe, data.dataset_test_split)
+    else:
+        pairs = load_pairs(validation, split="validation")
+    pairs = usable_pairs(pairs)
+    if part == "test" and options.prompts:
+        chats = [prompt.messages for prompt in read_prompts(options.prompts)]
+    else:
+        chats = list(_distinct(pairs["prompt"]))
+    rows = ()  # preferences decide nothing: they are measured once, on the test pairs
+    if part == "test":
+        rows = tokenize_pairs(
+            pairs,
+            tokenizer,
+            max_prompt_length=data.max_prompt_length,
+            max_length=data.max_length,
+            chat_template=data.chat_template,
+        )[0]
+    texts = tokenize_texts(
+        options.unrelated_text, tokenizer, rows=options.unrelated_rows, tokens=data.max_length
+    )
+    if validation is not None:
+        texts = texts[0::2] if part == "validation" else texts[1::2]
+    form = chat_prompt_form(tokenizer, data.chat_template)
+    return Asked(chats, form, texts, rows, options.max_new_tokens, judge)
+
+
+def under_urial(asked: Asked, form: PromptForm) -> Asked:
+    """The same prompts in URIAL's form; preferences are those of the chat template's prompts."""
+    return dataclasses.replace(asked, form=form, pairs=(), answers_at_once=URIAL_AT_ONCE)
+
+
+def wanted_side(recipe: Recipe, judge: Judge) -> int:
+    """The side of the judge's scale that the chosen responses lean to: 1 or -1.
+
+    Raises:
+        ValueError: it finds no difference.
+    """
+    pairs = usable_pairs(load_split(recipe, recipe.data.dataset_train_split))
+    pairs = pairs.select(range(min(len(pairs), 500)))
+    chosen, rejected = (
+        np.nanmean(np.array(scores_of(judge, pairs["prompt"], pairs[side]), dtype=float))
+        for side in ("chosen", "rejected")
+    )
+    if chosen == rejected:
+        raise ValueError(
+            f"compare.judge: {judge.id} gives the chosen and the rejected responses of the "
+            f"training pairs the same mean, {chosen:g}: it cannot tell what is wanted"
+        )
+    return 1 if chosen > rejected else -1
+
+
+def _distinct(prompts: Sequence[Any]) -> Iterator[Any]:
+    seen = set()
+    for prompt in prompts:
+        key = json.dumps(prompt)
+        if key not in seen:
+            seen.add(key)
+            yield prompt

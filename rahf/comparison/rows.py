@@ -1,0 +1,141 @@
+"""A row of a comparison: which recipe it is, how it is trained, what that took.
+
+Rows are trained by the stages that `rahf align` and `rahf dpo` run. A teacher that several rows or
+trials ask for is trained once, and counts in the cost of each of them.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rahf.artifacts import StageRecord, read_json
+from rahf.config import TEACHERS
+from rahf.dpo import train_dpo
+from rahf.loading import load_base, load_tokenizer, lora_config, train_rows
+from rahf.pipeline import (
+    deciding,
+    run_stage,
+    stage_folder,
+    stage_settings,
+)
+from rahf.recipe.combinations import kind_of_row
+from rahf.recipe.reading import Recipe, RecipeError, recipe_from_dict
+from rahf.recipe.yaml_file import merge_overrides
+
+UNTRAINED = ("base", "urial")
+BETA = 0.1
+"""Of DPO, where a row does not say."""
+
+
+class Trained(NamedTuple):
+    """An adapter, and the seconds that its training took, teachers and directions included."""
+
+    adapter: Path
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RowRun:
+    """One row under one setting and one seed."""
+
+    kind: str
+    recipe: Recipe
+    beta: float = BETA  # read by dpo alone
+
+
+def row_run(
+    recipe: Recipe, name: str, settings: Mapping[str, Any], seed: int, folder: Path
+) -> RowRun:
+    """The run of the row `name` into `folder`.
+
+    Raises:
+        RecipeError: `settings` do not make a recipe; told with the name of the row.
+    """
+    kind, settings = kind_of_row(name), {**recipe.compare.rows[name], **settings}
+    beta = float(settings.pop("beta", BETA)) if kind == "dpo" else BETA
+    given = {key: value for key, value in recipe.as_dict().items() if key != "compare"}
+    # The comparison measures all rows itself, and alike.
+    given |= {"dataset_test_split": None, "evaluation": {}}
+    if kind in ("sft", "dpo"):
+        # Their own training is what the keys at the top level say, of the alignment elsewhere.
+        given |= {"method": "dual", "teachers": {}, "shift": "token", "directions": None}
+    elif kind in TEACHERS:
+        given["method"] = kind
+        own = given["teachers"]
+        given["teachers"] = {
+            key: value
+            for key, value in own.items()
+            if key not in ("positive", "negative", "contrast") or key in TEACHERS[kind]
+        }
+        if kind == "lorra":
+            given["reference"] = "base"
+        if kind != "direction":
+            given["directions"] = None
+    merged, problems = merge_overrides(given, {**settings, "seed": seed, "output_dir": str(folder)})
+    if problems:
+        raise RecipeError(f"compare: row {name}", problems)
+    return RowRun(kind, recipe_from_dict(merged, f"compare: row {name}"), beta)
+
+
+def train_row(run: RowRun, teachers: Path) -> Trained:
+    """Train what is not trained yet.
+
+    Args:
+        teachers: folder of the teachers that rows share.
+    """
+    if run.kind == "sft":
+        folder = _teacher(run.recipe, "positive", teachers)
+        return Trained(folder, _seconds(folder))
+    if run.kind == "dpo":
+        return _train_dpo(run)
+    names = TEACHERS[run.recipe.method.method]
+    given = {name: getattr(run.recipe.teachers, name) for name in names}
+    trained = {name: _teacher(run.recipe, name, teachers) for name in names if given[name] is None}
+    paths = {name: str(path) for name, path in trained.items()}
+    recipe = dataclasses.replace(
+        run.recipe, teachers=dataclasses.replace(run.recipe.teachers, **paths)
+    )
+    own = [name for name in recipe.stages if name != "evaluation"]
+    for name in own:
+        run_stage(recipe, name)
+    folders = [*trained.values(), *(stage_folder(recipe, name) for name in own)]
+    return Trained(recipe.output_dir, sum(map(_seconds, folders)))
+
+
+def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
+    """The folder of a teacher, which is named by what decides its result."""
+    settings = json.dumps(stage_settings(recipe, name), sort_keys=True)
+    home = shared / hashlib.sha256(settings.encode()).hexdigest()[:12]
+    training = recipe.training | {"output_dir": str(home)}
+    recipe = dataclasses.replace(recipe, training=training)
+    run_stage(recipe, name)
+    return stage_folder(recipe, name)
+
+
+def _train_dpo(run: RowRun) -> Trained:
+    recipe, folder = run.recipe, run.recipe.output_dir
+    arguments = {key: value for key, value in recipe.training.items() if key != "output_dir"}
+    arguments["beta"] = run.beta
+    shared = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
+    record = StageRecord(folder, {**shared, **deciding(arguments)})
+    if not record.is_complete():
+        print(f"dpo: writing {folder}")
+        record.begin()
+        tokenizer = load_tokenizer(recipe)
+        figures = train_dpo(
+            load_base(recipe),
+            train_rows(recipe, tokenizer, step=2),
+            tokenizer,
+            lora_config(recipe),
+            folder,
+            arguments,
+        )
+        record.finish(training=figures)
+    return Trained(folder, _seconds(folder))
+
+
+def _seconds(folder: Path) -> float:
+    return read_json(folder / "stage.json").get("training", {}).get("train_runtime", 0.0)

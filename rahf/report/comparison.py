@@ -1,0 +1,83 @@
+"""The table of a comparison: quality beside cost, one row a method. Reads figures, no model."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from rahf.report.tables import markdown
+
+Points = Sequence[Mapping[str, Any]]
+"""The measures of one seed, a strength each (`rahf.evaluation.strengths.Measures`)."""
+
+
+def row_figures(
+    by_seed: Sequence[Points],
+    seconds: Sequence[float],
+    base: Points,
+) -> dict[str, Any]:
+    """What stands in a row: means over seeds at strength 1, with the spread between the seeds."""
+    shown = [min(points, key=lambda point: abs(point["strength"] - 1)) for points in by_seed]
+    before = _per_token(base[0], "text_loss")
+    figures: dict[str, Any] = {"seeds": len(shown), "strength": shown[0]["strength"]}
+    for name, of in (
+        ("judged_mean", lambda point: fmean(_readable(point["scores"]))),
+        ("characters", lambda point: fmean(map(len, point["answers"]))),
+        ("unrelated_loss", lambda point: _per_token(point, "text_loss")),
+        ("loss_of_ability", lambda point: _per_token(point, "text_loss") - before),
+        ("kl", lambda point: _per_token(point, "text_kl")),
+    ):
+        figures[name] = _over_seeds([of(point) for point in shown])
+    margins = [point["preference_margins"] for point in shown if point["preference_margins"]]
+    if margins:
+        accuracies = [fmean(margin > 0 for margin in given) for given in margins]
+        figures["preference_accuracy"] = _over_seeds(accuracies)
+        figures["preference_margin"] = _over_seeds([fmean(given) for given in margins])
+    if seconds:
+        figures["training_seconds"] = _over_seeds(seconds)
+    return figures
+
+
+def comparison_table(rows: Mapping[str, Mapping[str, Any]], cost: str, budget: float) -> str:
+    """One line a row; `±` is the standard deviation over seeds, brackets are 95 % intervals."""
+    forms = {
+        "preference_accuracy": ("preference accuracy", "{:.0%}"),
+        "preference_margin": ("margin (nats/token)", "{:+.3f}"),
+        "judged_mean": ("judged mean", "{:+.2f}"),
+        "characters": ("characters", "{:.0f}"),
+        "loss_of_ability": ("loss of ability", "{:+.3f}"),
+        "kl": ("KL to base", "{:.3f}"),
+        "training_seconds": ("training, s", "{:.0f}"),
+    }
+    header = ["row", *(title for title, _ in forms.values()), f"change at a {cost} of {budget:g}"]
+    lines = []
+    for name, row in rows.items():
+        cells = [_cell(row.get(key), form) for key, (_, form) in forms.items()]
+        lines.append([name, *cells, _at_budget(row.get("at_budget"))])
+    return markdown(header, lines)
+
+
+def _cell(value: Mapping[str, float] | None, form: str) -> str:
+    if value is None:
+        return "-"
+    spread = f" ± {form.format(value['sd']).lstrip('+')}" if "sd" in value else ""
+    return form.format(value["mean"]) + spread
+
+
+def _at_budget(reading: Mapping[str, Any] | None) -> str:
+    if reading is None:
+        return "-"
+    least = "" if reading["reached"] else "at least "
+    return f"{least}{reading['change']:+.3f} [{reading['low']:+.3f}, {reading['high']:+.3f}]"
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, float]:
+    spread = {"sd": stdev(values)} if len(values) > 1 else {}
+    return {"mean": fmean(values), **spread}
+
+
+def _per_token(point: Mapping[str, Any], key: str) -> float:
+    return sum(point[key]) / sum(point["text_tokens"])
+
+
+def _readable(scores: Sequence[float | None]) -> list[float]:
+    return [score for score in scores if score is not None]

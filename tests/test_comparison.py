@@ -1,0 +1,268 @@
+"""Methods side by side: what is kept apart, what a strength is, what the curves say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from test_pipeline import recipe_file  # noqa: F401
+from tiny_models import Family, tiny_pairs, tiny_tokenizer
+
+from rahf.artifacts import read_json, read_lines
+from rahf.cli import main
+from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at
+from rahf.config import CompareOptions
+from rahf.data.prompts import PromptForm
+from rahf.evaluation.rules import Rule
+from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
+from rahf.report.tradeoff import change_within
+
+# What a strength is
+
+
+def asked(texts=((2, 3, 4, 5), (6, 7, 8), (9, 10, 11, 12, 13))) -> Asked:
+    tokenizer = tiny_tokenizer()
+    form = PromptForm("words", lambda chat: tokenizer(chat[-1]["content"])["input_ids"])
+    chats = [[{"role": "user", "content": text}] for text in ("w2 w3", "w4 w5 w6", "w7")]
+    judge = Rule("length", lambda answers: [len(answer) for answer in answers])
+    return Asked(chats, form, [list(ids) for ids in texts], tiny_pairs(3), 4, judge)
+
+
+def adapted(family: Family) -> PeftModel:
+    return PeftModel.from_pretrained(family.load_base(), family.adapters["positive"]).eval()
+
+
+def test_a_strength_is_a_factor_on_the_adapters_update(family):
+    ids = torch.tensor([[2, 3, 4, 5]])
+    model, base, doubled = adapted(family), family.load_base(), adapted(family)
+    for name, parameter in doubled.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 2
+    with torch.no_grad():
+        before = model(ids).logits
+        for strength, other in ((0, base), (1, adapted(family)), (2, doubled)):
+            with at_strength(model, strength):
+                torch.testing.assert_close(model(ids).logits, other(ids).logits)
+        assert torch.equal(model(ids).logits, before)
+
+
+def test_losses_and_divergences_are_those_of_one_text_at_a_time(family):
+    model, given = adapted(family), asked()
+    found = measure_strengths(model, tiny_tokenizer(), given, [0.5, 1.0])
+    for measures in found:
+        assert measures.text_tokens == [3, 2, 4]  # the first token has nothing before it
+        for index, ids in enumerate(given.texts):
+            with torch.no_grad():
+                base = family.load_base()(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+                with at_strength(model, measures.strength):
+                    logs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            loss = -sum(logs[at, token] for at, token in enumerate(ids[1:]))
+            kl = sum(
+                (row.exp() * (row - other)).sum() for row, other in zip(base, logs, strict=True)
+            )
+            assert measures.text_loss[index] == pytest.approx(loss.item(), rel=1e-4)
+            assert measures.text_kl[index] == pytest.approx(kl.item(), rel=1e-3)
+    assert found[1].text_kl[0] > found[0].text_kl[0] > 0
+    assert found[0].preference_margins == []
+    assert len(found[1].preference_margins) == 3
+
+
+def test_a_base_alone_is_measured_as_strength_zero_of_an_adapter(family):
+    [alone] = measure_strengths(family.load_base(), tiny_tokenizer(), asked(), [0.0])
+    [off] = measure_strengths(adapted(family), tiny_tokenizer(), asked(), [0.0])
+    assert alone == off
+    assert alone.text_kl == [0.0] * 3
+    assert alone.scores == [len(answer) for answer in alone.answers]
+
+
+# What the curves say
+
+
+def row(change: float, loss: float, seeds: int = 2, noise: float = 0.0, seed: int = 0) -> Curves:
+    """Change and loss grow with the strength, 1 and 2."""
+    random = np.random.default_rng(seed)
+    shape, strengths = (seeds, 2, 20), np.array([1.0, 2.0])[None, :, None]
+    tokens = random.integers(5, 10, size=6).astype(float)
+    scores = change * strengths + noise * random.normal(size=shape)
+    losses = (3 + loss * strengths) * tokens * np.ones((seeds, 1, 1))
+    return Curves((1.0, 2.0), scores, losses, losses - 3 * tokens, tokens)
+
+
+BASE = Curves(
+    (0.0,), np.zeros((1, 1, 20)), (3 * row(0, 0).tokens)[None, None], np.zeros((1, 1, 6)),
+    row(0, 0).tokens,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cost", ["loss", "kl"])
+def test_a_line_holds_means_over_prompts_tokens_and_seeds(cost):
+    given = row(0.3, 0.1)
+    assert np.allclose(line(given, BASE, everything(given), cost, 1), [(0.1, 0.3), (0.2, 0.6)])
+    assert np.allclose(line(given, BASE, everything(given), cost, -1), [(0.1, -0.3), (0.2, -0.6)])
+
+
+def test_a_draw_counts_prompts_texts_and_seeds_as_often_as_it_says():
+    given = row(0.3, 0.1, noise=0.5)
+    draw = Draw(np.eye(20)[3] * 2 + np.eye(20)[5], np.eye(6)[1], np.array([0, 1]))
+    [(cost, change), _] = line(given, BASE, draw, "loss", 1)
+    scores = given.scores[1, 0]
+    assert change == pytest.approx((2 * scores[3] + scores[5]) / 3)
+    assert cost == pytest.approx(0.1)
+
+
+def test_an_unreadable_verdict_is_left_out():
+    given = row(0.3, 0.1)
+    given.scores[0, 0, :5] = np.nan
+    [(_, change), _] = line(given, BASE, everything(given), "loss", 1)
+    assert change == pytest.approx(0.3)
+
+
+def test_rows_are_compared_on_the_same_draws():
+    rows = {"one": row(0.3, 0.1, noise=0.5), "same": row(0.3, 0.1, noise=0.5)}
+    rows["better"] = row(0.5, 0.1, noise=0.5)
+    alone, differences = read_at(rows, BASE, 0.1, "loss", 1)
+    same = differences["one", "same"]
+    assert (same.change, same.low, same.high) == (0, 0, 0)
+    better = differences["better", "one"]
+    assert better.low == pytest.approx(0.2)
+    assert better.high == pytest.approx(0.2)
+    assert alone["one"].low < alone["one"].change < alone["one"].high
+
+
+def test_a_row_that_never_costs_so_much_is_told():
+    alone, _ = read_at({"cheap": row(0.3, 0.01), "dear": row(0.3, 0.1)}, BASE, 0.1, "loss", 1)
+    assert not alone["cheap"].reached
+    assert alone["cheap"].change == pytest.approx(0.6)
+    assert alone["dear"].reached
+
+
+def test_the_interval_of_a_point_covers_its_change():
+    for point in points(row(0.3, 0.1, noise=0.5), BASE, "loss", 1):
+        assert point.low < point.change < point.high
+
+
+def test_more_is_had_for_more():
+    line = [(0.1, 0.2), (0.3, 0.1), (-0.2, 0.05), (0.5, 0.6)]
+    read = [change_within(line, cost) for cost in np.linspace(0, 1, 50)]
+    assert read == sorted(read)
+    assert read[0] == pytest.approx(0.05)
+    assert read[-1] == 0.6
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"rows": {"base": {}, "ppo": {}}}, "'ppo' begins with none of base, urial"),
+        ({"rows": {"dual": {}}}, "needs base"),
+        ({"rows": {"base": {}, "dual": 3}}, "rows.dual: 3 is not a mapping"),
+        ({"trials": {"dual-x": [{}]}}, "trials.dual-x: there is no row"),
+        ({"trials": {"urial": [{}]}}, "nothing to tune"),
+        ({"trials": {"dual": [{}], "dpo": [{}, {}]}}, "dual: 1, dpo: 2"),
+        ({"trials": {"dual": []}}, "at least one; given are dual: 0"),
+        ({"trials": {"dual": [{}]}, "validation_share": 0.0}, "leaves nothing to choose"),
+        ({"seeds": []}, "seeds: .* is not a list of different numbers"),
+        ({"seeds": [1, 1]}, "seeds: "),
+        ({"strengths": [0, 1]}, "strengths: 0 is the base"),
+        ({"strengths": ["a"]}, "strengths: "),
+        ({"budget": 0.0}, "budget: 0.0 is out of range"),
+    ],
+)
+def test_a_comparison_that_cannot_be_run_is_refused(options, problem):
+    with pytest.raises(ValueError, match=problem):
+        CompareOptions(**options)
+
+
+# The whole
+
+
+@pytest.fixture
+def compared(recipe_file: Path) -> Path:  # noqa: F811
+    """The recipe with every row, two seeds, and two trials of sft and of dual."""
+    recipe = yaml.safe_load(recipe_file.read_text())
+    Path("urial.md").write_text(
+        "# Instruction\n\nw2\n\n# Query:\n```\nw3\n```\n\n# Answer:\n```\nw4\n```\n"
+    )
+    texts = [{"text": " ".join(f"w{n}" for n in range(start, start + 6))} for start in range(2, 8)]
+    Path("texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    recipe |= {"shift": "mean", "mean_responses": 4, "max_steps": 1, "learning_rate": 0.05}
+    recipe["compare"] = {
+        "seeds": [0, 1],
+        "strengths": [1, 2],
+        "judge": "length",
+        "urial": "urial.md",
+        "validation_share": 0.34,
+        "trials": {
+            "sft": [{"learning_rate": 0.01}, {"learning_rate": "2e-2"}],
+            "dual": [{"alpha": 2}, {"alpha": 3}],
+        },
+    }
+    recipe_file.write_text(yaml.safe_dump(recipe))
+    return recipe_file
+
+
+@pytest.mark.slow
+def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys):
+    assert main(["compare", str(compared)]) == 0
+    told, out = capsys.readouterr().out, Path("out/compare")
+    rows = ["base", "urial", "sft", "dpo", "lorra", "scit", "dual"]
+    table = (out / "comparison.md").read_text()
+    assert [part.split("|")[1].strip() for part in table.splitlines()[2:]] == rows
+    assert table.strip() in told
+    found = read_json(out / "comparison.json")
+    assert list(found["rows"]) == rows
+    assert found["rows"]["dual"]["seeds"] == 2
+    assert found["rows"]["dual"]["training_seconds"]["mean"] > 0
+    assert "training_seconds" not in found["rows"]["urial"]
+    # Both trials of dual ask the same teachers: one pair for each seed.
+    assert told.count("negative: writing") == 2
+    # What is chosen on is not trained on.
+    split = {name: read_lines(out / f"data/{name}.jsonl") for name in ("train", "validation")}
+    prompts = {name: {str(row["prompt"]) for row in rows} for name, rows in split.items()}
+    assert len(prompts["validation"]) == 2
+    assert not prompts["train"] & prompts["validation"]
+    trials = read_json(out / "trials/sft.json")
+    assert [trial["settings"] for trial in trials] == [
+        {"learning_rate": 0.01},
+        {"learning_rate": "2e-2"},
+    ]
+    best = max(trials, key=lambda trial: trial["change"])["settings"]
+    assert found["settings"]["sft"] == best
+    answers = read_lines(out / "answers.jsonl")
+    assert [list(answer["answers"]) for answer in answers] == [rows] * 3
+    assert (out / "tradeoff.png").stat().st_size > 0
+    assert main(["tradeoff", str(out / "points.jsonl")]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(compared)]) == 0
+    again = capsys.readouterr().out
+    assert "writing" not in again
+    assert "measuring" not in again
+    assert table.strip() in again
+
+
+def test_a_wrong_setting_of_a_row_is_told_before_anything_is_trained(compared, capsys):
+    recipe = yaml.safe_load(compared.read_text())
+    recipe["compare"]["trials"]["dual"][1] = {"alfa": 3}
+    compared.write_text(yaml.safe_dump(recipe))
+    assert main(["compare", str(compared)]) == 2
+    told = capsys.readouterr().err
+    assert "compare: row dual" in told
+    assert "did you mean alpha" in told
+    assert not Path("out/compare/teachers").exists()
+
+
+def test_a_judge_that_sees_no_difference_is_refused(compared, capsys):
+    assert main(["compare", str(compared), "--compare.judge", "refusal"]) == 2
+    assert "the same mean" in capsys.readouterr().err
+    assert main(["compare", str(compared), "--compare.judge", "taste"]) == 2
+    assert "is none of lexicon" in capsys.readouterr().err
+
+
+def test_a_comparison_needs_what_it_is_measured_on(compared, capsys):
+    assert main(["compare", str(compared), "--evaluation.unrelated_text", "null"]) == 2
+    assert "set dataset_test_split and evaluation.unrelated_text" in capsys.readouterr().err
