@@ -31,7 +31,12 @@ def run_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.validation import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
-    from rahf.plan.prepare import prepare
+    from rahf.plan.prepared import still_prepared
 
-    print(prepare(recipe))
+    told = still_prepared(recipe)
+    if told is None:
+        from rahf.plan.prepare import prepare
+
+        told = prepare(recipe)
+    print(told)
     return 0
