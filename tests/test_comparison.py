@@ -18,6 +18,7 @@ from rahf.config import CompareOptions
 from rahf.data.prompts import PromptForm
 from rahf.evaluation.rules import Rule
 from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
+from rahf.report.comparison import repeated_share
 from rahf.report.tradeoff import change_within
 
 # What a strength is
@@ -150,6 +151,14 @@ def test_more_is_had_for_more():
     assert read == sorted(read)
     assert read[0] == pytest.approx(0.05)
     assert read[-1] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("", 0), ("a b", 0), ("a b c d", 0), ("a b c A B C", 1 / 4), ("no no no no no", 2 / 3)],
+)
+def test_repetition_is_the_share_of_word_runs_that_stood_before(text, share):
+    assert repeated_share(text) == pytest.approx(share)
 
 
 # Options

@@ -22,6 +22,7 @@ def row_figures(
     for name, of in (
         ("judged_mean", lambda point: fmean(_readable(point["scores"]))),
         ("characters", lambda point: fmean(map(len, point["answers"]))),
+        ("repetition", lambda point: fmean(map(repeated_share, point["answers"]))),
         ("unrelated_loss", lambda point: _per_token(point, "text_loss")),
         ("loss_of_ability", lambda point: _per_token(point, "text_loss") - before),
         ("kl", lambda point: _per_token(point, "text_kl")),
@@ -37,6 +38,15 @@ def row_figures(
     return figures
 
 
+def repeated_share(text: str, words: int = 3) -> float:
+    """Share of the runs of three words that stood in the text before: language that goes round in
+    circles, which neither a judge of single words nor unrelated text shows.
+    """
+    given = text.lower().split()
+    runs = [tuple(given[at : at + words]) for at in range(len(given) - words + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
 def comparison_table(rows: Mapping[str, Mapping[str, Any]], cost: str, budget: float) -> str:
     """One line a row; `±` is the standard deviation over seeds, brackets are 95 % intervals."""
     forms = {
@@ -44,6 +54,7 @@ def comparison_table(rows: Mapping[str, Mapping[str, Any]], cost: str, budget: f
         "preference_margin": ("margin (nats/token)", "{:+.3f}"),
         "judged_mean": ("judged mean", "{:+.2f}"),
         "characters": ("characters", "{:.0f}"),
+        "repetition": ("repetition", "{:.0%}"),
         "loss_of_ability": ("loss of ability", "{:+.3f}"),
         "kl": ("KL to base", "{:.3f}"),
         "training_seconds": ("training, s", "{:.0f}"),
