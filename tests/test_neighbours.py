@@ -286,7 +286,7 @@ def test_neither_teacher_nor_head_is_asked(family, method):
     base.lm_head.register_forward_hook(lambda _, inputs, __: columns.append(inputs[0].shape[1]))
     alignment(alignment.model, batch_of(items_of(options), options))
     assert passes == [1, 1]  # reference and policy
-    assert set(columns) == {1}
+    assert set(columns) == {0}
 
 
 def test_without_its_similarity_term_repbend_would_not_begin(family):
