@@ -178,8 +178,10 @@ def run_choice_stage(recipe: Recipe) -> dict[str, Any]:
         "max_prompt_length": recipe.data.max_prompt_length,
         "max_length": recipe.data.max_length,
     }
+    start = perf_counter()
     with without_engine():
-        return run_choice(recipe, stage_folder(recipe, "choice"), {**QUIET_DEFAULTS, **lengths})
+        results = run_choice(recipe, stage_folder(recipe, "choice"), {**QUIET_DEFAULTS, **lengths})
+    return {**results, "training": {"train_runtime": perf_counter() - start}}
 
 
 def run_directions(recipe: Recipe) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def take_directions(recipe: Recipe) -> dict[str, Any]:
     if PartialState().is_main_process:
         chosen = Directions.load(stage_folder(recipe, "choice"))
         chosen.save(stage_folder(recipe, "directions"))
-    return {}
+    return {"training": {"train_runtime": 0.0}}
 
 
 def run_alignment(recipe: Recipe) -> dict[str, Any]:

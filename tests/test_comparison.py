@@ -14,10 +14,12 @@ from tiny_models import Family, tiny_pairs, tiny_tokenizer
 from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at
+from rahf.comparison.rows import row_run, train_row
 from rahf.config import CompareOptions
 from rahf.data.prompts import PromptForm
 from rahf.evaluation.rules import Rule
 from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
+from rahf.recipe.validation import checked_recipe
 from rahf.report.comparison import repeated_share
 from rahf.report.tradeoff import change_within
 
@@ -252,6 +254,24 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys)
     assert "writing" not in again
     assert "measuring" not in again
     assert table.strip() in again
+
+
+@pytest.mark.slow
+def test_the_seconds_of_a_row_hold_every_stage(compared):
+    given = checked_recipe(compared, {"alpha": "auto", "retain_dataset_name": "texts.jsonl"})
+    run = row_run(given, "dual", {}, 0, Path("out/row"))
+    trained = train_row(run, Path("out/teachers"))
+    folders = [
+        *Path("out/teachers").glob("*/teachers/*"),
+        Path("out/row"),
+        *Path("out/row").glob("*/"),
+    ]
+    records = [folder / "stage.json" for folder in folders if (folder / "stage.json").exists()]
+    assert {record.parent.name for record in records} >= {"positive", "negative", "choice", "row"}
+    seconds = {record.parent: read_json(record)["training"]["train_runtime"] for record in records}
+    assert seconds[Path("out/row/choice")] > 0
+    assert seconds[Path("out/row/directions")] == 0  # those of the choice
+    assert trained.seconds == pytest.approx(sum(seconds.values()))
 
 
 def test_a_wrong_setting_of_a_row_is_told_before_anything_is_trained(compared, capsys):

@@ -111,4 +111,5 @@ def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
 
 
 def _seconds(folder: Path) -> float:
-    return read_json(folder / STAGE_FILE).get("training", {}).get("train_runtime", 0.0)
+    """Of a stage, from its record; those before a stop are not in it."""
+    return read_json(folder / STAGE_FILE)["training"]["train_runtime"]
