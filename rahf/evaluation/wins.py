@@ -85,11 +85,10 @@ def by_scores(first: float | None, second: float | None) -> float | None:
 
 
 def by_orders(first_first: float | None, second_first: float | None) -> float | None:
-    """From how far the response in the first place is the better one, in both orders."""
-    if first_first is None or second_first is None:
-        return None
-    mean = (first_first + 1 - second_first) / 2
-    return 0.5 if mean == 0.5 else float(mean > 0.5)
+    """From how far the response in the first place is the better one, in both orders: the mean
+    of p and 1 - q is above a half where p is above q.
+    """
+    return by_scores(first_first, second_first)
 
 
 def win_rates(
