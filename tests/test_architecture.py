@@ -218,7 +218,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_recipes_are_read_and_checked_without_torch():
-    assert loaded_by("import rahf.cli, rahf.recipe.validation, rahf.config") == []
+    assert loaded_by("import rahf.cli, rahf.recipe.comparing, rahf.config") == []
 
 
 def test_every_public_name_is_found_where_the_package_says():

@@ -14,11 +14,11 @@ from tiny_models import Family, tiny_pairs, tiny_tokenizer
 from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at
-from rahf.comparison.rows import row_run, train_row
+from rahf.comparison.rows import train_row
 from rahf.config import CompareOptions
 from rahf.data.prompts import PromptForm
-from rahf.evaluation.rules import Rule
 from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
+from rahf.recipe.comparing import row_run
 from rahf.recipe.validation import checked_recipe
 from rahf.report.comparison import repeated_share
 from rahf.report.tradeoff import change_within
@@ -30,8 +30,7 @@ def asked(texts=((2, 3, 4, 5), (6, 7, 8), (9, 10, 11, 12, 13))) -> Asked:
     tokenizer = tiny_tokenizer()
     form = PromptForm("words", lambda chat: tokenizer(chat[-1]["content"])["input_ids"])
     chats = [[{"role": "user", "content": text}] for text in ("w2 w3", "w4 w5 w6", "w7")]
-    judge = Rule("length", lambda answers: [len(answer) for answer in answers])
-    return Asked(chats, form, [list(ids) for ids in texts], tiny_pairs(3), 4, judge)
+    return Asked(chats, form, [list(ids) for ids in texts], tiny_pairs(3), 4)
 
 
 def adapted(family: Family) -> PeftModel:
@@ -78,7 +77,6 @@ def test_a_base_alone_is_measured_as_strength_zero_of_an_adapter(family):
     [off] = measure_strengths(adapted(family), tiny_tokenizer(), asked(), [0.0])
     assert alone == off
     assert alone.text_kl == [0.0] * 3
-    assert alone.scores == [len(answer) for answer in alone.answers]
 
 
 # What the curves say
@@ -280,8 +278,7 @@ def test_a_wrong_setting_of_a_row_is_told_before_anything_is_trained(compared, c
     compared.write_text(yaml.safe_dump(recipe))
     assert main(["compare", str(compared)]) == 2
     told = capsys.readouterr().err
-    assert "compare: row dual" in told
-    assert "did you mean alpha" in told
+    assert "compare.trials.dual[1]: alfa: unknown key, did you mean alpha?" in told
     assert not Path("out/compare/teachers").exists()
 
 

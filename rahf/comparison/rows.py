@@ -1,4 +1,4 @@
-"""A row of a comparison: which recipe it is, how it is trained, what that took.
+"""A row of a comparison: how it is trained, and what that took.
 
 Rows are trained by the stages that `rahf align` and `rahf dpo` run. A teacher that several rows or
 trials ask for is trained once, and counts in the cost of each of them.
@@ -7,21 +7,15 @@ trials ask for is trained once, and counts in the cost of each of them.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rahf.artifacts import STAGE_FILE, read_json
 from rahf.baselines import run_dpo
 from rahf.config import TEACHERS
 from rahf.pipeline import run_stage, stage_folder, stage_settings
-from rahf.recipe.combinations import kind_of_row
-from rahf.recipe.reading import Recipe, RecipeError, recipe_from_dict
-from rahf.recipe.yaml_file import merge_overrides
-
-UNTRAINED = ("base", "urial")
-BETA = 0.1
-"""Of DPO, where a row does not say."""
+from rahf.recipe.comparing import RowRun
+from rahf.recipe.reading import Recipe
 
 
 class Trained(NamedTuple):
@@ -29,49 +23,6 @@ class Trained(NamedTuple):
 
     adapter: Path
     seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class RowRun:
-    """One row under one setting and one seed."""
-
-    kind: str
-    recipe: Recipe
-    beta: float = BETA  # read by dpo alone
-
-
-def row_run(
-    recipe: Recipe, name: str, settings: Mapping[str, Any], seed: int, folder: Path
-) -> RowRun:
-    """The run of the row `name` into `folder`.
-
-    Raises:
-        RecipeError: `settings` do not make a recipe; told with the name of the row.
-    """
-    kind, settings = kind_of_row(name), {**recipe.compare.rows[name], **settings}
-    beta = float(settings.pop("beta", BETA)) if kind == "dpo" else BETA
-    given = {key: value for key, value in recipe.as_dict().items() if key != "compare"}
-    # The comparison measures all rows itself, and alike.
-    given |= {"dataset_test_split": None, "evaluation": {}}
-    if kind in ("sft", "dpo"):
-        # Their own training is what the keys at the top level say, of the alignment elsewhere.
-        given |= {"method": "dual", "teachers": {}, "shift": "token", "directions": None}
-    elif kind in TEACHERS:
-        given["method"] = kind
-        own = given["teachers"]
-        given["teachers"] = {
-            key: value
-            for key, value in own.items()
-            if key not in ("positive", "negative", "contrast") or key in TEACHERS[kind]
-        }
-        if kind == "lorra":
-            given["reference"] = "base"
-        if kind != "direction":
-            given["directions"] = None
-    merged, problems = merge_overrides(given, {**settings, "seed": seed, "output_dir": str(folder)})
-    if problems:
-        raise RecipeError(f"compare: row {name}", problems)
-    return RowRun(kind, recipe_from_dict(merged, f"compare: row {name}"), beta)
 
 
 def train_row(run: RowRun, teachers: Path) -> Trained:

@@ -150,6 +150,9 @@ def term_problems(options: "MethodOptions") -> list[str]:
 
 def comparison_problems(options: "CompareOptions", kinds: Sequence[str]) -> list[str]:
     """Problems of the rows of a comparison, of their trials, and of the points of their curves."""
+    unnamed = [name for name in (*options.rows, *options.trials) if not isinstance(name, str)]
+    if unnamed:
+        return [f"rows: {name!r} is not text, which a row's name must be" for name in unnamed]
     problems = [
         f"rows: {name!r} begins with none of {', '.join(kinds)}"
         for name in options.rows

@@ -4,6 +4,7 @@ Knows no model and no data; files named in a recipe are looked at by `validation
 neither torch nor transformers, so that reading a recipe takes a fraction of a second.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
@@ -103,11 +104,11 @@ class Recipe:
         """The full recipe as run, defaults included, in the form that `load_recipe` reads."""
         recipe = {}
         for section in (self.method, self.model, self.data):
-            recipe |= dataclasses.asdict(section)
-        recipe["teachers"] = dataclasses.asdict(self.teachers) | self.teachers_training
-        recipe["evaluation"] = dataclasses.asdict(self.evaluation)
+            recipe |= _values(section)
+        recipe["teachers"] = _values(self.teachers) | self.teachers_training
+        recipe["evaluation"] = _values(self.evaluation)
         if self.compare != CompareOptions():  # read by `rahf compare` alone
-            recipe["compare"] = dataclasses.asdict(self.compare)
+            recipe["compare"] = _values(self.compare)
         return recipe | self.training
 
     def as_yaml(self) -> str:
@@ -186,6 +187,11 @@ def _section(
         lines = [line for line in error.problems if refused.isdisjoint(re.findall(r"\w+", line))]
         problems += [_full(name, line) for line in lines]
         return SimpleNamespace(**values)
+
+
+def _values(section: Any) -> dict[str, Any]:
+    """Of a section's options, also of one that was refused and is no dataclass."""
+    return copy.deepcopy(vars(section))
 
 
 def _default(spec: dataclasses.Field) -> Any:

@@ -19,8 +19,15 @@ def row_figures(
     shown = [min(points, key=lambda point: abs(point["strength"] - 1)) for points in by_seed]
     before = _per_token(base[0], "text_loss")
     figures: dict[str, Any] = {"seeds": len(shown), "strength": shown[0]["strength"]}
+    judged = [fmean(scores) for point in shown if (scores := _readable(point["scores"]))]
+    if judged:
+        figures["judged_mean"] = _over_seeds(judged)
+    missing = [
+        fmean(score is None for point in points for score in point["scores"]) for points in by_seed
+    ]
+    if any(missing):
+        figures["verdicts_missing"] = _over_seeds(missing)
     for name, of in (
-        ("judged_mean", lambda point: fmean(_readable(point["scores"]))),
         ("characters", lambda point: fmean(map(len, point["answers"]))),
         ("repetition", lambda point: fmean(map(repeated_share, point["answers"]))),
         ("unrelated_loss", lambda point: _per_token(point, "text_loss")),
@@ -47,18 +54,27 @@ def repeated_share(text: str, words: int = 3) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def comparison_table(rows: Mapping[str, Mapping[str, Any]], cost: str, budget: float) -> str:
-    """One line a row; `±` is the standard deviation over seeds, brackets are 95 % intervals."""
+def comparison_table(
+    rows: Mapping[str, Mapping[str, Any]], cost: str, budget: float, *, wins: bool = False
+) -> str:
+    """One line a row; `±` is the standard deviation over seeds, brackets are 95 % intervals.
+
+    Args:
+        wins: whether a score is a win against the base.
+    """
     forms = {
         "preference_accuracy": ("preference accuracy", "{:.0%}"),
         "preference_margin": ("margin (nats/token)", "{:+.3f}"),
-        "judged_mean": ("judged mean", "{:+.2f}"),
+        "judged_mean": ("wins over base", "{:.0%}") if wins else ("judged mean", "{:+.2f}"),
+        "verdicts_missing": ("verdicts missing", "{:.0%}"),
         "characters": ("characters", "{:.0f}"),
         "repetition": ("repetition", "{:.0%}"),
         "loss_of_ability": ("loss of ability", "{:+.3f}"),
         "kl": ("KL to base", "{:.3f}"),
         "training_seconds": ("training, s", "{:.0f}"),
     }
+    if not any("verdicts_missing" in row for row in rows.values()):
+        del forms["verdicts_missing"]
     header = ["row", *(title for title, _ in forms.values()), f"change at a {cost} of {budget:g}"]
     lines = []
     for name, row in rows.items():
