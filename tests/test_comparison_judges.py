@@ -15,7 +15,7 @@ from test_pipeline import recipe_file  # noqa: F401
 from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import curves_of, everything, line, points, read_at
-from rahf.comparison.judging import scores_of
+from rahf.comparison.judging import outcomes_of
 from rahf.evaluation.judges import Verdict, Verdicts
 from rahf.report.comparison import comparison_table, row_figures
 
@@ -39,6 +39,10 @@ class PrefersLonger:
             first, second = text.split("|")
             lean = (len(first) > len(second)) - (len(first) < len(second))
             yield Verdict(None if "?" in text else (lean + 1) / 2)
+
+
+def scores_of(*given):
+    return [outcome.value for outcome in outcomes_of(*given)]
 
 
 def test_a_choosers_score_is_the_win_over_the_bases_answer_in_both_orders():
@@ -207,6 +211,8 @@ def test_a_comparison_by_an_api_goes_on_after_a_stop_and_asks_nothing_twice(comp
     assert found["rows"]["base"]["judged_mean"] == {"mean": 0.5}
     assert "verdicts_missing" not in found["rows"]["base"]
     assert "wins over base" in told
+    assert found["place"]["first_place_preferred"] == 0.5
+    assert "The judge: both orders agree in " in (out / "comparison.md").read_text()
     answers = read_lines(out / "answers.jsonl")
     for line_ in answers:
         base = line_["answers"]["base"]

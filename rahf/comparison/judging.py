@@ -11,32 +11,35 @@ from datasets import Dataset
 
 from rahf.data.messages import Message
 from rahf.evaluation.judges import Judge, Verdicts
-from rahf.evaluation.wins import Contest, decide
+from rahf.evaluation.wins import Contest, Outcome, decide
 
 ROWS_READ = 500
 """Training pairs on which a scorer shows what side of its scale is wanted."""
 
 
-def scores_of(
+def outcomes_of(
     judge: Judge,
     verdicts: Verdicts,
     chats: Sequence[Sequence[Message]],
     answers: Sequence[str],
     base: Sequence[str] = (),
-) -> list[float | None]:
-    """A number for the answer to each chat; None where the judge could not be read.
+) -> list[Outcome]:
+    """A number for the answer to each chat, None where the judge could not be read, and the
+    verdicts that it comes from: none where an answer is the base's own.
 
     Args:
         base: the base's answers to the same chats, which only a chooser needs.
     """
     if judge.responses == 1:
         read = [judge.read(chat, answer) for chat, answer in zip(chats, answers, strict=True)]
-        return [verdict.value for verdict in verdicts.ask(judge, read)]
+        values = [verdict.value for verdict in verdicts.ask(judge, read)]
+        return [Outcome(value, (value,)) for value in values]
     contests = [Contest(*each) for each in zip(chats, answers, base, strict=True)]
     # Both orders of one text twice are the same question: a tie that need not be asked about.
     differing = [contest for contest in contests if contest.first != contest.second]
     decided = iter(decide(judge, differing, verdicts))
-    return [0.5 if contest.first == contest.second else next(decided).value for contest in contests]
+    tie = Outcome(0.5, ())
+    return [tie if contest.first == contest.second else next(decided) for contest in contests]
 
 
 def wanted_side(judge: Judge, verdicts: Verdicts, pairs: Dataset) -> int:
@@ -50,11 +53,15 @@ def wanted_side(judge: Judge, verdicts: Verdicts, pairs: Dataset) -> int:
     """
     pairs = pairs.select(range(min(len(pairs), ROWS_READ if judge.responses == 1 else 1)))
     if judge.responses == 2:
-        scores_of(judge, verdicts, pairs["prompt"], pairs["chosen"], pairs["rejected"])
+        outcomes_of(judge, verdicts, pairs["prompt"], pairs["chosen"], pairs["rejected"])
         return 1
-    chosen, rejected = (
-        np.nanmean(np.array(scores_of(judge, verdicts, pairs["prompt"], pairs[side]), dtype=float))
+    outcomes = {
+        side: outcomes_of(judge, verdicts, pairs["prompt"], pairs[side])
         for side in ("chosen", "rejected")
+    }
+    chosen, rejected = (
+        np.nanmean(np.array([outcome.value for outcome in each], dtype=float))
+        for each in outcomes.values()
     )
     if chosen == rejected:
         raise ValueError(

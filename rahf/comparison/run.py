@@ -24,18 +24,19 @@ from rahf.comparison.curves import (
     readable,
 )
 from rahf.comparison.held_out import asked_of, under_urial, with_validation
-from rahf.comparison.judging import scores_of, wanted_side
+from rahf.comparison.judging import outcomes_of, wanted_side
 from rahf.comparison.rows import Trained, train_row
 from rahf.data.pairs import usable_pairs
 from rahf.evaluation.judge_names import parse_judge
 from rahf.evaluation.judges import Judge, Verdicts, prompt_hash
 from rahf.evaluation.named_judges import NamedJudge, comparing_judge
 from rahf.evaluation.strengths import Asked, measure_strengths
+from rahf.evaluation.wins import place_figures
 from rahf.loading import load_base, load_split, load_tokenizer
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.comparing import UNTRAINED, RowRun, check_comparison, row_run
 from rahf.recipe.reading import Recipe, RecipeError
-from rahf.report.comparison import comparison_table, row_figures
+from rahf.report.comparison import comparison_table, place_line, row_figures
 from rahf.report.tradeoff import tradeoff_figure
 from rahf.urial import own_urial, read_urial, urial_prompt_form
 
@@ -111,7 +112,9 @@ class Comparison:
     def measures(
         self, part: str, asked: Asked, name: str, trained: Trained | None
     ) -> list[dict[str, Any]]:
-        """The measures of one adapter, or of the base, with the judge's `scores`."""
+        """The measures of one adapter, or of the base, with the judge's `scores`, and the
+        verdicts behind each.
+        """
         found = self._measured(part, asked, name, trained)
         answers = [answer for point in found for answer in point["answers"]]
         chats, base = [*asked.chats] * len(found), []
@@ -119,11 +122,16 @@ class Comparison:
             # Those to the same prompts in their usual form, whatever form `asked` has.
             [untouched] = self._measured(part, self.asked(part), self.base, None)
             base = untouched["answers"] * len(found)
-        scores = scores_of(self.judge, self.verdicts, chats, answers, base)
+        outcomes = outcomes_of(self.judge, self.verdicts, chats, answers, base)
         count = len(asked.chats)
+        parts = [outcomes[at : at + count] for at in range(0, len(outcomes), count)]
         return [
-            {**point, "scores": scores[at * count : (at + 1) * count]}
-            for at, point in enumerate(found)
+            {
+                **point,
+                "scores": [outcome.value for outcome in part],
+                "verdicts": [outcome.orders for outcome in part],
+            }
+            for point, part in zip(found, parts, strict=True)
         ]
 
     def _measured(
@@ -225,6 +233,9 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
         for name, row in rows.items()
     }
     text = comparison_table(table, options.cost, options.budget, wins=wins)
+    place = _place(rows) if wins else None
+    if place:
+        text += f"\n\n{place_line(place)}"
     settings = {
         name: {**options.rows[name], **comparison.trials(name)[row.trial]}
         for name, row in rows.items()
@@ -235,6 +246,7 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
             "judge": comparison.judge.id,
             "score": "win over the base's answer" if wins else "the judge's own",
             "wanted_side": comparison.sign,
+            **({"place": place} if place else {}),
             "cost": options.cost,
             "budget": options.budget,
             "settings": settings,
@@ -263,6 +275,19 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
     )
     _write_answers(comparison, rows, folder / "answers.jsonl")
     print(f"\n{text}\n\nresults: {folder}")
+
+
+def _place(rows: dict[str, Measured]) -> dict[str, float] | None:
+    """How much of what the judge said of all rows is the place; None: it was asked nothing."""
+    orders = [
+        verdicts
+        for row in rows.values()
+        for measures in row.by_seed
+        for point in measures
+        for verdicts, score in zip(point["verdicts"], point["scores"], strict=True)
+        if verdicts and score is not None
+    ]
+    return place_figures(orders) if orders else None
 
 
 COST_LABELS = {

@@ -83,6 +83,14 @@ def comparison_table(
     return markdown(header, lines)
 
 
+def place_line(figures: Mapping[str, float]) -> str:
+    """How much of a chooser's judgement is the place in which it read an answer."""
+    return (
+        f"The judge: both orders agree in {figures['orders_agree']:.0%}, the first place preferred "
+        f"with {figures['first_place_preferred']:.0%}."
+    )
+
+
 def _cell(value: Mapping[str, float] | None, form: str) -> str:
     if value is None:
         return "-"
