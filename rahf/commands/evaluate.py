@@ -72,6 +72,7 @@ def run_preferences(options: argparse.Namespace) -> int:
     from rahf.evaluation.preferences import pair_sizes, preference_figures
     from rahf.generation import answering, pad_id
     from rahf.likelihood import pair_likelihoods
+    from rahf.packing import use_packed_attention
     from rahf.report.judgements import preferences_table
 
     pairs = load_pairs(options.pairs, split=options.split)
@@ -81,11 +82,14 @@ def run_preferences(options: argparse.Namespace) -> int:
         pairs, tokenizer, max_length=options.max_length, chat_template=options.chat_template
     )
     asked = (rows, pad_id(tokenizer), options.batch_size)
+    use_packed_attention(model)
     reference = None
     with answering(model):
         measured = pair_likelihoods(model, *asked)
         if options.reference is not None:
-            reference = pair_likelihoods(load(options, options.reference).model, *asked)
+            other = load(options, options.reference).model
+            use_packed_attention(other)
+            reference = pair_likelihoods(other, *asked)
         elif isinstance(model, PeftModel):
             with frozen_pass(model, None):
                 reference = pair_likelihoods(model, *asked)
