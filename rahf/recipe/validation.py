@@ -53,14 +53,16 @@ def check_files(recipe: Recipe) -> list[str]:
     """Everything in a recipe that does not agree with the files it names."""
     return [
         *_engine_problems(recipe),
+        *_model_problems(recipe),
         *_data_problems(recipe.data),
-        *check_named_files(recipe),
+        *_teacher_problems(recipe),
+        *_text_problems(recipe),
         *_output_problems(recipe.training.get("output_dir")),
     ]
 
 
 def check_named_files(recipe: Recipe) -> list[str]:
-    """The part of it that is the same whatever the pairs: model, teachers, single files."""
+    """The part of it that needs no look into the pairs: model, teachers, single files."""
     return [*_model_problems(recipe), *_teacher_problems(recipe), *_text_problems(recipe)]
 
 
