@@ -76,8 +76,16 @@ class StageRecord:
             )
         return record["complete"]
 
-    def begin(self) -> None:
-        write_json(self._path, {"complete": False, "settings": self._settings})
+    def begun(self) -> dict[str, Any]:
+        """The figures that a run which was stopped has left; none where settings were others."""
+        record = read_json(self._path) if self._path.exists() else {"settings": None}
+        if record.pop("settings") != self._settings:
+            return {}
+        return {key: value for key, value in record.items() if key != "complete"}
+
+    def begin(self, **results: Any) -> None:
+        """Write the record of a stage that is not complete, with what is known of it already."""
+        write_json(self._path, {"complete": False, **results, "settings": self._settings})
 
     def finish(self, **results: Any) -> None:
         write_json(self._path, {"complete": True, **results, "settings": self._settings})

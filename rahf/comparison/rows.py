@@ -7,6 +7,7 @@ trials ask for is trained once, and counts in the cost of each of them.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,10 @@ from rahf.recipe.reading import Recipe
 
 
 class Trained(NamedTuple):
-    """An adapter, and the seconds that its training took, teachers and directions included."""
+    """An adapter, and what its training cost, teachers and directions included."""
 
     adapter: Path
-    seconds: float
+    cost: dict[str, float]  # training_seconds, the sum; peak_memory (bytes), the largest
 
 
 def train_row(run: RowRun, teachers: Path) -> Trained:
@@ -33,10 +34,10 @@ def train_row(run: RowRun, teachers: Path) -> Trained:
     """
     if run.kind == "sft":
         folder = _teacher(run.recipe, "positive", teachers)
-        return Trained(folder, _seconds(folder))
+        return Trained(folder, cost_of([folder]))
     if run.kind == "dpo":
         run_dpo(run.recipe, run.beta, run.recipe.output_dir)
-        return Trained(run.recipe.output_dir, _seconds(run.recipe.output_dir))
+        return Trained(run.recipe.output_dir, cost_of([run.recipe.output_dir]))
     names = TEACHERS[run.recipe.method.method]
     given = {name: getattr(run.recipe.teachers, name) for name in names}
     trained = {name: _teacher(run.recipe, name, teachers) for name in names if given[name] is None}
@@ -48,7 +49,7 @@ def train_row(run: RowRun, teachers: Path) -> Trained:
     for name in own:
         run_stage(recipe, name)
     folders = [*trained.values(), *(stage_folder(recipe, name) for name in own)]
-    return Trained(recipe.output_dir, sum(map(_seconds, folders)))
+    return Trained(recipe.output_dir, cost_of(folders))
 
 
 def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
@@ -61,6 +62,14 @@ def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
     return stage_folder(recipe, name)
 
 
-def _seconds(folder: Path) -> float:
-    """Of a stage, from its record; those before a stop are not in it."""
-    return read_json(folder / STAGE_FILE)["training"]["train_runtime"]
+def cost_of(folders: Sequence[Path]) -> dict[str, float]:
+    """What the stages in `folders` cost together, from their records.
+
+    The peak of memory is left out where one of them does not know its own: it was run by an older
+    rahf, or where the system does not tell.
+    """
+    records = [read_json(folder / STAGE_FILE) for folder in folders]
+    cost = {"training_seconds": sum(each["training"]["train_runtime"] for each in records)}
+    if all("peak_memory" in each for each in records):
+        cost["peak_memory"] = max(each["peak_memory"] for each in records)
+    return cost

@@ -46,7 +46,7 @@ class Measured(NamedTuple):
 
     trial: int
     by_seed: list[list[dict[str, Any]]]  # measures at each strength
-    seconds: list[float]  # of the training, a seed
+    costs: list[dict[str, float]]  # of the training, a seed
 
 
 class Comparison:
@@ -183,7 +183,7 @@ def compare(recipe: Recipe) -> None:
             continue
         trained = [comparison.train(name, chosen[name], seed) for seed in comparison.options.seeds]
         measures = [comparison.measures("test", asked, name, each) for each in trained]
-        rows[name] = Measured(chosen[name], measures, [each.seconds for each in trained])
+        rows[name] = Measured(chosen[name], measures, [each.cost for each in trained])
     tell(comparison, rows)
 
 
@@ -228,7 +228,7 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
         for name, row in others.items()
     }
     table = {
-        name: row_figures(row.by_seed, row.seconds, rows[base].by_seed[0])
+        name: row_figures(row.by_seed, row.costs, rows[base].by_seed[0])
         | ({"at_budget": readings[name]._asdict()} if name in readings else {})
         for name, row in rows.items()
     }

@@ -6,16 +6,23 @@ from typing import Any
 
 from rahf.report.tables import markdown
 
+GIB = 2**30
+
 Points = Sequence[Mapping[str, Any]]
 """The measures of one seed, a strength each (`rahf.evaluation.strengths.Measures`)."""
 
 
 def row_figures(
     by_seed: Sequence[Points],
-    seconds: Sequence[float],
+    costs: Sequence[Mapping[str, float]],
     base: Points,
 ) -> dict[str, Any]:
-    """What stands in a row: means over seeds at strength 1, with the spread between the seeds."""
+    """What stands in a row: means over seeds at strength 1, with the spread between the seeds.
+
+    Args:
+        costs: of each seed `training_seconds`, and `peak_memory` where it is known; none for a row
+            that is not trained.
+    """
     shown = [min(points, key=lambda point: abs(point["strength"] - 1)) for points in by_seed]
     before = _per_token(base[0], "text_loss")
     figures: dict[str, Any] = {"seeds": len(shown), "strength": shown[0]["strength"]}
@@ -40,8 +47,10 @@ def row_figures(
         accuracies = [fmean(margin > 0 for margin in given) for given in margins]
         figures["preference_accuracy"] = _over_seeds(accuracies)
         figures["preference_margin"] = _over_seeds([fmean(given) for given in margins])
-    if seconds:
-        figures["training_seconds"] = _over_seeds(seconds)
+    if costs:
+        figures["training_seconds"] = _over_seeds([cost["training_seconds"] for cost in costs])
+    if costs and all("peak_memory" in cost for cost in costs):
+        figures["peak_memory"] = max(cost["peak_memory"] for cost in costs)
     return figures
 
 
@@ -75,11 +84,13 @@ def comparison_table(
     }
     if not any("verdicts_missing" in row for row in rows.values()):
         del forms["verdicts_missing"]
-    header = ["row", *(title for title, _ in forms.values()), f"change at a {cost} of {budget:g}"]
+    titles = [title for title, _ in forms.values()]
+    header = ["row", *titles, "peak memory, GiB", f"change at a {cost} of {budget:g}"]
     lines = []
     for name, row in rows.items():
         cells = [_cell(row.get(key), form) for key, (_, form) in forms.items()]
-        lines.append([name, *cells, _at_budget(row.get("at_budget"))])
+        memory = f"{row['peak_memory'] / GIB:.2f}" if "peak_memory" in row else "-"
+        lines.append([name, *cells, memory, _at_budget(row.get("at_budget"))])
     return markdown(header, lines)
 
 
