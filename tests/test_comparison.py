@@ -219,7 +219,7 @@ def compared(recipe_file: Path) -> Path:  # noqa: F811
 def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys):
     assert main(["compare", str(compared)]) == 0
     told, out = capsys.readouterr().out, Path("out/compare")
-    rows = ["base", "urial", "sft", "dpo", "lorra", "scit", "dual"]
+    rows = ["base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift"]
     table = (out / "comparison.md").read_text()
     assert [part.split("|")[1].strip() for part in table.splitlines()[2:]] == rows
     assert table.strip() in told

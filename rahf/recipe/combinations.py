@@ -83,7 +83,8 @@ def column_problems(where: str, columns: dict | None) -> list[str]:
 def source_problems(options: "MethodOptions") -> list[str]:
     """Problems of what the shift is read from."""
     method, problems = options.method, []
-    owner = {"positive": "dual", "contrast": "scit"}.get(options.reference, method)
+    owners = {"positive": "dual", "contrast": "scit", "preferred": "dpo_shift"}
+    owner = owners.get(options.reference, method)
     if method != owner:
         problems.append(
             f"reference: {options.reference} is a teacher of method {owner}, not of {method}: set "

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from rahf.config import TEACHERS, CompareOptions
+from rahf.config import ALL_TEACHERS, TEACHERS, CompareOptions
 from rahf.evaluation.judge_names import name_problems, parse_judge
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.measuring import ROW_KINDS
@@ -108,7 +108,7 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
     given["teachers"] = {
         key: value
         for key, value in given["teachers"].items()
-        if key not in ("positive", "negative", "contrast") or key in TEACHERS[kind]
+        if key not in ALL_TEACHERS or key in TEACHERS[kind]
     }
     if kind == "lorra":
         given["reference"] = "base"

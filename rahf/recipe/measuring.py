@@ -54,7 +54,7 @@ class EvaluationOptions:
         )
 
 
-ROW_KINDS = ("base", "urial", "sft", "dpo", "lorra", "scit", "dual", "direction")
+ROW_KINDS = ("base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift", "direction")
 """What a row of a comparison can be; a name may go on after a dash: `dual-retain`."""
 
 

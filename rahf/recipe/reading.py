@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from rahf.config import (
+    ALL_TEACHERS,
     TEACHERS,
     CompareOptions,
     DataOptions,
@@ -228,7 +229,7 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
         method = recipe.method.method
         problems += [
             f"teachers.{name}: not read by method {method}: remove it"
-            for name in ("positive", "negative", "contrast")
+            for name in ALL_TEACHERS
             if getattr(recipe.teachers, name) is not None and name not in TEACHERS[method]
         ]
     if not refused:
