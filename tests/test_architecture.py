@@ -32,6 +32,7 @@ LEVELS = (
         "recipe.training_arguments",
         "recipe.yaml_file",
         "launching",
+        "plan.shapes",
         "termination",
     ),
     ("sharding", "stages"),

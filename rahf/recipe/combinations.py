@@ -3,6 +3,7 @@
 The types and limits of single values have been checked before (`options.py`).
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,18 @@ from rahf.recipe.options import describe_type, fits
 
 if TYPE_CHECKING:
     from rahf.config import CompareOptions, DataOptions, MethodOptions
+
+
+def pattern_problems(modules: str) -> list[str]:
+    """Problems of modules that are given as a regular expression."""
+    try:
+        re.compile(modules)
+    except re.error as error:
+        return [
+            f"lora_target_modules: {modules!r} is no regular expression ({error}); give one that "
+            "matches whole names, a list of names, or all-linear"
+        ]
+    return []
 
 
 def data_problems(data: "DataOptions") -> list[str]:
