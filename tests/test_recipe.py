@@ -416,3 +416,15 @@ def test_every_form_of_annotation_is_read(monkeypatch, tmp_path):
     assert found["c"].__args__ == ("no", "yes")
     assert found["d"] is training_arguments.Any
     assert found["f"] == dict | None
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_batch_that_tears_a_pair_apart_is_refused(write, size):
+    keys = {"per_device_train_batch_size": size, "pairs_together": True}
+    (line,) = problems(write(**keys))
+    assert line == (
+        f"per_device_train_batch_size: {size} is odd, so that pairs_together would tear a pair "
+        f"apart: set it to {size + 1}, or pairs_together: false"
+    )
+    for right in ({"pairs_together": False}, {"per_device_train_batch_size": size + 1}):
+        assert load_recipe(write(**{**keys, **right}))

@@ -451,6 +451,11 @@ def test_a_target_layer_beyond_the_model_is_refused(family, tmp_path):
         alignment_trainer(family, tmp_path, target_layers=[1, 4])
 
 
+def test_a_batch_that_tears_a_pair_apart_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"per_device_train_batch_size: 3 is odd.*set it to 4"):
+        RAHFConfig(str(tmp_path), pairs_together=True, per_device_train_batch_size=3, **QUIET)
+
+
 def test_a_run_with_pairs_together_goes_on_as_if_it_had_not_been_killed(family, tmp_path):
     options = {"pairs": 4, "pairs_together": True}
     whole = alignment_trainer(family, tmp_path / "whole", **options)

@@ -25,7 +25,7 @@ from rahf.config import (
 )
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
-from rahf.recipe.options import OptionError, annotations, coerce, value_problem
+from rahf.recipe.options import Count, OptionError, annotations, coerce, value_problem
 from rahf.recipe.presets import with_preset
 from rahf.recipe.training_arguments import training_annotations
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
@@ -225,8 +225,8 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
             for name in ("positive", "negative", "contrast")
             if getattr(recipe.teachers, name) is not None and name not in TEACHERS[method]
         ]
-    if not refused:
-        size = recipe.training.get("per_device_train_batch_size", 8)
+    size = recipe.training.get("per_device_train_batch_size", 8)
+    if not refused and not value_problem("", size, Count):
         problems += batch_problems(recipe.method, size)
     strategy = recipe.training.get("eval_strategy", "no")
     if strategy != "no" and recipe.data.dataset_test_split is None:
