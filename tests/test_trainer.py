@@ -15,7 +15,7 @@ from tiny_runs import (
     largest_difference,
     policy_weights,
 )
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rahf.adapters import attach_policy, frozen_pass, trainable
 from rahf.alignment import mean_shift
@@ -285,6 +285,40 @@ def test_raw_pairs_are_tokenised(family, tmp_path, monkeypatch):
 
 
 LAYER_KEYS = [f"{name}/layer_{layer}" for name in ("reached", "cosine") for layer in LAYERS]
+
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }} "
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}w39 {% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_chat_template_is_that_of_all_rows_and_of_the_saved_tokenizer(
+    family, tmp_path, monkeypatch, as_file
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    pairs = datasets.Dataset.from_list(
+        [{"prompt": "w5 w6", "chosen": "w7 w8", "rejected": "w9"}] * 4
+    )
+    tokenizer = tiny_tokenizer()
+    args = RAHFConfig(
+        str(tmp_path / "out"),
+        method="lorra",
+        target_layers=[2],
+        max_steps=1,
+        instructions={"positive": "w20", "negative": "w21"},
+        chat_template=str(tmp_path / "template.jinja") if as_file else TEMPLATE,
+        **QUIET,
+    )
+    trainer = RAHFTrainer(family.load_base(), args, pairs, pairs, tokenizer, lora())
+    item = trainer.train_dataset[0]
+    assert (item["prompt_ids"], item["response_ids"]) == ([5, 6, 39], [7, 8, EOS])
+    assert trainer.eval_rows[0]["prompt_ids"] == [5, 6, 39]
+    trainer.save_model()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
+    assert tokenizer.chat_template is None
 
 
 def test_the_log_tells_terms_reached_share_and_cosine_of_every_layer(family, tmp_path):
