@@ -473,6 +473,16 @@ def test_a_random_side_is_drawn_anew_in_every_epoch_of_a_run(family, tmp_path):
     assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
 
 
+def test_workers_that_live_on_draw_what_a_run_without_workers_draws(family, tmp_path):
+    options = {"pairs": 6, "response_source": "random", "save_strategy": "no", "max_steps": 9}
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    alone = alignment_trainer(family, tmp_path / "alone", **options)
+    beside = alignment_trainer(family, tmp_path / "beside", **options, **workers)
+    for trainer in (alone, beside):
+        trainer.train()
+    assert_same_weights(policy_weights(beside), policy_weights(alone))
+
+
 def test_options_of_the_method_are_checked_with_the_others():
     with pytest.raises(ValueError, match="alpha: 0"):
         RAHFConfig("out", alpha=0.0, **QUIET)
