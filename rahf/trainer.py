@@ -38,6 +38,7 @@ from rahf.likelihood import preference_margins
 from rahf.objective import Progress
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.options import raise_problems
+from rahf.recipe.training_arguments import tracker_problems
 from rahf.sharding import gathered, take_over_sharding
 from rahf.teachers import train_teachers
 from rahf.training import AdapterTrainer, ItemLoss
@@ -85,7 +86,10 @@ class RAHFConfig(MethodOptions, TrainingArguments):
                 "alpha: auto and target_layers: auto are chosen by the stage `choice` of rahf "
                 "align, before there is a trainer; give a number and layers here."
             )
-        raise_problems(batch_problems(self, self.per_device_train_batch_size))
+        raise_problems(
+            batch_problems(self, self.per_device_train_batch_size)
+            + tracker_problems(self.report_to)
+        )
         TrainingArguments.__post_init__(self)
 
 

@@ -10,6 +10,7 @@ from tiny_models import Family
 from transformers import AutoTokenizer
 
 from rahf.artifacts import read_lines
+from rahf.cli import main
 from rahf.pipeline import describe_data, run_pipeline, summary
 from rahf.recipe.validation import checked_recipe
 from rahf.trainer import RAHFTrainer
@@ -88,6 +89,17 @@ def test_the_chat_template_of_a_recipe_is_saved_with_every_adapter(recipe_file):
     run_pipeline(checked_recipe(recipe_file, overrides))
     for folder in ("", "teachers/positive"):
         assert AutoTokenizer.from_pretrained(Path("out", folder)).chat_template == TEMPLATE
+
+
+def test_a_tracker_hears_of_every_stage_that_trains(recipe_file, tracked):
+    assert main(["align", str(recipe_file), "--report_to", "trackio"]) == 0
+    trained = [folder for folder, _, values in tracked if "train_loss" in values]
+    assert trained == ["out/teachers/positive", "out/teachers/negative", "out"]
+    steps = [values for _, _, values in tracked if "loss" in values]
+    assert len(steps) == 3
+    wanted = {"repr/reached", "repr/reached/layer_1", "repr/reached/layer_2"}
+    assert all(wanted <= values.keys() for values in steps)
+    assert any("eval_loss" in values for _, _, values in tracked)
 
 
 def test_the_metrics_hold_base_teachers_and_policy(recipe_file):

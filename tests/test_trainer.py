@@ -341,6 +341,24 @@ def test_the_log_tells_terms_reached_share_and_cosine_of_every_layer(family, tmp
     assert lines[-1]["repr/reached"] > 0
 
 
+def test_a_tracker_receives_loss_reached_share_and_every_layer(family, tmp_path, tracked):
+    trainer = alignment_trainer(family, tmp_path, report_to="trackio", max_steps=3, eval_pairs=2)
+    trainer.train()
+    trainer.evaluate()
+    steps = [values for _, _, values in tracked if "loss" in values]
+    assert [step for _, step, values in tracked if "loss" in values] == [1, 2, 3]
+    wanted = {"loss", "repr/align", "repr/reached", *(f"repr/{key}" for key in LAYER_KEYS)}
+    assert all(wanted <= values.keys() for values in steps)
+    assert all(isinstance(values[name], float) for values in steps for name in wanted)
+    measured = tracked[-1][2]
+    assert {"eval_loss", "eval_repr/reached", "eval_preference/accuracies"} <= measured.keys()
+
+
+def test_a_tracker_that_nobody_knows_is_refused_before_a_model_is_loaded():
+    with pytest.raises(ValueError, match="report_to: 'paper' is no tracker"):
+        RAHFConfig("out", **{**QUIET, "report_to": "paper"})
+
+
 def test_a_line_of_the_log_is_the_mean_over_the_steps_since_the_last(family, tmp_path):
     each = alignment_trainer(family, tmp_path / "each", save_strategy="no")
     every_third = alignment_trainer(family, tmp_path / "third", save_strategy="no", logging_steps=3)
