@@ -1,9 +1,16 @@
-"""One thread, run-time checks of types and shapes in the core, and the family of tiny models.
+"""One thread, run-time checks of types and shapes in the core, this package for processes that
+tests start, and the family of tiny models.
 
 The checks have to be installed before the modules they check are imported.
 """
 
+import os
+from pathlib import Path
+
 from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 # Modules of options are left out: they are given wrong values on purpose and answer with their own
 # messages.

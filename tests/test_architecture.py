@@ -213,6 +213,12 @@ def loaded_by(statement):
     return done.stdout.split()
 
 
+def test_a_process_of_a_test_imports_this_package_from_anywhere(tmp_path):
+    command = [sys.executable, "-c", "import rahf; print(rahf.__file__)"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == str(ROOT / "__init__.py")
+
+
 def test_importing_the_package_loads_nothing_heavy():
     assert loaded_by("import rahf") == []
     assert loaded_by("import torch") == ["torch"]
