@@ -4,6 +4,7 @@ from.
 Everything that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -145,7 +146,8 @@ def attach_policy(
             over.
 
     Raises:
-        ValueError: `start` is a full model, or an adapter of another base.
+        ValueError: `start` is a full model, or an adapter of another base; a pattern of modules
+            that matches nothing in the blocks.
     """
     if isinstance(base, PeftModel):
         model = base
@@ -166,6 +168,8 @@ def attach_policy(
         )
         if config.target_modules == "all-linear":  # which PEFT takes for all blocks alone
             config = replace(config, target_modules=linear_names(base))
+        elif isinstance(config.target_modules, str):  # and a pattern as well
+            config = replace(config, target_modules=matches(base, config.target_modules, layers))
         config = replace(config, task_type="CAUSAL_LM", layers_to_transform=blocks)
         model = get_peft_model(base, config, POLICY)
     for parameter in trainable(model):
@@ -189,6 +193,27 @@ def linear_names(base: PreTrainedModel) -> list[str]:
             if isinstance(module, matrices)
         }
     )
+
+
+def matches(base: PreTrainedModel, pattern: str, layers: range) -> list[str]:
+    """Full names of the modules in some decoder blocks that a pattern matches whole, as PEFT reads
+    it: `model.layers.0.self_attn.q_proj`, ...
+
+    Raises:
+        ValueError: it matches none.
+    """
+    blocks = find_blocks(base).modules
+    inside = {module: layer for layer in layers for module in blocks[layer].modules()}
+    names = [name for name, module in base.named_modules() if module in inside]
+    matched = [name for name in names if re.fullmatch(pattern, name)]
+    if not matched:
+        raise ValueError(
+            f"target_modules (lora_target_modules): the pattern {pattern!r} matches the whole name "
+            f"of no module in the blocks {layers.start} to {layers.stop - 1}, which get the "
+            f"adapter. Names are as {names[-1]}: give a pattern that matches some, a list of "
+            "endings of names, or all-linear."
+        )
+    return matched
 
 
 def add_teachers(

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from rahf.recipe.combinations import (
     data_problems,
     led_away_problems,
+    pattern_problems,
     source_problems,
     term_problems,
     unread_problems,
@@ -95,14 +96,17 @@ class ModelOptions:
     lora_dropout: Share = option(0.0, "Dropout on the input of an adapter while it is trained.")
     lora_target_modules: list[str] | str | None = option(
         None,
-        "Modules that get an adapter: a list of names, or `all-linear`; null: PEFT's default for "
-        "the architecture.",
+        "Modules that get an adapter: a list of names, `all-linear`, or a regular expression that "
+        "matches whole names (model.layers.0.self_attn.q_proj); null: PEFT's default for the "
+        "architecture.",
     )
 
     def __post_init__(self):
         problems = value_problems(self, ModelOptions)
         if not problems and self.load_in_4bit and self.load_in_8bit:
             problems.append("load_in_4bit and load_in_8bit are both true: set one of them to false")
+        if not problems and isinstance(self.lora_target_modules, str):
+            problems = pattern_problems(self.lora_target_modules)
         raise_problems(problems)
 
 

@@ -63,10 +63,11 @@ class Responses(torch.utils.data.Dataset):
         self._source = source
         self._retain = retain
         self._seed = seed
-        self._epoch = 0
+        # In shared memory: workers that live on hold a copy of the data set from their start.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self._pairs) * (2 if self._source == "both" else 1)
@@ -89,7 +90,7 @@ class Responses(torch.utils.data.Dataset):
             return ("chosen", "rejected")[index % 2]
         if self._source == "random":
             digest = hashlib.blake2b(
-                f"{self._seed}:{self._epoch}:{row}".encode(), digest_size=1
+                f"{self._seed}:{int(self._epoch)}:{row}".encode(), digest_size=1
             ).digest()
             return ("chosen", "rejected")[digest[0] % 2]
         return self._source

@@ -95,6 +95,7 @@ def decode(
     pad_token_id: int,
     ended: Callable[[list[int]], bool],
     prefix: Prefix | None = None,
+    later: tuple[Sequence[int], int] = ((), 0),
 ) -> list[list[int]]:
     """Ids that `model` writes after each prompt, at most `decoding.max_new_tokens`.
 
@@ -102,6 +103,7 @@ def decode(
         uniforms: what chance each token is drawn by, see `choose`.
         ended: whether a row's new ids are all it has to write; asked after every token.
         prefix: what every prompt begins with, followed by at least one id of its own.
+        later: ids that are not written among the first tokens, and how many tokens those are.
     """
     device = next(model.parameters()).device
     ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad_token_id))
@@ -122,7 +124,10 @@ def decode(
             logits_to_keep=1,
         )
         cache = output.past_key_values
-        tokens = choose(output.logits[:, -1], decoding, uniforms[going, step].to(device))
+        logits = output.logits[:, -1]
+        if step < later[1]:
+            logits[:, list(later[0])] = -torch.inf
+        tokens = choose(logits, decoding, uniforms[going, step].to(device))
         for row, token in zip(going, tokens.tolist(), strict=True):
             written[row].append(token)
         staying = [place for place, row in enumerate(going) if not ended(written[row])]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -140,7 +139,10 @@ def answering(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-@torch.no_grad()
+LEAST_SAMPLED = 8
+"""Tokens after the first that a sampled text has at least: a shorter one shows little."""
+
+
 def sample_texts(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -153,36 +155,26 @@ def sample_texts(
     """Ids of texts that the model writes when it is given nothing but its first token, at
     temperature 1.
 
-    They show what the model does anyway, and need no data: rows for the retain term.
+    They show what the model does anyway, and need no data: rows for the retain term. They follow
+    from the seed alone, whatever the batch size.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    device = next(model.parameters()).device
+    ends, decoding = end_ids(model, tokenizer), Decoding(tokens - 1, temperature=1.0, seed=seed)
     texts: list[list[int]] = []
-    with answering(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        while len(texts) < rows:
-            ids = torch.full((min(batch_size, rows - len(texts)), 1), start, device=device)
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=tokens - 1,
-                min_new_tokens=min(8, tokens - 1),
-                do_sample=True,
-                temperature=1.0,
-                top_p=1.0,
-                top_k=0,
+    with answering(model):
+        for first in range(0, rows, batch_size):
+            drawn = range(first, min(first + batch_size, rows))
+            written = decode(
+                model,
+                [[start]] * len(drawn),
+                decoding,
+                row_uniforms(drawn, decoding),
                 pad_token_id=pad_id(tokenizer),
+                ended=lambda ids: ids[-1] in ends,
+                later=(ends, LEAST_SAMPLED),
             )
-            texts += [cut_padding(row.tolist(), tokenizer) for row in output]
+            texts += [[start, *ids] for ids in written]
     return texts
-
-
-def cut_padding(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids up to and including the first end-of-text after the start."""
-    for index, token in enumerate(ids[1:], start=1):
-        if token == tokenizer.eos_token_id:
-            return ids[: index + 1]
-    return ids
 
 
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:

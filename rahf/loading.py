@@ -20,6 +20,7 @@ from transformers import (
 
 from rahf.adapters import base_model
 from rahf.config import TEACHERS
+from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.data.report import DataReport
@@ -31,12 +32,14 @@ from rahf.recipe.reading import Recipe
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, which carries the recipe's chat template where it gives one."""
     model = recipe.model
-    return AutoTokenizer.from_pretrained(
+    tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path,
         revision=model.model_revision,
         trust_remote_code=model.trust_remote_code,
     )
+    return with_chat_template(tokenizer, recipe.data.chat_template)
 
 
 def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel:

@@ -29,6 +29,7 @@ from rahf.adapters import base_model, base_name, frozen_pass
 from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_of
 from rahf.config import MethodOptions
 from rahf.contrast import Batch, ContrastCollator, PairsTogether, Responses
+from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import normalize_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.directions import Directions
@@ -37,6 +38,7 @@ from rahf.likelihood import preference_margins
 from rahf.objective import Progress
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.options import raise_problems
+from rahf.recipe.training_arguments import tracker_problems
 from rahf.sharding import gathered, take_over_sharding
 from rahf.teachers import train_teachers
 from rahf.training import AdapterTrainer, ItemLoss
@@ -62,6 +64,10 @@ class RAHFConfig(MethodOptions, TrainingArguments):
     max_length: int = field(
         default=768, metadata={"help": "Tokens of prompt and response; responses are cut at it."}
     )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "Jinja text, or a file that holds it; None: the tokenizer's."},
+    )
     model_init_kwargs: dict[str, Any] | None = field(
         default=None,
         metadata={"help": "Arguments of from_pretrained, where the model is given by name."},
@@ -80,7 +86,10 @@ class RAHFConfig(MethodOptions, TrainingArguments):
                 "alpha: auto and target_layers: auto are chosen by the stage `choice` of rahf "
                 "align, before there is a trainer; give a number and layers here."
             )
-        raise_problems(batch_problems(self, self.per_device_train_batch_size))
+        raise_problems(
+            batch_problems(self, self.per_device_train_batch_size)
+            + tracker_problems(self.report_to)
+        )
         TrainingArguments.__post_init__(self)
 
 
@@ -104,7 +113,8 @@ class RAHFTrainer(AdapterTrainer):
         train_dataset: preference pairs in any of TRL's formats, or rows that `tokenize_pairs` has
             made.
         eval_dataset: the same, held out.
-        processing_class: tokenizer; that of the model where it is None.
+        processing_class: tokenizer; that of the model where it is None. Saved beside the adapter,
+            with `args.chat_template` where it is given.
         peft_config: the policy's LoRA; PEFT's default modules for the architecture where it is
             None.
         teachers: adapter folders or full models by name (`positive` and `negative`, or `contrast`).
@@ -130,7 +140,9 @@ class RAHFTrainer(AdapterTrainer):
         retain_texts: Sequence[list[int]] | None = None,
         **kwargs,
     ):
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(base_name(model))
+        tokenizer = with_chat_template(
+            processing_class or AutoTokenizer.from_pretrained(base_name(model)), args.chat_template
+        )
         train_rows = rows_of(train_dataset, tokenizer, args)
         self.eval_rows = (
             rows_of(eval_dataset, tokenizer, args) if eval_dataset is not None else None

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from tiny_models import ARCHITECTURES, DEPTH, EOS, lora, make_family, randomize, tiny_model
 
 from rahf.adapters import (
@@ -14,6 +14,7 @@ from rahf.adapters import (
     trainable,
 )
 from rahf.capture import record
+from rahf.training import save_policy
 
 IDS = torch.tensor([[5, 6, 7, 8, EOS]])
 
@@ -64,6 +65,32 @@ def test_all_linear_is_every_matrix_of_the_blocks_up_to_the_top_target_layer(arc
             if ".lora_A." in name
         }
         assert adapted == (matrices if layer < 3 else set())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+def test_a_pattern_is_matched_as_peft_does_in_the_blocks_up_to_the_top_target_layer(architecture):
+    pattern = r".*\.([02]|3)\.(self_attn\.q_proj|attn\.c_attn|attention\.dense|mlp.*h)"
+    model = attach_policy(tiny_model(architecture), lora(target_modules=pattern), range(3))
+    everywhere = get_peft_model(tiny_model(architecture), lora(target_modules=pattern))
+    above = f".{DEPTH - 1}."
+    expected = {name for name in trainable_names(everywhere) if above not in name}
+    assert trainable_names(model) == expected
+    assert 0 < len(expected) < len(trainable_names(everywhere))
+
+
+def test_a_policy_of_a_pattern_is_saved_and_loaded(family, tmp_path):
+    pattern = r"model\.layers\.\d+\.(self_attn|mlp)\..*_proj"  # so many that PEFT shortens names
+    model = attach_policy(family.load_base(), lora(target_modules=pattern), range(3))
+    randomize(model, "default", seed=3)
+    save_policy(model, tmp_path)
+    loaded = PeftModel.from_pretrained(family.load_base(), tmp_path)
+    assert torch.equal(states_of(loaded), states_of(model))
+
+
+@pytest.mark.parametrize("pattern", ["q_proj", r"model\.layers\.3\..*q_proj", "lm_head"])
+def test_a_pattern_that_matches_nothing_in_the_blocks_is_refused(family, pattern):
+    with pytest.raises(ValueError, match=r"no module in the blocks 0 to 2.*model\.layers\.2\."):
+        attach_policy(family.load_base(), lora(target_modules=pattern), range(3))
 
 
 def test_a_new_policy_says_what_the_base_says(family):

@@ -32,6 +32,7 @@ LEVELS = (
         "recipe.training_arguments",
         "recipe.yaml_file",
         "launching",
+        "plan.shapes",
         "termination",
     ),
     ("sharding", "costs", "recipe.measuring"),
@@ -211,6 +212,12 @@ def loaded_by(statement):
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT.parent
     )
     return done.stdout.split()
+
+
+def test_a_process_of_a_test_imports_this_package_from_anywhere(tmp_path):
+    command = [sys.executable, "-c", "import rahf; print(rahf.__file__)"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == str(ROOT / "__init__.py")
 
 
 def test_importing_the_package_loads_nothing_heavy():

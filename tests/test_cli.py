@@ -173,6 +173,22 @@ def test_a_model_without_a_known_depth_is_left_to_the_run(place):
     assert main(["validate", recipe(target_layers=400)]) == 0
 
 
+@pytest.mark.parametrize("modules", ["q_proj", r"model\.layers\.4\..*", ["query"]])
+def test_modules_that_no_block_has_are_told(place, capsys, modules):
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    save("model/config.json", {"model_type": "llama", "num_hidden_layers": 4, **sizes})
+    [line] = told(capsys, lora_target_modules=modules)
+    assert line.startswith(f"lora_target_modules: {modules!r} names no matrix of a llama block")
+    for right in (r"model\.layers\.[23]\..*_proj", ["q_proj"], "all-linear"):
+        assert main(["validate", recipe(lora_target_modules=right)]) == 0
+
+
+def test_modules_of_a_model_that_is_not_known_are_left_to_the_run(place):
+    for config in ({"model_type": "mamba"}, {"model_type": "llama"}):
+        save("model/config.json", config)
+        assert main(["validate", recipe(lora_target_modules="q_proj")]) == 0
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -215,6 +215,7 @@ def test_every_method_has_its_teachers():
         ({"load_in_4bit": True, "load_in_8bit": True}, "load_in_4bit and load_in_8bit"),
         ({"trust_remote_code": "yes"}, "trust_remote_code: 'yes' is not true or false"),
         ({"lora_target_modules": 3}, "lora_target_modules: 3 is not a list or text or null"),
+        ({"lora_target_modules": "*_proj"}, r"lora_target_modules: '\*_proj' is no regular exp"),
     ],
 )
 def test_wrong_model_options_are_refused(options, said):

@@ -1,9 +1,7 @@
 import gzip
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
@@ -552,10 +550,8 @@ def test_a_second_process_finds_the_pairs_of_a_file_in_the_cache(tmp_path):
         f"{str(path)!r}, cache_dir={str(tmp_path / 'cache')!r})\n"
         "print(len(pairs), pairs._fingerprint)"
     )
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", code]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["3", pairs._fingerprint]
 
 
@@ -571,7 +567,6 @@ def test_importing_the_data_modules_loads_neither_torch_nor_datasets():
         "import sys, rahf.data, rahf.data.tokenization\n"
         "print([name for name in ('torch', 'datasets', 'transformers') if name in sys.modules])"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", code]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -2,10 +2,9 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_model, tiny_tokenizer
 
-from rahf.decoding import Decoding, decode, row_uniforms
+from rahf.decoding import Decoding, choose, decode, row_uniforms
 from rahf.generation import (
     answers,
-    cut_padding,
     generate,
     pad_id,
     sample_texts,
@@ -161,11 +160,23 @@ def test_as_many_texts_as_asked_for_none_longer_than_asked_for():
         assert all(EOS not in text[1:-1] for text in texts)
 
 
-def test_a_text_is_cut_after_its_first_end():
-    tokenizer = tiny_tokenizer()
-    assert cut_padding([EOS, 5, 6, EOS, EOS, EOS], tokenizer) == [EOS, 5, 6, EOS]
-    assert cut_padding([EOS, 5, 6], tokenizer) == [EOS, 5, 6]
-    assert cut_padding([EOS, EOS], tokenizer) == [EOS, EOS]
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_a_text_is_drawn_token_by_token_and_cannot_end_among_the_first(batch_size):
+    model, decoding = tiny_model(), Decoding(15, temperature=1.0, seed=4)
+    expected = []
+    for uniforms in row_uniforms(range(20), decoding):
+        text = [EOS]
+        for new, uniform in enumerate(uniforms):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([text])).logits[:, -1]
+            if new < 8:
+                logits[:, EOS] = -torch.inf
+            text.append(choose(logits, decoding, uniform[None]).item())
+            if text[-1] == EOS:
+                break
+        expected.append(text)
+    assert sampled(rows=20, tokens=16, seed=4, batch_size=batch_size) == expected
+    assert min(map(len, expected)) < 16
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end():

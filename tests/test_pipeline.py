@@ -7,13 +7,19 @@ import pytest
 import yaml
 from peft import AutoPeftModelForCausalLM
 from tiny_models import Family
+from transformers import AutoTokenizer
 
 from rahf.artifacts import read_lines
+from rahf.cli import main
 from rahf.pipeline import describe_data, run_pipeline, summary
 from rahf.recipe.validation import checked_recipe
 from rahf.trainer import RAHFTrainer
 
 MODELS = ("base", "positive", "negative", "policy")
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }} "
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}w39 {% endif %}{% endfor %}"
+)
 WORDS = [f"w{index}" for index in range(2, 40)]
 
 
@@ -77,6 +83,24 @@ def test_a_recipe_leaves_a_complete_folder_for_every_stage(recipe_file):
     assert all(set(answer["scores"]) == set(MODELS) for answer in answers)
     assert not list(out.rglob("*.bin"))
     AutoPeftModelForCausalLM.from_pretrained(out)
+
+
+def test_the_chat_template_of_a_recipe_is_saved_with_every_adapter(recipe_file):
+    overrides = {"chat_template": TEMPLATE, "max_steps": 1, "teachers.max_steps": 1}
+    run_pipeline(checked_recipe(recipe_file, overrides))
+    for folder in ("", "teachers/positive"):
+        assert AutoTokenizer.from_pretrained(Path("out", folder)).chat_template == TEMPLATE
+
+
+def test_a_tracker_hears_of_every_stage_that_trains(recipe_file, tracked):
+    assert main(["align", str(recipe_file), "--report_to", "trackio"]) == 0
+    trained = [folder for folder, _, values in tracked if "train_loss" in values]
+    assert trained == ["out/teachers/positive", "out/teachers/negative", "out"]
+    steps = [values for _, _, values in tracked if "loss" in values]
+    assert len(steps) == 3
+    wanted = {"repr/reached", "repr/reached/layer_1", "repr/reached/layer_2"}
+    assert all(wanted <= values.keys() for values in steps)
+    assert any("eval_loss" in values for _, _, values in tracked)
 
 
 def test_the_metrics_hold_base_teachers_and_policy(recipe_file):

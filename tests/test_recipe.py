@@ -9,7 +9,7 @@ import yaml
 from rahf.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
 from rahf.recipe import training_arguments
 from rahf.recipe.reading import Recipe, RecipeError, load_recipe, recipe_from_dict
-from rahf.recipe.training_arguments import REPLACED, training_annotations
+from rahf.recipe.training_arguments import REPLACED, trackers, training_annotations
 
 SMALL = {
     "model_name_or_path": "org/model",
@@ -417,3 +417,34 @@ def test_every_form_of_annotation_is_read(monkeypatch, tmp_path):
     assert found["c"].__args__ == ("no", "yes")
     assert found["d"] is training_arguments.Any
     assert found["f"] == dict | None
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_batch_that_tears_a_pair_apart_is_refused(write, size):
+    keys = {"per_device_train_batch_size": size, "pairs_together": True}
+    (line,) = problems(write(**keys))
+    assert line == (
+        f"per_device_train_batch_size: {size} is odd, so that pairs_together would tear a pair "
+        f"apart: set it to {size + 1}, or pairs_together: false"
+    )
+    for right in ({"pairs_together": False}, {"per_device_train_batch_size": size + 1}):
+        assert load_recipe(write(**{**keys, **right}))
+
+
+def test_the_trackers_are_those_of_transformers():
+    installed = pytest.importorskip("transformers.integrations.integration_utils")
+    assert set(trackers()) == set(installed.INTEGRATION_TO_CALLBACK)
+
+
+@pytest.mark.parametrize("given", ["wandbb", ["tensorboard", "paper"], ["all", "wandb"], None])
+def test_a_tracker_that_nobody_knows_is_refused(write, given):
+    (line,) = problems(write(report_to=given))
+    assert line.startswith("report_to: ")
+    assert "is no tracker of transformers: give some of azure_ml" in line
+    (line,) = problems(write(teachers={"report_to": given}))
+    assert line.startswith("teachers.report_to: ")
+
+
+@pytest.mark.parametrize("given", ["none", "all", "wandb", ["tensorboard", "wandb"], ["none"], []])
+def test_trackers_that_are_known_are_taken(write, given):
+    assert load_recipe(write(report_to=given)).training["report_to"] == given

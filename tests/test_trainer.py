@@ -15,7 +15,7 @@ from tiny_runs import (
     largest_difference,
     policy_weights,
 )
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rahf.adapters import attach_policy, frozen_pass, trainable
 from rahf.alignment import mean_shift
@@ -288,6 +288,40 @@ def test_raw_pairs_are_tokenised(family, tmp_path, monkeypatch):
 LAYER_KEYS = [f"{name}/layer_{layer}" for name in ("reached", "cosine") for layer in LAYERS]
 
 
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }} "
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}w39 {% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_chat_template_is_that_of_all_rows_and_of_the_saved_tokenizer(
+    family, tmp_path, monkeypatch, as_file
+):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "template.jinja").write_text(TEMPLATE)
+    pairs = datasets.Dataset.from_list(
+        [{"prompt": "w5 w6", "chosen": "w7 w8", "rejected": "w9"}] * 4
+    )
+    tokenizer = tiny_tokenizer()
+    args = RAHFConfig(
+        str(tmp_path / "out"),
+        method="lorra",
+        target_layers=[2],
+        max_steps=1,
+        instructions={"positive": "w20", "negative": "w21"},
+        chat_template=str(tmp_path / "template.jinja") if as_file else TEMPLATE,
+        **QUIET,
+    )
+    trainer = RAHFTrainer(family.load_base(), args, pairs, pairs, tokenizer, lora())
+    item = trainer.train_dataset[0]
+    assert (item["prompt_ids"], item["response_ids"]) == ([5, 6, 39], [7, 8, EOS])
+    assert trainer.eval_rows[0]["prompt_ids"] == [5, 6, 39]
+    trainer.save_model()
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == TEMPLATE
+    assert tokenizer.chat_template is None
+
+
 def test_the_log_tells_terms_reached_share_and_cosine_of_every_layer(family, tmp_path):
     trainer = alignment_trainer(family, tmp_path, save_strategy="no", **EVERY_TERM)
     trainer.train()
@@ -306,6 +340,24 @@ def test_the_log_tells_terms_reached_share_and_cosine_of_every_layer(family, tmp
             assert -1.01 <= line["repr/cosine"] <= 1.01
     assert lines[0]["repr/reached"] == lines[0]["repr/cosine"] == 0
     assert lines[-1]["repr/reached"] > 0
+
+
+def test_a_tracker_receives_loss_reached_share_and_every_layer(family, tmp_path, tracked):
+    trainer = alignment_trainer(family, tmp_path, report_to="trackio", max_steps=3, eval_pairs=2)
+    trainer.train()
+    trainer.evaluate()
+    steps = [values for _, _, values in tracked if "loss" in values]
+    assert [step for _, step, values in tracked if "loss" in values] == [1, 2, 3]
+    wanted = {"loss", "repr/align", "repr/reached", *(f"repr/{key}" for key in LAYER_KEYS)}
+    assert all(wanted <= values.keys() for values in steps)
+    assert all(isinstance(values[name], float) for values in steps for name in wanted)
+    measured = tracked[-1][2]
+    assert {"eval_loss", "eval_repr/reached", "eval_preference/accuracies"} <= measured.keys()
+
+
+def test_a_tracker_that_nobody_knows_is_refused_before_a_model_is_loaded():
+    with pytest.raises(ValueError, match="report_to: 'paper' is no tracker"):
+        RAHFConfig("out", **{**QUIET, "report_to": "paper"})
 
 
 def test_a_line_of_the_log_is_the_mean_over_the_steps_since_the_last(family, tmp_path):
@@ -440,6 +492,16 @@ def test_a_random_side_is_drawn_anew_in_every_epoch_of_a_run(family, tmp_path):
     assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
 
 
+def test_workers_that_live_on_draw_what_a_run_without_workers_draws(family, tmp_path):
+    options = {"pairs": 6, "response_source": "random", "save_strategy": "no", "max_steps": 9}
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    alone = alignment_trainer(family, tmp_path / "alone", **options)
+    beside = alignment_trainer(family, tmp_path / "beside", **options, **workers)
+    for trainer in (alone, beside):
+        trainer.train()
+    assert_same_weights(policy_weights(beside), policy_weights(alone))
+
+
 def test_options_of_the_method_are_checked_with_the_others():
     with pytest.raises(ValueError, match="alpha: 0"):
         RAHFConfig("out", alpha=0.0, **QUIET)
@@ -450,6 +512,11 @@ def test_options_of_the_method_are_checked_with_the_others():
 def test_a_target_layer_beyond_the_model_is_refused(family, tmp_path):
     with pytest.raises(ValueError, match="reaches block 4, but the model has 4 blocks"):
         alignment_trainer(family, tmp_path, target_layers=[1, 4])
+
+
+def test_a_batch_that_tears_a_pair_apart_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"per_device_train_batch_size: 3 is odd.*set it to 4"):
+        RAHFConfig(str(tmp_path), pairs_together=True, per_device_train_batch_size=3, **QUIET)
 
 
 def test_a_run_with_pairs_together_goes_on_as_if_it_had_not_been_killed(family, tmp_path):

@@ -6,6 +6,7 @@ without a chat template get a plain one. Knows no pair and no model; needs a fas
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,19 @@ def resolve_chat_template(
             "token to end a response with. Set one of them: chat_template, or tokenizer.eos_token."
         )
     return ("{{ bos_token }}" if adds_bos(tokenizer) else "") + PLAIN_CHAT_TEMPLATE
+
+
+def with_chat_template(
+    tokenizer: "PreTrainedTokenizerBase", chat_template: str | None
+) -> "PreTrainedTokenizerBase":
+    """A copy of the tokenizer that carries the template (text or a file), also where it is saved;
+    the tokenizer itself where none is given.
+    """
+    if chat_template is None:
+        return tokenizer
+    tokenizer = copy(tokenizer)
+    tokenizer.chat_template = _given_template(chat_template)
+    return tokenizer
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:

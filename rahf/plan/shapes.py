@@ -252,6 +252,8 @@ DEFAULT_TARGETS = {
 def read_lora(decoder: Decoder, rank: int, dropout: float, modules: list[str] | str | None) -> Lora:
     """The LoRA of a recipe on a decoder; names are matched as PEFT does, a text is a pattern.
 
+    Blocks are equal here: a pattern that names a matrix in some of them counts as in all.
+
     Raises:
         ValueError: no matrix of a block has such a name.
     """
@@ -259,14 +261,19 @@ def read_lora(decoder: Decoder, rank: int, dropout: float, modules: list[str] | 
     if given == "all-linear":
         chosen = decoder.linears
     elif isinstance(given, str):
-        full = f"{decoder.prefix}.0."
-        chosen = [linear for linear in decoder.linears if re.fullmatch(given, full + linear.name)]
+        blocks = [f"{decoder.prefix}.{layer}." for layer in range(decoder.layers)]
+        chosen = [
+            linear
+            for linear in decoder.linears
+            if any(re.fullmatch(given, block + linear.name) for block in blocks)
+        ]
     else:
         ends = tuple(f".{name}" for name in given)
         chosen = [linear for linear in decoder.linears if f".{linear.name}".endswith(ends)]
     if not chosen:
         raise ValueError(
             f"lora_target_modules: {given!r} names no matrix of a {decoder.family} block; they "
-            f"are {', '.join(linear.name for linear in decoder.linears)}"
+            f"are {', '.join(linear.name for linear in decoder.linears)}; a text is a pattern of "
+            f"whole names, such as {decoder.prefix}.0.{decoder.linears[0].name}"
         )
     return Lora(rank, dropout, tuple(chosen))

@@ -3,6 +3,7 @@
 The types and limits of single values have been checked before (`options.py`).
 """
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,18 @@ from rahf.recipe.options import describe_type, fits
 
 if TYPE_CHECKING:
     from rahf.config import CompareOptions, DataOptions, MethodOptions
+
+
+def pattern_problems(modules: str) -> list[str]:
+    """Problems of modules that are given as a regular expression."""
+    try:
+        re.compile(modules)
+    except re.error as error:
+        return [
+            f"lora_target_modules: {modules!r} is no regular expression ({error}); give one that "
+            "matches whole names, a list of names, or all-linear"
+        ]
+    return []
 
 
 def data_problems(data: "DataOptions") -> list[str]:
@@ -249,11 +262,15 @@ def led_away_problems(options: "MethodOptions") -> list[str]:
 
 def batch_problems(options: "MethodOptions", batch_size: int) -> list[str]:
     """Problems of the method with the number of responses in a batch."""
-    rejected = batch_size // 2 if options.pairs_together else batch_size
-    if not options.similarity_weight or rejected >= 2:
-        return []
-    return [
-        f"per_device_train_batch_size: {batch_size} is too small for similarity_weight, which "
-        "compares rejected responses of one batch: "
-        f"set it to at least {4 if options.pairs_together else 2}"
-    ]
+    problems, together = [], options.pairs_together
+    if together and batch_size % 2:
+        problems.append(
+            f"per_device_train_batch_size: {batch_size} is odd, so that pairs_together would tear "
+            f"a pair apart: set it to {batch_size + 1}, or pairs_together: false"
+        )
+    if options.similarity_weight and batch_size < (4 if together else 2):
+        problems.append(
+            f"per_device_train_batch_size: {batch_size} is too small for similarity_weight, which "
+            f"compares rejected responses of one batch: set it to at least {4 if together else 2}"
+        )
+    return problems

@@ -27,9 +27,9 @@ from rahf.config import (
 )
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
-from rahf.recipe.options import OptionError, annotations, coerce, value_problem
+from rahf.recipe.options import Count, OptionError, annotations, coerce, value_problem
 from rahf.recipe.presets import with_preset
-from rahf.recipe.training_arguments import training_annotations
+from rahf.recipe.training_arguments import tracker_problems, training_annotations
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
 # What teachers never take over from the alignment: it says where a run goes, or is measured by
@@ -208,7 +208,10 @@ def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> di
         full, kind = _full(section, key), training_annotations()[key]
         training[key] = coerce(given[key], kind)
         refusal = REFUSED.get(full) or REFUSED.get(key)
-        problems += [f"{full}: {refusal}"] if refusal else value_problem(full, training[key], kind)
+        found = [f"{full}: {refusal}"] if refusal else value_problem(full, training[key], kind)
+        if key == "report_to" and not found:
+            found = [_full(section, line) for line in tracker_problems(training[key])]
+        problems += found
     if training.get("bf16") and training.get("fp16"):
         problems.append(
             f"{_full(section, 'bf16')} and fp16 are both true: set one of them to false"
@@ -232,8 +235,8 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
             for name in ALL_TEACHERS
             if getattr(recipe.teachers, name) is not None and name not in TEACHERS[method]
         ]
-    if not refused:
-        size = recipe.training.get("per_device_train_batch_size", 8)
+    size = recipe.training.get("per_device_train_batch_size", 8)
+    if not refused and not value_problem("", size, Count):
         problems += batch_problems(recipe.method, size)
     strategy = recipe.training.get("eval_strategy", "no")
     if strategy != "no" and recipe.data.dataset_test_split is None:

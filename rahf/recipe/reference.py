@@ -15,7 +15,9 @@ from rahf.recipe.presets import PRESETS
 _TRAINING = (
     "Every further key at the top level is a field of transformers.TrainingArguments (output_dir, "
     "learning_rate, max_steps, per_device_train_batch_size, ...). The same fields under `teachers` "
-    "hold for step 1; what is not given there is taken from the top level."
+    "hold for step 1; what is not given there is taken from the top level. `report_to` (none "
+    "where it is not given) names trackers, tensorboard or wandb for instance: they receive the "
+    "loss, its terms, and the reached share and cosine of every layer."
 )
 
 _PRESETS = (

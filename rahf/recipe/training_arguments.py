@@ -1,7 +1,8 @@
-"""The fields of `transformers.TrainingArguments`: names and types, read from the source of the
-installed transformers without importing it (which takes seconds and needs torch).
+"""The fields of `transformers.TrainingArguments`: names and types, and the names of trackers, read
+from the source of the installed transformers without importing it (which takes seconds and needs
+torch).
 
-Knows neither values nor defaults: building the object checks the rest.
+Knows no defaults, and no value but those of `report_to`: building the object checks the rest.
 """
 
 import ast
@@ -72,6 +73,30 @@ def training_annotations() -> dict[str, Any]:
             found |= {name: kind for name, kind in _CORRECTED.items() if name in found}
             return {name: kind for name, kind in found.items() if not name.startswith("_")}
     raise RuntimeError("training_args.py of the installed transformers holds no TrainingArguments")
+
+
+@functools.cache
+def trackers() -> tuple[str, ...]:
+    """Names that `report_to` takes. Raises RuntimeError when the source is not found."""
+    for node in _parse("integrations/integration_utils.py").body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            [target] = node.targets
+            if isinstance(target, ast.Name) and target.id == "INTEGRATION_TO_CALLBACK":
+                return tuple(key.value for key in node.value.keys)
+    raise RuntimeError("integration_utils.py of the installed transformers holds no trackers")
+
+
+def tracker_problems(report_to: str | list | None) -> list[str]:
+    """Names of `report_to` that the Trainer would refuse when the model has been loaded."""
+    if report_to in ("none", "all", ["none"], ["all"]):
+        return []
+    names = report_to if isinstance(report_to, list) else [report_to]
+    return [
+        f"report_to: {name!r} is no tracker of transformers: give some of {', '.join(trackers())}, "
+        "or all or none alone"
+        for name in names
+        if name not in trackers()
+    ]
 
 
 def _parse(name: str) -> ast.Module:

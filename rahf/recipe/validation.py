@@ -18,6 +18,7 @@ from rahf.config import TEACHERS
 from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
 from rahf.data.sources import FILE_SUFFIXES, DataSource, local_path, local_splits
+from rahf.plan.shapes import KNOWN, read_decoder, read_lora
 from rahf.recipe.combinations import column_problems, part_problems
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.reading import AUTO, Recipe, RecipeError, load_recipe
@@ -121,6 +122,19 @@ def _model_problems(recipe: Recipe) -> list[str]:
     except ValueError as error:
         # A specification without meaning has been reported with the method's options.
         return [str(error)] if "blocks, counted from 0:" in str(error) else []
+    return _module_problems(recipe.model, _model_config(folder))
+
+
+def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:
+    """Modules that no block has; those of a family that is not known here are left to the run."""
+    if model.lora_target_modules is None or config.get("model_type") not in KNOWN:
+        return []
+    try:
+        decoder = read_decoder(config, model.model_name_or_path)
+        read_lora(decoder, model.lora_r, model.lora_dropout, model.lora_target_modules)
+    except ValueError as error:
+        # A size that config.json leaves out is no business of this check.
+        return [str(error)] if str(error).startswith("lora_target_modules") else []
     return []
 
 
