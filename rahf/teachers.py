@@ -121,28 +121,29 @@ class PairCollator:
 class SideTrainer(AdapterTrainer):
     """Supervised fine-tuning: an item is a response token, its cost the cross entropy (nats)."""
 
-    def count_items(self, batch):
-        return int(with_context(batch["rows"]).sum())
+    def items_of_rows(self, batch):
+        owners = batch["rows"]["owner"][with_context(batch["rows"])]
+        return torch.bincount(owners, minlength=len(batch["row"]))
 
     def item_loss(self, model, batch):
-        per_row = -likelihood(model, batch["rows"]).sums()
-        return ItemLoss(per_row.sum(), per_row.detach(), batch["row"])
+        return ItemLoss(-likelihood(model, batch["rows"]).sums(), batch["row"])
 
 
 class InstructionTrainer(AdapterTrainer):
     """Contrastive instruction tuning: an item is a response."""
 
+    rows_of_example = 2
+
     def __init__(self, *args, smoothing: float, **kwargs):
         super().__init__(*args, **kwargs)
         self.smoothing = smoothing
 
-    def count_items(self, batch):
-        return len(batch["row"])
+    def items_of_rows(self, batch):
+        return torch.ones_like(batch["row"])
 
     def item_loss(self, model, batch):
         match, mismatch = likelihood(model, batch["rows"]).means().chunk(2)
-        per_row = contrastive_loss(match, mismatch, self.smoothing)
-        return ItemLoss(per_row.sum(), per_row.detach(), batch["row"])
+        return ItemLoss(contrastive_loss(match, mismatch, self.smoothing), batch["row"])
 
 
 class PreferenceTrainer(AdapterTrainer):

@@ -41,7 +41,7 @@ from rahf.recipe.options import raise_problems
 from rahf.recipe.training_arguments import tracker_problems
 from rahf.sharding import gathered, take_over_sharding
 from rahf.teachers import train_teachers
-from rahf.training import AdapterTrainer, ItemLoss
+from rahf.training import AdapterTrainer, ItemLoss, counting
 
 
 @dataclass
@@ -190,8 +190,8 @@ class RAHFTrainer(AdapterTrainer):
             return super()._get_train_sampler(train_dataset)
         return PairsTogether(len(self.train_dataset) // 2, self.args.seed)
 
-    def count_items(self, batch):
-        return len(batch["row"])
+    def items_of_rows(self, batch):
+        return torch.ones_like(batch["row"])
 
     def item_loss(self, model, batch):
         # Measured at the end of the schedule, so that measurements compare; while training, the
@@ -199,8 +199,8 @@ class RAHFTrainer(AdapterTrainer):
         steps = self.state.global_step + 1
         elapsed = steps / self.state.max_steps if model.training else 1.0
         output = self.alignment(model, batch, elapsed)
-        self._tally["train" if model.training else "eval"].add(output)
-        return ItemLoss(output.loss.sum(), output.loss.detach(), batch["row"])
+        self._tally["train" if model.training else "eval"].add(output, counting(batch))
+        return ItemLoss(output.loss, batch["row"])
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
@@ -258,27 +258,28 @@ class Tally:
         self._clear()
 
     def _clear(self) -> None:
-        self._responses = 0
+        self._responses: Tensor | float = 0.0
         self._terms: dict[str, Tensor | float] = defaultdict(float)
         self._progress: Tensor | float = 0.0
 
-    def add(self, output: AlignmentOutput) -> None:
-        self._responses += len(output.loss)
+    def add(self, output: AlignmentOutput, counts: Tensor) -> None:
+        self._responses = self._responses + counts.sum(dtype=torch.float)
         self._progress = self._progress + torch.stack(tuple(output.progress))
         for name, term in output.terms.items():
-            self._terms[name] = self._terms[name] + term.sum()
+            self._terms[name] = self._terms[name] + (term * counts).sum()
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """Values since the last call, over all ranks, under `repr/`; empty if nothing was added."""
-        if not self._responses:
+        if not self._terms:
             return {}
         names = sorted(self._terms)
-        sums = torch.stack([self._terms[name] for name in names])
-        sums = accelerator.reduce(sums, reduction="sum") / (
-            self._responses * accelerator.num_processes
-        )
+        sums = torch.stack([self._responses, *(self._terms[name] for name in names)])
+        responses, *sums = accelerator.reduce(sums, reduction="sum")
         progress = Progress(*accelerator.reduce(self._progress, reduction="sum"))
-        values = {f"repr/{name}": value for name, value in zip(names, sums.tolist(), strict=True)}
+        values = {
+            f"repr/{name}": (value / responses).item()
+            for name, value in zip(names, sums, strict=True)
+        }
         shares = {"reached": progress.reached(), "cosine": progress.cosine()}
         if not progress.asked.any():
             shares = {}  # a method without a shift has no share of it to tell

@@ -2,7 +2,8 @@
 that is no number.
 
 The loss is a mean over items (responses or tokens) of the whole global batch, however that batch is
-split over rows, gradient accumulation and ranks. Knows transformers' Trainer; knows no method.
+split over rows, gradient accumulation and ranks; rows that only fill up a rank's batch do not
+count. Knows transformers' Trainer; knows no method.
 """
 
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
@@ -34,8 +35,7 @@ class NonFiniteError(ValueError):
 class ItemLoss(NamedTuple):
     """Loss of a batch before it is averaged."""
 
-    sum: Float[Tensor, ""]  # over the items
-    per_row: Float[Tensor, " rows"]  # to name the rows at fault
+    per_row: Float[Tensor, " rows"]  # sum over the items of each row
     row: Tensor  # index of each row in the data set
 
 
@@ -54,9 +54,12 @@ class AdapterTrainer(ResumableTrainer, ABC):
         # Losses below are divided by the items of the whole accumulated batch already.
         self.model_accepts_loss_kwargs = True
 
+    rows_of_example = 1
+    """Rows of a batch that are made of one example of the data set."""
+
     @abstractmethod
-    def count_items(self, batch: dict[str, Any]) -> int:
-        """Number of items over which the loss of `batch` is averaged."""
+    def items_of_rows(self, batch: dict[str, Any]) -> Int[Tensor, " rows"]:
+        """Items of each row; over all of them the loss is averaged."""
 
     @abstractmethod
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
@@ -64,20 +67,40 @@ class AdapterTrainer(ResumableTrainer, ABC):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.accelerator.num_processes > 1 and not self.args.ignore_data_skip:
+            self._mark_repeated(batches)
         items = torch.tensor(sum(self.count_items(batch) for batch in batches), device=device)
         return batches, self.accelerator.reduce(items, reduction="sum")
 
+    def _mark_repeated(self, batches: list[dict[str, Any]]) -> None:
+        """Tell what counts of the next batches: accelerate fills the last ones of an epoch up with
+        rows that have been seen, so that every rank has equally many.
+        """
+        accumulated = self.args.gradient_accumulation_steps
+        of_epoch = -(-len(self.callback_handler.train_dataloader) // accumulated)
+        first = self.state.global_step % of_epoch * accumulated
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for index, batch in enumerate(batches, start=first):
+            size = len(batch["row"]) // self.rows_of_example
+            counts = first_time(index * world + rank, size, len(self.train_dataset))
+            batch["counts"] = counts.repeat_interleave(self.rows_of_example).to(batch["row"].device)
+
+    def count_items(self, batch: dict[str, Any]) -> int:
+        """Number of items over which the loss of `batch` is averaged."""
+        return int((self.items_of_rows(batch) * counting(batch)).sum())
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         result = self.item_loss(model, inputs)
-        if not torch.isfinite(result.sum):
+        if not torch.isfinite(result.per_row.sum()):
             raise NonFiniteError(
                 describe_non_finite(result, self.state.global_step, self.last_checkpoint())
             )
+        loss = (result.per_row * counting(inputs)).sum()
         if num_items_in_batch is None:
-            loss = result.sum / self.count_items(inputs)
+            loss = loss / self.count_items(inputs)
         else:
             # Gradients are averaged over ranks, so that each rank scales its share of the sum up.
-            loss = result.sum / num_items_in_batch * self.accelerator.num_processes
+            loss = loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, result) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -149,6 +172,22 @@ class AdapterTrainer(ResumableTrainer, ABC):
         written.rmdir()
 
 
+def first_time(batch: int, size: int, examples: int) -> Bool[Tensor, " size"]:
+    """Which places of a batch are the first of an epoch to hold their example.
+
+    Args:
+        batch: number of the batch among those of all ranks; the ranks take turns.
+        size: examples of every batch.
+        examples: length of the data set.
+    """
+    return batch * size + torch.arange(size) < examples
+
+
+def counting(batch: Mapping[str, Any]) -> Bool[Tensor, " rows"]:
+    """Which rows of a batch count: all of them, where nothing else is told."""
+    return batch.get("counts", torch.ones_like(batch["row"], dtype=torch.bool))
+
+
 class CompactProgress(ProgressCallback):
     """Progress bar whose lines leave the per-layer figures to the log."""
 
@@ -196,13 +235,14 @@ def check_finite_weights(weights: Mapping[str, Tensor], step: int) -> None:
 def describe_non_finite(result: ItemLoss, step: int, checkpoint: str | None) -> str:
     """Message that names the rows whose loss is no number."""
     bad = result.row[~torch.isfinite(result.per_row)].tolist()
+    loss = result.per_row.sum().item()
     kept = (
         f"The last good checkpoint is {checkpoint}."
         if checkpoint
         else "No checkpoint had been saved yet."
     )
     return (
-        f"the loss is {result.sum.item()} in step {step + 1}; rows of the data set at fault: "
+        f"the loss is {loss} in step {step + 1}; rows of the data set at fault: "
         f"{bad or result.row.tolist()} (batch: {result.row.tolist()}). {kept} Look at these rows, "
         "or lower learning_rate or alpha."
     )

@@ -20,7 +20,7 @@ from rahf.artifacts import read_lines
 from rahf.cli import main
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ENGINES = {
     "ddp": ("DistributedDataParallel", "Parameter"),
     "zero2": ("DeepSpeedEngine", "Parameter"),
@@ -139,11 +139,14 @@ def test_the_launcher_gives_the_adapter_that_the_command_gives(recipe_file):  # 
 def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_recipe, engine):
     half = ("--per_device_train_batch_size", "4")
     full_teacher = ("--teachers.negative", str(family.base))
+    rest = ("--per_device_train_batch_size",)  # of six, which neither 8 pairs nor 16 responses fill
     for command in (
         align(uneven_recipe, "dual"),
         align(uneven_recipe, "scit", *SCIT),
         align(uneven_recipe, "whole", *WHOLE_BATCH),
         align(uneven_recipe, "full", *full_teacher),
+        align(uneven_recipe, "rest", *rest, "6"),
+        align(uneven_recipe, "scit_rest", *SCIT, *rest, "6"),
     ):
         assert main(command) == 0
     # What is left of `dual` after two of its steps is to be finished by the ranks.
@@ -157,6 +160,8 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "sorted_2", *WHOLE_BATCH, *half, "--dataset_name", "sorted"),
         align(uneven_recipe, "full_2", *full_teacher, *half),
         align(uneven_recipe, "from_one", "--stage", "alignment", *half),
+        align(uneven_recipe, "rest_2", *rest, "3"),
+        align(uneven_recipe, "scit_rest_2", *SCIT, *rest, "3"),
     ]
     Path("cases.json").write_text(json.dumps(cases))
     launched(f"{engine}_cpu.yaml", "tests/distributed/run_cases.py", "cases.json")
@@ -169,6 +174,8 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
     assert_same_run("whole", "whole_2")
     assert_same_run("whole_2", "sorted_2")
     assert_same_run("full", "full_2")
+    assert_same_run("rest", "rest_2")
+    assert_same_run("scit_rest", "scit_rest_2")
     assert_same_run("dual", "from_one", places=["."])
     # ... and what the ranks left, by one process.
     killed_at_two("dual_2", "from_two")
@@ -189,7 +196,7 @@ def killed_at_two(source: str, target: str) -> None:
 def assert_engine(engine: str) -> None:
     wrapper, base = ENGINES[engine]
     told = json.loads(Path("engines.json").read_text())
-    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1
+    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2
     for one in told:
         assert one["world"] == 2
         assert (one["wrapper"], one["base"]) == (wrapper, base)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
 from tiny_models import lora
 from tiny_runs import (
@@ -16,10 +17,11 @@ from tiny_runs import (
     largest_difference,
     policy_weights,
 )
+from torch.utils.data import BatchSampler
 from transformers import TrainerCallback, set_seed
 
 from rahf.checkpoints import write_manifest
-from rahf.training import STAGING, NonFiniteError
+from rahf.training import STAGING, NonFiniteError, first_time
 
 RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 
@@ -202,7 +204,7 @@ def test_of_a_batch_only_the_rows_at_fault_are_named(family, tmp_path, monkeypat
         per_row = result.per_row.clone()
         per_row[1] = math.inf
         bad.append(batch["row"].tolist())
-        return result._replace(sum=per_row.sum(), per_row=per_row)
+        return result._replace(per_row=per_row)
 
     bad = []
     monkeypatch.setattr(trainer, "item_loss", second_row_is_infinite)
@@ -362,3 +364,15 @@ def test_the_best_checkpoint_is_remembered_by_a_run_that_goes_on(family, tmp_pat
     best = Path(whole.state.best_model_checkpoint).name
     assert Path(again.state.best_model_checkpoint).name == best
     assert_same_weights(policy_weights(again), policy_weights(whole))
+
+
+@pytest.mark.parametrize("examples", [1, 3, 8, 10, 12, 13])
+@pytest.mark.parametrize(("world", "size"), [(2, 3), (2, 4), (3, 2), (4, 5)])
+def test_over_all_ranks_every_example_counts_once_an_epoch(examples, world, size):
+    batches = BatchSampler(range(examples), size, drop_last=False)
+    counted = []
+    for rank in range(world):
+        for index, batch in enumerate(BatchSamplerShard(batches, world, rank)):
+            counts = first_time(index * world + rank, len(batch), examples)
+            counted += [example for example, once in zip(batch, counts, strict=True) if once]
+    assert sorted(counted) == list(range(examples))
