@@ -153,14 +153,14 @@ class PreferenceTrainer(AdapterTrainer):
         self.unwrapped, self.beta = model, beta
         super().__init__(model, *args, **kwargs)
 
-    def count_items(self, batch):
-        return len(batch["row"])
+    def items_of_rows(self, batch):
+        return torch.ones_like(batch["row"])
 
     def item_loss(self, model, batch):
         with frozen_pass(self.unwrapped, None):
             base = likelihood(self.unwrapped, batch["rows"]).sums()
         per_pair = dpo_loss(likelihood(model, batch["rows"]).sums(), base, self.beta)
-        return ItemLoss(per_pair.sum(), per_pair.detach(), batch["row"])
+        return ItemLoss(per_pair, batch["row"])
 
 
 def train_teacher(
