@@ -751,22 +751,24 @@ def test_the_shipped_recipes_can_be_planned(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "keys",
     [
-        ("--stage=positive", "--tokens=384"),
-        ("--stage=positive", "--tokens=384", "--activation_checkpointing=true"),
-        ("--stage=alignment", "--method=lorra", "--tokens=384", "--max_response_tokens=300"),
+        ("--stage=positive",),
+        ("--stage=positive", "--activation_checkpointing=true"),
+        ("--stage=alignment", "--method=lorra", "--max_response_tokens=200"),
     ],
 )
 def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
-    """A random Llama of 60 M parameters, large enough for tensors to outweigh the process."""
+    """A random Llama that is narrow under many tokens, so that tensors outweigh the process by
+    hundreds of MiB and a step takes a second.
+    """
     from transformers import LlamaConfig
 
     config = LlamaConfig(
         vocab_size=8000,
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         bos_token_id=1,
         eos_token_id=1,
         pad_token_id=1,
@@ -778,7 +780,8 @@ def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
     script = ROOT / "scripts" / "measure_memory.py"
     # Up to nearly the top: weights of blocks that a CPU run never reads are not resident.
     keys = [recipe_file(shift="token", target_layers="0.6-0.9", dataset_test_split=None), *keys]
-    command = [sys.executable, script, *keys, "--per_device_train_batch_size=8", "--tight"]
+    keys += ["--tokens=256", "--per_device_train_batch_size=8", "--tight"]
+    command = [sys.executable, script, *keys]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ratio = float(done.stdout.split("ratio ")[1].split()[0])
