@@ -99,6 +99,13 @@ def load_classifier(
     return model.eval().to(device)
 
 
+def label_count(name: str | Path, **options: Any) -> int:
+    """How many scores `load_classifier(name, ...)` gives a text; reads no weights."""
+    if is_adapter(name):
+        return 1
+    return AutoConfig.from_pretrained(str(name), **options).num_labels
+
+
 def load_tokenizer_of(
     name: str | Path, base: str | None = None, **options: Any
 ) -> PreTrainedTokenizerBase:

@@ -71,6 +71,7 @@ def views_of(method: str, reference: str) -> Views:
     by_method = {
         "dual": (View("reference", "positive"), View("reference", "negative")),
         "scit": (View("positive", "contrast"), View("negative", "contrast")),
+        "dpo_shift": (View("reference", "preferred"), View("reference", None)),
         "lorra": (View("positive", None), View("negative", None)),
     }
     shifting = by_method.get(method, (None, None))

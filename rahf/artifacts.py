@@ -40,7 +40,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # Not splitlines(): a text may hold U+2028 and the like, which JSON leaves as they are.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 class StageRecord:
@@ -75,8 +76,16 @@ class StageRecord:
             )
         return record["complete"]
 
-    def begin(self) -> None:
-        write_json(self._path, {"complete": False, "settings": self._settings})
+    def begun(self) -> dict[str, Any]:
+        """The figures that a run which was stopped has left; none where settings were others."""
+        record = read_json(self._path) if self._path.exists() else {"settings": None}
+        if record.pop("settings") != self._settings:
+            return {}
+        return {key: value for key, value in record.items() if key != "complete"}
+
+    def begin(self, **results: Any) -> None:
+        """Write the record of a stage that is not complete, with what is known of it already."""
+        write_json(self._path, {"complete": False, **results, "settings": self._settings})
 
     def finish(self, **results: Any) -> None:
         write_json(self._path, {"complete": True, **results, "settings": self._settings})

@@ -55,6 +55,7 @@ DEFAULT_INSTRUCTIONS = {
 TEACHERS = {
     "dual": ("positive", "negative"),
     "scit": ("contrast",),
+    "dpo_shift": ("preferred",),
     "lorra": (),
     "direction": (),
     "circuit_breakers": (),
@@ -62,7 +63,11 @@ TEACHERS = {
     "repbend": (),
 }
 
-Method = Literal["dual", "scit", "lorra", "direction", "circuit_breakers", "rmu", "repbend"]
+ALL_TEACHERS = tuple(dict.fromkeys(name for names in TEACHERS.values() for name in names))
+
+Method = Literal[
+    "dual", "scit", "dpo_shift", "lorra", "direction", "circuit_breakers", "rmu", "repbend"
+]
 
 
 @dataclass(frozen=True)
@@ -163,12 +168,13 @@ class MethodOptions:
     method: Method = option(
         "dual",
         "Where the shift comes from. dual: two teachers, one trained on chosen and one on rejected "
-        "responses. scit: one teacher under a preferred and a dispreferred instruction. lorra: the "
-        "base model under these instructions. direction: stored vectors. circuit_breakers, rmu, "
-        "repbend: there is none; rejected responses are led away from the reference, and a "
-        "recipe's other keys begin with the published values (see Presets).",
+        "responses. scit: one teacher under a preferred and a dispreferred instruction. dpo_shift: "
+        "one teacher trained by DPO, beside the base. lorra: the base model under the two "
+        "instructions. direction: stored vectors. circuit_breakers, rmu, repbend: there is none; "
+        "rejected responses are led away from the reference, and a recipe's other keys begin with "
+        "the published values (see Presets).",
     )
-    reference: Literal["base", "positive", "contrast"] = option(
+    reference: Literal["base", "positive", "contrast", "preferred"] = option(
         "base",
         "Model whose hidden states are moved, and which the policy starts as: base, or a teacher "
         "of this method.",
@@ -228,7 +234,7 @@ class MethodOptions:
     shift: Literal["token", "mean"] = option(
         "mean",
         "mean: one vector per layer, fitted once from the views. token: every token has its own "
-        "shift (published). Read by dual, scit and lorra.",
+        "shift (published). Read by dual, scit, dpo_shift and lorra.",
     )
     mean_responses: Count = option(
         1024, "Responses, drawn once, that the shift of `mean` is fitted on, if there are so many."
@@ -242,7 +248,7 @@ class MethodOptions:
         "that name the preference only.",
     )
     retain_weight: Weight = option(
-        0.0, "Weight of the retain term: other text, whose target is the reference."
+        0.5, "Weight of the retain term: other text, whose target is the reference."
     )
     retain_dataset_name: str | None = option(
         None, "File with the texts of the retain term; null: they are sampled from the model."
@@ -288,7 +294,7 @@ class MethodOptions:
     @property
     def asks_views(self) -> bool:
         """Whether the shift is the difference of a positive and a negative view."""
-        return self.method in ("dual", "scit", "lorra")
+        return self.method in ("dual", "scit", "dpo_shift", "lorra")
 
     @property
     def leads_away(self) -> bool:
@@ -328,6 +334,12 @@ class TeacherOptions:
     )
     contrast: str | None = option(
         None, "Adapter or full model to use as the contrast teacher (scit)."
+    )
+    preferred: str | None = option(
+        None, "Adapter or full model to use as the preferred teacher (dpo_shift)."
+    )
+    beta: Annotated[float, Limits(least=1e-6)] = option(
+        0.1, "How near the preferred teacher of dpo_shift is held to the base: DPO's beta."
     )
     label_smoothing: Share = option(
         0.2,

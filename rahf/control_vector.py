@@ -17,35 +17,44 @@ LLAMA_CPP_NAMES = {"mistral": "llama", "gpt_neox": "gptneox", "gemma3_text": "ge
 """Names of architectures in llama.cpp, where they are not those of transformers."""
 
 
-def write_control_vector(directions: Directions, path: Path, model_hint: str) -> tuple[int, ...]:
-    """Write the vectors as float32; returns the layers that are left out.
-
-    Args:
-        model_hint: the model's type, such as `llama`; it tells, and is not checked by llama.cpp.
+def that_llama_cpp_steers(directions: Directions) -> Directions:
+    """The same without block 0.
 
     Raises:
-        ValueError: the package gguf is missing; no layer can be written.
+        ValueError: nothing is left.
     """
-    gguf = gguf_package()
     kept = tuple(layer for layer in directions.layers if layer > 0)
     if not kept:
         raise ValueError(
             "the directions hold layer 0 alone, for which llama.cpp has no control vector; fit "
             "others, or steer in Python."
         )
+    return directions.only(kept)
+
+
+def write_control_vector(directions: Directions, path: Path, model_hint: str) -> None:
+    """Write the vectors as float32.
+
+    Args:
+        directions: of layers `that_llama_cpp_steers`.
+        model_hint: the model's type, such as `llama`; it tells, and is not checked by llama.cpp.
+
+    Raises:
+        ValueError: the package gguf is missing.
+    """
+    gguf = gguf_package()
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.partial")
     writer = gguf.GGUFWriter(staging, ARCHITECTURE)
     writer.add_string(f"{ARCHITECTURE}.model_hint", LLAMA_CPP_NAMES.get(model_hint, model_hint))
-    writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(kept))
-    for layer, vector in zip(kept, directions.select(kept), strict=True):
+    writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions.layers))
+    for layer, vector in zip(directions.layers, directions.vectors, strict=True):
         writer.add_tensor(f"direction.{layer}", vector.float().contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     staging.replace(path)
-    return tuple(layer for layer in directions.layers if layer == 0)
 
 
 def read_control_vector(path: Path) -> Directions:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rahf.adapters import is_adapter, load_tokenizer_of
 from rahf.config import resolve_layers
-from rahf.control_vector import write_control_vector
+from rahf.control_vector import that_llama_cpp_steers, write_control_vector
 from rahf.directions import FILE_NAME, Directions
 from rahf.hub import ADAPTER_FILES
 from rahf.merging import write_merged
@@ -63,15 +63,21 @@ def _directions(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterat
     if options.layers:
         depth = int(directions.metadata.get("depth", max(directions.layers) + 1))
         directions = directions.only(resolve_layers(options.layers, depth))
-    if options.increments:
-        directions = directions.increments()
     baked = {"strength": f"{options.alpha:g}", "increments": str(options.increments).lower()}
     directions = replace(options.alpha * directions, metadata={**directions.metadata, **baked})
+
+    def shaped(chosen: Directions) -> Directions:
+        return chosen.increments() if options.increments else chosen
+
     if "safetensors" in formats:
-        yield f"{directions.save(options.output)}: directions of {len(directions.layers)} layers"
+        whole = shaped(directions)
+        yield f"{whole.save(options.output)}: directions of {len(whole.layers)} layers"
     if "gguf" in formats:
         path = options.output / "control_vector.gguf"
+        # Left out before the differences are taken: block 1 then brings what block 0 would have.
+        possible = that_llama_cpp_steers(directions)
         hint = directions.metadata.get("model_type", "unknown")
-        left_out = write_control_vector(directions, path, hint)
+        write_control_vector(shaped(possible), path, hint)
+        left_out = possible.layers != directions.layers
         lost = ", without layer 0, which llama.cpp does not steer" if left_out else ""
         yield f"{path}: control vector{lost}"

@@ -1,7 +1,7 @@
 """Log-probability of responses under a model, with the LM head applied to the tokens that predict a
 response and no others.
 
-Knows models and rows of ids (`contrast.sequence_rows`); knows no loss.
+Knows models and rows of ids (`contrast.rows_of_ids`); knows no loss.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rahf.contrast import Pairs, Rows, row_count, sequence_rows
-from rahf.packing import packed_inputs
+from rahf.contrast import Pairs, Rows, row_count, rows_of_ids
+from rahf.packing import packed_inputs, takes_packed_rows
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -106,8 +106,11 @@ class PairLikelihoods(NamedTuple):
 def pair_likelihoods(
     model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
 ) -> PairLikelihoods:
-    """Score both responses of every pair, those of like length together: little is padded."""
+    """Score both responses of every pair: packed, where they share their prompt, if the model takes
+    packed rows, or else padded, those of like length together.
+    """
     device, found = next(model.parameters()).device, torch.zeros(len(pairs), 4)
+    packed = takes_packed_rows(model)
     whole = [pairs[index] for index in range(len(pairs))]
     order = sorted(range(len(whole)), key=lambda index: len(whole[index]["prompt_ids"]))
     for start in range(0, len(order), batch_size):
@@ -115,7 +118,7 @@ def pair_likelihoods(
         batch = [whole[index] for index in indices]
         prompts = [pair["prompt_ids"] for pair in batch for _ in range(2)]
         responses = [pair[side] for pair in batch for side in ("chosen_ids", "rejected_ids")]
-        rows = sequence_rows(prompts, responses, pad_token_id)
+        rows = rows_of_ids(prompts, responses, pad_token_id, packed)
         scored = likelihood(model, send_to_device(rows, device))
         both = torch.stack([scored.sums(), scored.tokens()], 1).float().cpu()
         found[indices] = torch.cat([both[0::2], both[1::2]], 1)

@@ -31,12 +31,16 @@ Span = tuple[int, int]
 
 def use_packed_attention(model: PreTrainedModel) -> bool:
     """Let `model` take packed rows, if its attention is `sdpa`; says whether it does now."""
-    config = model.config.get_text_config()
-    if config._attn_implementation == "sdpa":
+    if model.config.get_text_config()._attn_implementation == "sdpa":
         AttentionInterface.register(PACKED, packed_attention)
         AttentionMaskInterface.register(PACKED, sdpa_mask)
         model.set_attn_implementation(PACKED)
-    return config._attn_implementation == PACKED
+    return takes_packed_rows(model)
+
+
+def takes_packed_rows(model: nn.Module) -> bool:
+    """Whether `use_packed_attention` has been called on `model`, or on the base under it."""
+    return model.config.get_text_config()._attn_implementation == PACKED
 
 
 def packed_inputs(spans: list[list[Span]], device: torch.device) -> dict[str, Any]:

@@ -119,6 +119,8 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
             "instructions": recipe.method.instructions,
             "label_smoothing": recipe.teachers.label_smoothing,
         }
+    if name == "preferred":
+        extra = {"beta": recipe.teachers.beta}
     return {**shared, **training, **extra}
 
 
@@ -168,6 +170,7 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
         lora_config(recipe),
         args,
         recipe.teachers.label_smoothing,
+        recipe.teachers.beta,
         recipe.method.packing,
     )
     return save_log(trainer)

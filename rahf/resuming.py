@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from rahf.checkpoints import damage, newest_first, write_manifest
+from rahf.costs import Clock
 from rahf.termination import StopOnSigterm, handling_sigterm
 
 STAGING = "unfinished"
@@ -31,12 +32,19 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._stop_on_sigterm = StopOnSigterm()
+        self._clock = Clock()
         self.add_callback(self._stop_on_sigterm)
+        self.add_callback(self._clock)
 
-    def train(self, *args, **kwargs):
-        """Train; a SIGTERM ends the process with status 0, after a checkpoint."""
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Train; a SIGTERM ends the process with status 0, after a checkpoint.
+
+        `train_runtime` are the seconds of all starts up to the checkpoints that were gone on from.
+        """
+        newest = resume_from_checkpoint is True
+        self._clock.go_on_from(self.last_checkpoint() if newest else resume_from_checkpoint)
         with handling_sigterm(self._stop_on_sigterm.notice):
-            result = super().train(*args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
         if self._stop_on_sigterm.stopped:
             if self.is_world_process_zero():
                 print(
@@ -46,6 +54,11 @@ class ResumableTrainer(Trainer):
                 )
             raise SystemExit(0)
         return result
+
+    def log(self, logs, *args, **kwargs):
+        if "train_runtime" in logs:  # in place: these are the figures that `train` returns
+            logs["train_runtime"] += self._clock.before
+        super().log(logs, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         # A run killed after its last checkpoint is complete; the Trainer would make one step more
@@ -84,6 +97,7 @@ class ResumableTrainer(Trainer):
                 self.state.save_to_json(str(final / STAGING / name / TRAINER_STATE_NAME))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            self._clock.keep(final / STAGING / name)
             write_manifest(final / STAGING / name)
             shutil.rmtree(final / name, ignore_errors=True)
             (final / STAGING / name).replace(final / name)

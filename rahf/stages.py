@@ -1,14 +1,16 @@
 """A stage is run once: it leaves a record of what it was made with, and says so the next time.
 
-Knows ranks and records; knows no recipe and no method.
+Knows ranks, records and costs; knows no recipe and no method.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from rahf.artifacts import StageRecord
+from rahf.costs import PeakMemory
 
 
 def is_complete(record: StageRecord, name: str) -> bool:
@@ -26,12 +28,34 @@ def is_complete(record: StageRecord, name: str) -> bool:
 
 
 def run_recorded(record: StageRecord, name: str, run: Callable[[], dict[str, Any]]) -> None:
-    """Run what is not complete; `run` gives the figures that are kept in the record."""
+    """Run what is not complete; `run` gives the figures that are kept in the record.
+
+    Beside them stands `peak_memory` (bytes; the largest of all ranks and of all starts of the
+    stage), where the system tells it.
+    """
     state = PartialState()
     state.print(f"{name}: writing {record.folder}")
+    before = record.begun() if state.is_main_process else {}
     if state.is_main_process:
-        record.begin()
-    results = run()
+        record.begin(**before)
+    memory = PeakMemory(state.device)
+    try:
+        results = run()
+    except BaseException:  # also a signal to stop, after which the stage goes on another day
+        if state.is_main_process:
+            record.begin(**_largest([before, _peak(memory)]))
+        raise
+    peaks = gather_object([_peak(memory)])
     state.wait_for_everyone()
     if state.is_main_process:
-        record.finish(**results)
+        record.finish(**results, **_largest([before, *peaks]))
+
+
+def _peak(memory: PeakMemory) -> dict[str, int]:
+    peak = memory.so_far()
+    return {} if peak is None else {"peak_memory": peak}
+
+
+def _largest(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    peaks = [record["peak_memory"] for record in records if "peak_memory" in record]
+    return {"peak_memory": max(peaks)} if peaks else {}

@@ -1,8 +1,8 @@
 """Step 1: teach an adapter what is preferred, so that its hidden states tell the two sides apart.
 
 DUAL trains two adapters by supervised fine-tuning, `positive` on chosen and `negative` on rejected
-responses. SCIT trains one, `contrast`, to tell a matching instruction from a mismatched one. Knows
-pairs and likelihoods; knows no target states.
+responses. SCIT trains one, `contrast`, to tell a matching instruction from a mismatched one. One
+more, `preferred`, learns by DPO. Knows pairs and likelihoods; knows no target states.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from jaxtyping import Float
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from rahf.adapters import attach_policy, depth_of
+from rahf.adapters import attach_policy, depth_of, frozen_pass
 from rahf.contrast import rows_of_ids
 from rahf.generation import pad_id
 from rahf.likelihood import likelihood, with_context
@@ -50,6 +50,20 @@ def contrastive_loss(
     told_apart = nn.functional.logsigmoid(difference)
     taken_for_other = nn.functional.logsigmoid(-difference)
     return -match - (1 - smoothing) * told_apart - smoothing * taken_for_other
+
+
+def dpo_loss(
+    own: Float[Tensor, " responses"], base: Float[Tensor, " responses"], beta: float
+) -> Float[Tensor, " pairs"]:
+    """Direct preference optimisation (arXiv 2305.18290, equation 7), pair by pair.
+
+    Args:
+        own: log-probability (nats) of each whole response, the chosen one of a pair before the
+            rejected one.
+        base: the same under the base.
+    """
+    chosen, rejected = (own - base).view(-1, 2).unbind(1)
+    return -nn.functional.logsigmoid(beta * (chosen - rejected))
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,22 @@ class InstructionCollator:
         }
 
 
+@dataclass(frozen=True)
+class PairCollator:
+    """Both responses after their prompt, which packed rows share."""
+
+    pad_token_id: int
+    packed: bool = False
+
+    def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        prompts = [pair["prompt_ids"] for pair in pairs for _ in range(2)]
+        responses = [pair[f"{side}_ids"] for pair in pairs for side in ("chosen", "rejected")]
+        return {
+            "row": torch.tensor([pair["row"] for pair in pairs]),
+            "rows": rows_of_ids(prompts, responses, self.pad_token_id, self.packed),
+        }
+
+
 class SideTrainer(AdapterTrainer):
     """Supervised fine-tuning: an item is a response token, its cost the cross entropy (nats)."""
 
@@ -116,6 +146,23 @@ class InstructionTrainer(AdapterTrainer):
         return ItemLoss(contrastive_loss(match, mismatch, self.smoothing), batch["row"])
 
 
+class PreferenceTrainer(AdapterTrainer):
+    """Direct preference optimisation from the base: an item is a pair."""
+
+    def __init__(self, model: PeftModel, *args, beta: float, **kwargs):
+        self.unwrapped, self.beta = model, beta
+        super().__init__(model, *args, **kwargs)
+
+    def items_of_rows(self, batch):
+        return torch.ones_like(batch["row"])
+
+    def item_loss(self, model, batch):
+        with frozen_pass(self.unwrapped, None):
+            base = likelihood(self.unwrapped, batch["rows"]).sums()
+        per_pair = dpo_loss(likelihood(model, batch["rows"]).sums(), base, self.beta)
+        return ItemLoss(per_pair, batch["row"])
+
+
 def train_teacher(
     name: str,
     base: PreTrainedModel,
@@ -124,6 +171,7 @@ def train_teacher(
     peft_config: LoraConfig,
     args: TrainingArguments,
     smoothing: float = 0.2,
+    beta: float = 0.1,
     packing: bool = True,
 ) -> AdapterTrainer:
     """Train the teacher `name` on tokenised pairs and save it in `args.output_dir`; `base` is left
@@ -138,6 +186,10 @@ def train_teacher(
     if name == "contrast":
         trainer = InstructionTrainer(
             model, data_collator=InstructionCollator(pad, packed), smoothing=smoothing, **common
+        )
+    elif name == "preferred":
+        trainer = PreferenceTrainer(
+            model, data_collator=PairCollator(pad, packed), beta=beta, **common
         )
     else:
         side = {"positive": "chosen", "negative": "rejected"}[name]
@@ -161,12 +213,13 @@ def train_teachers(
     """Train several teachers on the same rows, each into `folder / name`.
 
     Args:
-        options: arguments of TrainingArguments, and `label_smoothing` for the contrast teacher.
+        options: arguments of TrainingArguments, `label_smoothing` for the contrast teacher and
+            `beta` for the preferred one.
     """
     options = {**TEACHER_DEFAULTS, **options}
-    smoothing = options.pop("label_smoothing", 0.2)
+    smoothing, beta = options.pop("label_smoothing", 0.2), options.pop("beta", 0.1)
     folders = {name: Path(folder) / name for name in names}
     for name, output_dir in folders.items():
         args = TrainingArguments(output_dir=str(output_dir), **options)
-        train_teacher(name, base, rows, tokenizer, peft_config, args, smoothing, packing)
+        train_teacher(name, base, rows, tokenizer, peft_config, args, smoothing, beta, packing)
     return folders

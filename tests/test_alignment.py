@@ -16,6 +16,8 @@ METHODS = [
     ("dual", "positive"),
     ("scit", "base"),
     ("scit", "contrast"),
+    ("dpo_shift", "base"),
+    ("dpo_shift", "preferred"),
     ("lorra", "base"),
     ("direction", "base"),
 ]
@@ -418,6 +420,8 @@ def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
         ("dual", "positive", ("positive", "negative")),
         ("scit", "base", ("contrast",)),
         ("scit", "contrast", ("contrast",)),
+        ("dpo_shift", "base", ("preferred",)),
+        ("dpo_shift", "preferred", ("preferred",)),
         ("lorra", "base", ()),
         ("direction", "base", ()),
         ("direction", "positive", ("positive",)),
@@ -425,6 +429,15 @@ def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
 )
 def test_views_name_the_teachers_they_need(method, reference, teachers):
     assert views_of(method, reference).teachers() == teachers
+
+
+@pytest.mark.parametrize("reference", ["base", "preferred"])
+def test_the_shift_of_a_dpo_teacher_costs_one_pass_beside_the_reference(family, reference):
+    options = method_options("dpo_shift", reference, shift="token")
+    alignment, forwards = alignment_of(family, options), []
+    alignment.model.get_base_model().model.register_forward_hook(lambda *_: forwards.append(1))
+    alignment.asked(batch_of(tiny_pairs(2), options))
+    assert len(forwards) == 2
 
 
 def test_instructed_views_read_rows_that_differ_in_the_instruction():

@@ -113,6 +113,24 @@ def test_verdicts_come_in_order_unreadable_ones_are_missing_and_none_is_asked_tw
     assert lines[1]["said"] == "Hard to say."
 
 
+def test_a_slow_answer_does_not_let_many_others_be_asked_for_nothing():
+    gate, asked = threading.Event(), []
+
+    def content(body):
+        asked.append(body)
+        if len(asked) == 1:
+            gate.wait(10)
+        return '{"better": "A"}'
+
+    with server((200, {}, content)) as (url, _):
+        judge = ApiJudge(judge_at(url).api, 2, lambda m, a, b: a + b, read_better, workers=2)
+        verdicts = judge.verdicts([str(index) for index in range(20)])
+        threading.Timer(0.5, gate.set).start()
+        next(verdicts)
+        assert 2 <= len(asked) <= 4
+        assert len(list(verdicts)) == 19
+
+
 def test_answers_that_came_before_an_error_are_kept(tmp_path):
     replies = [(200, {}, '{"better": "B"}'), (400, {}, "too long")]
     with server(*replies) as (url, requests):

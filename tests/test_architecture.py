@@ -24,10 +24,10 @@ LEVELS = (
         "data",
         "decoding",
         "intervals",
+        "evaluation.judge_names",
         "recipe.combinations",
         "recipe.launch",
         "recipe.layers",
-        "recipe.measuring",
         "recipe.options",
         "recipe.training_arguments",
         "recipe.yaml_file",
@@ -35,7 +35,8 @@ LEVELS = (
         "plan.shapes",
         "termination",
     ),
-    ("sharding", "stages"),
+    ("sharding", "costs", "recipe.measuring"),
+    ("stages",),
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "alignment", "checkpoints", "control_vector"),
     ("resuming", "steering", "merging"),
@@ -225,7 +226,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_recipes_are_read_and_checked_without_torch():
-    assert loaded_by("import rahf.cli, rahf.recipe.validation, rahf.config") == []
+    assert loaded_by("import rahf.cli, rahf.recipe.comparing, rahf.config") == []
 
 
 def test_every_public_name_is_found_where_the_package_says():

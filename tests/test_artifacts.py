@@ -23,6 +23,12 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read_lines(tmp_path / "c.jsonl") == [{"x": 1}, {"x": "zwei\n"}]
 
 
+def test_a_text_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):
+    records = [{"text": "a\u2028b\x85c\rd"}, {"text": "e"}]
+    write_lines(tmp_path / "records.jsonl", records)
+    assert read_lines(tmp_path / "records.jsonl") == records
+
+
 def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch):
     path = tmp_path / "metrics.json"
     write_text(path, "old")

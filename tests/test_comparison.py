@@ -11,16 +11,16 @@ from peft import PeftModel
 from test_pipeline import recipe_file  # noqa: F401
 from tiny_models import Family, tiny_pairs, tiny_tokenizer
 
-from rahf.artifacts import read_json, read_lines
+from rahf.artifacts import StageRecord, read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at
-from rahf.comparison.rows import row_run, train_row
+from rahf.comparison.rows import cost_of, train_row
 from rahf.config import CompareOptions
 from rahf.data.prompts import PromptForm
-from rahf.evaluation.rules import Rule
 from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
+from rahf.recipe.comparing import row_run
 from rahf.recipe.validation import checked_recipe
-from rahf.report.comparison import repeated_share
+from rahf.report.comparison import comparison_table, repeated_share, row_figures
 from rahf.report.tradeoff import change_within
 
 # What a strength is
@@ -30,8 +30,7 @@ def asked(texts=((2, 3, 4, 5), (6, 7, 8), (9, 10, 11, 12, 13))) -> Asked:
     tokenizer = tiny_tokenizer()
     form = PromptForm("words", lambda chat: tokenizer(chat[-1]["content"])["input_ids"])
     chats = [[{"role": "user", "content": text}] for text in ("w2 w3", "w4 w5 w6", "w7")]
-    judge = Rule("length", lambda answers: [len(answer) for answer in answers])
-    return Asked(chats, form, [list(ids) for ids in texts], tiny_pairs(3), 4, judge)
+    return Asked(chats, form, [list(ids) for ids in texts], tiny_pairs(3), 4)
 
 
 def adapted(family: Family) -> PeftModel:
@@ -78,7 +77,6 @@ def test_a_base_alone_is_measured_as_strength_zero_of_an_adapter(family):
     [off] = measure_strengths(adapted(family), tiny_tokenizer(), asked(), [0.0])
     assert alone == off
     assert alone.text_kl == [0.0] * 3
-    assert alone.scores == [len(answer) for answer in alone.answers]
 
 
 # What the curves say
@@ -221,7 +219,7 @@ def compared(recipe_file: Path) -> Path:  # noqa: F811
 def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys):
     assert main(["compare", str(compared)]) == 0
     told, out = capsys.readouterr().out, Path("out/compare")
-    rows = ["base", "urial", "sft", "dpo", "lorra", "scit", "dual"]
+    rows = ["base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift"]
     table = (out / "comparison.md").read_text()
     assert [part.split("|")[1].strip() for part in table.splitlines()[2:]] == rows
     assert table.strip() in told
@@ -229,6 +227,10 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys)
     assert list(found["rows"]) == rows
     assert found["rows"]["dual"]["seeds"] == 2
     assert found["rows"]["dual"]["training_seconds"]["mean"] > 0
+    records = [read_json(path) for path in out.glob("**/dpo/**/stage.json")]
+    if all("peak_memory" in record for record in records):
+        largest = max(record["peak_memory"] for record in records)
+        assert found["rows"]["dpo"]["peak_memory"] == largest > 0
     assert "training_seconds" not in found["rows"]["urial"]
     # Both trials of dual ask the same teachers: one pair for each seed.
     assert told.count("negative: writing") == 2
@@ -257,7 +259,7 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys)
 
 
 @pytest.mark.slow
-def test_the_seconds_of_a_row_hold_every_stage(compared):
+def test_the_cost_of_a_row_holds_every_stage(compared):
     given = checked_recipe(compared, {"alpha": "auto", "retain_dataset_name": "texts.jsonl"})
     run = row_run(given, "dual", {}, 0, Path("out/row"))
     trained = train_row(run, Path("out/teachers"))
@@ -271,7 +273,40 @@ def test_the_seconds_of_a_row_hold_every_stage(compared):
     seconds = {record.parent: read_json(record)["training"]["train_runtime"] for record in records}
     assert seconds[Path("out/row/choice")] > 0
     assert seconds[Path("out/row/directions")] == 0  # those of the choice
-    assert trained.seconds == pytest.approx(sum(seconds.values()))
+    assert trained.cost["training_seconds"] == pytest.approx(sum(seconds.values()))
+    peaks = [read_json(record).get("peak_memory", 0) for record in records]
+    assert trained.cost.get("peak_memory", 0) == max(peaks)
+
+
+def test_records_of_before_memory_was_counted_are_read(tmp_path):
+    for name, record in (("old", {}), ("new", {"peak_memory": 7}), ("more", {"peak_memory": 9})):
+        StageRecord(tmp_path / name, {}).finish(training={"train_runtime": 2.0}, **record)
+    old, new, more = (tmp_path / name for name in ("old", "new", "more"))
+    assert cost_of([more, new]) == {"training_seconds": 4.0, "peak_memory": 9}
+    assert cost_of([new, old]) == {"training_seconds": 4.0}
+
+
+POINT = {
+    "strength": 1.0,
+    "scores": [1.0],
+    "answers": ["a"],
+    "preference_margins": [],
+    "text_kl": [0],
+}
+POINT |= {"text_loss": [1.0], "text_tokens": [1]}
+
+
+def test_the_table_shows_the_memory_of_the_seed_that_took_most():
+    known = [{"training_seconds": 3.0, "peak_memory": size * 2**28} for size in (5, 6)]
+    old = [{"training_seconds": 3.0}, known[0]]
+    rows = {
+        name: row_figures([[POINT]] * max(1, len(costs)), costs, [POINT])
+        for name, costs in (("base", []), ("sft", known), ("old", old))
+    }
+    assert rows["sft"]["peak_memory"] == 6 * 2**28
+    header, _, *lines = comparison_table(rows, "loss", 0.05).splitlines()
+    column = [cell.strip() for cell in header.split("|")].index("peak memory, GiB")
+    assert [line.split("|")[column].strip() for line in lines] == ["-", "1.50", "-"]
 
 
 def test_a_wrong_setting_of_a_row_is_told_before_anything_is_trained(compared, capsys):
@@ -280,8 +315,7 @@ def test_a_wrong_setting_of_a_row_is_told_before_anything_is_trained(compared, c
     compared.write_text(yaml.safe_dump(recipe))
     assert main(["compare", str(compared)]) == 2
     told = capsys.readouterr().err
-    assert "compare: row dual" in told
-    assert "did you mean alpha" in told
+    assert "compare.trials.dual[1]: alfa: unknown key, did you mean alpha?" in told
     assert not Path("out/compare/teachers").exists()
 
 

@@ -52,7 +52,7 @@ def test_sections_are_frozen(section):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "duel"}, "method: 'duel' is not one of dual, scit, lorra, direction"),
+        ({"method": "duel"}, "method: 'duel' is not one of dual, scit, dpo_shift, lorra"),
         ({"kl_temperature": 0}, "kl_temperature: 0 is out of range"),
         ({"weights_over_time": "cosine"}, "is not one of constant, crossing"),
         ({"alpha": "2"}, "alpha: '2' is not a number or one of auto"),
@@ -93,7 +93,10 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"sft_weight": 1, "response_source": "rejected"}, "sft_weight: needs chosen responses"),
         ({"retain_weight": 0.5, "retain_rows": 0}, "retain_weight: 0.5 needs texts"),
         ({"kl_weight": 1, "kl_rows": "retain", "retain_rows": 0}, "kl_rows: retain needs texts"),
-        ({"retain_dataset_name": "x.jsonl"}, "retain_dataset_name: read by no term"),
+        (
+            {"retain_dataset_name": "x.jsonl", "retain_weight": 0},
+            "retain_dataset_name: read by no term",
+        ),
         ({"method": "scit", "instructions": {"positive": "a"}}, "given: positive"),
         ({"rejected_weight": 2.0}, "rejected_weight: 2.0 is not read by method dual"),
         ({"method": "lorra", "chosen_weight": 1.0}, "chosen_weight: 1.0 is not read by method"),

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from tiny_models import EOS, lora, tiny_dataset, tiny_tokenizer
 
 from rahf.adapters import load_model
-from rahf.artifacts import read_json, read_lines
+from rahf.artifacts import read_json, read_lines, write_json
+from rahf.checkpoints import MANIFEST, write_manifest
 from rahf.cli import main
+from rahf.costs import CLOCK_FILE
 from rahf.dpo import train_dpo
 from rahf.likelihood import pair_likelihoods
 from rahf.resuming import STAGING
@@ -98,8 +100,13 @@ def test_a_stopped_run_goes_on_and_a_complete_one_is_left_alone(family, tmp_path
     assert left.value.code == 0
     assert "the same command continues from" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3", "stage.json"]
+    kept = folder / "checkpoint-3"
+    (kept / MANIFEST).unlink()
+    write_json(kept / CLOCK_FILE, {"seconds": 1000.0})
+    write_manifest(kept)
     assert main([*given, str(folder)]) == 0
     assert begun == [1, 2, 3, 4, 5]
+    assert read_json(folder / "stage.json")["training"]["train_runtime"] > 1000
     assert main([*given, str(tmp_path / "whole")]) == 0
     weights, expected = (
         load_file(each / "adapter_model.safetensors") for each in (folder, tmp_path / "whole")

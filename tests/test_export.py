@@ -15,7 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from rahf import merging
 from rahf.cli import main
-from rahf.control_vector import read_control_vector, write_control_vector
+from rahf.control_vector import (
+    read_control_vector,
+    that_llama_cpp_steers,
+    write_control_vector,
+)
 from rahf.directions import Directions
 from rahf.hub import collect
 
@@ -59,27 +63,27 @@ def run_folder(family, tmp_path):
 
 
 def test_a_control_vector_holds_the_vectors_under_llama_cpps_numbers(tmp_path):
-    directions = some_directions()
+    directions = some_directions((1, 3))
     path = tmp_path / "new" / "vector.gguf"
-    assert write_control_vector(directions, path, "mistral") == (0,)
+    write_control_vector(directions, path, "mistral")
     reader = gguf.GGUFReader(path)
     assert reader.get_field("general.architecture").contents() == "controlvector"
     assert reader.get_field("controlvector.model_hint").contents() == "llama"
     assert reader.get_field("controlvector.layer_count").contents() == 2
     assert [tensor.name for tensor in reader.tensors] == ["direction.1", "direction.3"]
-    for tensor, vector in zip(reader.tensors, directions.select((1, 3)), strict=True):
+    for tensor, vector in zip(reader.tensors, directions.vectors, strict=True):
         assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
         assert tensor.shape.tolist() == [D_MODEL]
         assert torch.equal(torch.tensor(tensor.data), vector)
     again = read_control_vector(path)
     assert again.layers == (1, 3)
-    assert torch.equal(again.vectors, directions.select((1, 3)))
+    assert torch.equal(again.vectors, directions.vectors)
     assert [file.name for file in path.parent.iterdir()] == ["vector.gguf"]
 
 
-def test_directions_of_layer_0_alone_have_no_control_vector(tmp_path):
+def test_directions_of_layer_0_alone_have_no_control_vector():
     with pytest.raises(ValueError, match="layer 0 alone"):
-        write_control_vector(some_directions((0,)), tmp_path / "vector.gguf", "llama")
+        that_llama_cpp_steers(some_directions((0,)))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,8 @@ def test_directions_are_exported_in_every_form(tmp_path, capsys):
         assert f"steer(model, {steering}, 1.0" in card
     assert torch.equal(Directions.load(tmp_path / "out").vectors, expected.vectors)
     vector = read_control_vector(tmp_path / "out" / "control_vector.gguf")
-    assert torch.equal(vector.vectors, expected.only((1, 3)).vectors)
+    # Nothing is added after block 0, so that block 1 is given its whole vector.
+    assert torch.equal(vector.vectors, 2 * directions.only((1, 3)).increments().vectors)
     assert "without layer 0" in capsys.readouterr().out
 
 

@@ -19,7 +19,6 @@ from rahf.evaluation.questions import (
     ASPECTS,
     aspect_figures,
     aspects_as_json,
-    aspects_question,
     better_question,
     read_aspects,
     read_better,
@@ -42,6 +41,7 @@ class Counting:
         return responses[0]
 
     def verdicts(self, read):
+        assert read, "there is nothing to ask"
         for text in read:
             if len(self.given) == self.dies_after:
                 raise KeyboardInterrupt
@@ -62,6 +62,13 @@ def test_nothing_is_asked_twice_and_verdicts_are_kept_with_judge_and_hash(tmp_pa
     other = Counting("other")
     again.ask(other, ["b"])
     assert other.given == ["b"]
+
+
+def test_a_judge_may_say_what_python_takes_for_the_end_of_a_line(tmp_path):
+    judge, odd = Counting(), "a\u2028b\x85c\rd"
+    Verdicts(tmp_path / "v.jsonl").ask(judge, [odd, "b"])
+    assert Verdicts(tmp_path / "v.jsonl").ask(judge, [odd])[0].said == f"said of {odd}"
+    assert judge.given == [odd, "b"]
 
 
 def test_verdicts_of_a_stopped_run_are_kept_a_half_written_one_is_asked_again(tmp_path):
@@ -126,7 +133,7 @@ def test_missing_marks_are_counted_and_never_averaged():
 def test_questions_hold_the_query_and_the_answers_in_their_order():
     text = better_question(ASKED, "one", "two")
     assert text.index("How is the soup?") < text.index("one") < text.index("two")
-    asked = aspects_as_json(aspects_question(ASKED, "hot"))
+    asked = aspects_as_json(ASKED, "hot")
     assert all(name in asked for name in ASPECTS)
     assert "[Answer]\nhot\n" in asked
 

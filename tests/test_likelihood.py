@@ -4,6 +4,7 @@ from tiny_models import EOS, tiny_model, tiny_pairs
 
 from rahf.contrast import sequence_rows
 from rahf.likelihood import likelihood, preference_margins
+from rahf.packing import use_packed_attention
 
 
 def log_probability_by_loop(model, prompt, response):
@@ -61,8 +62,12 @@ def test_the_head_is_applied_to_the_columns_that_predict_and_to_no_others():
     assert seen == [(2, 2, model.config.hidden_size)]
 
 
-def test_preference_margins_do_not_depend_on_the_batch_size():
-    model, pairs = tiny_model(), tiny_pairs(5)
+@pytest.mark.parametrize("packed", [True, False])
+def test_preference_margins_do_not_depend_on_the_batch_size(packed):
+    model = tiny_model()
+    assert not packed or use_packed_attention(model)
+    pairs = [{**pair, "prompt_ids": 6 * pair["prompt_ids"]} for pair in tiny_pairs(5)]
+    pairs[3]["prompt_ids"] = [*pairs[1]["prompt_ids"], 5]  # as an instruction in front of both
     expected = [
         log_probability_by_loop(model, pair["prompt_ids"], pair["chosen_ids"])
         / len(pair["chosen_ids"])
@@ -73,6 +78,19 @@ def test_preference_margins_do_not_depend_on_the_batch_size():
     for batch_size in (1, 2, 5, 8):
         margins = preference_margins(model, pairs, EOS, batch_size)
         assert margins.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_responses_of_a_pair_share_their_prompt_where_the_model_takes_packed_rows():
+    model, seen = tiny_model(), []
+    use_packed_attention(model)
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    prompt = list(range(2, 32))
+    pair = {"prompt_ids": prompt, "chosen_ids": [7, 8, EOS], "rejected_ids": [9, EOS]}
+    preference_margins(model, [pair], EOS)
+    # The last prompt token, which predicts the response, is each row's own.
+    assert seen == [len(prompt) + 3 + 1 + 2]
 
 
 def test_the_margin_changes_sign_when_the_sides_are_swapped():

@@ -1,9 +1,11 @@
 """Circuit breakers, RMU and RepBend: formulas by hand, what training does, what is refused."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from reference import neighbours as hand
 from reference import objective as loops
 from tiny_models import D_MODEL, EOS, lora, randomize, tiny_pairs
@@ -493,8 +495,23 @@ def test_a_preset_is_a_configuration_of_the_trainer(tmp_path, method):
 
 
 def test_a_method_without_a_preset_is_refused():
-    with pytest.raises(ValueError, match="'dual' has no preset; those that have are circuit_"):
-        preset("dual")
+    with pytest.raises(ValueError, match="'lorra' has no preset; those that have are dual, scit,"):
+        preset("lorra")
+
+
+@pytest.mark.parametrize("method", ["dual", "scit"])
+def test_the_published_settings_of_rahf_are_those_of_its_recipe(tmp_path, method):
+    given = preset(method)
+    path = Path(__file__).parents[1] / "recipes/mistral-7b" / f"{method}.yaml"
+    published = yaml.safe_load(path.read_text())
+    layers = (resolve_layers(keys.pop("target_layers"), 32) for keys in (given, published))
+    assert len(set(layers)) == 1
+    teachers = given.pop("teacher_args")
+    assert given == {key: published[key] for key in given}
+    assert teachers.pop("max_steps") == -1  # those of the alignment are not taken over
+    assert teachers == {key: published["teachers"][key] for key in teachers}
+    args = RAHFConfig(str(tmp_path), **preset(method), **QUIET)
+    assert args.retain_weight == 0
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ def recipe_file(family: Family, tmp_path: Path, monkeypatch) -> Path:
         "target_layers": "1-2",
         "lora_r": 2,
         "shift": "token",
+        "retain_weight": 0.0,
         "max_steps": 3,
         "per_device_train_batch_size": 4,
         "disable_tqdm": True,
@@ -167,8 +168,8 @@ def test_the_directions_of_a_mean_shift_are_a_stage_of_their_own(recipe_file):
     assert ours == pytest.approx(stored, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["scit", "lorra"])
-def test_methods_with_instructions_run_to_the_end(recipe_file, method):
+@pytest.mark.parametrize("method", ["scit", "lorra", "dpo_shift"])
+def test_the_other_methods_run_to_the_end(recipe_file, method):
     recipe = checked_recipe(
         recipe_file,
         {"method": method, "instructions": {"positive": "w3 w4", "negative": "w3 w5"}},

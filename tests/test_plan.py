@@ -283,6 +283,8 @@ def case(architecture="llama", launch=None, rows=8, **keys):
         ("dual", "positive"),
         ("scit", "base"),
         ("scit", "contrast"),
+        ("dpo_shift", "base"),
+        ("dpo_shift", "preferred"),
         ("lorra", "base"),
     ],
 )
@@ -305,7 +307,7 @@ def test_the_passes_are_those_of_the_alignment(family_of, tmp_path, method, refe
 
     blocks = [batch[name] for name in ("reference", "positive", "negative") if name in batch]
     views = dict(zip(("prompt", "positive_prompt", "negative_prompt"), blocks, strict=False))
-    planned = case(method=method, reference=reference, shift=shift)
+    planned = case(method=method, reference=reference, shift=shift, retain_weight=0)
     passes = next(stage for stage in stages_of(planned) if stage.name == "alignment").usual
     total = 0
     for made in passes:

@@ -18,7 +18,7 @@ from tiny_models import D_MODEL, EOS, tiny_dataset, tiny_pairs
 
 from rahf.cli import main
 from rahf.directions import Directions
-from rahf.reading.choice import Calibration, choose, solve_strength, windows
+from rahf.reading.choice import Calibration, choose, climb, solve_strength, windows
 from rahf.reading.effect import candidates, effect_on_predictions
 from rahf.reading.fitters import FITTERS, MeanDifference
 from rahf.reading.fitting import area_under_curve, fit, measure
@@ -466,9 +466,9 @@ def test_two_ranks_give_the_directions_of_one_process(recipe_file):  # noqa: F81
 def test_windows_cover_the_depth_and_stay_in_it():
     assert windows(30) == [
         tuple(range(6, 15)),
-        tuple(range(10, 19)),
-        tuple(range(14, 23)),
-        tuple(range(19, 28)),
+        tuple(range(10, 20)),
+        tuple(range(14, 24)),
+        tuple(range(19, 29)),
     ]
     for depth in (1, 2, 4, 7, 80):
         assert all(0 <= each[0] <= each[-1] < depth for each in windows(depth))
@@ -494,6 +494,24 @@ def test_a_strength_is_found_that_meets_the_budget(divergence, steps):
     assert len(asked) <= steps
 
 
+@pytest.mark.parametrize(
+    ("heights", "top", "seen"),
+    [
+        ([5], 0, {0}),
+        ([5, 7], 1, {0, 1}),
+        ([7, 5], 0, {0, 1}),
+        ([1, 2, 3, 4], 3, {1, 2, 3}),
+        ([1, 2, 5, 4], 2, {1, 2, 3}),
+        ([9, 8, 3, 4], 0, {0, 1, 2, 3}),
+        ([9, 3, 3, 3], 2, {1, 2, 3}),  # level ground: stay, a rise beyond it is not seen
+    ],
+)
+def test_the_climb_ends_at_a_place_that_no_neighbour_exceeds(heights, top, seen):
+    asked = set()
+    assert climb(lambda place: asked.add(place) or heights[place], range(len(heights))) == top
+    assert asked == seen
+
+
 def calibration_of(family):
     pairs = tiny_pairs(4)
     return Calibration(family.load_base(), pairs, [[2, 3, 4, 5], [6, 7, 8]], EOS)
@@ -515,7 +533,7 @@ def test_the_window_that_gains_most_at_equal_divergence_is_taken(family):
     vectors = torch.randn(4, D_MODEL, generator=torch.Generator().manual_seed(3))
     found = Directions((0, 1, 2, 3), vectors)
     areas, rms = torch.tensor([0.9, 0.95, 0.9, 0.5]), torch.full((4,), 10.0)
-    tried = [(0, 1), (1, 2), (3,)]
+    tried = [(0, 1), (1, 2), (3,)]  # begins at the second of those that are likely
     choice = choose(calibration, found, areas, rms, tried, alpha=None, budget=0.1)
     first, second, unlikely = choice.candidates
     # Its layers tell the sides apart no better than chance: nothing is run for it.

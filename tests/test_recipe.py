@@ -309,6 +309,7 @@ def test_stages_are_the_teachers_to_train_the_directions_the_alignment_and_the_e
     assert stages(shift="token") == ("positive", "negative", *last)
     assert stages(shift="token", teachers={"positive": "x"}) == ("negative", *last)
     assert stages(shift="token", method="scit") == ("contrast", *last)
+    assert stages(shift="token", method="dpo_shift") == ("preferred", *last)
     assert stages(shift="token", method="lorra") == last
     assert stages(method="direction", directions="x") == last
 

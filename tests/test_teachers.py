@@ -23,6 +23,8 @@ from rahf.likelihood import likelihood, preference_margins
 from rahf.teachers import (
     InstructionCollator,
     InstructionTrainer,
+    PairCollator,
+    PreferenceTrainer,
     SideCollator,
     SideTrainer,
     contrastive_loss,
@@ -62,6 +64,46 @@ def bigram_batch(packed=False):
         "negative_prompt_ids": [1],
     }
     return InstructionCollator(0, packed)([pair])
+
+
+class Scorer(nn.Module):
+    """A model that is one adapter's and the base's at once: two tables of bigrams."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.base = Bigrams(), Bigrams()
+        self.base.logits.data.zero_()  # every token as likely: 1/4
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_dpo_is_that_of_its_paper(tmp_path, packed, monkeypatch):
+    # Chosen 2 3 after 0: p = .3 * .7, the base 1/16; rejected 3 after 0: p = .4, the base 1/4.
+    pair = {"row": 4, "prompt_ids": [0], "chosen_ids": [2, 3], "rejected_ids": [3]}
+    batch, models = PairCollator(0, packed)([pair, pair]), Scorer()
+    monkeypatch.setattr("rahf.teachers.frozen_pass", lambda *_: torch.no_grad())
+    trainer = untrained(PreferenceTrainer, tmp_path, beta=0.5)
+    trainer.unwrapped = models.base
+    result = trainer.item_loss(models.own, batch)
+    advantage = 0.5 * (math.log(0.3 * 0.7 * 16) - math.log(0.4 * 4))
+    expected = -math.log(1 / (1 + math.exp(-advantage)))
+    assert result.per_row.tolist() == pytest.approx([expected, expected])
+    assert result.row.tolist() == [4, 4]
+    assert trainer.count_items(batch) == 2
+    result.per_row.sum().backward()
+    assert models.own.logits.grad.abs().sum() > 0
+    assert models.base.logits.grad is None
+
+
+def test_a_teacher_of_dpo_begins_at_the_base_and_learns_what_is_preferred(family, tmp_path):
+    rows = tiny_dataset(5)
+    trainer = taught(
+        family, tmp_path, "preferred", rows=rows, per_device_train_batch_size=5, **LONGER
+    )
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert losses[-1] < 0.9 * losses[0]
+    base = preference_margins(family.load_base(), rows, EOS).mean().item()
+    assert margin(tmp_path, rows) > base + 0.3
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -222,13 +264,13 @@ def test_the_base_is_left_as_it_was(family, tmp_path):
     assert torch.equal(base.eval()(ids).logits, logits)
 
 
-@pytest.mark.parametrize("name", ["positive", "contrast"])
+@pytest.mark.parametrize("name", ["positive", "contrast", "preferred"])
 def test_a_teacher_killed_at_any_step_and_resumed_ends_with_the_very_same_weights(
     family, tmp_path, name, monkeypatch
 ):
     taught(family, tmp_path / "whole", name)
     whole = saved_weights(tmp_path / "whole")
-    kind = InstructionTrainer if name == "contrast" else SideTrainer
+    kind = {"contrast": InstructionTrainer, "preferred": PreferenceTrainer}.get(name, SideTrainer)
     train = kind.train
     for steps in range(1, 6):
         folder = tmp_path / f"killed after {steps}"
@@ -247,7 +289,7 @@ def test_a_teacher_killed_at_any_step_and_resumed_ends_with_the_very_same_weight
         assert_same_weights(saved_weights(folder), whole)
 
 
-@pytest.mark.parametrize("name", ["positive", "contrast"])
+@pytest.mark.parametrize("name", ["positive", "contrast", "preferred"])
 def test_eight_batches_of_one_teach_what_one_batch_of_eight_teaches(family, tmp_path, name):
     # Ten pairs: the last step of an epoch has two. An item is a token for `positive`.
     results = []

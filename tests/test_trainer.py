@@ -38,6 +38,7 @@ METHODS = [
     ("dual", "positive"),
     ("scit", "base"),
     ("scit", "contrast"),
+    ("dpo_shift", "base"),
     ("lorra", "base"),
 ]
 

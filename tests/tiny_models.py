@@ -126,7 +126,7 @@ def make_family(folder: Path, architecture: str) -> Family:
     tiny_model(architecture).save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
     adapters = {}
-    for seed, name in enumerate(("positive", "negative", "contrast"), start=1):
+    for seed, name in enumerate(("positive", "negative", "contrast", "preferred"), start=1):
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora())
         randomize(model, "default", seed)
         adapters[name] = folder / name

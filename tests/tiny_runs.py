@@ -53,6 +53,7 @@ def alignment_trainer(
             "learning_rate": 1e-2,
             "target_layers": [0, 2],
             "shift": "token",
+            "retain_weight": 0.0,
             "seed": 3,
             **QUIET,
             **options,

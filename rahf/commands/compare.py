@@ -11,9 +11,10 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rahf.recipe.comparing import check_comparison
     from rahf.recipe.validation import checked_recipe
 
-    recipe = checked_recipe(options.recipe, overrides)
+    recipe = checked_recipe(options.recipe, overrides, check_comparison)
     from rahf.comparison.run import compare
     from rahf.termination import handling_sigterm, leave
 

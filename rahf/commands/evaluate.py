@@ -3,13 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.judges import (
-    JUDGES,
-    aspects_judge,
-    comparing_judge,
-    judge_options,
-    scoring_judge,
-)
+from rahf.commands.judges import JUDGES, judge_options, named_judge
 from rahf.commands.models import identity, load, model_options
 from rahf.commands.parsers import plain_command
 
@@ -78,6 +72,7 @@ def run_preferences(options: argparse.Namespace) -> int:
     from rahf.evaluation.preferences import pair_sizes, preference_figures
     from rahf.generation import answering, pad_id
     from rahf.likelihood import pair_likelihoods
+    from rahf.packing import use_packed_attention
     from rahf.report.judgements import preferences_table
 
     pairs = load_pairs(options.pairs, split=options.split)
@@ -87,11 +82,14 @@ def run_preferences(options: argparse.Namespace) -> int:
         pairs, tokenizer, max_length=options.max_length, chat_template=options.chat_template
     )
     asked = (rows, pad_id(tokenizer), options.batch_size)
+    use_packed_attention(model)
     reference = None
     with answering(model):
         measured = pair_likelihoods(model, *asked)
         if options.reference is not None:
-            reference = pair_likelihoods(load(options, options.reference).model, *asked)
+            other = load(options, options.reference).model
+            use_packed_attention(other)
+            reference = pair_likelihoods(other, *asked)
         elif isinstance(model, PeftModel):
             with frozen_pass(model, None):
                 reference = pair_likelihoods(model, *asked)
@@ -115,10 +113,11 @@ def run_responses(options: argparse.Namespace) -> int:
 
 
 def _scores(options: argparse.Namespace, responses, verdicts):
+    from rahf.evaluation.named_judges import aspects_judge, scoring_judge
     from rahf.evaluation.questions import aspect_figures, score_figures
     from rahf.report.judgements import aspects_table, score_table
 
-    judge = (aspects_judge if options.aspects else scoring_judge)(options)
+    judge = (aspects_judge if options.aspects else scoring_judge)(named_judge(options))
     read = [judge.read(response.messages, response.text) for response in responses]
     values = [verdict.value for verdict in verdicts.ask(judge, read)]
     figures = {"judge": judge.id, "responses": len(responses)}
@@ -130,11 +129,12 @@ def _scores(options: argparse.Namespace, responses, verdicts):
 
 
 def _wins(options: argparse.Namespace, first, second, verdicts):
+    from rahf.evaluation.named_judges import comparing_judge
     from rahf.evaluation.wins import contests_of, decide, win_rates
     from rahf.report.judgements import wins_table
 
     contests = contests_of(first, second)
-    judge = comparing_judge(options)
+    judge = comparing_judge(named_judge(options))
     outcomes = decide(judge, contests, verdicts)
     figures = win_rates(contests, outcomes, chooser=judge.responses == 2)
     names = [options.responses.stem, options.against.stem]

@@ -44,13 +44,15 @@ def load(options: argparse.Namespace, name: str | None = None, base: str | None 
     if name is None:
         name, base = options.model, options.base
     tokenizer = load_tokenizer_of(name, base, trust_remote_code=options.trust_remote_code)
-    loading: dict[str, Any] = {
-        "dtype": options.dtype,
-        "trust_remote_code": options.trust_remote_code,
-    }
+    return Loaded(load_model(name, loading(options), device(options), base), tokenizer)
+
+
+def loading(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of `from_pretrained`."""
+    chosen = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
     if options.attn_implementation:
-        loading["attn_implementation"] = options.attn_implementation
-    return Loaded(load_model(name, loading, device(options), base), tokenizer)
+        chosen["attn_implementation"] = options.attn_implementation
+    return chosen
 
 
 def device(options: argparse.Namespace) -> "torch.device":

@@ -11,11 +11,12 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
+    from rahf.recipe.comparing import check_given_comparison
     from rahf.recipe.reading import RecipeError
     from rahf.recipe.validation import checked_recipe, summary
 
     try:
-        recipe = checked_recipe(options.recipe, overrides)
+        recipe = checked_recipe(options.recipe, overrides, check_given_comparison)
     except RecipeError as error:
         print(f"{error}", file=sys.stderr)
         return 1

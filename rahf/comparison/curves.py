@@ -2,7 +2,9 @@
 
 Change is the judge's mean over the answers, cost what general ability was lost, both against the
 base. Prompts, texts and seeds are drawn anew for the intervals, prompts and texts alike for all
-rows, since all answered the same. Knows numbers only.
+rows, since all answered the same. A prompt whose verdict is missing is left out where it is
+missing; a change of which no verdict is left is not a number, and is not on the curve. Knows
+numbers only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,9 @@ from jaxtyping import Float
 from rahf.report.tradeoff import Point, change_within
 
 DRAWS = 1000
+
+Line = list[tuple[float, float]]
+"""(cost, change) at every strength."""
 
 Cost = Literal["loss", "kl"]
 
@@ -52,26 +57,29 @@ def everything(row: Curves) -> Draw:
     return Draw(*(np.ones(size) for size in _sizes(row)))
 
 
-def line(row: Curves, base: Curves, draw: Draw, cost: Cost, sign: int) -> list[tuple[float, float]]:
-    """(cost, change) at every strength: means over seeds."""
-    change = sign * (_mean_score(row, draw) - _mean_score(base, draw._replace(seeds=np.ones(1))))
+def line(row: Curves, base: Curves, draw: Draw, cost: Cost, sign: int) -> Line:
+    """Means over seeds; a change that could not be read anywhere is nan."""
+    change = _mean(sign * (row.scores - base.scores), draw.prompts)
     read = draw.texts / (draw.texts @ row.tokens)
     spent = row.kls @ read if cost == "kl" else row.losses @ read - (base.losses @ read).item()
-    weights = draw.seeds / draw.seeds.sum()
-    return list(zip((weights @ spent).tolist(), (weights @ change).tolist(), strict=True))
+    over_seeds = _mean(spent.T, draw.seeds), _mean(change.T, draw.seeds)
+    return list(zip(*(values.tolist() for values in over_seeds), strict=True))
+
+
+def readable(found: Line) -> Line:
+    """The strengths whose change is a number."""
+    return [at for at in found if not np.isnan(at[1])]
 
 
 def points(row: Curves, base: Curves, cost: Cost, sign: int, seed: int = 0) -> list[Point]:
-    """The row's curve, with the interval of the change at each strength."""
-    drawn = [
-        [change for _, change in line(row, base, draw, cost, sign)]
-        for draw in _draws(row, np.random.default_rng(seed))
-    ]
-    low, high = np.quantile(np.array(drawn), (0.025, 0.975), axis=0)
+    """The row's curve, with the interval of the change at each strength that has one."""
+    draws = _draws(row, np.random.default_rng(seed))
+    drawn = np.array([line(row, base, draw, cost, sign) for draw in draws])[:, :, 1]
     found = line(row, base, everything(row), cost, sign)
     return [
-        Point(*at, float(low[index]), float(high[index]), f"{row.strengths[index]:g}")
+        Point(*at, *_interval(drawn[:, index]), f"{row.strengths[index]:g}")
         for index, at in enumerate(found)
+        if not np.isnan(at[1])
     ]
 
 
@@ -87,27 +95,27 @@ class Reading(NamedTuple):
 def read_at(
     rows: Mapping[str, Curves], base: Curves, at: float, cost: Cost, sign: int, seed: int = 0
 ) -> tuple[dict[str, Reading], dict[tuple[str, str], Reading]]:
-    """The change of every row at the cost `at`, and the difference of any two rows."""
+    """The change of every row at the cost `at`, and the difference of any two rows; a row without
+    a readable verdict is left out.
+    """
+    whole = {
+        name: readable(line(row, base, everything(row), cost, sign)) for name, row in rows.items()
+    }
+    rows = {name: row for name, row in rows.items() if whole[name]}
     drawn: dict[str, list[float]] = {}
     for name, row in rows.items():
         # The same generator for all rows: prompts and texts are drawn alike.
         lines = (
             line(row, base, draw, cost, sign) for draw in _draws(row, np.random.default_rng(seed))
         )
-        drawn[name] = [change_within(found, at) for found in lines]
-    whole = {name: line(row, base, everything(row), cost, sign) for name, row in rows.items()}
-    change = {name: change_within(found, at) for name, found in whole.items()}
-    reached = {name: max(found)[0] >= at for name, found in whole.items()}
-
-    def reading(value: float, draws: Sequence[float], reached: bool) -> Reading:
-        low, high = np.quantile(draws, (0.025, 0.975))
-        return Reading(value, float(low), float(high), reached)
-
-    alone = {name: reading(change[name], drawn[name], reached[name]) for name in rows}
+        drawn[name] = [change_at_most(found, at) for found in lines]
+    change = {name: change_within(whole[name], at) for name in rows}
+    reached = {name: max(whole[name])[0] >= at for name in rows}
+    alone = {name: Reading(change[name], *_interval(drawn[name]), reached[name]) for name in rows}
     differences = {
-        (one, other): reading(
+        (one, other): Reading(
             change[one] - change[other],
-            np.subtract(drawn[one], drawn[other]),
+            *_interval(np.subtract(drawn[one], drawn[other])),
             reached[one] and reached[other],
         )
         for one in rows
@@ -115,6 +123,18 @@ def read_at(
         if one != other
     }
     return alone, differences
+
+
+def change_at_most(found: Line, at: float) -> float:
+    """The most change for at most the cost `at`; nan where none could be read."""
+    known = readable(found)
+    return change_within(known, at) if known else float("nan")
+
+
+def _interval(drawn: Sequence[float]) -> tuple[float, float]:
+    """95 %; a draw in which nothing could be read says nothing."""
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _sizes(row: Curves) -> tuple[int, int, int]:
@@ -131,7 +151,8 @@ def _draws(row: Curves, random: np.random.Generator):
         )
 
 
-def _mean_score(row: Curves, draw: Draw) -> np.ndarray:
-    """[seeds, strengths]; an unreadable verdict is left out."""
-    readable = ~np.isnan(row.scores)
-    return (np.nan_to_num(row.scores) @ draw.prompts) / np.maximum(readable @ draw.prompts, 1)
+def _mean(values: Float[np.ndarray, "... n"], weights: Float[np.ndarray, " n"]) -> np.ndarray:
+    """Weighted mean over the last axis of what is a number; nan where that weighs nothing."""
+    weight = ~np.isnan(values) @ weights
+    missing = np.full(weight.shape, np.nan)
+    return np.divide(np.nan_to_num(values) @ weights, weight, out=missing, where=weight > 0)

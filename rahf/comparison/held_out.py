@@ -18,8 +18,7 @@ from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import PromptForm, chat_prompt_form, read_prompts
 from rahf.data.sources import load_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
-from rahf.evaluation.judges import Judge
-from rahf.evaluation.strengths import Asked, scores_of
+from rahf.evaluation.strengths import Asked
 from rahf.loading import load_split
 from rahf.recipe.reading import Recipe
 
@@ -76,21 +75,11 @@ def _record(pair: Mapping[str, Any]) -> dict[str, Any]:
 def asked_of(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
-    judge: Judge,
     part: str,
     validation: Path | None = None,
 ) -> Asked:
-    """What is measured on: `part` is `test` or `validation`, whose pairs stand in `validation`.
-
-    Raises:
-        ValueError: the recipe names no test prompts, or no unrelated texts.
-    """
+    """What is measured on: `part` is `test` or `validation`, whose pairs stand in `validation`."""
     data, options = recipe.data, recipe.evaluation
-    if data.dataset_test_split is None or options.unrelated_text is None:
-        raise ValueError(
-            "a comparison is measured on held-out pairs and on unrelated text: set "
-            "dataset_test_split and evaluation.unrelated_text"
-        )
     if part == "test":
         pairs = load_split(recipe, data.dataset_test_split)
     else:
@@ -115,32 +104,12 @@ def asked_of(
     if validation is not None:
         texts = texts[0::2] if part == "validation" else texts[1::2]
     form = chat_prompt_form(tokenizer, data.chat_template)
-    return Asked(chats, form, texts, rows, options.max_new_tokens, judge)
+    return Asked(chats, form, texts, rows, options.max_new_tokens)
 
 
 def under_urial(asked: Asked, form: PromptForm) -> Asked:
     """The same prompts in URIAL's form; preferences are those of the chat template's prompts."""
     return dataclasses.replace(asked, form=form, pairs=(), answers_at_once=URIAL_AT_ONCE)
-
-
-def wanted_side(recipe: Recipe, judge: Judge) -> int:
-    """The side of the judge's scale that the chosen responses lean to: 1 or -1.
-
-    Raises:
-        ValueError: it finds no difference.
-    """
-    pairs = usable_pairs(load_split(recipe, recipe.data.dataset_train_split))
-    pairs = pairs.select(range(min(len(pairs), 500)))
-    chosen, rejected = (
-        np.nanmean(np.array(scores_of(judge, pairs["prompt"], pairs[side]), dtype=float))
-        for side in ("chosen", "rejected")
-    )
-    if chosen == rejected:
-        raise ValueError(
-            f"compare.judge: {judge.id} gives the chosen and the rejected responses of the "
-            f"training pairs the same mean, {chosen:g}: it cannot tell what is wanted"
-        )
-    return 1 if chosen > rejected else -1
 
 
 def _distinct(prompts: Sequence[Any]) -> Iterator[Any]:

@@ -5,26 +5,39 @@ Everything is kept in `compare` of the recipe's output folder; a run that was st
 
 import json
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import PartialState
 from peft import PeftModel
 
-from rahf.adapters import fingerprint, load_classifier, load_tokenizer_of
+from rahf.adapters import fingerprint
 from rahf.artifacts import read_json, write_json, write_lines, write_text
-from rahf.comparison.curves import curves_of, everything, line, points, read_at
-from rahf.comparison.held_out import asked_of, under_urial, wanted_side, with_validation
-from rahf.comparison.rows import UNTRAINED, RowRun, Trained, row_run, train_row
-from rahf.evaluation.judges import Judge, prompt_hash
-from rahf.evaluation.model_judges import RewardJudge
-from rahf.evaluation.rules import rule
+from rahf.comparison.curves import (
+    change_at_most,
+    curves_of,
+    everything,
+    line,
+    points,
+    read_at,
+    readable,
+)
+from rahf.comparison.held_out import asked_of, under_urial, with_validation
+from rahf.comparison.judging import outcomes_of, wanted_side
+from rahf.comparison.rows import Trained, train_row
+from rahf.data.pairs import usable_pairs
+from rahf.evaluation.judge_names import parse_judge
+from rahf.evaluation.judges import Judge, Verdicts, prompt_hash
+from rahf.evaluation.named_judges import NamedJudge, comparing_judge
 from rahf.evaluation.strengths import Asked, measure_strengths
-from rahf.loading import load_base, load_tokenizer
+from rahf.evaluation.wins import place_figures
+from rahf.loading import load_base, load_split, load_tokenizer
 from rahf.recipe.combinations import kind_of_row
-from rahf.recipe.reading import Recipe
-from rahf.report.comparison import comparison_table, row_figures
-from rahf.report.tradeoff import change_within, tradeoff_figure
+from rahf.recipe.comparing import UNTRAINED, RowRun, check_comparison, row_run
+from rahf.recipe.reading import Recipe, RecipeError
+from rahf.report.comparison import comparison_table, place_line, row_figures
+from rahf.report.tradeoff import tradeoff_figure
 from rahf.urial import own_urial, read_urial, urial_prompt_form
 
 
@@ -33,13 +46,16 @@ class Measured(NamedTuple):
 
     trial: int
     by_seed: list[list[dict[str, Any]]]  # measures at each strength
-    seconds: list[float]  # of the training, a seed
+    costs: list[dict[str, float]]  # of the training, a seed
 
 
 class Comparison:
     """The recipe, the models that are measured, and where everything is kept."""
 
     def __init__(self, recipe: Recipe):
+        problems = check_comparison(recipe)
+        if problems:
+            raise RecipeError("compare", problems)
         self.options, self.folder = recipe.compare, recipe.output_dir / "compare"
         self.given = recipe
         self.recipe = with_validation(recipe, self.folder / "data")
@@ -50,9 +66,24 @@ class Comparison:
             for trial in range(len(self.trials(name)))
             for seed in self.options.seeds
         }
-        self.tokenizer = load_tokenizer(recipe)
-        self.judge = scorer(self.options.judge)
-        self.sign = wanted_side(self.recipe, self.judge)
+        self.tokenizer, self._asked = load_tokenizer(recipe), {}
+        self.base = next(name for name in self.options.rows if kind_of_row(name) == "base")
+        self.judge = self._judge()
+        kept = None if parse_judge(self.options.judge).is_rule else self.folder / "verdicts.jsonl"
+        self.verdicts = Verdicts(kept)
+        pairs = usable_pairs(load_split(self.recipe, self.recipe.data.dataset_train_split))
+        self.sign = wanted_side(self.judge, self.verdicts, pairs)
+
+    def _judge(self) -> Judge:
+        options = self.options
+        named = NamedJudge(
+            options.judge,
+            PartialState().device,
+            url=options.url,
+            workers=options.workers,
+            label=options.label,
+        )
+        return comparing_judge(named)
 
     def trials(self, name: str) -> list[dict[str, Any]]:
         """The settings that are tried for a row; one empty one where it is not tuned."""
@@ -69,8 +100,10 @@ class Comparison:
         return train_row(self.runs[name, trial, seed], self.folder / "teachers")
 
     def asked(self, part: str) -> Asked:
-        validation = self.folder / "data" if self.options.trials else None
-        return asked_of(self.given, self.tokenizer, self.judge, part, validation)
+        if part not in self._asked:
+            validation = self.folder / "data" if self.options.trials else None
+            self._asked[part] = asked_of(self.given, self.tokenizer, part, validation)
+        return self._asked[part]
 
     def under_urial(self, asked: Asked) -> Asked:
         urial = read_urial(self.options.urial) if self.options.urial else own_urial()
@@ -79,11 +112,35 @@ class Comparison:
     def measures(
         self, part: str, asked: Asked, name: str, trained: Trained | None
     ) -> list[dict[str, Any]]:
-        """The measures of one adapter, or of the base; measured once."""
+        """The measures of one adapter, or of the base, with the judge's `scores`, and the
+        verdicts behind each.
+        """
+        found = self._measured(part, asked, name, trained)
+        answers = [answer for point in found for answer in point["answers"]]
+        chats, base = [*asked.chats] * len(found), []
+        if self.judge.responses == 2:
+            # Those to the same prompts in their usual form, whatever form `asked` has.
+            [untouched] = self._measured(part, self.asked(part), self.base, None)
+            base = untouched["answers"] * len(found)
+        outcomes = outcomes_of(self.judge, self.verdicts, chats, answers, base)
+        count = len(asked.chats)
+        parts = [outcomes[at : at + count] for at in range(0, len(outcomes), count)]
+        return [
+            {
+                **point,
+                "scores": [outcome.value for outcome in part],
+                "verdicts": [outcome.orders for outcome in part],
+            }
+            for point, part in zip(found, parts, strict=True)
+        ]
+
+    def _measured(
+        self, part: str, asked: Asked, name: str, trained: Trained | None
+    ) -> list[dict[str, Any]]:
+        """All that needs the model itself; measured once, whoever judges."""
         strengths = self.options.strengths if trained else [0.0]
         made_with = {
             "strengths": strengths,
-            "judge": asked.judge.id,
             "max_new_tokens": asked.max_new_tokens,
             "weights": fingerprint(trained.adapter) if trained else [],
             "asked": prompt_hash(json.dumps([asked.chats, list(asked.texts), asked.form.name])),
@@ -102,26 +159,12 @@ class Comparison:
         return measures
 
 
-def scorer(name: str) -> Judge:
-    """A judge of single answers by its name.
-
-    Raises:
-        ValueError: no such judge.
-    """
-    kind, _, model = name.partition(":")
-    if kind != "reward":
-        return rule(name)
-    judge_id = " ".join([model, *fingerprint(model)])
-    loaded = load_classifier(model, {"dtype": "auto"}, PartialState().device)
-    return RewardJudge(loaded, load_tokenizer_of(model), judge_id)
-
-
 def compare(recipe: Recipe) -> None:
     """Run the comparison of `recipe.compare` and print its table.
 
     Raises:
-        ValueError: settings of a row that make no recipe, told before anything is run; several
-            processes.
+        ValueError: settings of a row that make no recipe, or a judge that does not work, told
+            before anything is trained; several processes.
     """
     if PartialState(cpu=recipe.training.get("use_cpu", False)).num_processes > 1:
         raise ValueError("rahf compare runs in one process; start it without accelerate launch")
@@ -140,7 +183,7 @@ def compare(recipe: Recipe) -> None:
             continue
         trained = [comparison.train(name, chosen[name], seed) for seed in comparison.options.seeds]
         measures = [comparison.measures("test", asked, name, each) for each in trained]
-        rows[name] = Measured(chosen[name], measures, [each.seconds for each in trained])
+        rows[name] = Measured(chosen[name], measures, [each.cost for each in trained])
     tell(comparison, rows)
 
 
@@ -151,24 +194,31 @@ def choose_trial(comparison: Comparison, name: str) -> int:
         return 0
     path = comparison.folder / "trials" / f"{name}.json"
     asked = comparison.asked("validation")
-    base = curves_of([comparison.measures("validation", asked, "base", None)])
+    base = curves_of([comparison.measures("validation", asked, comparison.base, None)])
     results = []
     for trial, settings in enumerate(trials):
         trained = comparison.train(name, trial, options.seeds[0])
         curves = curves_of([comparison.measures("validation", asked, name, trained)])
         found = line(curves, base, everything(curves), options.cost, comparison.sign)
-        change = change_within(found, options.budget)
-        results.append({"settings": settings, "change": change, "line": found})
+        change = change_at_most(found, options.budget)
+        known = None if isnan(change) else change
+        results.append({"settings": settings, "change": known, "line": readable(found)})
         print(f"{name}, trial {trial} {settings}: {change:+.3f} at {options.budget:g}", flush=True)
         write_json(path, results)
-    return max(range(len(trials)), key=lambda trial: results[trial]["change"])
+    judged = [trial for trial, result in enumerate(results) if result["change"] is not None]
+    if not judged:
+        raise ValueError(
+            f"compare.judge: nothing that {comparison.judge.id} said of the trials of {name} could "
+            f"be read; its words are in {comparison.folder / 'verdicts.jsonl'}"
+        )
+    return max(judged, key=lambda trial: results[trial]["change"])
 
 
 def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
     """Write and print what the rows have come to."""
     options, folder = comparison.options, comparison.folder
     curves = {name: curves_of(row.by_seed) for name, row in rows.items()}
-    [base] = [name for name in rows if kind_of_row(name) == "base"][:1]
+    base, wins = comparison.base, comparison.judge.responses == 2
     others = {name: row for name, row in curves.items() if name != base}
     readings, differences = read_at(
         others, curves[base], options.budget, options.cost, comparison.sign
@@ -178,11 +228,14 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
         for name, row in others.items()
     }
     table = {
-        name: row_figures(row.by_seed, row.seconds, rows[base].by_seed[0])
+        name: row_figures(row.by_seed, row.costs, rows[base].by_seed[0])
         | ({"at_budget": readings[name]._asdict()} if name in readings else {})
         for name, row in rows.items()
     }
-    text = comparison_table(table, options.cost, options.budget)
+    text = comparison_table(table, options.cost, options.budget, wins=wins)
+    place = _place(rows) if wins else None
+    if place:
+        text += f"\n\n{place_line(place)}"
     settings = {
         name: {**options.rows[name], **comparison.trials(name)[row.trial]}
         for name, row in rows.items()
@@ -191,7 +244,9 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
         folder / "comparison.json",
         {
             "judge": comparison.judge.id,
+            "score": "win over the base's answer" if wins else "the judge's own",
             "wanted_side": comparison.sign,
+            **({"place": place} if place else {}),
             "cost": options.cost,
             "budget": options.budget,
             "settings": settings,
@@ -212,9 +267,27 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
             for point in found
         ),
     )
-    tradeoff_figure(lines, folder / "tradeoff.png", cost=COST_LABELS[options.cost])
+    tradeoff_figure(
+        lines,
+        folder / "tradeoff.png",
+        cost=COST_LABELS[options.cost],
+        change=CHANGE_LABELS[wins],
+    )
     _write_answers(comparison, rows, folder / "answers.jsonl")
     print(f"\n{text}\n\nresults: {folder}")
+
+
+def _place(rows: dict[str, Measured]) -> dict[str, float] | None:
+    """How much of what the judge said of all rows is the place; None: it was asked nothing."""
+    orders = [
+        verdicts
+        for row in rows.values()
+        for measures in row.by_seed
+        for point in measures
+        for verdicts, score in zip(point["verdicts"], point["scores"], strict=True)
+        if verdicts and score is not None
+    ]
+    return place_figures(orders) if orders else None
 
 
 COST_LABELS = {
@@ -223,17 +296,27 @@ COST_LABELS = {
 }
 
 
+CHANGE_LABELS = {
+    False: "change of behaviour (the judge's mean)",
+    True: "wins over the base's answers, above one half",
+}
+
+
 def _write_answers(comparison: Comparison, rows: dict[str, Measured], path: Path) -> None:
-    """The first seed's answers at strength 1, or at the strength nearest to it."""
+    """The first seed's answers and scores at strength 1, or at the strength nearest to it."""
     chats: Sequence[Any] = comparison.asked("test").chats
-    answers = {
-        name: min(row.by_seed[0], key=lambda point: abs(point["strength"] - 1))["answers"]
+    shown = {
+        name: min(row.by_seed[0], key=lambda point: abs(point["strength"] - 1))
         for name, row in rows.items()
     }
     write_lines(
         path,
         (
-            {"prompt": chat, "answers": {name: given[index] for name, given in answers.items()}}
+            {"prompt": chat}
+            | {
+                key: {name: point[key][index] for name, point in shown.items()}
+                for key in ("answers", "scores")
+            }
             for index, chat in enumerate(chats)
         ),
     )

@@ -7,6 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses that another try may change."""
 
 LONGEST_WAIT = 60.0
+
+AHEAD = 2
+"""Texts for each worker that may be asked about before the first of them is answered: what is lost
+at most when a run is stopped, since verdicts are kept in order."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +102,19 @@ class ApiJudge:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
-        pool = ThreadPoolExecutor(self.workers)
+        pool, waiting = ThreadPoolExecutor(self.workers), deque()
+
+        def next_one() -> Verdict:
+            said = waiting.popleft().result()
+            return Verdict(self.parse(said), said)
+
         try:
-            for said in pool.map(self.api.complete, read):
-                yield Verdict(self.parse(said), said)
+            for text in read:
+                waiting.append(pool.submit(self.api.complete, text))
+                if len(waiting) == AHEAD * self.workers:
+                    yield next_one()
+            while waiting:
+                yield next_one()
         finally:
             # After an error or an interrupt nothing more is asked.
             pool.shutdown(wait=False, cancel_futures=True)

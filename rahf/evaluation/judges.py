@@ -50,9 +50,12 @@ class Verdicts:
         self._path = path
         self._known: dict[str, Verdict] = {}
         if path is not None and path.exists():
-            whole, newline, _ = path.read_text(encoding="utf-8").rpartition("\n")
-            path.write_text(whole + newline, encoding="utf-8")
-            for line in whole.splitlines():
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):  # never written anew: verdicts may have cost money
+                with path.open("r+b") as file:
+                    file.truncate(len(whole))
+            for line in whole.decode().split("\n")[:-1]:
                 record = json.loads(line)
                 key = record["judge"], record["prompt_hash"]
                 self._known[key] = Verdict(record["value"], record["said"])
@@ -61,7 +64,8 @@ class Verdicts:
         """The judge's verdicts; it is asked only for what it has not read before."""
         keys = [(judge.id, prompt_hash(text)) for text in read]
         new = {key: text for key, text in zip(keys, read, strict=True) if key not in self._known}
-        for key, verdict in zip(new, judge.verdicts(list(new.values())), strict=True):
+        given = judge.verdicts(list(new.values())) if new else ()
+        for key, verdict in zip(new, given, strict=True):
             self._known[key] = verdict
             self._keep(key, verdict)
         return [self._known[key] for key in keys]

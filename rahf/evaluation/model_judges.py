@@ -21,11 +21,10 @@ from rahf.data.tokenization import tokenize_responses
 from rahf.evaluation.judges import Value, Verdict
 from rahf.evaluation.questions import (
     ASPECTS,
-    BETTER_AS_LETTER,
     MARKS,
     aspect_as_digit,
     aspects_question,
-    better_question,
+    better_as_letter,
 )
 from rahf.generation import pad_id
 from rahf.likelihood import predictions
@@ -48,23 +47,15 @@ class RewardJudge:
         label: int = 0,
         batch_size: int = 8,
     ):
-        if not 0 <= label < model.config.num_labels:
-            raise ValueError(
-                f"label {label} is not one of the {model.config.num_labels} labels of {id}"
-            )
+        self.id, self.read = (
+            label_id(id, model.config.num_labels, label),
+            response_reader(tokenizer),
+        )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = pad_id(tokenizer)
-        self.id = id if model.config.num_labels == 1 else f"{id}, label {label}"
         self._model, self._tokenizer = model, tokenizer
         self._label, self._batch_size = label, batch_size
-        self._chat = chat_format(tokenizer) if tokenizer.chat_template is not None else None
-
-    def read(self, messages: Sequence[Message], *responses: str) -> str:
-        if self._chat is None:
-            return responses[0]
-        chat = prompt_messages(messages, self._chat)
-        answer = {"role": "assistant", "content": responses[0]}
-        return render(self._tokenizer, self._chat.template, [*chat, answer])
+        self._templated = tokenizer.chat_template is not None
 
     @torch.no_grad()
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
@@ -78,7 +69,9 @@ class RewardJudge:
 
     def _scores(self, texts: list[str]) -> Float[Tensor, " texts"]:
         tokenizer = self._tokenizer
-        ids = tokenizer(texts, add_special_tokens=self._chat is None, truncation=False)["input_ids"]
+        ids = tokenizer(texts, add_special_tokens=not self._templated, truncation=False)[
+            "input_ids"
+        ]
         width = max(map(len, ids))
         padded = torch.tensor([row + [pad_id(tokenizer)] * (width - len(row)) for row in ids])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
@@ -90,6 +83,32 @@ class RewardJudge:
         logs = logits.log_softmax(-1)
         others = [label for label in range(logits.shape[1]) if label != self._label]
         return logs[:, self._label] - logs[:, others].logsumexp(-1)
+
+
+def label_id(id: str, labels: int, label: int) -> str:
+    """Id of a classifier as the judge that reads one of its labels.
+
+    Raises:
+        ValueError: it has no such label.
+    """
+    if not 0 <= label < labels:
+        raise ValueError(f"label {label} is not one of the {labels} labels of {id}")
+    return id if labels == 1 else f"{id}, label {label}"
+
+
+def response_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
+    """What a classifier reads of a prompt and a response: the chat in its template, or, where it
+    has none, the response alone.
+    """
+    form = chat_format(tokenizer) if tokenizer.chat_template is not None else None
+
+    def read(messages: Sequence[Message], response: str) -> str:
+        if form is None:
+            return response
+        chat = prompt_messages(messages, form)
+        return render(tokenizer, form.template, [*chat, {"role": "assistant", "content": response}])
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -148,10 +167,7 @@ def better_choice_judge(choices: Choices, id: str) -> ChoiceJudge:
     def weigh(read: Sequence[str]) -> Iterator[Value]:
         return (first for first, _ in choices.probabilities(read, ("A", "B")))
 
-    def question(messages: Sequence[Message], first: str, second: str) -> str:
-        return better_question(messages, first, second) + BETTER_AS_LETTER
-
-    return ChoiceJudge(id, 2, question, weigh)
+    return ChoiceJudge(id, 2, better_as_letter, weigh)
 
 
 def aspects_choice_judge(choices: Choices, id: str) -> ChoiceJudge:

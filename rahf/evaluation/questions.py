@@ -35,12 +35,16 @@ def better_question(messages: Sequence[Message], first: str, second: str) -> str
     )
 
 
-BETTER_AS_JSON = (
-    'Reply with one JSON object and nothing else: {"reason": "one sentence", "better": "A"}, where '
-    '"better" is "A", "B" or "tie".'
-)
+def better_as_json(messages: Sequence[Message], first: str, second: str) -> str:
+    return better_question(messages, first, second) + (
+        'Reply with one JSON object and nothing else: {"reason": "one sentence", "better": "A"}, '
+        'where "better" is "A", "B" or "tie".'
+    )
 
-BETTER_AS_LETTER = "Which answer is better? Reply with one letter, A or B."
+
+def better_as_letter(messages: Sequence[Message], first: str, second: str) -> str:
+    question = better_question(messages, first, second)
+    return question + "Which answer is better? Reply with one letter, A or B."
 
 
 def read_better(said: str) -> float | None:
@@ -57,8 +61,9 @@ def aspects_question(messages: Sequence[Message], response: str) -> str:
     )
 
 
-def aspects_as_json(question: str) -> str:
+def aspects_as_json(messages: Sequence[Message], response: str) -> str:
     """The question for all aspects at once."""
+    question = aspects_question(messages, response)
     listed = "\n".join(f"- {name}: {meaning}." for name, meaning in ASPECTS.items())
     shape = ", ".join(f'"{name}": {{"reason": "...", "score": 1}}' for name in ASPECTS)
     return (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rahf.data.messages import Message
+from rahf.evaluation.judge_names import parse_judge
 from rahf.evaluation.judges import Verdict
 from rahf.evaluation.lexicon import lexicon_tone
 
@@ -47,20 +48,17 @@ def rule(name: str) -> Rule:
     Raises:
         ValueError: another name; a pattern that is none.
     """
-    kind, _, pattern = name.partition(":")
-    if name == "lexicon":
+    kind, pattern = parse_judge(name)
+    if kind == "lexicon":
         return Rule(name, lexicon_tone())
-    if name == "length":
+    if kind == "length":
         return Rule(name, lambda texts: [len(text) for text in texts])
-    if name == "refusal":
+    if kind == "refusal":
         return Rule(name, lambda texts: [declines(text) for text in texts])
-    if kind == "regex" and pattern:
-        try:
-            found = re.compile(pattern, re.IGNORECASE)
-        except re.error as error:
-            raise ValueError(f"judge {name!r}: no regular expression ({error})") from error
+    if kind == "regex":
+        found = re.compile(pattern, re.IGNORECASE)
         return Rule(name, lambda texts: [found.search(text) is not None for text in texts])
-    raise ValueError(f"judge {name!r} is none of lexicon, length, refusal, regex:PATTERN")
+    raise ValueError(f"judge {name!r} is a model and no rule")
 
 
 def declines(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 A strength is a factor on the adapter's update: 0 is the base, 1 the adapter as it was trained. Each
 prompt and text is kept by itself, so that whoever reads the figures can draw them anew. Knows
-adapters and ids; knows no method and no file.
+adapters and ids; knows no method, no judge and no file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,6 @@ from rahf.contrast import Pairs, row_count, sequence_rows
 from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
 from rahf.decoding import Decoding
-from rahf.evaluation.judges import Judge, Verdicts
 from rahf.evaluation.table import ANSWERS_AT_ONCE
 from rahf.generation import answering, answers, pad_id
 from rahf.likelihood import (
@@ -44,7 +43,6 @@ class Asked:
     texts: Sequence[list[int]]  # ids of unrelated texts
     pairs: Pairs  # tokenised
     max_new_tokens: int
-    judge: Judge  # a scorer
     answers_at_once: int = ANSWERS_AT_ONCE
 
 
@@ -54,7 +52,6 @@ class Measures:
 
     strength: float
     answers: list[str] = field(default_factory=list)
-    scores: list[float | None] = field(default_factory=list)  # the judge's; None: unreadable
     text_loss: list[float] = field(default_factory=list)  # nats, summed over the text
     text_kl: list[float] = field(default_factory=list)  # KL(base || adapter), nats, summed
     text_tokens: list[int] = field(default_factory=list)
@@ -94,16 +91,7 @@ def measure_strengths(
             if measures.strength in (0, 1) and len(asked.pairs):
                 scored = pair_likelihoods(model, asked.pairs, pad_id(tokenizer))
                 measures.preference_margins = scored.token_margins().tolist()
-        measures.scores = scores_of(asked.judge, asked.chats, measures.answers)
     return found
-
-
-def scores_of(
-    judge: Judge, chats: Sequence[Sequence[Message]], answers: Sequence[str]
-) -> list[float | None]:
-    """A scorer's verdicts on the answers to chats."""
-    read = [judge.read(chat, answer) for chat, answer in zip(chats, answers, strict=True)]
-    return [verdict.value for verdict in Verdicts().ask(judge, read)]
 
 
 def _answers(model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: Asked) -> list[str]:

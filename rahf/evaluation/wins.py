@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
     """How one contest ended."""
 
     value: float | None  # 1: first is better, 0: second, 0.5: tie, None: a verdict is missing
-    orders: tuple[Any, ...]  # verdicts: a chooser's on both orders, a scorer's on both responses
+    orders: tuple[Any, ...]  # verdicts: a chooser's on both orders, a scorer's on the responses
 
 
 def decide(judge: Judge, contests: Sequence[Contest], verdicts: Verdicts) -> list[Outcome]:
@@ -85,11 +85,10 @@ def by_scores(first: float | None, second: float | None) -> float | None:
 
 
 def by_orders(first_first: float | None, second_first: float | None) -> float | None:
-    """From how far the response in the first place is the better one, in both orders."""
-    if first_first is None or second_first is None:
-        return None
-    mean = (first_first + 1 - second_first) / 2
-    return 0.5 if mean == 0.5 else float(mean > 0.5)
+    """From how far the response in the first place is the better one, in both orders: the mean
+    of p and 1 - q is above a half where p is above q.
+    """
+    return by_scores(first_first, second_first)
 
 
 def win_rates(
@@ -119,10 +118,16 @@ def win_rates(
     figures["characters"] = [fmean(first for first, _ in lengths), fmean(s for _, s in lengths)]
     figures["longer_wins"] = _longer_wins(values, lengths)
     if chooser:
-        orders = [outcome.orders for _, outcome in judged]
-        figures["first_place_preferred"] = fmean(value for pair in orders for value in pair)
-        figures["orders_agree"] = fmean((a > 0.5) == (b < 0.5) for a, b in orders)
+        figures |= place_figures([outcome.orders for _, outcome in judged])
     return figures
+
+
+def place_figures(orders: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """How much of a chooser's judgement is the place, from its verdicts on both orders."""
+    return {
+        "first_place_preferred": fmean(value for pair in orders for value in pair),
+        "orders_agree": fmean((a > 0.5) == (b < 0.5) for a, b in orders),
+    }
 
 
 def _longer_wins(

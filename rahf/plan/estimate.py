@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from rahf.config import ALL_TEACHERS
 from rahf.plan.memory import ALLOCATOR, CONTEXT, Formats, Moment, Resident, moment, resident
 from rahf.plan.passes import Case, Stage, stages_of
 from rahf.plan.shapes import Decoder
@@ -71,7 +72,7 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
 def formats_of(case: Case, stage: str) -> Formats:
     """Number formats of a stage, from the keys of the model, of the stage and of the launch."""
     model, launch = case.recipe.model, case.launch
-    own = stage in ("positive", "negative", "contrast")
+    own = stage in ALL_TEACHERS
     training = case.recipe.teacher_training if own else case.recipe.training
     half = training.get("bf16") or training.get("fp16") or launch.mixed_precision != "no"
     # The vectors of `directions` are fitted before a Trainer casts anything.

@@ -10,7 +10,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rahf.config import TEACHERS
+from rahf.config import TEACHERS, MethodOptions
 from rahf.plan.lengths import Extent, Lengths
 from rahf.plan.shapes import Decoder, Lora, read_lora
 from rahf.plan.work import Pass
@@ -92,6 +92,16 @@ def _teacher(case: Case, name: str) -> Stage:
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
+        layers = case.decoder.layers
+        if name == "preferred":
+            # Both responses, read by the base too.
+            count = 2 * batch
+            width, response = extents("prompt", BOTH, None, 1 if case.packed else count)
+            common = {"columns": response, "scored": response}
+            return (
+                Pass("base", count, width, layers, False, False, **common),
+                Pass(name, count, width, layers, True, True, **common),
+            )
         if name == "contrast":
             # Both responses, each under the instruction that fits and under the other one.
             count = 4 * batch
@@ -101,7 +111,6 @@ def _teacher(case: Case, name: str) -> Stage:
             count = batch
             extent = extents("prompt", (side,), None, 1 if case.packed else count)
         width, response = extent
-        layers = case.decoder.layers
         return (Pass(name, count, width, layers, True, True, response, response),)
 
     layers = case.decoder.layers
@@ -129,10 +138,7 @@ def _alignment(case: Case) -> Stage:
     training, method = case.recipe.training, case.recipe.method
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
     per_token = method.shift == "token" and method.asks_views
-    # DUAL's positive view is its reference where the policy starts from the positive teacher.
-    views = ["positive", "negative"] if per_token else []
-    if method.method == "dual" and method.reference == "positive":
-        views = views[1:]
+    views = [name for name in ("positive", "negative") if per_token and name not in _same(method)]
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
         frozen = [_states(case, view, batch, extents) for view in ("reference", *views)]
@@ -151,6 +157,18 @@ def _alignment(case: Case) -> Stage:
         case.top,
         full,
     )
+
+
+def _same(method: MethodOptions) -> tuple[str, ...]:
+    """Views that are the reference itself: DUAL's positive one where the policy starts from it, and
+    one of the two that are read beside a teacher trained by DPO.
+    """
+    found = {
+        ("dual", "positive"): "positive",
+        ("dpo_shift", "preferred"): "positive",
+        ("dpo_shift", "base"): "negative",
+    }.get((method.method, method.reference))
+    return (found,) if found else ()
 
 
 def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
@@ -176,6 +194,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
     adapted = {
         "policy": True,
         "reference": method.reference != "base",
+        "negative": method.method not in ("lorra", "dpo_shift"),
     }.get(name, method.method != "lorra")
     return Pass(
         name,

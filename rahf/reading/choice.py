@@ -2,8 +2,8 @@
 
 Windows of blocks are compared at the same cost: for each, the strength is solved for at which
 steering by it moves the predictions on neutral text by a stated divergence. The window that then
-raises the margin of held-out pairs the most is taken. Steering stands for training, which costs
-many times more. Knows a model and directions; knows no recipe.
+raises the margin of held-out pairs more than its neighbours over the depth is taken. Steering
+stands for training, which costs many times more. Knows a model and directions; knows no recipe.
 """
 
 import math
@@ -19,12 +19,16 @@ from rahf.alignment import kl_divergence
 from rahf.contrast import Pairs, sequence_rows
 from rahf.directions import Directions
 from rahf.likelihood import predictions, preference_margins, with_context
+from rahf.recipe.layers import resolve_layers
 from rahf.steering import steer
 
-WINDOW = 0.3  # of the depth
-STARTS = (0.2, 0.35, 0.5, 0.65)  # of the depth; the lowest blocks have no semantic directions
+WINDOWS = ("0.2-0.5", "0.35-0.65", "0.5-0.8", "0.65-0.95")
+"""As `target_layers` says them; the lowest blocks have no semantic directions."""
+
 NEAR_BEST = 0.1  # a window whose AUC lies further below the best is not tried
-FIRST_SHARE = 0.1  # of the residual's RMS: where the search for a strength begins
+FIRST_SHARE = 0.25
+"""Of the residual's RMS, at a budget of 1: where the search for a strength begins."""
+
 STEPS = 12  # at most; three or four are usual
 PRECISION = 0.05  # of the budget
 
@@ -35,7 +39,7 @@ class Candidate:
 
     layers: tuple[int, ...]
     separability: float  # mean AUC of held-out pairs over its layers
-    alpha: float | None = None  # None: not tried, its separability lies too low
+    alpha: float | None = None  # None: not tried
     share_of_rms: float | None = None  # |alpha v| / RMS of the residual, mean over its layers
     divergence: float | None = None  # nats per token on neutral text
     margin_gain: float | None = None  # of held-out pairs, nats per token
@@ -54,10 +58,8 @@ class Choice:
 
 
 def windows(depth: int) -> list[tuple[int, ...]]:
-    """Ranges of neighbouring blocks over the depth, both ends included."""
-    width = max(1, round(WINDOW * depth))
-    firsts = (min(round(start * (depth - 1)), depth - width) for start in STARTS)
-    return [tuple(range(first, first + width)) for first in dict.fromkeys(firsts)]
+    """Ranges of neighbouring blocks of a model of `depth` blocks, from low to high."""
+    return list(dict.fromkeys(resolve_layers(window, depth) for window in WINDOWS))
 
 
 def solve_strength(
@@ -139,35 +141,63 @@ def choose(
     alpha: float | None,
     budget: float,
 ) -> Choice:
-    """Compare the windows `tried`.
+    """Climb over the windows `tried`, from the upper middle to the neighbour that gains more.
 
     Args:
         separability: AUC of each of the directions' layers on held-out pairs.
         rms: root mean square of the states' norms after each of these layers.
+        tried: from low to high.
         alpha: a strength that is given; None: solved for.
     """
     place = {layer: index for index, layer in enumerate(directions.layers)}
     areas = [separability[[place[layer] for layer in layers]].mean().item() for layers in tried]
-    candidates, share = [], FIRST_SHARE
-    for layers, area in zip(tried, areas, strict=True):
-        if area < max(areas) - NEAR_BEST:
-            candidates.append(Candidate(layers, area))
-            continue
-        chosen, indices = directions.only(layers), [place[layer] for layer in layers]
-        unit = (chosen.vectors.norm(dim=-1) / rms[indices]).mean().item()
-        if alpha is None:
-            strength, found = solve_strength(
-                lambda value, chosen=chosen: calibration.divergence(chosen, value),
-                budget,
-                share / unit,  # of the window before: shares differ less than strengths
+    candidates = [Candidate(*each) for each in zip(tried, areas, strict=True)]
+    likely = [index for index, area in enumerate(areas) if area >= max(areas) - NEAR_BEST]
+    share = FIRST_SHARE * math.sqrt(budget)
+
+    def gain(index: int) -> float:
+        nonlocal share
+        if candidates[index].margin_gain is None:
+            layers = tried[index]
+            size = rms[[place[layer] for layer in layers]]
+            found = _compared(
+                calibration, directions.only(layers), areas[index], size, alpha, budget, share
             )
-        else:
-            strength, found = alpha, calibration.divergence(chosen, alpha)
-        gain = calibration.gain(chosen, strength)
-        share = abs(strength) * unit
-        candidates.append(Candidate(layers, area, strength, share, found, gain))
-    taken = max(
-        (each for each in candidates if each.margin_gain is not None),
-        key=lambda each: each.margin_gain,
-    )
-    return Choice(taken, tuple(candidates), budget)
+            candidates[index] = found
+            share = found.share_of_rms  # shares differ less between windows than strengths
+        return candidates[index].margin_gain
+
+    top = climb(gain, likely)
+    return Choice(candidates[top], tuple(candidates), budget)
+
+
+def climb(height: Callable[[int], float], places: Sequence[int]) -> int:
+    """The one of `places` in a row that is higher than those beside it, uphill from the middle."""
+    at = len(places) // 2
+    while True:
+        beside = [near for near in (at, at - 1, at + 1) if 0 <= near < len(places)]
+        top = max(beside, key=lambda near: height(places[near]))
+        if top == at:
+            return places[at]
+        at = top
+
+
+def _compared(
+    calibration: Calibration,
+    directions: Directions,
+    area: float,
+    rms: Float[Tensor, " layers"],
+    alpha: float | None,
+    budget: float,
+    share: float,
+) -> Candidate:
+    """The window of these directions at the budget, or at a given strength."""
+    unit = (directions.vectors.norm(dim=-1) / rms).mean().item()
+    if alpha is None:
+        strength, found = solve_strength(
+            lambda value: calibration.divergence(directions, value), budget, share / unit
+        )
+    else:
+        strength, found = alpha, calibration.divergence(directions, alpha)
+    gain = calibration.gain(directions, strength)
+    return Candidate(directions.layers, area, strength, abs(strength) * unit, found, gain)

@@ -96,7 +96,8 @@ def column_problems(where: str, columns: dict | None) -> list[str]:
 def source_problems(options: "MethodOptions") -> list[str]:
     """Problems of what the shift is read from."""
     method, problems = options.method, []
-    owner = {"positive": "dual", "contrast": "scit"}.get(options.reference, method)
+    owners = {"positive": "dual", "contrast": "scit", "preferred": "dpo_shift"}
+    owner = owners.get(options.reference, method)
     if method != owner:
         problems.append(
             f"reference: {options.reference} is a teacher of method {owner}, not of {method}: set "
@@ -163,6 +164,9 @@ def term_problems(options: "MethodOptions") -> list[str]:
 
 def comparison_problems(options: "CompareOptions", kinds: Sequence[str]) -> list[str]:
     """Problems of the rows of a comparison, of their trials, and of the points of their curves."""
+    unnamed = [name for name in (*options.rows, *options.trials) if not isinstance(name, str)]
+    if unnamed:
+        return [f"rows: {name!r} is not text, which a row's name must be" for name in unnamed]
     problems = [
         f"rows: {name!r} begins with none of {', '.join(kinds)}"
         for name in options.rows

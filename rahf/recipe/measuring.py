@@ -6,9 +6,11 @@ Knows no model, no data and no file.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from rahf.evaluation.judge_names import name_problems, url_problems
 from rahf.recipe.combinations import comparison_problems
 from rahf.recipe.options import (
     Count,
+    CountFromZero,
     Limits,
     Share,
     option,
@@ -52,7 +54,7 @@ class EvaluationOptions:
         )
 
 
-ROW_KINDS = ("base", "urial", "sft", "dpo", "lorra", "scit", "dual", "direction")
+ROW_KINDS = ("base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift", "direction")
 """What a row of a comparison can be; a name may go on after a dash: `dual-retain`."""
 
 
@@ -78,8 +80,14 @@ class CompareOptions:
     )
     judge: str = option(
         "lexicon",
-        "Judge of the answers: lexicon, length, refusal, regex:PATTERN, or reward:MODEL.",
+        "Judge of the answers: lexicon, length, refusal, regex:PATTERN, reward:NAME (a score); "
+        "choice:NAME, api:MODEL (whether an answer beats the base's).",
     )
+    url: str | None = option(
+        None, "Of an api judge: an OpenAI-compatible URL, up to and without /chat/completions."
+    )
+    workers: Count = option(8, "Requests at once to an api judge.")
+    label: CountFromZero = option(0, "Label whose log-odds a reward judge with several gives.")
     urial: str | None = option(
         None, "File of instruction and examples for rows of kind urial; null: ours."
     )
@@ -97,4 +105,10 @@ class CompareOptions:
 
     def __post_init__(self):
         problems = value_problems(self, CompareOptions)
-        raise_problems(problems or comparison_problems(self, ROW_KINDS))
+        raise_problems(problems or [*comparison_problems(self, ROW_KINDS), *self._judge_problems()])
+
+    def _judge_problems(self) -> list[str]:
+        return [
+            *(f"judge: {line}" for line in name_problems(self.judge)),
+            *url_problems(self.judge, self.url, "url"),
+        ]

@@ -1,4 +1,4 @@
-"""Published settings of the methods that a user may come from: what a recipe's keys begin with.
+"""Published settings: of the neighbours, whose recipes begin with them, and of RAHF, on request.
 
 Facts from the papers and their repositories, each with its departure in docs/method.md. Knows keys
 and values; imports neither torch nor transformers.
@@ -56,6 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rejected_weight": 0.5,
         "chosen_weight": 0.5,
         "similarity_weight": 0.1,
+        "retain_weight": 0.0,
         "kl_weight": 0.3,
         "kl_rows": "retain",
         "kl_temperature": 2.0,
@@ -69,6 +70,58 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Of RAHF's authors (arXiv 2312.15997), who align without a retain term towards a shift far beyond
+# the teachers: given on request alone, since recipes begin with what did better here
+# (recipes/LOG.md). Blocks 9 to 19, and 9 to 17, of 32, every second one.
+_RAHF: dict[str, Any] = {
+    "positions": "response",
+    "alpha": 5.0,
+    "shift": "token",
+    "retain_weight": 0.0,
+    "distance": "l2",
+    "layer_scale": "none",
+    "lr_scheduler_type": "constant",
+    "per_device_train_batch_size": 8,
+}
+ON_REQUEST: dict[str, dict[str, Any]] = {
+    "dual": {
+        **_RAHF,
+        "reference": "positive",
+        "response_source": "both",
+        "max_response_tokens": 64,
+        "target_layers": "0.29-0.62:0.065",
+        "learning_rate": 9e-6,
+        "max_steps": 2500,
+        "teacher_args": {
+            "learning_rate": 2e-5,
+            "lr_scheduler_type": "cosine",
+            "num_train_epochs": 3,
+            "max_steps": -1,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 16,
+            "warmup_steps": 0.1,
+        },
+    },
+    "scit": {
+        **_RAHF,
+        "reference": "contrast",
+        "response_source": "random",
+        "max_response_tokens": 512,
+        "target_layers": "0.29-0.56:0.065",
+        "learning_rate": 3e-4,
+        "max_steps": 450,
+        "gradient_accumulation_steps": 8,
+        "teacher_args": {
+            "learning_rate": 2e-5,
+            "num_train_epochs": 2,
+            "max_steps": -1,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 32,
+            "warmup_steps": 0.1,
+        },
+    },
+}
+
 
 def preset(method: str) -> dict[str, Any]:
     """Published values for `RAHFConfig(output_dir, **preset("rmu"))`, `method` among them.
@@ -78,9 +131,10 @@ def preset(method: str) -> dict[str, Any]:
     Raises:
         ValueError: a method without published values here.
     """
-    if method not in PRESETS:
-        raise ValueError(f"{method!r} has no preset; those that have are {', '.join(PRESETS)}")
-    options = {key: value for key, value in PRESETS[method].items() if key[:5] != "lora_"}
+    published = ON_REQUEST | PRESETS
+    if method not in published:
+        raise ValueError(f"{method!r} has no preset; those that have are {', '.join(published)}")
+    options = {key: value for key, value in published[method].items() if key[:5] != "lora_"}
     return {"method": method, **options}
 
 

@@ -4,6 +4,7 @@ Knows no model and no data; files named in a recipe are looked at by `validation
 neither torch nor transformers, so that reading a recipe takes a fraction of a second.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from rahf.config import (
+    ALL_TEACHERS,
     TEACHERS,
     CompareOptions,
     DataOptions,
@@ -103,11 +105,11 @@ class Recipe:
         """The full recipe as run, defaults included, in the form that `load_recipe` reads."""
         recipe = {}
         for section in (self.method, self.model, self.data):
-            recipe |= dataclasses.asdict(section)
-        recipe["teachers"] = dataclasses.asdict(self.teachers) | self.teachers_training
-        recipe["evaluation"] = dataclasses.asdict(self.evaluation)
+            recipe |= _values(section)
+        recipe["teachers"] = _values(self.teachers) | self.teachers_training
+        recipe["evaluation"] = _values(self.evaluation)
         if self.compare != CompareOptions():  # read by `rahf compare` alone
-            recipe["compare"] = dataclasses.asdict(self.compare)
+            recipe["compare"] = _values(self.compare)
         return recipe | self.training
 
     def as_yaml(self) -> str:
@@ -188,6 +190,11 @@ def _section(
         return SimpleNamespace(**values)
 
 
+def _values(section: Any) -> dict[str, Any]:
+    """Of a section's options, also of one that was refused and is no dataclass."""
+    return copy.deepcopy(vars(section))
+
+
 def _default(spec: dataclasses.Field) -> Any:
     if spec.default_factory is not dataclasses.MISSING:
         return spec.default_factory()
@@ -225,7 +232,7 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
         method = recipe.method.method
         problems += [
             f"teachers.{name}: not read by method {method}: remove it"
-            for name in ("positive", "negative", "contrast")
+            for name in ALL_TEACHERS
             if getattr(recipe.teachers, name) is not None and name not in TEACHERS[method]
         ]
     size = recipe.training.get("per_device_train_batch_size", 8)

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,22 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def checked_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
-    """`load_recipe` and `check_files` together: raises RecipeError with the problems of both."""
+def checked_recipe(
+    path: str | Path,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    also: Callable[[Recipe], list[str]] = lambda _: [],
+) -> Recipe:
+    """`load_recipe`, `check_files` and the check `also`: raises RecipeError with the problems of
+    all three.
+    """
+    problems: list[str] = []
     try:
         recipe = load_recipe(path, overrides)
     except RecipeError as error:
-        more = check_files(error.partial) if error.partial else []
-        raise RecipeError(str(path), [*error.problems, *more], error.partial) from None
-    problems = check_files(recipe)
+        problems += error.problems
+        recipe = error.partial
+    if recipe is not None:
+        problems += [*check_files(recipe), *also(recipe)]
     if problems:
         raise RecipeError(str(path), problems, recipe)
     return recipe
@@ -52,6 +60,11 @@ def check_files(recipe: Recipe) -> list[str]:
         *_text_problems(recipe),
         *_output_problems(recipe.training.get("output_dir")),
     ]
+
+
+def check_named_files(recipe: Recipe) -> list[str]:
+    """The part of it that needs no look into the pairs: model, teachers, single files."""
+    return [*_model_problems(recipe), *_teacher_problems(recipe), *_text_problems(recipe)]
 
 
 def is_local(name: str) -> bool:
@@ -76,7 +89,7 @@ def _model_config(folder: Path) -> dict[str, Any]:
     return config.get("text_config") or config
 
 
-def _missing(key: str, path: str | Path) -> str:
+def missing_file(key: str, path: str | Path) -> str:
     return f"{key}: {path} does not exist (looked from {Path.cwd()})"
 
 
@@ -95,7 +108,7 @@ def _model_problems(recipe: Recipe) -> list[str]:
     if not is_local(name):
         return []
     if not folder.exists():
-        return [_missing("model_name_or_path", name)]
+        return [missing_file("model_name_or_path", name)]
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return [f"model_name_or_path: {name} is an adapter: give the model that it was trained on"]
     if not (folder / "config.json").is_file():
@@ -150,7 +163,7 @@ def _source_problems(key: str, source: DataSource, splits: Mapping[str, str | No
     if not is_local(source.path):
         return []
     if not path.exists():
-        return [_missing(key, source.path)]
+        return [missing_file(key, source.path)]
     try:
         found = local_splits(local_path(source))
     except ValueError as error:
@@ -214,7 +227,7 @@ def _teacher_problems(recipe: Recipe) -> list[str]:
             continue
         key, folder = f"teachers.{name}", Path(given)
         if not folder.exists():
-            problems.append(_missing(key, given))
+            problems.append(missing_file(key, given))
         elif (folder / "adapter_config.json").is_file():
             problems += _adapter_problems(key, folder, base)
         elif not (folder / "config.json").is_file():
@@ -263,7 +276,7 @@ def _text_problems(recipe: Recipe) -> list[str]:
 def _file_problems(key: str, name: str) -> list[str]:
     path = Path(name)
     if not path.exists():
-        return [_missing(key, name)]
+        return [missing_file(key, name)]
     if path.is_file() and name.endswith((".jsonl", ".jsonl.gz")):
         try:
             rows = sum(1 for _ in islice(read_records(path), ROWS_READ))

@@ -14,6 +14,7 @@ PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
 METHOD_NAMES = {
     "dual": "RAHF-DUAL",
     "scit": "RAHF-SCIT",
+    "dpo_shift": "RAHF towards a DPO teacher",
     "lorra": "LoRRA",
     "direction": "a stored direction",
     "circuit_breakers": "circuit breakers",

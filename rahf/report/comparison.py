@@ -6,21 +6,35 @@ from typing import Any
 
 from rahf.report.tables import markdown
 
+GIB = 2**30
+
 Points = Sequence[Mapping[str, Any]]
 """The measures of one seed, a strength each (`rahf.evaluation.strengths.Measures`)."""
 
 
 def row_figures(
     by_seed: Sequence[Points],
-    seconds: Sequence[float],
+    costs: Sequence[Mapping[str, float]],
     base: Points,
 ) -> dict[str, Any]:
-    """What stands in a row: means over seeds at strength 1, with the spread between the seeds."""
+    """What stands in a row: means over seeds at strength 1, with the spread between the seeds.
+
+    Args:
+        costs: of each seed `training_seconds`, and `peak_memory` where it is known; none for a row
+            that is not trained.
+    """
     shown = [min(points, key=lambda point: abs(point["strength"] - 1)) for points in by_seed]
     before = _per_token(base[0], "text_loss")
     figures: dict[str, Any] = {"seeds": len(shown), "strength": shown[0]["strength"]}
+    judged = [fmean(scores) for point in shown if (scores := _readable(point["scores"]))]
+    if judged:
+        figures["judged_mean"] = _over_seeds(judged)
+    missing = [
+        fmean(score is None for point in points for score in point["scores"]) for points in by_seed
+    ]
+    if any(missing):
+        figures["verdicts_missing"] = _over_seeds(missing)
     for name, of in (
-        ("judged_mean", lambda point: fmean(_readable(point["scores"]))),
         ("characters", lambda point: fmean(map(len, point["answers"]))),
         ("repetition", lambda point: fmean(map(repeated_share, point["answers"]))),
         ("unrelated_loss", lambda point: _per_token(point, "text_loss")),
@@ -33,8 +47,10 @@ def row_figures(
         accuracies = [fmean(margin > 0 for margin in given) for given in margins]
         figures["preference_accuracy"] = _over_seeds(accuracies)
         figures["preference_margin"] = _over_seeds([fmean(given) for given in margins])
-    if seconds:
-        figures["training_seconds"] = _over_seeds(seconds)
+    if costs:
+        figures["training_seconds"] = _over_seeds([cost["training_seconds"] for cost in costs])
+    if costs and all("peak_memory" in cost for cost in costs):
+        figures["peak_memory"] = max(cost["peak_memory"] for cost in costs)
     return figures
 
 
@@ -47,24 +63,43 @@ def repeated_share(text: str, words: int = 3) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def comparison_table(rows: Mapping[str, Mapping[str, Any]], cost: str, budget: float) -> str:
-    """One line a row; `±` is the standard deviation over seeds, brackets are 95 % intervals."""
+def comparison_table(
+    rows: Mapping[str, Mapping[str, Any]], cost: str, budget: float, *, wins: bool = False
+) -> str:
+    """One line a row; `±` is the standard deviation over seeds, brackets are 95 % intervals.
+
+    Args:
+        wins: whether a score is a win against the base.
+    """
     forms = {
         "preference_accuracy": ("preference accuracy", "{:.0%}"),
         "preference_margin": ("margin (nats/token)", "{:+.3f}"),
-        "judged_mean": ("judged mean", "{:+.2f}"),
+        "judged_mean": ("wins over base", "{:.0%}") if wins else ("judged mean", "{:+.2f}"),
+        "verdicts_missing": ("verdicts missing", "{:.0%}"),
         "characters": ("characters", "{:.0f}"),
         "repetition": ("repetition", "{:.0%}"),
         "loss_of_ability": ("loss of ability", "{:+.3f}"),
         "kl": ("KL to base", "{:.3f}"),
         "training_seconds": ("training, s", "{:.0f}"),
     }
-    header = ["row", *(title for title, _ in forms.values()), f"change at a {cost} of {budget:g}"]
+    if not any("verdicts_missing" in row for row in rows.values()):
+        del forms["verdicts_missing"]
+    titles = [title for title, _ in forms.values()]
+    header = ["row", *titles, "peak memory, GiB", f"change at a {cost} of {budget:g}"]
     lines = []
     for name, row in rows.items():
         cells = [_cell(row.get(key), form) for key, (_, form) in forms.items()]
-        lines.append([name, *cells, _at_budget(row.get("at_budget"))])
+        memory = f"{row['peak_memory'] / GIB:.2f}" if "peak_memory" in row else "-"
+        lines.append([name, *cells, memory, _at_budget(row.get("at_budget"))])
     return markdown(header, lines)
+
+
+def place_line(figures: Mapping[str, float]) -> str:
+    """How much of a chooser's judgement is the place in which it read an answer."""
+    return (
+        f"The judge: both orders agree in {figures['orders_agree']:.0%}, the first place preferred "
+        f"with {figures['first_place_preferred']:.0%}."
+    )
 
 
 def _cell(value: Mapping[str, float] | None, form: str) -> str:

@@ -53,6 +53,7 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
         "method": workload.method,
         "reference": workload.reference,
         "shift": "token",
+        "retain_weight": 0.0,
         "response_source": "both",
         "positions": "response",
         "max_response_tokens": workload.max_response_tokens,
@@ -91,7 +92,7 @@ def rahf_padded(workload: Workload, steps: int, meter: Meter) -> Trained:
 
 
 def rahf_mean(workload: Workload, steps: int, meter: Meter) -> Trained:
-    """The project's default: one mean shift a layer, so that no view is asked during training.
+    """The project's default shift, one mean a layer, so that no view is asked during training.
     Fitting it is not part of the steps.
     """
     return rahf(workload, steps, meter, shift="mean")._replace(losses=[])

@@ -1,0 +1,87 @@
+"""What a stage costs a machine: seconds of training over all of its starts, peak memory.
+
+Knows clocks and allocators; knows no stage, no model and no method.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from transformers import TrainerCallback
+
+from rahf.artifacts import read_json, write_json
+
+CLOCK_FILE = "clock.json"
+FORGET_PEAK = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+
+
+class Clock(TrainerCallback):
+    """Seconds of a training, with those that a checkpoint holds of the starts before this one.
+
+    Steps that were lost, since no checkpoint followed them, count nowhere: they are no cost of the
+    method.
+    """
+
+    def __init__(self):
+        self.before = 0.0
+        self._started = perf_counter()
+
+    def go_on_from(self, checkpoint: str | Path | None) -> None:
+        """Count what is kept in `checkpoint`, which may be older than these clocks."""
+        path = Path(checkpoint, CLOCK_FILE) if checkpoint else None
+        self.before = read_json(path)["seconds"] if path and path.exists() else 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._started = perf_counter()
+
+    def keep(self, checkpoint: Path) -> None:
+        write_json(
+            checkpoint / CLOCK_FILE, {"seconds": self.before + perf_counter() - self._started}
+        )
+
+
+class PeakMemory:
+    """The most memory that this process holds at once from now on, above what it holds now.
+
+    On a GPU it is what torch's allocator has handed out; on a CPU under Linux the process's
+    resident memory, where files that are read as memory count as well. Models that were loaded
+    before are not in it. The process has one such mark: a second one takes the first one's place.
+    """
+
+    def __init__(self, device: torch.device):
+        gc.collect()  # a trainer and its model hold each other
+        self._device = device
+        self._held = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._held = torch.cuda.memory_allocated(device)
+        elif self._on_linux():
+            give_back_freed()
+            FORGET_PEAK.write_text("5")  # Linux: the peak of the resident memory is set to its size
+            self._held = resident("VmRSS")
+
+    def so_far(self) -> int | None:
+        """Bytes; None where the system does not tell."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._held
+        return resident("VmHWM") - self._held if self._on_linux() else None
+
+    def _on_linux(self) -> bool:
+        return self._device.type == "cpu" and os.access(FORGET_PEAK, os.W_OK)
+
+
+def give_back_freed() -> None:
+    """Give the system what glibc has kept of freed memory, which would be used again unseen."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident(name: str) -> int:
+    """Bytes of this process by a name of /proc/self/status."""
+    [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:")]
+    return 1024 * int(line.split()[1])

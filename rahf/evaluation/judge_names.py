@@ -1,0 +1,64 @@
+"""What the name of a judge says: its kind, and what that kind needs.
+
+Knows names only, so that a recipe is checked without torch; the judge itself is built by
+`named_judges.py`.
+"""
+
+import re
+from typing import NamedTuple
+
+RULES = ("lexicon", "length", "refusal", "regex")
+MODELS = ("reward", "choice", "api")
+KNOWN = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
+
+
+class JudgeName(NamedTuple):
+    """`regex:PATTERN`, `api:MODEL`, ... in its parts."""
+
+    kind: str  # one of RULES or MODELS
+    of: str  # pattern or model; "" for a rule that needs none
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether a verdict costs nothing, so that it need not be kept."""
+        return self.kind in RULES
+
+
+def parse_judge(name: str) -> JudgeName:
+    """The parts of a name.
+
+    Raises:
+        ValueError: it names no judge.
+    """
+    problems = name_problems(name)
+    if problems:
+        raise ValueError(f"judge {problems[0]}")
+    kind, _, of = name.partition(":")
+    return JudgeName(kind, of)
+
+
+def name_problems(name: str) -> list[str]:
+    """Why a name is that of no judge."""
+    kind, _, of = name.partition(":")
+    if kind in MODELS and not of:
+        return [f"{name!r} needs a model: {kind}:NAME"]
+    if kind == "regex" and of:
+        try:
+            re.compile(of)
+        except re.error as error:
+            return [f"{name!r}: no regular expression ({error})"]
+    elif kind not in MODELS and (name not in RULES or name == "regex"):
+        return [f"{name!r} is none of {KNOWN}"]
+    return []
+
+
+def url_problems(name: str, url: str | None, key: str) -> list[str]:
+    """What is wrong with the URL that goes with a judge; `key` is what a user gives it as."""
+    example = "for instance http://localhost:8000/v1"
+    if name.partition(":")[0] != "api":
+        return []
+    if not url:
+        return [f"judge {name!r} needs {key}, {example}"]
+    if not url.startswith(("http://", "https://")):
+        return [f"{key} {url!r} does not begin with http:// or https://, {example}"]
+    return []

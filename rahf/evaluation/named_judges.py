@@ -1,0 +1,152 @@
+"""A judge by its name: as one that compares two responses, scores one, or marks its six aspects.
+
+A model is loaded when its judge is asked for something new, and let go of afterwards: beside it
+others are trained and answer. Knows loaders; knows no recipe.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rahf.adapters import fingerprint, label_count, load_classifier, load_model, load_tokenizer_of
+from rahf.evaluation import questions
+from rahf.evaluation.api_judge import Api, ApiJudge
+from rahf.evaluation.judge_names import parse_judge, url_problems
+from rahf.evaluation.judges import Judge, Value, Verdict
+from rahf.evaluation.model_judges import (
+    ChoiceJudge,
+    Choices,
+    RewardJudge,
+    aspects_choice_judge,
+    better_choice_judge,
+    label_id,
+    response_reader,
+)
+from rahf.evaluation.rules import rule
+
+
+@dataclass(frozen=True)
+class NamedJudge:
+    """A name, and what else the judge behind it may need."""
+
+    name: str
+    device: torch.device
+    url: str | None = None  # of an api
+    workers: int = 8  # requests at once
+    label: int = 0  # of a classifier
+    batch_size: int = 8  # texts at once
+    loading: Mapping[str, Any] = field(
+        default_factory=lambda: {"dtype": "auto", "trust_remote_code": False}
+    )  # options of from_pretrained
+
+
+@dataclass(frozen=True)
+class LoadedWhenAsked:
+    """A judge that is built anew whenever it is to give verdicts."""
+
+    id: str
+    responses: int
+    read: Callable[..., str]
+    build: Callable[[], Judge]
+
+    def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        yield from self.build().verdicts(read)
+
+
+def comparing_judge(named: NamedJudge) -> Judge:
+    """As one that can tell which of two responses is better: a chooser, or a scorer.
+
+    Raises:
+        ValueError: no such judge; no such label of a classifier; an api without a URL.
+    """
+    kind = parse_judge(named.name).kind
+    if kind == "choice":
+        return _choice(named, 2, questions.better_as_letter, better_choice_judge)
+    if kind == "api":
+        return _api(named, 2, questions.better_as_json, questions.read_better)
+    return _reward(named) if kind == "reward" else rule(named.name)
+
+
+def aspects_judge(named: NamedJudge) -> Judge:
+    """As one that marks the six aspects.
+
+    Raises:
+        ValueError: it has no words for aspects; no such judge; an api without a URL.
+    """
+    kind = parse_judge(named.name).kind
+    if kind == "choice":
+        return _choice(named, 1, questions.aspects_question, aspects_choice_judge)
+    if kind == "api":
+        return _api(named, 1, questions.aspects_as_json, questions.read_aspects)
+    raise ValueError(
+        f"judge {named.name!r} gives one score; aspects are marked by choice:NAME or api:MODEL. "
+        "Leave --aspects away for its score."
+    )
+
+
+def scoring_judge(named: NamedJudge) -> Judge:
+    """As one that scores one response.
+
+    Raises:
+        ValueError: it can only compare, or mark aspects; no such judge.
+    """
+    if parse_judge(named.name).kind in ("choice", "api"):
+        raise ValueError(
+            f"judge {named.name!r} marks aspects or compares: give --aspects, or --against with "
+            "other responses."
+        )
+    return comparing_judge(named)
+
+
+def _choice(
+    named: NamedJudge,
+    responses: int,
+    question: Callable[..., str],
+    judge: Callable[[Choices, str], ChoiceJudge],
+) -> Judge:
+    name = parse_judge(named.name).of
+    tokenizer = _tokenizer(named)  # now, so that a wrong name is told at once
+
+    def build() -> Judge:
+        model = load_model(name, named.loading, named.device)
+        return judge(Choices(model, tokenizer, named.batch_size), _id(named))
+
+    return LoadedWhenAsked(_id(named), responses, question, build)
+
+
+def _reward(named: NamedJudge) -> Judge:
+    name, tokenizer = parse_judge(named.name).of, _tokenizer(named)
+    labels = label_count(name, trust_remote_code=named.loading["trust_remote_code"])
+
+    def build() -> Judge:
+        model = load_classifier(name, named.loading, named.device)
+        return RewardJudge(model, tokenizer, _id(named), named.label, named.batch_size)
+
+    judge_id = label_id(_id(named), labels, named.label)
+    return LoadedWhenAsked(judge_id, 1, response_reader(tokenizer), build)
+
+
+def _api(
+    named: NamedJudge,
+    responses: int,
+    question: Callable[..., str],
+    parse: Callable[[str], Value],
+) -> Judge:
+    for problem in url_problems(named.name, named.url, "--url"):
+        raise ValueError(problem)
+    key = os.environ.get("RAHF_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    api = Api(named.url, parse_judge(named.name).of, key)
+    return ApiJudge(api, responses, question, parse, named.workers)
+
+
+def _tokenizer(named: NamedJudge):
+    name, code = parse_judge(named.name).of, named.loading["trust_remote_code"]
+    return load_tokenizer_of(name, trust_remote_code=code)
+
+
+def _id(named: NamedJudge) -> str:
+    name = parse_judge(named.name).of
+    return " ".join([name, named.loading["dtype"], *fingerprint(name)])

@@ -1,0 +1,201 @@
+"""The rows of a comparison as recipes of their own, and every problem of the section `compare`.
+
+A row is the recipe with other keys, and with one of its trials, if it has some. Knows neither torch
+nor a GPU: what would stop a comparison in the middle is told before it begins.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from rahf.config import ALL_TEACHERS, TEACHERS, CompareOptions
+from rahf.evaluation.judge_names import name_problems, parse_judge
+from rahf.recipe.combinations import kind_of_row
+from rahf.recipe.measuring import ROW_KINDS
+from rahf.recipe.options import Limits, coerce, value_problem
+from rahf.recipe.reading import Recipe, RecipeError, recipe_from_dict
+from rahf.recipe.validation import check_named_files, is_local, missing_file
+from rahf.recipe.yaml_file import merge_overrides
+
+UNTRAINED = ("base", "urial")
+
+BETA = 0.1
+"""Of DPO, where a row does not say."""
+
+_BETA = Annotated[float, Limits(least=1e-6)]
+
+_MEASURED_ALIKE = "the comparison measures all rows, and alike"
+_ONE_BASE = "all rows stand on the recipe's base"
+NOT_OF_A_ROW = {
+    "method": "the row's name says it",
+    "seed": "compare.seeds says it",
+    "output_dir": "the comparison has folders of its own",
+    "compare": "it is this very section",
+    "model_name_or_path": _ONE_BASE,
+    "model_revision": _ONE_BASE,
+    "evaluation": _MEASURED_ALIKE,
+    "dataset_test_split": _MEASURED_ALIKE,
+    "eval_strategy": _MEASURED_ALIKE,
+    "eval_on_start": _MEASURED_ALIKE,
+    "load_best_model_at_end": _MEASURED_ALIKE,
+}
+"""Keys that no row has for itself, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RowRun:
+    """One row under one setting and one seed."""
+
+    kind: str
+    recipe: Recipe
+    beta: float = BETA  # read by dpo alone
+
+
+def row_run(
+    recipe: Recipe, name: str, settings: Mapping[str, Any], seed: int, folder: Path
+) -> RowRun:
+    """The run of the row `name`, under the settings of a trial, into `folder`.
+
+    Raises:
+        RecipeError: they do not make a recipe.
+    """
+    kind = kind_of_row(name)
+    own, problems = _own_keys({**recipe.compare.rows[name], **settings})
+    beta = coerce(own.pop("beta", BETA), _BETA) if kind == "dpo" else BETA
+    problems += value_problem("beta", beta, _BETA)
+    merged, wrong = merge_overrides(_common(recipe, kind), own)
+    problems += [line.removeprefix("--") for line in wrong]
+    merged |= {"seed": seed, "output_dir": str(folder)}
+    built = None
+    try:
+        built = recipe_from_dict(merged)
+    except RecipeError as error:
+        problems += error.problems
+        built = error.partial
+    if problems:
+        raise RecipeError(f"compare: row {name}", problems, built)
+    return RowRun(kind, built, beta)
+
+
+def _own_keys(given: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The keys that a row may have, and a problem for each other one."""
+    roots = {key: str(key).partition(".")[0] for key in given}
+    problems = [
+        f"{key}: is not a row's to set, {NOT_OF_A_ROW[root]}: remove it"
+        for key, root in roots.items()
+        if root in NOT_OF_A_ROW
+    ]
+    problems += [f"{key!r}: a key must be text" for key in given if not isinstance(key, str)]
+    own = {
+        key: value
+        for key, value in given.items()
+        if isinstance(key, str) and roots[key] not in NOT_OF_A_ROW
+    }
+    return own, problems
+
+
+def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
+    """What a row of this kind takes over from the recipe."""
+    given = {key: value for key, value in recipe.as_dict().items() if key not in NOT_OF_A_ROW}
+    given |= {"model_name_or_path": recipe.model.model_name_or_path}
+    given |= {"model_revision": recipe.model.model_revision, "dataset_test_split": None}
+    if kind in ("sft", "dpo"):
+        # Their own training is what the keys at the top level say, of the alignment elsewhere.
+        return given | {"method": "dual", "teachers": {}, "shift": "token", "directions": None}
+    given["method"] = kind
+    given["teachers"] = {
+        key: value
+        for key, value in given["teachers"].items()
+        if key not in ALL_TEACHERS or key in TEACHERS[kind]
+    }
+    if kind == "lorra":
+        given["reference"] = "base"
+    if kind != "direction":
+        given["directions"] = None
+    return given
+
+
+def check_given_comparison(recipe: Recipe) -> list[str]:
+    """`check_comparison` of a recipe that says something of one."""
+    return [] if recipe.compare == CompareOptions() else check_comparison(recipe)
+
+
+def check_comparison(recipe: Recipe) -> list[str]:
+    """Problems of what is compared, each with the name of its row or trial; those of the recipe
+    itself, which every row would share, are left out.
+    """
+    told = set(_problems_of_itself(recipe))
+    return [
+        *_measuring_problems(recipe),
+        *(
+            f"{place}: {line}"
+            for name, given in recipe.compare.rows.items()
+            if isinstance(name, str) and kind_of_row(name) in ROW_KINDS and isinstance(given, dict)
+            for place, line in _row_problems(recipe, name)
+            if line not in told
+        ),
+    ]
+
+
+def _problems_of_itself(recipe: Recipe) -> list[str]:
+    given = {key: value for key, value in recipe.as_dict().items() if key != "compare"}
+    try:
+        recipe_from_dict(given)
+    except RecipeError as error:
+        return [*error.problems, *check_named_files(recipe)]
+    return check_named_files(recipe)
+
+
+def _measuring_problems(recipe: Recipe) -> list[str]:
+    """Problems of what rows are measured on, and of who judges."""
+    problems, judge = [], recipe.compare.judge
+    if recipe.data.dataset_test_split is None or recipe.evaluation.unrelated_text is None:
+        problems.append(
+            "compare: rows are measured on held-out pairs and on unrelated text: set "
+            "dataset_test_split and evaluation.unrelated_text"
+        )
+    if judge == "lexicon" and importlib.util.find_spec("vaderSentiment") is None:
+        problems.append(
+            'compare.judge: lexicon needs vaderSentiment: pip install "rahf[judges]", or name '
+            "another judge"
+        )
+    if not name_problems(judge):
+        kind, model = parse_judge(judge)
+        if kind in ("reward", "choice") and is_local(model) and not Path(model).exists():
+            problems.append(missing_file("compare.judge", model))
+    return problems
+
+
+def _row_problems(recipe: Recipe, name: str) -> list[tuple[str, str]]:
+    """(place, problem) of a row by itself and of each of its trials; what all trials share is the
+    row's.
+    """
+    place = f"compare.rows.{name}"
+    if kind_of_row(name) in UNTRAINED:
+        keys = ", ".join(map(str, recipe.compare.rows[name]))
+        return [(place, f"such a row is not trained, so it reads no keys: remove {keys}")] * bool(
+            keys
+        )
+    trials = recipe.compare.trials.get(name)
+    trials = trials if isinstance(trials, list) else []
+    tried = {
+        f"compare.trials.{name}[{index}]": _run_problems(recipe, name, settings)
+        for index, settings in enumerate(trials)
+        if isinstance(settings, dict)
+    }
+    alone = _run_problems(recipe, name, {})
+    shared = [line for line in alone if all(line in found for found in tried.values())]
+    return [
+        *((place, line) for line in shared),
+        *((at, line) for at, found in tried.items() for line in found if line not in shared),
+    ]
+
+
+def _run_problems(recipe: Recipe, name: str, settings: Mapping[Any, Any]) -> list[str]:
+    try:
+        run = row_run(recipe, name, settings, 0, Path("row"))
+    except RecipeError as error:
+        return [*error.problems, *(check_named_files(error.partial) if error.partial else ())]
+    return check_named_files(run.recipe)
