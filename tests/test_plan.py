@@ -756,6 +756,7 @@ def test_the_shipped_recipes_can_be_planned(capsys, monkeypatch):
         ("--stage=alignment", "--method=lorra", "--max_response_tokens=200"),
     ],
 )
+@pytest.mark.timeout(900)  # processes of its own, on a machine that may be busy
 def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
     """A random Llama that is narrow under many tokens, so that tensors outweigh the process by
     hundreds of MiB and a step takes a second.
