@@ -4,7 +4,7 @@
     python scripts/benchmark.py --shape docs/shapes/mistral-7b.json --dtype bfloat16 --pairs 8
 
 Variants: naive (as the published scripts work), rahf (this package, same objective), rahf-mean (its
-default, one mean shift a layer), dpo (TRL's DPOTrainer with the same LoRA). All are trained on the
+default shift, one mean a layer), dpo (TRL's DPOTrainer with the same LoRA). All are trained on the
 same rows, each in a process of its own, by turns. Writes benchmark.json, benchmark.md and
 benchmark.png; what they mean: docs/performance.md.
 """
