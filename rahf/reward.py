@@ -57,7 +57,7 @@ def train_reward_model(
         arguments: of RewardConfig, in place of `DEFAULTS`.
 
     Returns:
-        TRL's figures on `held_out` (`eval_accuracy`, `eval_margin`), or of the training.
+        TRL's figures of the training, and those on `held_out` (`eval_accuracy`, `eval_margin`).
 
     Raises:
         ValueError: TRL is not installed.
@@ -95,7 +95,7 @@ def train_reward_model(
     )
     figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if held_out is not None:
-        figures = trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}
+        figures |= trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}
     trainer.save_model()
     return figures
 

@@ -132,10 +132,38 @@ def test_a_slow_answer_does_not_let_many_others_be_asked_for_nothing():
 
 
 def test_answers_that_came_before_an_error_are_kept(tmp_path):
-    replies = [(200, {}, '{"better": "B"}'), (400, {}, "too long")]
+    replies = [(200, {}, '{"better": "B"}'), (402, {}, "out of credit")]
     with server(*replies) as (url, requests):
         judge = ApiJudge(judge_at(url).api, 2, lambda m, a, b: a + b, read_better, workers=1)
-        with pytest.raises(ValueError, match="too long"):
+        with pytest.raises(ValueError, match="out of credit"):
             Verdicts(tmp_path / "v.jsonl").ask(judge, ["x", "y", "z"])
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 1
     assert len(requests) <= 3
+
+
+def test_a_text_that_a_filter_refuses_is_missing_and_the_others_are_judged(tmp_path):
+    ok, filtered = (200, {}, '{"better": "B"}'), (400, {}, "content filter")
+    for replies in ((filtered, ok, filtered, ok), (ok, ok, ok, filtered), (filtered,)):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        with server(*replies) as (url, requests):
+            judge = ApiJudge(judge_at(url).api, 2, lambda m, a, b: a + b, read_better, workers=1)
+            texts = [str(index) for index in range(len(replies))]
+            verdicts = Verdicts(path).ask(judge, texts)
+            assert Verdicts(path).ask(judge, texts) == verdicts
+        assert len(requests) == len(replies)
+        assert [verdict.value for verdict in verdicts] == [
+            0.0 if reply is ok else None for reply in replies
+        ]
+        assert all(("content filter" in each.said) is (each.value is None) for each in verdicts)
+
+
+def test_a_server_that_refuses_one_text_after_the_other_is_an_error_and_nothing_of_it_is_kept(
+    tmp_path,
+):
+    replies = [(200, {}, '{"better": "B"}'), (400, {}, "no such parameter")]
+    with server(*replies) as (url, requests):
+        judge = ApiJudge(judge_at(url).api, 2, lambda m, a, b: a + b, read_better, workers=1)
+        with pytest.raises(ValueError, match="no such parameter"):
+            Verdicts(tmp_path / "v.jsonl").ask(judge, [str(index) for index in range(20)])
+    assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 1
+    assert len(requests) <= 7

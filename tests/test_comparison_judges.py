@@ -188,7 +188,7 @@ def asks_api(path, url):
 @pytest.mark.slow
 def test_a_comparison_by_an_api_goes_on_after_a_stop_and_asks_nothing_twice(compared, capsys):  # noqa: F811
     out, ok = Path("out/compare"), (200, {}, longer)
-    with server(ok, ok, ok, (400, {}, "out of credit"), ok) as (url, requests):
+    with server(ok, ok, ok, (402, {}, "out of credit"), ok) as (url, requests):
         recipe = str(asks_api(compared, url))
         assert main(["compare", recipe]) == 2
         assert "out of credit" in capsys.readouterr().err

@@ -145,6 +145,25 @@ def test_the_command_runs_tasks_of_ones_own(tasks, family, capsys):
     assert read_json(tasks / "out.json")["tasks"]["words"]["acc,none"] == 1
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_tasks_are_put_in_the_template_that_is_given(tasks, family, capsys, monkeypatch):
+    given = "{% for m in messages %}w3 {{ m.content }} w2 {% endfor %}"
+    rendered, usual = [], type(tiny_tokenizer()).apply_chat_template
+
+    def watched(tokenizer, *args, **kwargs):
+        rendered.append(tokenizer.chat_template)
+        return usual(tokenizer, *args, **kwargs)
+
+    monkeypatch.setattr(type(tiny_tokenizer()), "apply_chat_template", watched)
+    common = ["tasks", "--model", family.base, "--task_folder", tasks, "--device", "cpu"]
+    common += ["--tasks", "words", "--chat_template", given]
+    status, _, err = evaluated(capsys, *common)
+    assert status == 2
+    assert "--chat_template is read with --chat alone" in err
+    assert evaluated(capsys, *common, "--chat")[0] == 0
+    assert rendered[-1] == given
+
+
 def test_a_missing_harness_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     with pytest.raises(ValueError, match=r"pip install 'rahf\[eval\]'"):

@@ -44,7 +44,9 @@ def test_a_trained_reward_model_prefers_what_was_chosen(tmp_path, family, capsys
     options += ["--output", folder, "--max_steps", 30, "--learning_rate", 0.02, "--use_cpu"]
     assert main(["reward", *map(str, options), "--lora_r", rank]) == 0
     assert "held-out accuracy 100.0% on 8 pairs" in capsys.readouterr().out
-    assert read_json(folder / "metrics.json")["eval_margin"] > 1
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["eval_margin"] > 1
+    assert metrics["train_runtime"] > 0
     chosen, rejected = (
         save_lines(
             tmp_path / f"{side}.jsonl",

@@ -143,10 +143,15 @@ def _wins(options: argparse.Namespace, first, second, verdicts):
 
 
 def run_tasks(options: argparse.Namespace) -> int:
+    from rahf.data.chat_format import chat_format
     from rahf.evaluation.tasks import run_tasks
     from rahf.report.judgements import tasks_table
 
+    if options.chat_template and not options.chat:
+        raise ValueError("--chat_template is read with --chat alone: give both or neither")
     model, tokenizer = load(options)
+    if options.chat_template:
+        tokenizer.chat_template = chat_format(tokenizer, options.chat_template).template
     figures = run_tasks(
         model,
         tokenizer,

@@ -18,11 +18,18 @@ class Loaded(NamedTuple):
 
 
 def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
-    """Add the options; `named`: with --model and --base, which say the one model to load."""
+    """Add the options; `named`: with --model, --base and --chat_template of the one model that is
+    asked.
+    """
     option = parser.add_argument
     if named:
         option("--model", required=True, metavar="NAME", help="model or adapter: folder or Hub id")
         option("--base", metavar="NAME", help="base in place of the one that the adapter names")
+        option(
+            "--chat_template",
+            metavar="FILE",
+            help="Jinja text or file in place of the tokenizer's",
+        )
     option(
         "--dtype",
         choices=DTYPES,
@@ -33,7 +40,6 @@ def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> Non
         "--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
     )
     option("--attn_implementation", metavar="NAME", help="eager, sdpa, flash_attention_2")
-    option("--chat_template", metavar="FILE", help="Jinja text or file in place of the tokenizer's")
     option("--trust_remote_code", action="store_true", help="run code that comes with the model")
 
 

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rahf.data.messages import Message
@@ -18,11 +18,21 @@ from rahf.evaluation.judges import Value, Verdict
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses that another try may change."""
 
+ABOUT_THE_TEXT = (400, 413, 422)
+"""Statuses that may concern one text alone: it is too long, or a filter does not let it pass."""
+
+REFUSED_IN_A_ROW = 4
+"""Texts refused one after the other that are taken for a refusal of all."""
+
 LONGEST_WAIT = 60.0
 
 AHEAD = 2
 """Texts for each worker that may be asked about before the first of them is answered: what is lost
 at most when a run is stopped, since verdicts are kept in order."""
+
+
+class RefusedTextError(ValueError):
+    """The server refuses this text, and may answer the next."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Api:
         """The model's answer to one message, at temperature 0.
 
         Raises:
+            RefusedTextError: the server refuses with a status that may concern this prompt alone.
             ValueError: the server refuses, cannot be reached, or answers something else, after all
                 tries.
         """
@@ -51,7 +62,8 @@ class Api:
             except urllib.error.HTTPError as error:
                 told = f"status {error.code}: {error.read()[:200].decode(errors='replace')}"
                 if error.code not in RETRIED or not left:
-                    raise ValueError(f"{self.url} refuses: {told}") from error
+                    kind = RefusedTextError if error.code in ABOUT_THE_TEXT else ValueError
+                    raise kind(f"{self.url} refuses: {told}") from error
                 asked_for = error.headers.get("Retry-After", "")
                 wait = max(wait, float(asked_for)) if asked_for.isdigit() else wait
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
@@ -86,7 +98,11 @@ class Api:
 
 @dataclass(frozen=True)
 class ApiJudge:
-    """A chooser or scorer whose question and reading are functions."""
+    """A chooser or scorer whose question and reading are functions.
+
+    A text that the server refuses has no verdict, and the refusal stands in place of the judge's
+    words; several of them in a row are an error, and none of those is kept.
+    """
 
     api: Api
     responses: int
@@ -102,19 +118,29 @@ class ApiJudge:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
-        pool, waiting = ThreadPoolExecutor(self.workers), deque()
+        refused: list[Verdict] = []  # held back until the server answers another text
+        for reply in self._replies(read):
+            try:
+                said = reply.result()
+            except RefusedTextError as error:
+                refused.append(Verdict(None, str(error)))
+                if len(refused) == REFUSED_IN_A_ROW:
+                    raise
+                continue
+            yield from refused
+            refused.clear()
+            yield Verdict(self.parse(said), said)
+        yield from refused
 
-        def next_one() -> Verdict:
-            said = waiting.popleft().result()
-            return Verdict(self.parse(said), said)
-
+    def _replies(self, read: Sequence[str]) -> Iterator[Future[str]]:
+        """What the server says, in the order of the texts."""
+        pool, waiting = ThreadPoolExecutor(self.workers), deque[Future[str]]()
         try:
             for text in read:
                 waiting.append(pool.submit(self.api.complete, text))
                 if len(waiting) == AHEAD * self.workers:
-                    yield next_one()
-            while waiting:
-                yield next_one()
+                    yield waiting.popleft()
+            yield from waiting
         finally:
             # After an error or an interrupt nothing more is asked.
             pool.shutdown(wait=False, cancel_futures=True)
