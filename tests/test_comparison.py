@@ -14,6 +14,7 @@ from tiny_models import Family, tiny_pairs, tiny_tokenizer
 from rahf.artifacts import StageRecord, read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at
+from rahf.comparison.judging import without_loops
 from rahf.comparison.rows import cost_of, train_row
 from rahf.config import CompareOptions
 from rahf.data.prompts import PromptForm
@@ -161,6 +162,13 @@ def test_repetition_is_the_share_of_word_runs_that_stood_before(text, share):
     assert repeated_share(text) == pytest.approx(share)
 
 
+def test_an_answer_that_goes_round_in_circles_counts_as_the_bases():
+    given = ["a b c a b c", "a b c d", "no no no no no"]
+    assert without_loops(given, ["x", "y", "z"], 0.5) == ["a b c a b c", "a b c d", "z"]
+    assert without_loops(given, ["x", "y", "z"], 0.0) == ["x", "a b c d", "z"]
+    assert without_loops(given, ["x", "y", "z"], 1.0) == given
+
+
 # Options
 
 
@@ -180,6 +188,7 @@ def test_repetition_is_the_share_of_word_runs_that_stood_before(text, share):
         ({"strengths": [0, 1]}, "strengths: 0 is the base"),
         ({"strengths": ["a"]}, "strengths: "),
         ({"budget": 0.0}, "budget: 0.0 is out of range"),
+        ({"repetition_limit": -0.1}, "repetition_limit: -0.1 is out of range"),
     ],
 )
 def test_a_comparison_that_cannot_be_run_is_refused(options, problem):
@@ -256,6 +265,13 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys)
     assert "writing" not in again
     assert "measuring" not in again
     assert table.strip() in again
+    # Read once more without answers that go round in circles; the models are not asked again.
+    assert main(["compare", str(compared), "--compare.repetition_limit", "0"]) == 0
+    assert "measuring" not in capsys.readouterr().out
+    for answer in read_lines(out / "answers.jsonl"):
+        for name, given in answer["answers"].items():
+            counts = answer["answers"]["base"] if repeated_share(given) else given
+            assert answer["scores"][name] == len(counts)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from datasets import Dataset
 from rahf.data.messages import Message
 from rahf.evaluation.judges import Judge, Verdicts
 from rahf.evaluation.wins import Contest, Outcome, decide
+from rahf.report.comparison import repeated_share
 
 ROWS_READ = 500
 """Training pairs on which a scorer shows what side of its scale is wanted."""
@@ -40,6 +41,16 @@ def outcomes_of(
     decided = iter(decide(judge, differing, verdicts))
     tie = Outcome(0.5, ())
     return [tie if contest.first == contest.second else next(decided) for contest in contests]
+
+
+def without_loops(answers: Sequence[str], base: Sequence[str], limit: float) -> list[str]:
+    """The answers, with the base's in place of those of which a larger share than `limit` repeats
+    itself.
+    """
+    return [
+        untouched if repeated_share(answer) > limit else answer
+        for answer, untouched in zip(answers, base, strict=True)
+    ]
 
 
 def wanted_side(judge: Judge, verdicts: Verdicts, pairs: Dataset) -> int:

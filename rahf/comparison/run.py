@@ -24,7 +24,7 @@ from rahf.comparison.curves import (
     readable,
 )
 from rahf.comparison.held_out import asked_of, under_urial, with_validation
-from rahf.comparison.judging import outcomes_of, wanted_side
+from rahf.comparison.judging import outcomes_of, wanted_side, without_loops
 from rahf.comparison.rows import Trained, train_row
 from rahf.data.pairs import usable_pairs
 from rahf.evaluation.judge_names import parse_judge
@@ -116,12 +116,14 @@ class Comparison:
         verdicts behind each.
         """
         found = self._measured(part, asked, name, trained)
-        answers = [answer for point in found for answer in point["answers"]]
-        chats, base = [*asked.chats] * len(found), []
-        if self.judge.responses == 2:
+        chats, limit = [*asked.chats] * len(found), self.options.repetition_limit
+        answers, base = [answer for point in found for answer in point["answers"]], []
+        if self.judge.responses == 2 or limit < 1:
             # Those to the same prompts in their usual form, whatever form `asked` has.
             [untouched] = self._measured(part, self.asked(part), self.base, None)
             base = untouched["answers"] * len(found)
+        if limit < 1:
+            answers = without_loops(answers, base, limit)
         outcomes = outcomes_of(self.judge, self.verdicts, chats, answers, base)
         count = len(asked.chats)
         parts = [outcomes[at : at + count] for at in range(0, len(outcomes), count)]
@@ -244,6 +246,7 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
         folder / "comparison.json",
         {
             "judge": comparison.judge.id,
+            "repetition_limit": options.repetition_limit,
             "score": "win over the base's answer" if wins else "the judge's own",
             "wanted_side": comparison.sign,
             **({"place": place} if place else {}),

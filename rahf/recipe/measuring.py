@@ -65,7 +65,8 @@ class CompareOptions:
     rows: dict[str, dict] = option(
         {name: {} for name in ROW_KINDS[:-1]},
         "The rows, {name: keys of the recipe that are its own}. A name begins with what the row "
-        "is (base, urial, sft, dpo, lorra, scit, dual, direction) and may go on: dual-retain. "
+        "is (base, urial, sft, dpo, lorra, scit, dual, dpo_shift, direction) and may go on: "
+        "dual-retain. "
         "dpo also takes `beta`. Keys of the top level hold for the training of an sft row.",
     )
     trials: dict[str, list] = option(
@@ -88,6 +89,11 @@ class CompareOptions:
     )
     workers: Count = option(8, "Requests at once to an api judge.")
     label: CountFromZero = option(0, "Label whose log-odds a reward judge with several gives.")
+    repetition_limit: Annotated[float, Limits(least=0)] = option(
+        1.0,
+        "An answer with a larger share of repeated word triples counts as the base's own answer: "
+        "language that goes round in circles is no change. 1: every answer counts.",
+    )
     urial: str | None = option(
         None, "File of instruction and examples for rows of kind urial; null: ours."
     )
