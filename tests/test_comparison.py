@@ -225,7 +225,7 @@ def compared(recipe_file: Path) -> Path:  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys):
+def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys, monkeypatch):
     assert main(["compare", str(compared)]) == 0
     told, out = capsys.readouterr().out, Path("out/compare")
     rows = ["base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift"]
@@ -265,13 +265,16 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys)
     assert "writing" not in again
     assert "measuring" not in again
     assert table.strip() in again
-    # Read once more without answers that go round in circles; the models are not asked again.
-    assert main(["compare", str(compared), "--compare.repetition_limit", "0"]) == 0
+    # Read once more without some of the answers; the models are not asked again.
+    monkeypatch.setattr("rahf.comparison.judging.repeated_share", odd := lambda text: len(text) % 2)
+    assert main(["compare", str(compared), "--compare.repetition_limit", "0.5"]) == 0
     assert "measuring" not in capsys.readouterr().out
+    counted = []
     for answer in read_lines(out / "answers.jsonl"):
         for name, given in answer["answers"].items():
-            counts = answer["answers"]["base"] if repeated_share(given) else given
-            assert answer["scores"][name] == len(counts)
+            counted.append(answer["answers"]["base"] if odd(given) else given)
+            assert answer["scores"][name] == len(counted[-1])
+    assert counted != [given for answer in answers for given in answer["answers"].values()]
 
 
 @pytest.mark.slow
