@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils.other import get_free_port
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import (
     ChildFailedError,
@@ -43,6 +45,7 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
         )
     given = ["--config_file", str(config), "--module"]
     given += ["--num_processes", str(processes)] if processes else []
+    given += ["--main_process_port", str(port)] if (port := port_of(config)) else []
     options = launch_command_parser().parse_args([*given, "rahf", *arguments])
     # SIGTERM belongs to us: torch's launcher would kill the ranks half a minute later.
     options.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
@@ -64,6 +67,17 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
         del os.environ[LAUNCHED]
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def port_of(config: Path) -> int | None:
+    """The port where the ranks meet: a free one, so that several jobs can run on one machine.
+
+    None where the configuration names it, or has several machines, which must agree on it.
+    """
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if settings.get("main_process_port") or settings.get("num_machines", 1) > 1:
+        return None
+    return get_free_port()
 
 
 def _hand_on_sigterm() -> None:

@@ -1,9 +1,11 @@
 """Several ranks, under every engine, do what one process does; a job that is ended goes on."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from test_pipeline import WORDS, recipe_file, write_lines  # noqa: F401
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
+from rahf.launching import port_of
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -40,7 +43,7 @@ def run(*command: str) -> str:
 def launched(config: str, script: str, *arguments: str) -> str:
     return run(
         *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--config_file", str(ROOT / "accelerate_configs" / config)),
+        *("--config_file", str(ROOT / "accelerate_configs" / config), "--main_process_port", "0"),
         str(ROOT / script),
         *arguments,
     )
@@ -305,6 +308,25 @@ def test_a_rank_that_dies_ends_the_job_with_one_message_and_the_run_goes_on(unev
     assert len(errors) == 1
     assert "The same command continues from the last checkpoint." in errors[0]
     assert_goes_on_as_if_never_stopped(uneven_recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_second_job_on_the_machine_meets_at_another_port(uneven_recipe):
+    with socket.socket() as first:
+        with contextlib.suppress(OSError):  # taken by a job of somebody else: as good
+            first.bind(("127.0.0.1", 29500))
+            first.listen()
+        status, told = Job(uneven_recipe, "out", *TWO_RANKS, "--stage", "positive").end()
+    assert status == 0, told[-3000:]
+    assert Path("out/teachers/positive/adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("given", [{"main_process_port": 29501}, {"num_machines": 2}])
+def test_a_port_that_is_named_or_that_machines_agree_on_is_left_alone(tmp_path, given):
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"num_processes": 2, **given}))
+    assert port_of(tmp_path / "own.yaml") is None
+    assert port_of(ROOT / "accelerate_configs/ddp.yaml") > 0
 
 
 @pytest.mark.slow
