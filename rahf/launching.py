@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from accelerate.utils.other import get_free_port
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -22,6 +21,8 @@ from torch.distributed.elastic.multiprocessing.errors import (
     ProcessFailure,
     get_error_handler,
 )
+
+from rahf.recipe.launch import names_port
 
 LAUNCHED = "RAHF_LAUNCHED"
 """Environment variable that tells a rank that the launcher will print its error."""
@@ -72,12 +73,9 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
 def port_of(config: Path) -> int | None:
     """The port where the ranks meet: a free one, so that several jobs can run on one machine.
 
-    None where the configuration names it, or has several machines, which must agree on it.
+    None where that is the configuration's business.
     """
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    if settings.get("main_process_port") or settings.get("num_machines", 1) > 1:
-        return None
-    return get_free_port()
+    return None if names_port(config) else get_free_port()
 
 
 def _hand_on_sigterm() -> None:

@@ -13,9 +13,10 @@ from rahf.evaluation.questions import read_better
 
 
 @contextmanager
-def server(*replies):
+def server(*replies, refuses=lambda body: False):
     """Answers one request after the other with (status, headers, content of the message or body);
-    the last reply is repeated. Yields the URL and the list of requests.
+    the last reply is repeated. What it `refuses` gets a 400. Yields the URL and the list of
+    requests.
     """
     requests, lock = [], threading.Lock()
 
@@ -25,6 +26,8 @@ def server(*replies):
             with lock:
                 requests.append((self.path, dict(self.headers), body))
                 status, headers, content = replies[min(len(requests), len(replies)) - 1]
+            if refuses(body):
+                status, headers, content = 400, {}, "content filter"
             if callable(content):
                 content = content(body)
             if status == 200 and isinstance(content, str):
@@ -141,29 +144,55 @@ def test_answers_that_came_before_an_error_are_kept(tmp_path):
     assert len(requests) <= 3
 
 
-def test_a_text_that_a_filter_refuses_is_missing_and_the_others_are_judged(tmp_path):
-    ok, filtered = (200, {}, '{"better": "B"}'), (400, {}, "content filter")
-    for replies in ((filtered, ok, filtered, ok), (ok, ok, ok, filtered), (filtered,)):
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
-        with server(*replies) as (url, requests):
-            judge = ApiJudge(judge_at(url).api, 2, lambda m, a, b: a + b, read_better, workers=1)
-            texts = [str(index) for index in range(len(replies))]
-            verdicts = Verdicts(path).ask(judge, texts)
-            assert Verdicts(path).ask(judge, texts) == verdicts
-        assert len(requests) == len(replies)
-        assert [verdict.value for verdict in verdicts] == [
-            0.0 if reply is ok else None for reply in replies
-        ]
-        assert all(("content filter" in each.said) is (each.value is None) for each in verdicts)
+OK, REFUSED = (200, {}, '{"better": "B"}'), (400, {}, "content filter")
 
 
-def test_a_server_that_refuses_one_text_after_the_other_is_an_error_and_nothing_of_it_is_kept(
-    tmp_path,
+def asked_one_by_one(url):
+    return ApiJudge(judge_at(url).api, 2, lambda m, a, b: a + b, read_better, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("replies", "values"),
+    [
+        # The last OK of a row of refusals answers the question whether anything is answered.
+        ((REFUSED, OK, REFUSED, OK, OK), [None, 0.0, None, 0.0]),
+        ((OK, OK, REFUSED, OK), [0.0, 0.0, None]),
+        ((REFUSED, OK), [None]),
+    ],
+)
+def test_a_text_that_a_filter_refuses_is_missing_and_the_others_are_judged(
+    tmp_path, replies, values
 ):
+    path = tmp_path / "v.jsonl"
+    with server(*replies) as (url, requests):
+        judge, texts = asked_one_by_one(url), [str(index) for index in range(len(values))]
+        verdicts = Verdicts(path).ask(judge, texts)
+        before = len(requests)
+        assert Verdicts(path).ask(judge, texts) == verdicts
+        assert len(requests) == before
+    assert [verdict.value for verdict in verdicts] == values
+    assert all(("content filter" in each.said) is (each.value is None) for each in verdicts)
+
+
+def test_a_filter_may_refuse_many_texts_one_after_the_other(tmp_path):
+    def passes(body):
+        return "harm" not in body["messages"][0]["content"]
+
+    with server((200, {}, '{"better": "B"}'), refuses=lambda body: not passes(body)) as (url, _):
+        read = [f"harm {index}" for index in range(20)] + ["x"]
+        verdicts = Verdicts(tmp_path / "v.jsonl").ask(asked_one_by_one(url), read)
+        assert [verdict.value for verdict in verdicts] == [None] * 20 + [0.0]
+        # Alone, too: nothing else is left to ask about after a stop.
+        assert Verdicts().ask(asked_one_by_one(url), read[:20])[0].value is None
+
+
+@pytest.mark.parametrize("texts", [1, 2, 20])
+def test_a_server_that_refuses_everything_is_an_error_and_nothing_of_it_is_kept(tmp_path, texts):
     replies = [(200, {}, '{"better": "B"}'), (400, {}, "no such parameter")]
     with server(*replies) as (url, requests):
-        judge = ApiJudge(judge_at(url).api, 2, lambda m, a, b: a + b, read_better, workers=1)
+        judge = asked_one_by_one(url)
+        Verdicts(tmp_path / "v.jsonl").ask(judge, ["before"])
         with pytest.raises(ValueError, match="no such parameter"):
-            Verdicts(tmp_path / "v.jsonl").ask(judge, [str(index) for index in range(20)])
+            Verdicts(tmp_path / "v.jsonl").ask(judge, [str(index) for index in range(texts)])
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 1
-    assert len(requests) <= 7
+    assert len(requests) <= 8

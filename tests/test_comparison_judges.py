@@ -232,10 +232,11 @@ def test_a_comparison_by_an_api_goes_on_after_a_stop_and_asks_nothing_twice(comp
     assert (out / "tradeoff.png").stat().st_size > 0
 
 
-def test_an_api_that_refuses_is_told_before_anything_is_trained(compared, capsys):  # noqa: F811
-    with server((401, {}, "no key")) as (url, requests):
+@pytest.mark.parametrize("status", [401, 400])
+def test_an_api_that_refuses_is_told_before_anything_is_trained(compared, capsys, status):  # noqa: F811
+    with server((status, {}, "no key")) as (url, requests):
         assert main(["compare", str(asks_api(compared, url))]) == 2
-    assert "status 401" in capsys.readouterr().err
+    assert f"status {status}" in capsys.readouterr().err
     assert requests
     assert not Path("out/compare/teachers").exists()
     assert not Path("out/compare/test").exists()

@@ -22,7 +22,10 @@ ABOUT_THE_TEXT = (400, 413, 422)
 """Statuses that may concern one text alone: it is too long, or a filter does not let it pass."""
 
 REFUSED_IN_A_ROW = 4
-"""Texts refused one after the other that are taken for a refusal of all."""
+"""Texts refused one after the other, after which it is tried whether anything is answered."""
+
+HARMLESS = "Reply with the word yes."
+"""What no filter stops: a server that refuses it refuses everything."""
 
 LONGEST_WAIT = 60.0
 
@@ -101,7 +104,7 @@ class ApiJudge:
     """A chooser or scorer whose question and reading are functions.
 
     A text that the server refuses has no verdict, and the refusal stands in place of the judge's
-    words; several of them in a row are an error, and none of those is kept.
+    words, once the server is seen to answer another; where it refuses everything, that is an error.
     """
 
     api: Api
@@ -118,19 +121,27 @@ class ApiJudge:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
-        refused: list[Verdict] = []  # held back until the server answers another text
+        refused: list[Verdict] = []  # held back until the server is seen to answer something
         for reply in self._replies(read):
             try:
                 said = reply.result()
             except RefusedTextError as error:
                 refused.append(Verdict(None, str(error)))
                 if len(refused) == REFUSED_IN_A_ROW:
-                    raise
+                    yield from self._kept(refused)
                 continue
             yield from refused
             refused.clear()
             yield Verdict(self.parse(said), said)
-        yield from refused
+        yield from self._kept(refused)
+
+    def _kept(self, refused: list[Verdict]) -> list[Verdict]:
+        """The refusals, which are taken out of the list, if they are the texts' and not all's."""
+        if refused:
+            self.api.complete(HARMLESS)
+        kept = refused.copy()
+        refused.clear()
+        return kept
 
     def _replies(self, read: Sequence[str]) -> Iterator[Future[str]]:
         """What the server says, in the order of the texts."""

@@ -101,6 +101,12 @@ def find_config(name: str) -> Path:
     )
 
 
+def names_port(config: Path) -> bool:
+    """Whether a file says where the ranks meet, or has several machines, which must agree on it."""
+    settings = _read(config)
+    return bool(settings.get("main_process_port")) or int(settings.get("num_machines") or 1) > 1
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
