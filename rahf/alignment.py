@@ -19,27 +19,22 @@ from transformers import PreTrainedModel
 from rahf.adapters import add_teachers, attach_policy, depth_of, frozen_pass
 from rahf.capture import record
 from rahf.config import MethodOptions, resolve_layers
-from rahf.contrast import Batch, Rows, first_rows, row_count
+from rahf.contrast import Batch, first_rows, row_count
 from rahf.directions import Directions, MeanFitter
-from rahf.likelihood import (
-    forward_columns,
-    model_inputs,
-    response_logits,
-    token_likelihood,
-    with_context,
-)
+from rahf.likelihood import forward_columns, model_inputs, response_logits
 from rahf.objective import (
     Asked,
     Progress,
+    RowKind,
     Term,
     dissimilarity,
     layer_scale,
     progress,
     random_units,
     row_loss,
-    row_mean,
 )
 from rahf.packing import use_packed_attention
+from rahf.prediction_terms import compares_predictions, prediction_terms, scored_tokens
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
 REJECTED_SHARE = {"rejected": 1.0, "both": 0.5, "random": 0.5}
@@ -146,25 +141,21 @@ class Alignment:
             elapsed: share of the training's steps that is done, 0 to 1, for weights over time.
         """
         rows, options = batch["reference"], self.options
-        scored = self._scored(batch)
+        scored = scored_tokens(batch, options)
         asked, reference_logits = self.asked(batch, scored)
         hidden, logits = self._states(model, self.model, rows, scored)
         terms, weights = self._distances(hidden, asked, batch, elapsed)
         if options.similarity_weight:
             terms["similarity"] = self._similarity(hidden, batch)
-        if options.kl_weight:
-            divergence = kl_divergence(
-                reference_logits, logits, scored, rows, options.kl_temperature
-            )
-            kind = "retained" if options.kl_rows == "retain" else "responses"
-            terms["kl"] = self._of_rows(divergence, kind, batch)
-        if options.sft_weight:
-            entropy = -self._chosen_means(rows, logits, scored)
-            terms["sft"] = self._of_rows(entropy, "chosen", batch)
+        for name, term in prediction_terms(
+            logits, reference_logits, scored, batch, options
+        ).items():
+            terms[name] = self._of_rows(term.values, term.rows, batch)
         weights |= {
             "similarity": options.similarity_weight,
             "kl": options.kl_weight,
             "sft": options.sft_weight,
+            "dpo": options.dpo_weight,
         }
         loss = sum(weights[name] * term for name, term in terms.items())
         detached = {name: term.detach() for name, term in terms.items()}
@@ -186,7 +177,7 @@ class Alignment:
         }
         return values, {term.name: term.weight_at(elapsed) for term in terms}
 
-    def _of_rows(self, values: Tensor, rows: str, batch: Batch) -> Tensor:
+    def _of_rows(self, values: Tensor, rows: RowKind, batch: Batch) -> Tensor:
         """What some of all rows are worth, one value for each response.
 
         Responses of the other side count 0: divided by the share of this side, the mean is its own.
@@ -213,10 +204,10 @@ class Alignment:
     def asked(
         self, batch: Batch, scored: Bool[Tensor, "lines seq"] | None = None
     ) -> tuple[Asked, Tensor | None]:
-        """What the frozen views ask for, and the reference's logits where the KL needs them."""
+        """What the frozen views ask for, and the reference's logits where a term reads them."""
         rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
         count, aligned = row_count(rows), batch["aligned_responses"]
-        needed = scored if self.options.kl_weight else None
+        needed = scored if compares_predictions(self.options) else None
         reference, logits = self._frozen_states(self.views.reference, batch, needed)
         shift = torch.zeros_like(reference)
         shift[:, :aligned] = self._asked_shift(batch, reference[:, :aligned])
@@ -274,23 +265,6 @@ class Alignment:
         if scored is None:
             return recording.stack(), None
         return recording.stack(), response_logits(output.logits, scored, columns)
-
-    def _scored(self, batch: Batch) -> Bool[Tensor, "lines seq"] | None:
-        """Tokens whose prediction a term needs; None where no term needs the LM head."""
-        responses, mask = len(batch["row"]), with_context(batch["reference"])
-        rows = batch["reference"]
-        kept = torch.zeros(row_count(rows), dtype=torch.bool, device=mask.device)
-        if self.options.kl_weight:
-            kept[responses:] = self.options.kl_rows == "retain"
-            kept[:responses] = self.options.kl_rows == "responses"
-        if self.options.sft_weight:
-            kept[:responses] |= batch["chosen"]
-        wanted = self.options.kl_weight or self.options.sft_weight
-        return mask & kept[rows["owner"]] if wanted else None
-
-    @staticmethod
-    def _chosen_means(rows: Batch, logits: Tensor, scored: Tensor) -> Tensor:
-        return token_likelihood(logits, rows | {"response_mask": scored}).means()
 
 
 def build_alignment(
@@ -353,25 +327,3 @@ def without_retained(batch: Batch) -> Batch:
     rows, aligned = batch["reference"], batch["aligned_responses"]
     cut = {name: rows[name][:aligned] for name in ("aligned", "aligned_owner")}
     return batch | {"reference": first_rows(rows, len(batch["row"])) | cut}
-
-
-def kl_divergence(
-    reference: Float[Tensor, "tokens vocab"],
-    policy: Float[Tensor, "tokens vocab"],
-    scored: Bool[Tensor, "lines seq"],
-    rows: Rows,
-    temperature: float = 1.0,
-) -> Float[Tensor, " rows"]:
-    """KL(reference || policy) over the whole vocabulary, in nats, mean over a row's tokens.
-
-    Args:
-        temperature: both logits are divided by it, the divergence multiplied by its square, so that
-            gradients keep their size (distillation, arXiv 1503.02531).
-    """
-    if temperature != 1:  # logits are large: not copied for nothing
-        policy, reference = policy / temperature, reference / temperature
-    per_token = temperature**2 * nn.functional.kl_div(
-        policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
-    ).sum(-1)
-    owner = rows["owner"][:, 1:][scored[:, 1:]]
-    return row_mean(per_token.unsqueeze(0), owner, row_count(rows))[0]

@@ -267,6 +267,14 @@ class MethodOptions:
         1.0, "Temperature of both predictions in the KL term, which is multiplied by its square."
     )
     sft_weight: Weight = option(0.0, "Weight of the cross entropy on chosen responses.")
+    dpo_weight: Weight = option(
+        0.0,
+        "Weight of the DPO loss of the aligned responses, held against the reference; with "
+        "pairs_together: true.",
+    )
+    dpo_beta: Annotated[float, Limits(least=1e-6)] = option(
+        0.1, "How near the DPO term holds the policy to the reference: DPO's beta."
+    )
     rejected_weight: Weight = option(
         1.0,
         "circuit_breakers, rmu, repbend: weight of the term that leads rejected responses away.",

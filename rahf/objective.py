@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 Distance = Literal["l2", "squared_l2", "relu_cosine", "away"]
 LayerScale = Literal["none", "rms", "shift"]
+RowKind = Literal["responses", "chosen", "rejected", "retained"]
 
 SMALLEST_SCALE = 1e-3
 """Smallest layer scale as a share of the reference's RMS, so that no shift divides by zero."""
@@ -38,7 +39,7 @@ class Term(NamedTuple):
     """A part of the loss: the distance of some rows to their target."""
 
     name: str  # under which it is logged
-    rows: Literal["responses", "chosen", "rejected", "retained"]
+    rows: RowKind
     distance: Distance
     weight: float
     schedule: Literal["constant", "falling", "rising"] = "constant"
@@ -136,6 +137,20 @@ def dissimilarity(
     others = among & among.unsqueeze(1) & ~torch.eye(len(among), dtype=torch.bool).to(among.device)
     apart = torch.where(others, 1 - units @ units.mT, 0.0).sum(-1)
     return (apart / others.sum(-1).clamp(min=1)).mean(0)
+
+
+def dpo_loss(
+    own: Float[Tensor, " responses"], base: Float[Tensor, " responses"], beta: float
+) -> Float[Tensor, " pairs"]:
+    """Direct preference optimisation (arXiv 2305.18290, equation 7), pair by pair.
+
+    Args:
+        own: log-probability (nats) of each whole response, the chosen one of a pair before the
+            rejected one.
+        base: the same under the base.
+    """
+    chosen, rejected = (own - base).view(-1, 2).unbind(1)
+    return -nn.functional.logsigmoid(beta * (chosen - rejected))
 
 
 def progress(hidden: Float[Tensor, "layers tokens d_model"], asked: Asked) -> Progress:

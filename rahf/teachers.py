@@ -21,6 +21,7 @@ from rahf.adapters import attach_policy, depth_of, frozen_pass
 from rahf.contrast import rows_of_ids
 from rahf.generation import pad_id
 from rahf.likelihood import likelihood, with_context
+from rahf.objective import dpo_loss
 from rahf.packing import use_packed_attention
 from rahf.training import AdapterTrainer, ItemLoss
 
@@ -50,20 +51,6 @@ def contrastive_loss(
     told_apart = nn.functional.logsigmoid(difference)
     taken_for_other = nn.functional.logsigmoid(-difference)
     return -match - (1 - smoothing) * told_apart - smoothing * taken_for_other
-
-
-def dpo_loss(
-    own: Float[Tensor, " responses"], base: Float[Tensor, " responses"], beta: float
-) -> Float[Tensor, " pairs"]:
-    """Direct preference optimisation (arXiv 2305.18290, equation 7), pair by pair.
-
-    Args:
-        own: log-probability (nats) of each whole response, the chosen one of a pair before the
-            rejected one.
-        base: the same under the base.
-    """
-    chosen, rejected = (own - base).view(-1, 2).unbind(1)
-    return -nn.functional.logsigmoid(beta * (chosen - rejected))
 
 
 @dataclass(frozen=True)

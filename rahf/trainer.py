@@ -87,7 +87,7 @@ class RAHFConfig(MethodOptions, TrainingArguments):
                 "align, before there is a trainer; give a number and layers here."
             )
         raise_problems(
-            batch_problems(self, self.per_device_train_batch_size)
+            batch_problems(self, self.per_device_train_batch_size, self.per_device_eval_batch_size)
             + tracker_problems(self.report_to)
         )
         TrainingArguments.__post_init__(self)

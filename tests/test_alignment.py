@@ -132,6 +132,22 @@ class ByLoops:
             )
         return total
 
+    def preference(self, chosen, rejected):
+        """The DPO term of a pair, its weight included."""
+        options, ratios = self.options, []
+        reference_model = self.models[self.views.reference.teacher]
+        for item in (chosen, rejected):
+            prompt = item["prompt_ids"]
+            ids = prompt + item["response_ids"][: options.max_response_tokens]
+            predicted = range(len(prompt), len(ids))
+            own, base = (
+                -len(predicted)
+                * loops.cross_entropy(loops.log_probabilities(model, ids), ids, predicted)
+                for model in (self.policy, reference_model)
+            )
+            ratios.append(own - base)
+        return options.dpo_weight * loops.dpo(*ratios, options.dpo_beta)
+
 
 def check_against_loops(family, options, retain=(), **collating):
     pairs = tiny_pairs(2)
@@ -140,6 +156,11 @@ def check_against_loops(family, options, retain=(), **collating):
     dataset = Responses(pairs, options.response_source, retain)
     by_loops = ByLoops(family, alignment, options)
     expected = [by_loops.loss(dataset[index]) for index in range(len(dataset))]
+    if options.dpo_weight:
+        for index in range(0, len(dataset), 2):
+            of_pair = by_loops.preference(dataset[index], dataset[index + 1])
+            expected[index] += of_pair
+            expected[index + 1] += of_pair
     assert output.loss.tolist() == pytest.approx(expected, rel=2e-4)
     return output
 
@@ -216,6 +237,29 @@ def test_the_sft_term_is_a_mean_over_chosen_responses(family):
     alignment.options = chosen
     over_chosen = alignment(alignment.model, batch_of(pairs, chosen)).terms["sft"]
     assert over_both.mean().item() == pytest.approx(over_chosen.mean().item(), rel=1e-5)
+
+
+PREFERRED = {"dpo_weight": 3.0, "dpo_beta": 0.7, "pairs_together": True}
+
+
+@pytest.mark.parametrize(("method", "reference"), METHODS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_loss_with_a_dpo_term_equals_the_loops(family, method, reference, packed):
+    options = method_options(method, reference, **PREFERRED)
+    output = check_against_loops(family, options, packed=packed)
+    assert set(output.terms) == {"align", "dpo"}
+    chosen, rejected = output.terms["dpo"].view(-1, 2).unbind(1)
+    assert chosen.tolist() == rejected.tolist()
+    assert abs(chosen - torch.log(torch.tensor(2.0))).min() > 1e-3  # the policy has moved
+
+
+@pytest.mark.parametrize("kl_rows", ["responses", "retain"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_dpo_term_beside_every_other_equals_the_loops(family, kl_rows, packed):
+    others = {"retain_weight": 0.3, "kl_weight": 0.5, "kl_rows": kl_rows, "sft_weight": 0.2}
+    options = method_options(max_response_tokens=2, **others, **PREFERRED)
+    output = check_against_loops(family, options, RETAINED, packed=packed)
+    assert set(output.terms) == {"align", "retain", "kl", "sft", "dpo"}
 
 
 def test_a_batch_of_rejected_responses_only_has_an_sft_term_of_zero(family):

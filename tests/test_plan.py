@@ -364,6 +364,8 @@ def test_early_exit_and_terms_with_logits_decide_the_depth():
 
     assert set(depths().values()) == {3}
     assert depths(kl_weight=1.0) == {"reference": 4, "positive": 3, "negative": 3, "policy": 4}
+    compared = {"dpo_weight": 1.0, "pairs_together": True}
+    assert depths(**compared) == {"reference": 4, "positive": 3, "negative": 3, "policy": 4}
     assert depths(sft_weight=1.0) == {"reference": 3, "positive": 3, "negative": 3, "policy": 4}
 
 

@@ -431,6 +431,17 @@ def test_a_batch_that_tears_a_pair_apart_is_refused(write, size):
         assert load_recipe(write(**{**keys, **right}))
 
 
+def test_held_out_batches_that_tear_a_pair_apart_are_refused_beside_a_dpo_term(write):
+    keys = {"per_device_eval_batch_size": 3, "pairs_together": True, "dpo_weight": 1.0}
+    (line,) = problems(write(**keys))
+    assert line == (
+        "per_device_eval_batch_size: 3 is odd, so that the DPO term would have half a pair: set it "
+        "to 4, or dpo_weight: 0"
+    )
+    for right in ({"per_device_eval_batch_size": 4}, {"dpo_weight": 0.0}):
+        assert load_recipe(write(**{**keys, **right}))
+
+
 def test_the_trackers_are_those_of_transformers():
     installed = pytest.importorskip("transformers.integrations.integration_utils")
     assert set(trackers()) == set(installed.INTEGRATION_TO_CALLBACK)

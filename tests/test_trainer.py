@@ -519,6 +519,24 @@ def test_a_batch_that_tears_a_pair_apart_is_refused(tmp_path):
         RAHFConfig(str(tmp_path), pairs_together=True, per_device_train_batch_size=3, **QUIET)
 
 
+def test_held_out_batches_that_tear_a_pair_apart_are_refused_beside_a_dpo_term(tmp_path):
+    given = {"pairs_together": True, "dpo_weight": 1.0, "per_device_eval_batch_size": 5}
+    with pytest.raises(ValueError, match=r"per_device_eval_batch_size: 5 is odd.*set it to 6"):
+        RAHFConfig(str(tmp_path), **given, **QUIET)
+
+
+def test_a_dpo_term_begins_at_log_2_and_falls(family, tmp_path):
+    options = {"pairs_together": True, "dpo_weight": 20.0, "max_steps": 12, "save_strategy": "no"}
+    trainer = alignment_trainer(
+        family, tmp_path, eval_pairs=3, per_device_eval_batch_size=4, **options
+    )
+    trainer.train()
+    first, *_, last = (line["repr/dpo"] for line in trainer.state.log_history if "loss" in line)
+    assert first == pytest.approx(math.log(2), abs=1e-3)
+    assert last < first - 0.1
+    assert 0 < trainer.evaluate()["eval_repr/dpo"] < 2
+
+
 def test_a_run_with_pairs_together_goes_on_as_if_it_had_not_been_killed(family, tmp_path):
     options = {"pairs": 4, "pairs_together": True}
     whole = alignment_trainer(family, tmp_path / "whole", **options)

@@ -138,6 +138,25 @@ def test_eight_batches_of_one_make_the_same_steps_as_one_batch_of_eight(family, 
     assert largest_difference(others[2][0], whole) > 1e-3
 
 
+def test_pairs_under_a_dpo_term_make_the_same_steps_in_batches_of_any_even_size(family, tmp_path):
+    results = []
+    for batch, accumulated in ((8, 1), (2, 4), (4, 2)):
+        trainer = alignment_trainer(
+            family,
+            tmp_path / f"{batch}x{accumulated}",
+            pairs=5,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulated,
+            pairs_together=True,
+            dpo_weight=2.0,
+            **ACCUMULATION,
+        )
+        trainer.train()
+        results.append(policy_weights(trainer))
+    for weights in results[1:]:
+        assert largest_difference(weights, results[0]) < 1e-4
+
+
 def log_of(trainer):
     return [line for line in trainer.state.log_history if "loss" in line]
 

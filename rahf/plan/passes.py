@@ -210,10 +210,12 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
 
 
 def _scored(case: Case, name: str, response: float) -> float:
-    """Tokens of a row whose logits the KL or SFT term reads."""
+    """Tokens of a row whose logits the KL, SFT or DPO term reads."""
     method = case.recipe.method
     if name not in ("reference", "policy"):
         return 0
+    if method.dpo_weight:
+        return response
     if method.kl_weight:
         return method.retain_tokens if method.kl_rows == "retain" else response
     return response if method.sft_weight and name == "policy" else 0

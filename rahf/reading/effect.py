@@ -13,10 +13,10 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float
 from torch import Tensor
 
-from rahf.alignment import kl_divergence
 from rahf.contrast import Rows, sequence_rows
 from rahf.directions import Directions
 from rahf.likelihood import predictions
+from rahf.prediction_terms import kl_divergence
 from rahf.reading.samples import Reader, Side
 from rahf.steering import steer
 

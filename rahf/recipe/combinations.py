@@ -144,6 +144,11 @@ def term_problems(options: "MethodOptions") -> list[str]:
             "sft_weight: needs chosen responses, and response_source is rejected: set sft_weight: "
             "0 or another response_source"
         )
+    if options.dpo_weight > 0 and not options.pairs_together:
+        problems.append(
+            "dpo_weight: compares both responses of a pair, which must be in one batch: set "
+            "pairs_together: true, or dpo_weight: 0"
+        )
     uses = {
         f"retain_weight: {options.retain_weight}": options.retain_weight > 0,
         "kl_rows: retain": options.kl_weight > 0 and options.kl_rows == "retain",
@@ -260,9 +265,14 @@ def led_away_problems(options: "MethodOptions") -> list[str]:
     return problems
 
 
-def batch_problems(options: "MethodOptions", batch_size: int) -> list[str]:
+def batch_problems(options: "MethodOptions", batch_size: int, eval_batch_size: int) -> list[str]:
     """Problems of the method with the number of responses in a batch."""
     problems, together = [], options.pairs_together
+    if options.dpo_weight and eval_batch_size % 2:
+        problems.append(
+            f"per_device_eval_batch_size: {eval_batch_size} is odd, so that the DPO term would "
+            f"have half a pair: set it to {eval_batch_size + 1}, or dpo_weight: 0"
+        )
     if together and batch_size % 2:
         problems.append(
             f"per_device_train_batch_size: {batch_size} is odd, so that pairs_together would tear "

@@ -235,9 +235,9 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
             for name in ALL_TEACHERS
             if getattr(recipe.teachers, name) is not None and name not in TEACHERS[method]
         ]
-    size = recipe.training.get("per_device_train_batch_size", 8)
-    if not refused and not value_problem("", size, Count):
-        problems += batch_problems(recipe.method, size)
+    sizes = [recipe.training.get(f"per_device_{part}_batch_size", 8) for part in ("train", "eval")]
+    if not refused and not any(value_problem("", size, Count) for size in sizes):
+        problems += batch_problems(recipe.method, *sizes)
     strategy = recipe.training.get("eval_strategy", "no")
     if strategy != "no" and recipe.data.dataset_test_split is None:
         problems.append(

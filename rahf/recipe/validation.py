@@ -326,6 +326,7 @@ def _method_told(method: Any) -> str:
         "similarity": method.similarity_weight,
         "kl": method.kl_weight,
         "sft": method.sft_weight,
+        "dpo": method.dpo_weight,
     }
     told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
     length = f", vector of length {method.alpha:g}" if method.method == "rmu" else ""

@@ -112,6 +112,13 @@ def cross_entropy(policy, ids, predicted):
     return -mean(policy[position - 1][ids[position]] for position in predicted)
 
 
+def dpo(chosen, rejected, beta):
+    """-log sigmoid(beta (chosen - rejected)), each the log-probability of a response under the
+    policy minus that under the reference.
+    """
+    return math.log(1 + math.exp(-beta * (chosen - rejected)))
+
+
 def contrastive(match, mismatch, smoothing):
     """SCIT: -m - (1 - eps) log(P_m / (P_m + P_x)) - eps log(P_x / (P_m + P_x)), P = exp(mean)."""
     p_match, p_mismatch = math.exp(match), math.exp(mismatch)
