@@ -48,12 +48,18 @@ class StageRecord:
     """What a stage was made with, and whether it is complete; kept in its folder as `stage.json`.
 
     A stage that was made with other settings is neither reused nor overwritten: the user decides.
+
+    Args:
+        defaults: what settings stood at that a record of an earlier version does not have yet.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    ):
         self.folder = folder
         self._path = folder / STAGE_FILE
         self._settings = json.loads(json.dumps(settings))
+        self._defaults = json.loads(json.dumps(defaults or {}))
 
     def is_complete(self) -> bool:
         """Whether the stage is done with these very settings.
@@ -68,7 +74,7 @@ class StageRecord:
         record = read_json(self._path)
         if not record["complete"] and list(self.folder.iterdir()) == [self._path]:
             return False
-        changed = _differences(record["settings"], self._settings)
+        changed = _differences(self._completed(record["settings"]), self._settings)
         if changed:
             raise ValueError(
                 f"{self._path.parent} holds this stage made with other settings:\n{changed}\n"
@@ -78,10 +84,13 @@ class StageRecord:
 
     def begun(self) -> dict[str, Any]:
         """The figures that a run which was stopped has left; none where settings were others."""
-        record = read_json(self._path) if self._path.exists() else {"settings": None}
-        if record.pop("settings") != self._settings:
+        record = read_json(self._path) if self._path.exists() else {"settings": {}}
+        if self._completed(record.pop("settings")) != self._settings:
             return {}
         return {key: value for key, value in record.items() if key != "complete"}
+
+    def _completed(self, made_with: dict[str, Any]) -> dict[str, Any]:
+        return _completed(made_with, self._settings, self._defaults)
 
     def begin(self, **results: Any) -> None:
         """Write the record of a stage that is not complete, with what is known of it already."""
@@ -160,6 +169,17 @@ class ResumableFile:
                 f"{self.path} was made, or begun, with other settings:\n{changed}\n"
                 f"Give another name, or delete it and what stands beside it ({self.path.name}.*)."
             )
+
+
+def _completed(
+    before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What something was made with, with the defaults of the keys that were not there yet."""
+    whole = {key: defaults[key] for key in now.keys() & defaults.keys()} | before
+    for key, value in now.items():
+        if all(isinstance(each.get(key), dict) for each in (before, now, defaults)):
+            whole[key] = _completed(before[key], value, defaults[key])
+    return whole
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -25,7 +25,8 @@ def run_dpo(recipe: Recipe, beta: float, folder: Path) -> None:
     """
     PartialState(cpu=recipe.training.get("use_cpu", False))
     sections = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
-    record = StageRecord(folder, {**sections, **deciding(recipe.training), "beta": beta})
+    settings = {**sections, **deciding(recipe.training), "beta": beta}
+    record = StageRecord(folder, settings, recipe.defaults())
     if not is_complete(record, "DPO"):
         run_recorded(record, "DPO", lambda: _train(recipe, beta, folder))
 

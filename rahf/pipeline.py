@@ -81,7 +81,7 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
 
 def run_stage(recipe: Recipe, name: str) -> None:
     """Run one stage, unless its folder is complete."""
-    record = StageRecord(stage_folder(recipe, name), stage_settings(recipe, name))
+    record = stage_record(recipe, name)
     if is_complete(record, name):
         return
     check_predecessors(recipe, name)
@@ -101,6 +101,10 @@ def stage_folder(recipe: Recipe, name: str) -> Path:
     folders = {"alignment": ".", "evaluation": "evaluation"}
     folders |= {name: name for name in ("choice", "directions")}
     return recipe.output_dir / folders.get(name, f"teachers/{name}")
+
+
+def stage_record(recipe: Recipe, name: str) -> StageRecord:
+    return StageRecord(stage_folder(recipe, name), stage_settings(recipe, name), recipe.defaults())
 
 
 def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -149,7 +153,7 @@ def check_predecessors(recipe: Recipe, name: str) -> None:
         if name in TEACHERS[recipe.method.method]:
             return
         folder = stage_folder(recipe, earlier)
-        if not StageRecord(folder, stage_settings(recipe, earlier)).is_complete():
+        if not stage_record(recipe, earlier).is_complete():
             raise ValueError(
                 f"stage {name!r} needs {earlier!r}, which is not complete in {folder}. Run it "
                 f"first: --stage {earlier}, or leave --stage away to run all."

@@ -76,6 +76,19 @@ def test_a_stage_that_failed_before_it_left_anything_may_begin_with_other_settin
         StageRecord(tmp_path, {"model": "another"}).is_complete()
 
 
+def test_a_record_without_a_key_that_came_later_was_made_with_its_default(tmp_path):
+    before = {"lr": 1e-3, "teachers": {"steps": 2}}
+    StageRecord(tmp_path, before).finish(seconds=3)
+    defaults = {"weight": 0.0, "teachers": {"beta": 0.1, "steps": 9}, "lr": 7, "unread": 1}
+    same = {"lr": 1e-3, "teachers": {"steps": 2, "beta": 0.1}, "weight": 0.0}
+    assert StageRecord(tmp_path, same, defaults).is_complete()
+    assert StageRecord(tmp_path, same, defaults).begun() == {"seconds": 3}
+    for changed in ({"weight": 0.5}, {"teachers": {"steps": 2, "beta": 0.2}}, {"other": 1}):
+        with pytest.raises(ValueError, match="made with other settings"):
+            StageRecord(tmp_path, {**same, **changed}, defaults).is_complete()
+        assert StageRecord(tmp_path, {**same, **changed}, defaults).begun() == {}
+
+
 def test_settings_that_json_writes_alike_are_the_same(tmp_path):
     StageRecord(tmp_path, {"layers": (1, 2)}).finish()
     assert StageRecord(tmp_path, {"layers": [1, 2]}).is_complete()

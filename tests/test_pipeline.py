@@ -137,6 +137,24 @@ def test_a_stage_made_with_other_settings_is_refused_and_named(recipe_file):
         run_pipeline(checked_recipe(recipe_file, {"teachers.max_steps": 1}))
 
 
+def test_stages_of_a_version_that_had_fewer_keys_are_complete_as_long_as_these_are_defaults(
+    recipe_file, capsys
+):
+    run_pipeline(checked_recipe(recipe_file))
+    missing = {"dpo_weight", "dtype", "max_length", "max_new_tokens"}
+    for path in Path("out").rglob("stage.json"):
+        record = json.loads(path.read_text())
+        kept = {key: value for key, value in record["settings"].items() if key not in missing}
+        path.write_text(json.dumps({**record, "settings": kept}))
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"max_new_tokens: 48 there, 3 now"):
+        run_pipeline(checked_recipe(recipe_file))
+    run_pipeline(checked_recipe(recipe_file, {"evaluation.max_new_tokens": 48}))
+    assert "writing" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"dpo_weight: 0.0 there, 1.0 now"):
+        run_pipeline(checked_recipe(recipe_file, {"dpo_weight": 1.0, "pairs_together": True}))
+
+
 def test_a_change_that_decides_nothing_is_no_other_setting(recipe_file):
     run_pipeline(checked_recipe(recipe_file), stage="positive")
     run_pipeline(checked_recipe(recipe_file, {"save_steps": 7}), stage="positive")

@@ -112,6 +112,16 @@ class Recipe:
             recipe["compare"] = _values(self.compare)
         return recipe | self.training
 
+    @staticmethod
+    def defaults() -> dict[str, Any]:
+        """What the keys of the stages' sections stand at where a recipe is silent."""
+        sections = (MethodOptions, ModelOptions, DataOptions, EvaluationOptions)
+        specs = [spec for section in sections for spec in dataclasses.fields(section)]
+        known = {spec.name: _default(spec) for spec in specs}
+        return known | {
+            "teachers": {spec.name: _default(spec) for spec in dataclasses.fields(TeacherOptions)}
+        }
+
     def as_yaml(self) -> str:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=100)
 
