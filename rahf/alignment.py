@@ -80,7 +80,7 @@ def terms_of(options: MethodOptions) -> tuple[Term, ...]:
     falling, rising = ("falling", "rising") if crossing else ("constant", "constant")
     retain = Term("retain", "retained", options.distance, options.retain_weight, rising)
     if options.method not in led_away:
-        return Term("align", "responses", options.distance, 1.0), retain
+        return Term("align", "responses", options.distance, options.align_weight), retain
     distance, weight = led_away[options.method], options.rejected_weight
     rejected = Term("rejected", "rejected", distance, weight, falling)
     chosen = Term("chosen", "chosen", options.distance, options.chosen_weight, rising)

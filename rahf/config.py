@@ -247,6 +247,11 @@ class MethodOptions:
         "The instructions {positive, negative} of scit and lorra. Let them differ in the words "
         "that name the preference only.",
     )
+    align_weight: Weight = option(
+        1.0,
+        "Weight of the distance of responses to their target; 0 leaves the other terms alone, to "
+        "see what they do without it.",
+    )
     retain_weight: Weight = option(
         0.5, "Weight of the retain term: other text, whose target is the reference."
     )

@@ -21,7 +21,7 @@ from rahf.report.sweep import heat_map, sweep_table
 TOUCH_NO_TEACHER = (
     *("alpha", "target_layers", "positions", "tail_tokens", "distance", "layer_scale", "shift"),
     *("max_response_tokens", "response_source", "mean_responses", "kl_weight", "sft_weight"),
-    *("retain_weight", "retain_rows", "retain_tokens", "kl_rows", "kl_budget"),
+    *("align_weight", "retain_weight", "retain_rows", "retain_tokens", "kl_rows", "kl_budget"),
     *("kl_temperature", "rejected_weight", "chosen_weight", "similarity_weight"),
     *("dpo_weight", "dpo_beta", "weights_over_time"),
 )

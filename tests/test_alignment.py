@@ -239,6 +239,18 @@ def test_the_sft_term_is_a_mean_over_chosen_responses(family):
     assert over_both.mean().item() == pytest.approx(over_chosen.mean().item(), rel=1e-5)
 
 
+def test_a_weight_of_the_distance_is_a_factor_of_its_term_alone(family):
+    pairs, losses = tiny_pairs(2), {}
+    for weight in (0.0, 1.0, 3.0):
+        options = method_options(align_weight=weight, sft_weight=0.2)
+        alignment = alignment_of(family, options)
+        output = alignment(alignment.model, batch_of(pairs, options))
+        losses[weight] = output.loss
+    align, sft = output.terms["align"], output.terms["sft"]
+    for weight, loss in losses.items():
+        assert loss.tolist() == pytest.approx((weight * align + 0.2 * sft).tolist(), rel=1e-5)
+
+
 PREFERRED = {"dpo_weight": 3.0, "dpo_beta": 0.7, "pairs_together": True}
 
 

@@ -108,6 +108,7 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"method": "rmu"}, "layer_scale: shift is the size of a shift that rmu does not ask for"),
         ({**AWAY, "response_source": "chosen"}, "response_source: chosen leaves rmu no rejected"),
         ({**AWAY, "response_source": "rejected", "chosen_weight": 1}, "needs chosen responses"),
+        ({**AWAY, "align_weight": 0}, "align_weight: 0 is not read by method rmu"),
         ({**AWAY, "alpha": "auto"}, "alpha: auto is a choice about a shift"),
         ({**AWAY, "target_layers": "auto"}, "target_layers: auto is a choice about a shift"),
         ({**AWAY, "reference": "positive"}, "not of rmu: set reference: base"),

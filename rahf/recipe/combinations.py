@@ -247,6 +247,11 @@ def led_away_problems(options: "MethodOptions") -> list[str]:
             f"response_source: chosen leaves {method} no rejected responses to lead away: set "
             "response_source: both or rejected"
         )
+    if options.align_weight != 1:
+        problems.append(
+            f"align_weight: {options.align_weight} is not read by method {method}, which asks for "
+            "no target: remove it"
+        )
     if options.chosen_weight and source == "rejected":
         problems.append(
             "chosen_weight: needs chosen responses, and response_source is rejected: set "
