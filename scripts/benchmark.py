@@ -3,10 +3,11 @@
     python scripts/benchmark.py --model FOLDER [--output FOLDER]
     python scripts/benchmark.py --shape docs/shapes/mistral-7b.json --dtype bfloat16 --pairs 8
 
-Variants: naive (as the published scripts work), rahf (this package, same objective), rahf-mean (its
-default shift, one mean a layer), dpo (TRL's DPOTrainer with the same LoRA). All are trained on the
-same rows, each in a process of its own, by turns. Writes benchmark.json, benchmark.md and
-benchmark.png; what they mean: docs/performance.md.
+Variants: naive (as the published scripts work), published (with activation checkpointing, as their
+launch files have it), rahf (this package, same objective), rahf-mean (its default shift, one mean a
+layer), dpo (TRL's DPOTrainer with the same LoRA). All are trained on the same rows, each in a
+process of its own, by turns. Writes benchmark.json, benchmark.md and benchmark.png; what they mean:
+docs/performance.md.
 """
 
 import argparse

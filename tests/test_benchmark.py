@@ -53,11 +53,11 @@ def test_the_naive_way_has_the_losses_of_the_package(tiny_folder, method):
     workload = workload_of(tiny_folder, method)
     found = {
         name: VARIANTS[name](workload, 3, lambda: 0.0).losses
-        for name in ("naive", "rahf", "rahf-padded")
+        for name in ("naive", "published", "rahf", "rahf-padded")
     }
     assert len(found["naive"]) == 3
     assert found["naive"][2] != pytest.approx(found["naive"][0], rel=1e-3)  # it does train
-    for name in ("rahf", "rahf-padded"):
+    for name in ("published", "rahf", "rahf-padded"):
         assert found[name] == pytest.approx(found["naive"], rel=1e-4)
 
 

@@ -6,6 +6,7 @@ response that are allowed. Their mistakes (means over padding, layers counted of
 out, so that the loss is the package's own.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ VIEWS = ("reference", "positive", "negative")
 class NaiveAlignment:
     """Full models for the views, a trainable LoRA on one more, and a step."""
 
-    def __init__(self, workload: Workload):
+    def __init__(self, workload: Workload, checkpointing: bool = False):
         self.workload = workload
         self.layers = workload.layers()
         if workload.method == "dual":
@@ -33,6 +34,11 @@ class NaiveAlignment:
         else:
             self.frozen = dict.fromkeys(VIEWS, self._merged("contrast"))
         self.policy = self._trainable()
+        if checkpointing:
+            self.policy.enable_input_require_grads()
+            with warnings.catch_warnings():  # its name is about to change
+                warnings.simplefilter("ignore", FutureWarning)
+                self.policy.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = torch.optim.AdamW(
             self._parameters(), lr=workload.learning_rate, weight_decay=0.0
         )

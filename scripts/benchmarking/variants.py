@@ -32,17 +32,22 @@ class EndOfSteps(TrainerCallback):
         self.read.append(self._meter())
 
 
-def naive(workload: Workload, steps: int, meter: Meter) -> Trained:
-    """The published scripts' way."""
+def naive(workload: Workload, steps: int, meter: Meter, checkpointing: bool = False) -> Trained:
+    """The published scripts' way, with every activation kept for the backward."""
     from benchmarking.naive import NaiveAlignment
 
-    alignment, rows = NaiveAlignment(workload), workload.rows()
+    alignment, rows = NaiveAlignment(workload, checkpointing), workload.rows()
     ends, losses = [], []
     for step in range(steps):
         indices = range(step * workload.pairs, (step + 1) * workload.pairs)
         losses.append(alignment.step([rows[index] for index in indices]).item())
         ends.append(meter())
     return Trained(ends, losses)
+
+
+def published(workload: Workload, steps: int, meter: Meter) -> Trained:
+    """The published scripts' way as their launch files set it: with activation checkpointing."""
+    return naive(workload, steps, meter, checkpointing=True)
 
 
 def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Trained:
@@ -129,6 +134,7 @@ def dpo(workload: Workload, steps: int, meter: Meter) -> Trained:
 
 VARIANTS: dict[str, Callable[[Workload, int, Meter], Trained]] = {
     "naive": naive,
+    "published": published,
     "rahf": rahf,
     "rahf-padded": rahf_padded,
     "rahf-mean": rahf_mean,
