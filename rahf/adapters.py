@@ -19,6 +19,7 @@ from peft import (
     PeftModel,
     get_peft_model,
 )
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -126,6 +127,21 @@ def fingerprint(name: str | Path) -> list[str]:
         f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
         for path in Path(name).glob("*.safetensors")
     )
+
+
+@contextmanager
+def scaled(model: PeftModel, adapter: str, factor: float) -> Iterator[None]:
+    """Let one adapter's update count by a factor."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        if adapter in layer.scaling:
+            layer.scaling[adapter] *= factor
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
 
 
 def depth_of(model: nn.Module) -> int:

@@ -1,16 +1,19 @@
-"""The stage `choice`: what a recipe leaves to the data (`target_layers: auto`, `alpha: auto`).
+"""The stage `choice`: what a recipe leaves to the data (`target_layers: auto`, `alpha: auto`); and
+whether the policy keeps to the budget that its strength was solved for.
 
 Loads and saves; the idea is in `reading.choice`.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.adapters import depth_of, frozen_pass
@@ -19,9 +22,17 @@ from rahf.artifacts import read_json, write_json, write_text
 from rahf.config import MethodOptions, resolve_layers
 from rahf.data.tokenization import tokenize_texts
 from rahf.directions import Directions
+from rahf.evaluation.strengths import at_strength
 from rahf.generation import pad_id, sample_texts
 from rahf.loading import load_base, load_tokenizer, lora_config, teachers_of, train_rows
-from rahf.reading.choice import Calibration, Choice, choose, windows
+from rahf.reading.choice import (
+    Calibration,
+    Choice,
+    NeutralText,
+    choose,
+    strength_within,
+    windows,
+)
 from rahf.reading.fitting import measure
 from rahf.reading.samples import Reader
 from rahf.recipe.reading import AUTO, Recipe
@@ -57,9 +68,49 @@ def run_choice(recipe: Recipe, folder: Path, defaults: dict[str, Any]) -> dict[s
     """
     tokenizer = load_tokenizer(recipe)
     base, rows = load_base(recipe), train_rows(recipe, tokenizer, step=2)
-    choice, directions = make_choice(recipe, base, tokenizer, rows, defaults)
-    _save(choice, directions.only(choice.taken.layers), folder)
+    neutral = neutral_texts(recipe, base, tokenizer)
+    choice, directions = make_choice(recipe, base, tokenizer, rows, neutral, defaults)
+    made_with = {"reference": recipe.method.reference, "neutral": neutral}
+    _save(choice, directions.only(choice.taken.layers), made_with, folder)
     return {}
+
+
+class Kept(NamedTuple):
+    """A policy beside the budget that its alpha was solved for."""
+
+    strength: float  # factor on its update that keeps it within the budget; 1 where it is
+    divergence: float  # from the base on the choice's neutral text at that strength, nats per token
+    budget: float
+
+
+def kept_to_choice(policy: PeftModel, pad_token_id: int, folder: Path) -> Kept | None:
+    """A trained policy beside the budget of the choice in `folder`, which is told; None where no
+    alpha was solved for, or where the policy did not begin as the base.
+    """
+    path = folder / CHOICE_FILE
+    choice = read_json(path) if path.exists() else {"solved": False}
+    if not choice["solved"] or choice["reference"] != "base":
+        return None
+    kept = kept_to_budget(policy, choice["neutral"], choice["budget"], pad_token_id)
+    told = f"KL on neutral text: {kept.divergence:.3g} nats per token, budget {kept.budget:g}"
+    if kept.strength < 1:
+        told += f"; the adapter is scaled by {kept.strength:.3f} to keep to it"
+    PartialState().print(told)
+    return kept
+
+
+def kept_to_budget(
+    policy: PeftModel, neutral: Sequence[list[int]], budget: float, pad_token_id: int
+) -> Kept:
+    """The strength at which a policy keeps to the budget on the texts `neutral` (ids)."""
+    with frozen_pass(policy, None):
+        text = NeutralText(policy, neutral, pad_token_id)
+
+    def divergence(strength: float) -> float:
+        with at_strength(policy, strength):
+            return text.divergence()
+
+    return Kept(*strength_within(divergence, budget), budget)
 
 
 def make_choice(
@@ -67,10 +118,15 @@ def make_choice(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
+    neutral: Sequence[list[int]],
     defaults: dict[str, Any],
 ) -> tuple[Choice, Directions]:
     """What is chosen, on some of `rows` that are held out of the fit, and the shift that was fitted
     in every layer. `base` is left as it was.
+
+    Args:
+        neutral: ids of the texts that the divergence is measured on.
+        defaults: training arguments where the recipe gives none.
     """
     method = recipe.method
     depth = depth_of(base)
@@ -90,7 +146,7 @@ def make_choice(
         calibration = Calibration(
             alignment.model,
             held_out.to_list(),
-            neutral_texts(recipe, alignment.model, tokenizer),
+            neutral,
             pad_id(tokenizer),
         )
         choice = choose(
@@ -148,11 +204,13 @@ def _evidence(
     return torch.tensor(measured.separability["shift"]), measured.rms
 
 
-def _save(choice: Choice, directions: Directions, folder: Path) -> None:
+def _save(
+    choice: Choice, directions: Directions, made_with: Mapping[str, Any], folder: Path
+) -> None:
     state, table = PartialState(), choice_table(choice.as_dict())
     state.print(table)
     if state.is_main_process:
         directions.save(folder)
-        write_json(folder / CHOICE_FILE, choice.as_dict())
+        write_json(folder / CHOICE_FILE, choice.as_dict() | made_with)
         write_text(folder / "choice.md", table + "\n")
     state.wait_for_everyone()

@@ -202,8 +202,8 @@ class MethodOptions:
     )
     kl_budget: Annotated[float, Limits(least=1e-6)] = option(
         0.5,
-        "What alpha: auto is solved for: KL divergence from the base on neutral text, in nats per "
-        "token, when the whole shift is added by steering. Training reaches a part of it.",
+        "What alpha: auto is solved for: the policy's KL divergence from the base on neutral text, "
+        "in nats per token. A policy that comes out above it is scaled back to it.",
     )
     distance: Literal["l2", "squared_l2"] = option(
         "l2", "Distance of a state to its target: the 2-norm, or its square."

@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 
-from rahf.adapters import POLICY, frozen_pass, is_adapter
+from rahf.adapters import POLICY, frozen_pass, is_adapter, scaled
 from rahf.alignment import build_alignment
 from rahf.artifacts import (
     ANSWERS_FILE,
@@ -31,11 +31,12 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
-from rahf.choosing import run_choice, with_choice
+from rahf.choosing import kept_to_choice, run_choice, with_choice
 from rahf.config import TEACHERS
 from rahf.data.report import describe
 from rahf.directions import Directions
 from rahf.evaluation.table import measure
+from rahf.generation import pad_id
 from rahf.loading import (
     directions_of,
     held_out_of,
@@ -226,8 +227,15 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
         directions_of(recipe),
     )
     trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
-    metrics = trainer.evaluate() if trainer.eval_rows is not None else {}
+    policy = trainer.alignment.model
+    kept = kept_to_choice(policy, pad_id(tokenizer), stage_folder(recipe, "choice"))
+    if kept is not None:
+        trainer.strength = kept.strength
+    with scaled(policy, POLICY, trainer.strength):
+        metrics = trainer.evaluate() if trainer.eval_rows is not None else {}
     trainer.save_model()
+    if kept is not None:
+        metrics |= {f"choice/{name}": value for name, value in kept._asdict().items()}
     results = save_log(trainer)
     if trainer.args.should_save:
         write_json(recipe.output_dir / METRICS_FILE, results["training"] | metrics)

@@ -57,6 +57,9 @@ class AdapterTrainer(ResumableTrainer, ABC):
     rows_of_example = 1
     """Rows of a batch that are made of one example of the data set."""
 
+    strength = 1.0
+    """Factor on the adapter's update when it is saved."""
+
     @abstractmethod
     def items_of_rows(self, batch: dict[str, Any]) -> Int[Tensor, " rows"]:
         """Items of each row; over all of them the loss is averaged."""
@@ -151,6 +154,11 @@ class AdapterTrainer(ResumableTrainer, ABC):
 
     def save_model(self, output_dir=None, _internal_call=False):
         weights = policy_weights(self.model, self.optimizer)
+        if self.strength != 1:
+            weights = {
+                name: self.strength * part if ".lora_B." in name else part
+                for name, part in weights.items()
+            }
         check_finite_weights(weights, self.state.global_step)
         self._save(output_dir, weights)
         if self.args.push_to_hub and not _internal_call:

@@ -6,9 +6,11 @@
 A seed trains its own teachers, which grid and choice share, and draws which of the test pairs the
 best of the grid is picked by (as many as the choice holds out of the training pairs) and which are
 left for the figures. The points of the grid are trained towards one shift, fitted once in all
-layers. Cost is the processor's seconds after the teachers. The grid's: its fit, 12 trainings and
-the reading of the pairs to pick by; the choice's: all that `rahf align` adds, and one training.
-Further keys of the recipe may follow as options. What a stopped run has of a seed is kept.
+layers. Beside the best stands the best that went no further from the base, in KL on the first
+tokens of unrelated texts. Cost is the processor's seconds after the teachers. The grid's: its fit,
+12 trainings and the reading of the pairs to pick by; the choice's: all that `rahf align` adds, and
+one training. Further keys of the recipe may follow as options. What a stopped run has of a seed is
+kept.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from transformers import PreTrainedModel
 from rahf.adapters import depth_of
 from rahf.alignment import build_alignment
 from rahf.artifacts import read_json, write_json, write_text
-from rahf.choosing import HELD_OUT, decided, make_choice
+from rahf.choosing import HELD_OUT, decided, kept_to_budget, make_choice, neutral_texts
 from rahf.config import TEACHERS
 from rahf.data.tokenization import tokenize_texts
 from rahf.directions import Directions
@@ -44,6 +46,7 @@ from rahf.loading import (
     train_rows,
 )
 from rahf.pipeline import QUIET_DEFAULTS, alignment_arguments
+from rahf.reading.choice import NeutralText
 from rahf.recipe.reading import Recipe
 from rahf.recipe.validation import checked_recipe
 from rahf.report.tables import markdown
@@ -53,9 +56,10 @@ from rahf.trainer import RAHFTrainer, fit_mean_shift
 ALPHAS = (0.5, 1.0, 2.0, 4.0)
 WINDOWS = ("0.2-0.5", "0.5-0.8", "0.65-0.95")
 HEADER = (
-    *("seed", "budget", "base", "best of grid", "best of equal loss", "chosen"),
-    *("chosen - best", "chosen - equal loss", "cost"),
+    *("seed", "budget", "base", "best of grid", "best of equal KL", "chosen"),
+    *("chosen - best", "chosen - equal KL", "cost"),
 )
+COMPARED_TEXTS, COMPARED_TOKENS = 16, 64
 
 
 class Trial:
@@ -76,6 +80,8 @@ class Trial:
             recipe.evaluation.unrelated_rows,
             recipe.data.max_length,
         )
+        compared = [text[:COMPARED_TOKENS] for text in self.unrelated[:COMPARED_TEXTS]]
+        self.text = NeutralText(self.base, compared, pad_id(self.tokenizer))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -102,13 +108,21 @@ class Trial:
         alignment.model.unload()
         return directions
 
-    def policy(self, recipe: Recipe, directions: Directions) -> Path:
-        """Folder of the policy that is trained as `recipe` says."""
+    def policy(
+        self, recipe: Recipe, directions: Directions, neutral: Sequence[list[int]] = ()
+    ) -> Path:
+        """Folder of the policy that is trained as `recipe` says, and kept to its budget on the
+        texts `neutral`, if there are some.
+        """
         args = alignment_arguments(recipe)
         trainer = RAHFTrainer(
             self.base, args, self.rows, None, self.tokenizer, self.lora, {}, directions
         )
         trainer.train()
+        if neutral:
+            trainer.strength = kept_to_budget(
+                trainer.alignment.model, neutral, recipe.method.kl_budget, pad_id(self.tokenizer)
+            ).strength
         folder = recipe.output_dir / f"{recipe.method.alpha:g} {recipe.method.target_layers}"
         trainer.save_model(str(folder))
         trainer.model.unload()
@@ -127,6 +141,11 @@ class Trial:
     def margins(self, policy: Path | None, pairs: Dataset) -> list[float]:
         with self.speaking(policy) as model:
             return preference_margins(model, pairs, pad_id(self.tokenizer)).tolist()
+
+    def divergence(self, policy: Path | None) -> float:
+        """KL from the base, nats per token of the compared texts."""
+        with self.speaking(policy) as self.text.model:
+            return self.text.divergence()
 
     def loss(self, policy: Path | None) -> float:
         with self.speaking(policy) as model:
@@ -157,17 +176,20 @@ class Trial:
         method = dataclasses.replace(self.recipe.method, kl_budget=budget)
         recipe = dataclasses.replace(self.recipe, method=method)
         with self.timed(f"choice at {budget:g}"):
+            neutral = neutral_texts(recipe, self.base, self.tokenizer)
             choice, directions = make_choice(
-                recipe, self.base, self.tokenizer, self.rows, QUIET_DEFAULTS
+                recipe, self.base, self.tokenizer, self.rows, neutral, QUIET_DEFAULTS
             )
-            point = self.at(choice.taken.alpha, list(choice.taken.layers))
-            policy = self.policy(point, directions)
+            taken = {"alpha": choice.taken.alpha, "target_layers": list(choice.taken.layers)}
+            point = dataclasses.replace(recipe, method=decided(method, **taken))
+            policy = self.policy(point, directions, neutral)
         return {**choice.as_dict(), **self.measured(policy)}
 
     def measured(self, policy: Path | None) -> dict[str, Any]:
         return {
             "folder": policy and str(policy),
             "loss": self.loss(policy),
+            "kl": self.divergence(policy),
             "test": self.margins(policy, self.test),
         }
 
@@ -176,12 +198,12 @@ class Trial:
         known = [self.measured(Path(points[0]["folder"]))]
         choices = [self.chosen(budget) for budget in budgets]
         for choice in choices:
-            # From the best on, no further than one that lost as little.
-            while known[-1]["loss"] > choice["loss"] and len(known) < len(points):
+            # From the best on, as far as one that went no further from the base.
+            while known[-1]["kl"] > choice["kl"] and len(known) < len(points):
                 known.append(self.measured(Path(points[len(known)]["folder"])))
         known = [{**point, **found} for point, found in zip(points, known, strict=False)]
         for choice in choices:
-            equal = (point for point in known if point["loss"] <= choice["loss"])
+            equal = (point for point in known if point["kl"] <= choice["kl"])
             choice["equal"] = next(equal, None)
         return {
             "base": self.measured(None),
@@ -193,7 +215,7 @@ class Trial:
 
 
 def table(trials: Mapping[int, dict[str, Any]]) -> str:
-    """Margin in nats per token, accuracy and loss on unrelated text, seed by seed."""
+    """Margin in nats per token, accuracy, loss and KL on unrelated text, seed by seed."""
     rows = []
     for seed, trial in trials.items():
         for choice in trial["choices"]:
@@ -221,7 +243,9 @@ def named(point: dict[str, Any], layers: str, alpha: float) -> str:
 
 def figures(point: dict[str, Any]) -> str:
     accuracy = np.mean(np.array(point["test"]) > 0)
-    return f"{np.mean(point['test']):+.3f} / {accuracy:.0%} / {point['loss']:.3f}"
+    return (
+        f"{np.mean(point['test']):+.3f} / {accuracy:.0%} / {point['loss']:.3f} / {point['kl']:.3f}"
+    )
 
 
 def difference(point: dict[str, Any], other: dict[str, Any]) -> str:
@@ -235,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
-        "--budgets", type=float, nargs="+", default=[0.5, 3.0], help="the choice's kl_budget"
+        "--budgets", type=float, nargs="+", default=[0.5], help="the choice's kl_budget"
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/compare_choice"))
     given, others = parser.parse_known_args(arguments)

@@ -26,11 +26,11 @@ def test_the_best_of_the_grid_is_picked_on_other_pairs_than_those_of_the_figures
     given = [str(recipe_file), "--shift", "mean", "--seeds", "7", "--budgets", "0.01", "0.02"]
     trained, policy = [], compare_choice.Trial.policy
 
-    def killed_in_the_second(self, recipe, directions):
+    def killed_in_the_second(self, recipe, directions, *neutral):
         trained.append(recipe.method.alpha)
         if len(trained) == 2:
             raise KilledError
-        return policy(self, recipe, directions)
+        return policy(self, recipe, directions, *neutral)
 
     monkeypatch.setattr(compare_choice.Trial, "policy", killed_in_the_second)
     with pytest.raises(KilledError):
@@ -46,9 +46,10 @@ def test_the_best_of_the_grid_is_picked_on_other_pairs_than_those_of_the_figures
     assert trial["best"]["folder"] == trial["points"][0]["folder"]
     for found in (trial["base"], trial["best"], *trial["choices"]):
         assert len(found["test"]) == 3
+    assert trial["base"]["kl"] == pytest.approx(0, abs=1e-6)
     assert all(len(point["picked"]) == 2 for point in trial["points"])
     for choice in trial["choices"]:
-        assert choice["equal"] is None or choice["equal"]["loss"] <= choice["loss"]
+        assert choice["equal"] is None or choice["equal"]["kl"] <= choice["kl"]
         assert trial["seconds"][f"choice at {choice['budget']:g}"] > 0
     compare_choice.main(given)
     assert len(trained) == 5

@@ -18,11 +18,25 @@ from tiny_models import D_MODEL, EOS, tiny_dataset, tiny_pairs
 
 from rahf.cli import main
 from rahf.directions import Directions
-from rahf.reading.choice import Calibration, choose, climb, solve_strength, windows
+from rahf.likelihood import preference_margins
+from rahf.loading import load_base, load_tokenizer
+from rahf.loading import test_rows as held_out_rows
+from rahf.pipeline import run_pipeline
+from rahf.reading.choice import (
+    REACHED,
+    Calibration,
+    NeutralText,
+    choose,
+    climb,
+    solve_strength,
+    strength_within,
+    windows,
+)
 from rahf.reading.effect import candidates, effect_on_predictions
 from rahf.reading.fitters import FITTERS, MeanDifference
 from rahf.reading.fitting import area_under_curve, fit, measure
 from rahf.reading.samples import SIDES, Reader, Samples
+from rahf.recipe.validation import checked_recipe
 from rahf.steering import steer
 from rahf.trainer import RAHFConfig
 
@@ -541,15 +555,19 @@ def test_the_window_that_gains_most_at_equal_divergence_is_taken(family):
     for each in (first, second):
         assert each.divergence == pytest.approx(0.1, rel=0.1)
         part = found.only(each.layers)
-        assert each.margin_gain == pytest.approx(calibration.gain(part, each.alpha), abs=1e-6)
+        made = REACHED * each.alpha
+        assert each.divergence == pytest.approx(calibration.divergence(part, made), rel=1e-4)
+        assert each.margin_gain == pytest.approx(calibration.gain(part, made), abs=1e-6)
         share = each.alpha * part.vectors.norm(dim=-1).mean().item() / 10
         assert each.share_of_rms == pytest.approx(share, rel=1e-4)
     assert choice.taken.margin_gain == max(first.margin_gain, second.margin_gain)
     fixed = choose(calibration, found, areas, rms, tried[:1], alpha=-0.4, budget=0.1)
     assert fixed.taken.alpha == -0.4
     assert fixed.taken.margin_gain == pytest.approx(
-        calibration.gain(found.only((0, 1)), -0.4), abs=1e-6
+        calibration.gain(found.only((0, 1)), -0.4 * REACHED), abs=1e-6
     )
+    assert choice.solved
+    assert not fixed.solved
 
 
 @pytest.mark.parametrize(
@@ -567,6 +585,8 @@ def test_a_recipe_may_leave_layers_and_strength_to_the_data(recipe_file, capsys,
     assert "chosen: layers" in capsys.readouterr().out
     taken = json.loads(Path("out/choice/choice.json").read_text())["taken"]
     as_run = yaml.safe_load(Path("out/recipe.yaml").read_text())
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert ("choice/divergence" in metrics) == ("alpha" in given[0::2][0])
     assert as_run["alpha"] == taken["alpha"]
     assert as_run["target_layers"] == taken["layers"]
     assert "alpha" in given[0::2][0] or taken["alpha"] == 2.0
@@ -579,6 +599,41 @@ def test_a_recipe_may_leave_layers_and_strength_to_the_data(recipe_file, capsys,
         assert aligned.fingerprint() == compared.fingerprint()
     assert main(["align", str(recipe_file), *options]) == 0
     assert "choice: complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("power", [1.0, 1.7, 2.0])
+def test_an_adapter_within_the_budget_is_left_alone_and_another_scaled_back_to_it(power):
+    def divergence(strength):
+        return 0.8 * strength**power
+
+    assert strength_within(divergence, 0.8) == (1.0, 0.8)
+    strength, found = strength_within(divergence, 0.2)
+    assert 0 < strength < 1
+    assert found == divergence(strength)
+    assert 0.9 * 0.2 < found <= 0.2
+
+
+def test_a_policy_above_the_budget_of_its_alpha_is_saved_scaled_back(recipe_file, capsys):  # noqa: F811
+    # Many steps at a high rate for a tiny budget: training makes far more than was foreseen.
+    options = {"alpha": "auto", "kl_budget": 1e-4, "max_steps": 12, "learning_rate": 3e-2}
+    recipe = checked_recipe(recipe_file, {**options, "evaluation.models": ["policy"]})
+    run_pipeline(recipe, quiet=True)
+    printed = capsys.readouterr().out
+    assert "budget 0.0001; the adapter is scaled by" in printed
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert 0 < metrics["choice/strength"] < 1
+    assert metrics["choice/divergence"] <= 1e-4
+
+    base = load_base(recipe)
+    neutral = json.loads(Path("out/choice/choice.json").read_text())["neutral"]
+    measured = NeutralText(base, neutral, EOS)
+    policy = PeftModel.from_pretrained(base, "out").eval()
+    measured.model = policy
+    assert measured.divergence() == pytest.approx(metrics["choice/divergence"], rel=1e-3)
+    # What the training has measured on the held-out pairs is what the saved policy does.
+    held_out = held_out_rows(recipe, load_tokenizer(recipe))
+    margins = preference_margins(policy, held_out, EOS)
+    assert margins.mean().item() == pytest.approx(metrics["eval_preference/margins"], abs=1e-5)
 
 
 def test_a_trainer_takes_no_auto():

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from peft import PeftModel
-from peft.helpers import rescale_adapter_scale
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.adapters import POLICY, frozen_pass
+from rahf.adapters import POLICY, frozen_pass, scaled
 from rahf.contrast import Pairs, row_count, sequence_rows
 from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
@@ -72,7 +71,7 @@ def at_strength(model: nn.Module, strength: float) -> Iterator[None]:
         if strength in (0, 1):
             yield
             return
-        with rescale_adapter_scale(model, strength):
+        with scaled(model, POLICY, strength):
             yield
 
 
