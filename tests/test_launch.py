@@ -92,6 +92,7 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
 
 SCIT = ("--method", "scit", "--shift", "mean")
 CHECKPOINTING = ("--activation_checkpointing", "true")  # teachers take it over
+SOLVED = ("--alpha", "auto", "--shift", "mean", "--kl_budget", "1e-5", "--learning_rate", "2e-2")
 WHOLE_BATCH = ("--max_steps", "1", "--teachers.max_steps", "1", "--response_source", "chosen")
 
 
@@ -150,6 +151,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "full", *full_teacher),
         align(uneven_recipe, "rest", *rest, "6"),
         align(uneven_recipe, "scit_rest", *SCIT, *rest, "6"),
+        align(uneven_recipe, "solved", *SOLVED),
     ):
         assert main(command) == 0
     # What is left of `dual` after two of its steps is to be finished by the ranks.
@@ -165,6 +167,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "from_one", "--stage", "alignment", *half),
         align(uneven_recipe, "rest_2", *rest, "3"),
         align(uneven_recipe, "scit_rest_2", *SCIT, *rest, "3"),
+        align(uneven_recipe, "solved_2", *SOLVED, *half),
     ]
     Path("cases.json").write_text(json.dumps(cases))
     launched(f"{engine}_cpu.yaml", "tests/distributed/run_cases.py", "cases.json")
@@ -179,12 +182,27 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
     assert_same_run("full", "full_2")
     assert_same_run("rest", "rest_2")
     assert_same_run("scit_rest", "scit_rest_2")
+    assert_same_run("solved", "solved_2", rtol=1e-3)
+    assert_kept_to_its_budget("solved_2")
     assert_same_run("dual", "from_one", places=["."])
     # ... and what the ranks left, by one process.
     killed_at_two("dual_2", "from_two")
     assert main(align(uneven_recipe, "from_two", "--stage", "alignment")) == 0
     assert_same_run("dual", "from_two", places=["."])
     assert_policy_stands_there_once("dual_2")
+
+
+def assert_kept_to_its_budget(folder: str) -> None:
+    """The saved adapter is the last checkpoint's, scaled back."""
+    metrics = json.loads(Path(folder, "metrics.json").read_text())
+    assert 0 < metrics["choice/strength"] < 0.99
+    trained, saved = (
+        load_file(Path(folder, place, "adapter_model.safetensors"))
+        for place in ("checkpoint-4", ".")
+    )
+    for key, weight in trained.items():
+        factor = metrics["choice/strength"] if ".lora_B." in key else 1.0
+        torch.testing.assert_close(saved[key], factor * weight)
 
 
 def killed_at_two(source: str, target: str) -> None:
@@ -199,7 +217,7 @@ def killed_at_two(source: str, target: str) -> None:
 def assert_engine(engine: str) -> None:
     wrapper, base = ENGINES[engine]
     told = json.loads(Path("engines.json").read_text())
-    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2
+    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2 + 3
     for one in told:
         assert one["world"] == 2
         assert (one["wrapper"], one["base"]) == (wrapper, base)

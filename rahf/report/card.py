@@ -134,9 +134,17 @@ def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         "shift": recipe["shift"],
         "positions": recipe["positions"],
         "distance": f"{recipe['distance']}, scaled by {recipe['layer_scale']}",
-        "retain weight": recipe["retain_weight"],
+        **{
+            f"{term} weight": recipe[f"{term}_weight"]
+            for term in ("retain", "kl", "sft", "dpo")
+            if recipe[f"{term}_weight"]
+        },
         "LoRA": f"r {recipe['lora_r']}, alpha {recipe['lora_alpha']}",
         "learning rate": recipe.get("learning_rate", "1e-3"),
         "seed": recipe.get("seed", 42),
     }
+    if "choice/divergence" in metrics:
+        rows["KL from the base on neutral text"] = (
+            f"{metrics['choice/divergence']:.3g} nats per token, of {metrics['choice/budget']:g}"
+        )
     return "\n".join(f"- {name}: {value}" for name, value in rows.items())
