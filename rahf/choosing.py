@@ -88,8 +88,8 @@ def kept_to_choice(policy: PeftModel, pad_token_id: int, folder: Path) -> Kept |
     alpha was solved for, or where the policy did not begin as the base.
     """
     path = folder / CHOICE_FILE
-    choice = read_json(path) if path.exists() else {"solved": False}
-    if not choice["solved"] or choice["reference"] != "base":
+    choice = read_json(path) if path.exists() else {}
+    if not choice.get("solved") or choice["reference"] != "base":
         return None
     kept = kept_to_budget(policy, choice["neutral"], choice["budget"], pad_token_id)
     told = f"KL on neutral text: {kept.divergence:.3g} nats per token, budget {kept.budget:g}"

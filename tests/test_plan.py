@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rahf.alignment import views_of
 from rahf.cli import main
+from rahf.contrast import packed_rows
 from rahf.plan.command import PlanOptions, case_of
 from rahf.plan.estimate import estimate, formats_of
 from rahf.plan.lengths import Extent, Lengths, bounds, count_rows, read_measured
@@ -331,6 +332,26 @@ def family_of(tmp_path_factory):
         return made[architecture]
 
     return family
+
+
+def test_packed_responses_of_a_pair_share_their_prompt():
+    pairs = [([1] * 40, [2] * 10, [3] * 30), ([4] * 60, [5] * 20, [6] * 4)]
+    names = ("prompt", "chosen", "rejected")
+    lengths = Lengths(
+        tuple(dict(zip(names, map(len, pair), strict=True)) for pair in pairs), 100, 200, 0
+    )
+    prompts = [prompt for prompt, *_ in pairs for _ in range(2)]
+    tokens = packed_rows(prompts, [ids for _, *both in pairs for ids in both])["input_ids"].numel()
+    repeated = 2 * 2  # of each second row the last prompt token, which is never shared; twice
+    common = {"method": "dpo_shift", "pairs_together": True, "retain_weight": 0, "shift": "token"}
+    for place, name in ((0, "base"), (-1, "policy"), (-1, "positive")):
+        for packing in (True, False):
+            planned = replace(case(**common, packing=packing), lengths=lengths)
+            (found,) = (made for made in stages_of(planned)[place].usual if made.name == name)
+            if packing:
+                assert found.width * 4 == pytest.approx(tokens, abs=repeated)
+            else:
+                assert found.width * 4 > tokens + 50
 
 
 @pytest.mark.parametrize("method", ["dual", "scit", "lorra"])

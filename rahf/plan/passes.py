@@ -96,7 +96,7 @@ def _teacher(case: Case, name: str) -> Stage:
         if name == "preferred":
             # Both responses, read by the base too.
             count = 2 * batch
-            width, response = extents("prompt", BOTH, None, 1 if case.packed else count)
+            width, response = _of_pairs(case, extents, "prompt", None, count)
             common = {"columns": response, "scored": response}
             return (
                 Pass("base", count, width, layers, False, False, **common),
@@ -105,7 +105,7 @@ def _teacher(case: Case, name: str) -> Stage:
         if name == "contrast":
             # Both responses, each under the instruction that fits and under the other one.
             count = 4 * batch
-            extent = extents("positive_prompt", BOTH, None, 1 if case.packed else count)
+            extent = _of_pairs(case, extents, "positive_prompt", None, count)
         else:
             side = {"positive": "chosen", "negative": "rejected"}[name]
             count = batch
@@ -177,9 +177,12 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
     view = "prompt"
     if name in ("positive", "negative") and method.method in ("scit", "lorra"):
         view = f"{name}_prompt"
-    sides = SIDES.get(method.response_source, BOTH)
     cut = method.max_response_tokens
-    width, response = extents(view, sides, cut, 1 if case.packed else batch)
+    if method.pairs_together:
+        width, response = _of_pairs(case, extents, view, cut, batch)
+    else:
+        sides = SIDES.get(method.response_source, BOTH)
+        width, response = extents(view, sides, cut, 1 if case.packed else batch)
     tail = method.tail_tokens if method.positions == "response_and_tail" else 0
     recorded = response + tail
     plain = name in ("reference", "policy")
@@ -209,6 +212,14 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
     )
 
 
+def _of_pairs(case: Case, extents: Extents, view: str, cut: int | None, rows: int) -> Extent:
+    """A row of a batch that has both responses of its pairs: packed, they share their prompt."""
+    if not case.packed:
+        return extents(view, BOTH, cut, rows)
+    width, response = extents(view, BOTH, cut, 1)
+    return Extent((width + response) / 2, response)
+
+
 def _scored(case: Case, name: str, response: float) -> float:
     """Tokens of a row whose logits the KL, SFT or DPO term reads."""
     method = case.recipe.method
@@ -231,7 +242,7 @@ def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:
     if case.recipe.data.dataset_test_split is None:
         return ()
     rows = 2 * case.recipe.training.get("per_device_eval_batch_size", EVAL_BATCH)
-    width, response = extents("prompt", BOTH, None, rows)
+    width, response = _of_pairs(case, extents, "prompt", None, rows)
     depth = case.decoder.layers
     return (Pass("held-out", rows, width, depth, True, False, response, response, counted=False),)
 

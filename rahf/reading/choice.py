@@ -28,8 +28,9 @@ WINDOWS = ("0.2-0.5", "0.35-0.65", "0.5-0.8", "0.65-0.95")
 
 NEAR_BEST = 0.1  # a window whose AUC lies further below the best is not tried
 REACHED = 0.3
-"""Share of the shift that training is taken to reach (`repr/reached`): policies of 8 to 16 steps
-made 0.2 to 0.4 of it. A longer training reaches more; the policy itself is measured after it."""
+"""Share of a shift whose steering stands for a policy that is trained towards the whole: after 8
+steps beside a retain term, predictions on neutral text had moved as steering by 0.2 to 0.3 of the
+shift moves them (recipes/LOG.md). Longer trainings go further; the policy is measured after it."""
 
 FIRST_SHARE = 0.8
 """Of the residual's RMS, at a budget of 1: where the search for a strength begins."""
@@ -46,8 +47,8 @@ class Candidate:
     separability: float  # mean AUC of held-out pairs over its layers
     alpha: float | None = None  # None: not tried
     share_of_rms: float | None = None  # |alpha v| / RMS of the residual, mean over its layers
-    divergence: float | None = None  # where REACHED of it is made; nats per token, neutral text
-    margin_gain: float | None = None  # of held-out pairs there, nats per token
+    divergence: float | None = None  # steered by REACHED of it; nats per token, neutral text
+    margin_gain: float | None = None  # of held-out pairs, steered by as much; nats per token
 
 
 @dataclass(frozen=True)
