@@ -59,6 +59,7 @@ class Choice:
     candidates: tuple[Candidate, ...]
     budget: float
     solved: bool  # whether the strength was solved for
+    reached: float = REACHED  # share of the shift that is steered by in place of a training
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

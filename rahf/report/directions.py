@@ -69,8 +69,9 @@ def choice_table(choice: Mapping[str, Any]) -> str:
     taken = choice["taken"]
     reason = (
         f"chosen: layers {taken['layers'][0]}-{taken['layers'][-1]}, alpha {taken['alpha']:.3g}: "
-        "the largest gain of the held-out margin among the layers tried (nats per token, by "
-        f"steering); budget of the divergence {choice['budget']:g} nats per token"
+        "the largest gain of the held-out margin among the layers tried (nats per token, steered "
+        f"by {choice['reached']:g} of the shift); budget of the divergence {choice['budget']:g} "
+        "nats per token"
     )
     return f"{markdown(['layers', *(title for _, title, _ in forms)], rows)}\n\n{reason}"
 
