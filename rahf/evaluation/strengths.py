@@ -71,7 +71,7 @@ def at_strength(model: nn.Module, strength: float) -> Iterator[None]:
         if strength in (0, 1):
             yield
             return
-        with scaled(model, POLICY, strength):
+        with scaled(model, POLICY, float(strength)):
             yield
 
 

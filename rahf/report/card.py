@@ -137,7 +137,7 @@ def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         **{
             f"{term} weight": recipe[f"{term}_weight"]
             for term in ("retain", "kl", "sft", "dpo")
-            if recipe[f"{term}_weight"]
+            if recipe.get(f"{term}_weight")  # a recipe of an earlier version has fewer
         },
         "LoRA": f"r {recipe['lora_r']}, alpha {recipe['lora_alpha']}",
         "learning rate": recipe.get("learning_rate", "1e-3"),
