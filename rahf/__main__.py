@@ -1,7 +1,5 @@
 """`python -m rahf` is the command `rahf`."""
 
-import sys
+from rahf.cli import run
 
-from rahf.cli import main
-
-sys.exit(main())
+run()

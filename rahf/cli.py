@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rahf.commands import (
     align,
@@ -50,6 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _told_to_launcher(error):
             raise
         return 1
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process, which may be one of several ranks.
+
+    A rank that has done its part leaves the group first: threads of the group that are still there
+    when Python ends can abort a process whose work is saved.
+    """
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    torch = sys.modules.get("torch")
+    if not status and torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.exit(status)
 
 
 def _told_to_launcher(error: Exception) -> bool:

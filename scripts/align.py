@@ -4,9 +4,8 @@ accelerate launch scripts/align.py --config RECIPE.yaml [--stage NAME] [--KEY VA
 """
 
 import argparse
-import sys
 
-from rahf.cli import main
+from rahf.cli import run
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
@@ -16,4 +15,4 @@ if __name__ == "__main__":
     )
     parser.add_argument("--config", required=True, metavar="RECIPE.yaml", help="file of the recipe")
     options, others = parser.parse_known_args()
-    sys.exit(main(["align", options.config, *others]))
+    run(["align", options.config, *others])
