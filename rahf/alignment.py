@@ -21,7 +21,7 @@ from rahf.capture import record
 from rahf.config import MethodOptions, resolve_layers
 from rahf.contrast import Batch, first_rows, row_count
 from rahf.directions import Directions, MeanFitter
-from rahf.likelihood import forward_columns, model_inputs, response_logits
+from rahf.likelihood import forward_columns, model_inputs, response_logits, with_context
 from rahf.objective import (
     Asked,
     Progress,
@@ -34,7 +34,13 @@ from rahf.objective import (
     row_loss,
 )
 from rahf.packing import use_packed_attention
-from rahf.prediction_terms import compares_predictions, prediction_terms, scored_tokens
+from rahf.prediction_terms import (
+    Predicted,
+    compares_predictions,
+    logits_difference,
+    prediction_terms,
+    scored_tokens,
+)
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
 REJECTED_SHARE = {"rejected": 1.0, "both": 0.5, "random": 0.5}
@@ -73,6 +79,14 @@ def views_of(method: str, reference: str) -> Views:
     return Views(View("reference", None if reference == "base" else reference), *shifting)
 
 
+def views_asked(options: MethodOptions, stored: bool) -> Views:
+    """The views that training asks: of a stored shift the reference alone, unless predictions are
+    shifted as well.
+    """
+    alone = stored and not options.prediction_weight
+    return views_of("direction" if alone else options.method, options.reference)
+
+
 def terms_of(options: MethodOptions) -> tuple[Term, ...]:
     """The terms that are distances of states, weighted and timed as the method says."""
     led_away = {"circuit_breakers": "relu_cosine", "rmu": options.distance, "repbend": "away"}
@@ -85,6 +99,13 @@ def terms_of(options: MethodOptions) -> tuple[Term, ...]:
     rejected = Term("rejected", "rejected", distance, weight, falling)
     chosen = Term("chosen", "chosen", options.distance, options.chosen_weight, rising)
     return (rejected, chosen, retain) if options.chosen_weight else (rejected, retain)
+
+
+class Seen(NamedTuple):
+    """What one pass shows of a block of rows."""
+
+    hidden: Float[Tensor, "layers tokens d_model"]  # at the aligned tokens
+    logits: Float[Tensor, "scored vocab"] | None  # that predict the scored tokens, if asked
 
 
 class AlignmentOutput(NamedTuple):
@@ -103,7 +124,8 @@ class Alignment:
         layers: target layers, ascending.
         teachers: full models given in place of adapters, by view name.
         packed: whether all of the models take packed rows.
-        directions: the stored shift; the views' positive and negative are then not asked.
+        directions: the stored shift; the views' positive and negative are then asked for their
+            predictions alone, if at all.
         point: where rejected responses are led in place of a shift, in units of alpha (RMU).
     """
 
@@ -129,7 +151,7 @@ class Alignment:
 
     def towards(self, directions: Directions) -> "Alignment":
         """The same alignment with a stored shift in place of the views' own."""
-        views = Views(self.views.reference, None, None)
+        views = views_asked(self.options, stored=True)
         return Alignment(
             self.model, views, self.layers, self.options, directions, self.teachers, self.packed
         )
@@ -142,20 +164,19 @@ class Alignment:
         """
         rows, options = batch["reference"], self.options
         scored = scored_tokens(batch, options)
-        asked, reference_logits = self.asked(batch, scored)
-        hidden, logits = self._states(model, self.model, rows, scored)
+        asked, predicted = self.asked(batch, scored)
+        hidden, logits = self._look(model, self.model, rows, scored)
         terms, weights = self._distances(hidden, asked, batch, elapsed)
         if options.similarity_weight:
             terms["similarity"] = self._similarity(hidden, batch)
-        for name, term in prediction_terms(
-            logits, reference_logits, scored, batch, options
-        ).items():
+        for name, term in prediction_terms(logits, predicted, scored, batch, options).items():
             terms[name] = self._of_rows(term.values, term.rows, batch)
         weights |= {
             "similarity": options.similarity_weight,
             "kl": options.kl_weight,
             "sft": options.sft_weight,
             "dpo": options.dpo_weight,
+            "prediction": options.prediction_weight,
         }
         loss = sum(weights[name] * term for name, term in terms.items())
         detached = {name: term.detach() for name, term in terms.items()}
@@ -203,59 +224,72 @@ class Alignment:
 
     def asked(
         self, batch: Batch, scored: Bool[Tensor, "lines seq"] | None = None
-    ) -> tuple[Asked, Tensor | None]:
-        """What the frozen views ask for, and the reference's logits where a term reads them."""
+    ) -> tuple[Asked, Predicted]:
+        """What the frozen views ask for, and their predictions where a term reads them."""
         rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
         count, aligned = row_count(rows), batch["aligned_responses"]
         needed = scored if compares_predictions(self.options) else None
-        reference, logits = self._frozen_states(self.views.reference, batch, needed)
+        reference, logits = self._look_frozen(self.views.reference, batch, needed)
+        seen = {self.views.reference: Seen(reference[:, :aligned], logits)}
+        if self.views.positive is not None:
+            seen = self._look_both_ways(batch, seen, bool(self.options.prediction_weight))
         shift = torch.zeros_like(reference)
-        shift[:, :aligned] = self._asked_shift(batch, reference[:, :aligned])
+        shift[:, :aligned] = self._asked_shift(batch, seen)
         scale = layer_scale(self.options.layer_scale, reference, shift, owner, count)
         if count > len(batch["row"]):
             # A retained text has no shift: it is measured in the unit of the response beside it.
             scale[:, len(batch["row"]) :] = scale[:, : len(batch["row"])]
-        return Asked(reference, shift, scale), logits
+        shifted = None
+        if self.options.prediction_weight:
+            positive, negative = (seen[view].logits for view in self.views[1:])
+            shifted = logits_difference(positive, negative)
+        return Asked(reference, shift, scale), Predicted(logits, shifted)
 
-    def _asked_shift(self, batch: Batch, reference: Tensor) -> Tensor | float:
+    def _asked_shift(self, batch: Batch, seen: Mapping[View, Seen]) -> Tensor | float:
         """From the reference to the target, at the aligned response tokens."""
+        alpha, reference = self.options.alpha, seen[self.views.reference].hidden
         if self.point is not None:
             owner = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
-            target = self.options.alpha * self.point.to(reference).unsqueeze(1)
+            target = alpha * self.point.to(reference).unsqueeze(1)
             rejected = ~batch["chosen"][owner].unsqueeze(-1)
             return torch.where(rejected, target - reference, 0.0)
-        if self.directions is None and self.views.positive is None:
+        if self.directions is not None:
+            self.directions = self.directions.to(reference.device)
+            return alpha * self.directions.unsqueeze(1)
+        if self.views.positive is None:
             return 0.0  # every target is the reference itself
-        return self.options.alpha * self._shift(batch, reference)
+        return alpha * (seen[self.views.positive].hidden - seen[self.views.negative].hidden)
 
     def shift(self, batch: Batch) -> Float[Tensor, "layers tokens d_model"]:
         """Positive minus negative at the aligned response tokens, not multiplied by alpha."""
-        return self._shift(batch, None)
+        seen = self._look_both_ways(batch, {}, predictions=False)
+        return seen[self.views.positive].hidden - seen[self.views.negative].hidden
 
-    def _shift(self, batch: Batch, reference: Tensor | None) -> Tensor:
-        if self.directions is not None:
-            self.directions = self.directions.to(reference.device)
-            return self.directions.unsqueeze(1)
-        states = {self.views.reference: reference} if reference is not None else {}
+    def _look_both_ways(
+        self, batch: Batch, known: Mapping[View, Seen], predictions: bool
+    ) -> dict[View, Seen]:
+        """What the positive and the negative view show of the responses beside what is known: in
+        published DUAL the positive view is the reference.
+        """
+        seen, responses = dict(known), without_retained(batch)
         for view in (self.views.positive, self.views.negative):
-            if view not in states:  # published DUAL: the positive view is the reference
-                states[view] = self._frozen_states(view, without_retained(batch))[0]
-        return states[self.views.positive] - states[self.views.negative]
+            if view not in seen:
+                scored = with_context(responses[view.rows]) if predictions else None
+                seen[view] = self._look_frozen(view, responses, scored)
+        return seen
 
-    def _frozen_states(
-        self, view: View, batch: Batch, scored: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _look_frozen(self, view: View, batch: Batch, scored: Tensor | None = None) -> Seen:
         rows = batch[view.rows]
         if view.teacher in self.teachers:
             teacher = self.teachers[view.teacher]
             with torch.no_grad():
-                return self._states(teacher, teacher, rows, scored)
+                return self._look(teacher, teacher, rows, scored)
         with frozen_pass(self.model, view.teacher):
-            return self._states(self.model, self.model, rows, scored)
+            return self._look(self.model, self.model, rows, scored)
 
-    def _states(
+    def _look(
         self, model: nn.Module, unwrapped: nn.Module, rows: Batch, scored: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Seen:
         """Hidden states at the aligned tokens; if asked, logits that predict `scored` tokens."""
         # Where no term needs the LM head it is asked for no column at all.
         none = torch.empty(0, dtype=torch.long, device=rows["input_ids"].device)
@@ -263,8 +297,8 @@ class Alignment:
         with record(unwrapped, self.layers, rows["aligned"], stop=scored is None) as recording:
             output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
         if scored is None:
-            return recording.stack(), None
-        return recording.stack(), response_logits(output.logits, scored, columns)
+            return Seen(recording.stack(), None)
+        return Seen(recording.stack(), response_logits(output.logits, scored, columns))
 
 
 def build_alignment(
@@ -279,7 +313,7 @@ def build_alignment(
 
     Args:
         teachers: adapter folders or full models by name; those that no view needs are left out.
-        directions: a stored shift; positive and negative views are then not needed.
+        directions: a stored shift.
         seed: what RMU's random vectors follow from.
 
     Raises:
@@ -290,8 +324,9 @@ def build_alignment(
             f"method {options.method!r} reads no directions: leave them away, or set "
             "method='direction'."
         )
-    views = views_of(options.method if directions is None else "direction", options.reference)
-    layers = resolve_layers(options.target_layers, depth_of(base))
+    views = views_asked(options, stored=directions is not None)
+    whole = depth_of(base)
+    layers = resolve_layers(options.target_layers, whole)
     depth = layers[-1] + 1
     policy = attach_policy(base, peft_config, range(depth), teachers.get(options.reference))
     d_model = base.config.get_text_config().hidden_size
@@ -299,7 +334,7 @@ def build_alignment(
         directions.check_width(d_model)
     point = random_units(layers, d_model, seed) if options.method == "rmu" else None
     needed = {name: teachers[name] for name in views.teachers()}
-    full = add_teachers(policy, needed, depth)
+    full = add_teachers(policy, needed, whole if options.prediction_weight else depth)
     models = (policy.get_base_model(), *full.values())
     packed = options.packing and all(map(use_packed_attention, models))
     return Alignment(policy, views, layers, options, directions, full, packed, point)

@@ -280,6 +280,15 @@ class MethodOptions:
     dpo_beta: Annotated[float, Limits(least=1e-6)] = option(
         0.1, "How near the DPO term holds the policy to the reference: DPO's beta."
     )
+    prediction_weight: Weight = option(
+        0.0,
+        "Weight of the KL divergence of the policy's predictions from shifted ones: the "
+        "reference's logits plus prediction_alpha times those of the positive view minus those of "
+        "the negative one (dual, scit, dpo_shift, lorra).",
+    )
+    prediction_alpha: float = option(
+        1.0, "Strength of the shift of predictions; negative: away from the preferred side."
+    )
     rejected_weight: Weight = option(
         1.0,
         "circuit_breakers, rmu, repbend: weight of the term that leads rejected responses away.",

@@ -1,4 +1,5 @@
-"""The terms of the loss that are read from predictions of tokens: KL, SFT and DPO.
+"""The terms of the loss that are read from predictions of tokens: KL, SFT, DPO, and the shift of
+predictions.
 
 They are why a step needs the LM head, and no pass is asked for logits that none of them reads.
 Knows batches and logits; knows no hidden state and no model.
@@ -7,13 +8,20 @@ Knows batches and logits; knows no hidden state and no model.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rahf.config import MethodOptions
 from rahf.contrast import Batch, Rows, row_count
 from rahf.likelihood import Likelihood, token_likelihood, with_context
 from rahf.objective import RowKind, dpo_loss, row_mean
+
+
+class Predicted(NamedTuple):
+    """What the frozen views predict, where a term reads it."""
+
+    reference: Float[Tensor, "tokens vocab"] | None  # logits at all scored tokens, row by row
+    shift: Float[Tensor, "response_tokens vocab"] | None  # positive minus negative view's logits
 
 
 class PredictionTerm(NamedTuple):
@@ -25,7 +33,7 @@ class PredictionTerm(NamedTuple):
 
 def scored_tokens(batch: Batch, options: MethodOptions) -> Bool[Tensor, "lines seq"] | None:
     """Tokens of the block `reference` whose prediction a term reads; None where no term does."""
-    if not (options.kl_weight or options.sft_weight or options.dpo_weight):
+    if not (compares_predictions(options) or options.sft_weight):
         return None
     rows, responses = batch["reference"], len(batch["row"])
     mask = with_context(rows)
@@ -35,19 +43,19 @@ def scored_tokens(batch: Batch, options: MethodOptions) -> Bool[Tensor, "lines s
         kept[:responses] = options.kl_rows == "responses"
     if options.sft_weight:
         kept[:responses] |= batch["chosen"]
-    if options.dpo_weight:
+    if options.dpo_weight or options.prediction_weight:
         kept[:responses] = True
     return mask & kept[rows["owner"]]
 
 
 def compares_predictions(options: MethodOptions) -> bool:
     """Whether a term holds the policy's predictions against the reference's."""
-    return bool(options.kl_weight or options.dpo_weight)
+    return bool(options.kl_weight or options.dpo_weight or options.prediction_weight)
 
 
 def prediction_terms(
     policy: Float[Tensor, "tokens vocab"] | None,
-    reference: Float[Tensor, "tokens vocab"] | None,
+    predicted: Predicted,
     scored: Bool[Tensor, "lines seq"] | None,
     batch: Batch,
     options: MethodOptions,
@@ -56,24 +64,44 @@ def prediction_terms(
 
     Args:
         policy: logits that predict the tokens `scored`, packed row by row.
-        reference: the same of the reference, where a term compares them.
     """
-    rows, terms = batch["reference"], {}
+    rows, responses, terms = batch["reference"], len(batch["row"]), {}
     if options.kl_weight:
-        divergence = kl_divergence(reference, policy, scored, rows, options.kl_temperature)
+        divergence = kl_divergence(
+            predicted.reference, policy, scored, rows, options.kl_temperature
+        )
         kind = "retained" if options.kl_rows == "retain" else "responses"
         terms["kl"] = PredictionTerm(kind, divergence)
     if options.sft_weight:
         terms["sft"] = PredictionTerm("chosen", -_likelihood(policy, scored, rows).means())
     if options.dpo_weight:
-        responses = len(batch["row"])
         own, base = (
-            _likelihood(logits, scored, rows).sums()[:responses] for logits in (policy, reference)
+            _likelihood(logits, scored, rows).sums()[:responses]
+            for logits in (policy, predicted.reference)
         )
         # Each response of a pair has the pair's loss, so that their mean is the mean over pairs.
         of_pairs = dpo_loss(own, base, options.dpo_beta)
         terms["dpo"] = PredictionTerm("responses", of_pairs.repeat_interleave(2))
+    if options.prediction_weight:
+        count = len(predicted.shift)  # the tokens of retained texts follow
+        target = torch.add(
+            predicted.reference[:count], predicted.shift, alpha=options.prediction_alpha
+        )
+        per_token = token_divergence(target, policy[:count])
+        owner = _owners(scored, rows)[:count]
+        of_responses = row_mean(per_token.unsqueeze(0), owner, responses)[0]
+        terms["prediction"] = PredictionTerm("responses", of_responses)
     return terms
+
+
+def logits_difference(
+    positive: Float[Tensor, "tokens vocab"], negative: Float[Tensor, "tokens vocab"]
+) -> Float[Tensor, "response_tokens vocab"]:
+    """The shift of predictions. A view that is the reference has retained texts after its
+    responses, which the other one has not.
+    """
+    count = min(len(positive), len(negative))
+    return positive[:count] - negative[:count]
 
 
 def _likelihood(logits: Tensor, scored: Tensor, rows: Rows) -> Likelihood:
@@ -93,10 +121,23 @@ def kl_divergence(
         temperature: both logits are divided by it, the divergence multiplied by its square, so that
             gradients keep their size (distillation, arXiv 1503.02531).
     """
+    per_token = token_divergence(reference, policy, temperature)
+    return row_mean(per_token.unsqueeze(0), _owners(scored, rows), row_count(rows))[0]
+
+
+def token_divergence(
+    reference: Float[Tensor, "tokens vocab"],
+    policy: Float[Tensor, "tokens vocab"],
+    temperature: float = 1.0,
+) -> Float[Tensor, " tokens"]:
+    """KL(reference || policy) of each token's prediction, in nats."""
     if temperature != 1:  # logits are large: not copied for nothing
         policy, reference = policy / temperature, reference / temperature
-    per_token = temperature**2 * nn.functional.kl_div(
+    return temperature**2 * nn.functional.kl_div(
         policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
-    owner = rows["owner"][:, 1:][scored[:, 1:]]
-    return row_mean(per_token.unsqueeze(0), owner, row_count(rows))[0]
+
+
+def _owners(scored: Bool[Tensor, "lines seq"], rows: Rows) -> Int[Tensor, " tokens"]:
+    """The row of each scored token."""
+    return rows["owner"][:, 1:][scored[:, 1:]]

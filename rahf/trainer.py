@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from rahf.adapters import base_model, base_name, frozen_pass
-from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_of
+from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_asked
 from rahf.config import MethodOptions
 from rahf.contrast import Batch, ContrastCollator, PairsTogether, Responses
 from rahf.data.chat_format import with_chat_template
@@ -154,7 +154,7 @@ class RAHFTrainer(AdapterTrainer):
         take_over_sharding()
         placed = "device_map" in (args.model_init_kwargs or {})
         base = base_model(model, args.model_init_kwargs, None if placed else args.device)
-        views = views_of(args.method if directions is None else "direction", args.reference)
+        views = views_asked(args, stored=directions is not None)
         teachers = dict(teachers or {})
         missing = [name for name in views.teachers() if name not in teachers]
         if missing:

@@ -69,6 +69,7 @@ def test_sections_are_frozen(section):
         ({"kl_weight": -0.1}, "kl_weight: -0.1 is out of range"),
         ({"sft_weight": float("inf")}, "sft_weight: inf is not a finite number"),
         ({"dpo_weight": -1}, "dpo_weight: -1 is out of range"),
+        ({"prediction_weight": -1}, "prediction_weight: -1 is out of range"),
         ({"dpo_beta": 0}, "dpo_beta: 0 is out of range"),
         ({"distance": "l1"}, "distance: 'l1' is not one of l2, squared_l2"),
         ({"layer_scale": None}, "layer_scale: None is not one of none, rms, shift"),
@@ -94,6 +95,10 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"directions": "x"}, "directions: not read by method dual"),
         ({"sft_weight": 1, "response_source": "rejected"}, "sft_weight: needs chosen responses"),
         ({"dpo_weight": 1}, "both responses of a pair, which must be in one batch: set pairs_tog"),
+        (
+            {"method": "direction", "directions": "x", "prediction_weight": 1},
+            "prediction_weight: method direction has no positive and negative view",
+        ),
         ({"retain_weight": 0.5, "retain_rows": 0}, "retain_weight: 0.5 needs texts"),
         ({"kl_weight": 1, "kl_rows": "retain", "retain_rows": 0}, "kl_rows: retain needs texts"),
         (

@@ -91,6 +91,7 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
 
 
 SCIT = ("--method", "scit", "--shift", "mean")
+PREDICTIONS = ("--prediction_weight", "0.5")
 CHECKPOINTING = ("--activation_checkpointing", "true")  # teachers take it over
 SOLVED = ("--alpha", "auto", "--shift", "mean", "--kl_budget", "1e-5", "--learning_rate", "2e-2")
 WHOLE_BATCH = ("--max_steps", "1", "--teachers.max_steps", "1", "--response_source", "chosen")
@@ -142,7 +143,7 @@ def test_the_launcher_gives_the_adapter_that_the_command_gives(recipe_file):  # 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_recipe, engine):
     half = ("--per_device_train_batch_size", "4")
-    full_teacher = ("--teachers.negative", str(family.base))
+    full_teacher = ("--teachers.negative", str(family.base), *PREDICTIONS)
     rest = ("--per_device_train_batch_size",)  # of six, which neither 8 pairs nor 16 responses fill
     for command in (
         align(uneven_recipe, "dual"),
@@ -150,7 +151,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "whole", *WHOLE_BATCH),
         align(uneven_recipe, "full", *full_teacher),
         align(uneven_recipe, "rest", *rest, "6"),
-        align(uneven_recipe, "scit_rest", *SCIT, *rest, "6"),
+        align(uneven_recipe, "scit_rest", *SCIT, *PREDICTIONS, *rest, "6"),
         align(uneven_recipe, "solved", *SOLVED),
     ):
         assert main(command) == 0
@@ -166,7 +167,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "full_2", *full_teacher, *half),
         align(uneven_recipe, "from_one", "--stage", "alignment", *half),
         align(uneven_recipe, "rest_2", *rest, "3"),
-        align(uneven_recipe, "scit_rest_2", *SCIT, *rest, "3"),
+        align(uneven_recipe, "scit_rest_2", *SCIT, *PREDICTIONS, *rest, "3"),
         align(uneven_recipe, "solved_2", *SOLVED, *half),
     ]
     Path("cases.json").write_text(json.dumps(cases))

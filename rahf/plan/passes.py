@@ -126,7 +126,8 @@ def _directions(case: Case) -> Stage:
     training = {"max_steps": ceil(ceil(sampled / case.launch.processes) / batch)}
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
-        return tuple(_states(case, view, batch, extents) for view in ("positive", "negative"))
+        views = ("positive", "negative")
+        return tuple(_states(case, view, batch, extents, predicts=False) for view in views)
 
     adapters, full = _teachers_held(case, both=True)
     return _stage(
@@ -137,14 +138,14 @@ def _directions(case: Case) -> Stage:
 def _alignment(case: Case) -> Stage:
     training, method = case.recipe.training, case.recipe.method
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
-    per_token = method.shift == "token" and method.asks_views
-    views = [name for name in ("positive", "negative") if per_token and name not in _same(method)]
+    asked = method.asks_views and (method.shift == "token" or method.prediction_weight > 0)
+    views = [name for name in ("positive", "negative") if asked and name not in _same(method)]
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
         frozen = [_states(case, view, batch, extents) for view in ("reference", *views)]
         return (*frozen, _states(case, "policy", batch, extents), *_held_out(case, extents))
 
-    adapters, full = _teachers_held(case, both=per_token)
+    adapters, full = _teachers_held(case, both=asked)
     policy = case.top if method.reference == "base" else case.decoder.layers
     return _stage(
         case,
@@ -171,8 +172,10 @@ def _same(method: MethodOptions) -> tuple[str, ...]:
     return (found,) if found else ()
 
 
-def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
-    """A pass that reads hidden states: of the policy, the reference, or a view."""
+def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool = True) -> Pass:
+    """A pass that reads hidden states, and predictions where a term does: of the policy, the
+    reference, or a view.
+    """
     method = case.recipe.method
     view = "prompt"
     if name in ("positive", "negative") and method.method in ("scit", "lorra"):
@@ -192,7 +195,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
         rows, retained = 2 * batch, method.retain_tokens
         width = (width + retained) / 2 if case.packed else max(width, retained)
         recorded = (recorded + method.retain_tokens) / 2
-    scored = _scored(case, name, response)
+    scored = _scored(case, name, response) if predicts else 0
     depth = case.decoder.layers if scored or not case.early_exit else case.top
     adapted = {
         "policy": True,
@@ -221,8 +224,10 @@ def _of_pairs(case: Case, extents: Extents, view: str, cut: int | None, rows: in
 
 
 def _scored(case: Case, name: str, response: float) -> float:
-    """Tokens of a row whose logits the KL, SFT or DPO term reads."""
+    """Tokens of a row whose logits a term reads."""
     method = case.recipe.method
+    if method.prediction_weight:
+        return response
     if name not in ("reference", "policy"):
         return 0
     if method.dpo_weight:
@@ -255,7 +260,8 @@ def _teachers_held(case: Case, both: bool) -> tuple[int, int]:
     given = [getattr(case.recipe.teachers, name) for name in named]
     full = sum(path is not None and _is_model(path) for path in given)
     decoder = case.decoder
-    parameters = decoder.embedding_parameters + case.top * decoder.block_parameters
+    blocks = decoder.layers if method.prediction_weight else case.top
+    parameters = decoder.embedding_parameters + blocks * decoder.block_parameters
     return (len(named) - full) * decoder.layers, full * parameters
 
 

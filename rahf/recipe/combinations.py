@@ -149,6 +149,12 @@ def term_problems(options: "MethodOptions") -> list[str]:
             "dpo_weight: compares both responses of a pair, which must be in one batch: set "
             "pairs_together: true, or dpo_weight: 0"
         )
+    if options.prediction_weight > 0 and not options.asks_views:
+        problems.append(
+            f"prediction_weight: method {options.method} has no positive and negative view whose "
+            "predictions could be read: set prediction_weight: 0, or method dual, scit, dpo_shift "
+            "or lorra"
+        )
     uses = {
         f"retain_weight: {options.retain_weight}": options.retain_weight > 0,
         "kl_rows: retain": options.kl_weight > 0 and options.kl_rows == "retain",
