@@ -537,6 +537,21 @@ def test_a_dpo_term_begins_at_log_2_and_falls(family, tmp_path):
     assert 0 < trainer.evaluate()["eval_repr/dpo"] < 2
 
 
+def test_the_policy_comes_near_the_shifted_predictions_beside_a_mean_shift(family, tmp_path):
+    # One batch of all responses, so that steps compare.
+    options = {"pairs": 4, "per_device_train_batch_size": 8, "max_steps": 12, "save_strategy": "no"}
+    options |= {"shift": "mean", "prediction_weight": 20.0}
+    trainer = alignment_trainer(family, tmp_path, eval_pairs=3, **options)
+    assert trainer.alignment.directions is not None
+    assert trainer.alignment.views.teachers() == ("positive", "negative")
+    trainer.train()
+    first, *_, last = (
+        line["repr/prediction"] for line in trainer.state.log_history if "loss" in line
+    )
+    assert 0 < last < 0.7 * first
+    assert trainer.evaluate()["eval_repr/prediction"] > 0
+
+
 def test_a_run_with_pairs_together_goes_on_as_if_it_had_not_been_killed(family, tmp_path):
     options = {"pairs": 4, "pairs_together": True}
     whole = alignment_trainer(family, tmp_path / "whole", **options)

@@ -106,26 +106,32 @@ def test_the_last_checkpoint_is_the_one_of_most_steps(family, tmp_path):
     assert trainer.last_checkpoint() == str(tmp_path / "checkpoint-10")
 
 
-# The optimiser is plain SGD: Adam would blow rounding up where a gradient is nearly zero.
-ACCUMULATION = {"optim": "sgd", "learning_rate": 1.0, "max_steps": 3, "save_strategy": "no"}
+def accumulating(family, folder, batch, accumulated, **options):
+    """A trainer of ten responses: the last step of an epoch has two.
+
+    The optimiser is plain SGD: Adam would blow rounding up where a gradient is nearly zero.
+    """
+    return alignment_trainer(
+        family,
+        folder / f"{batch}x{accumulated}",
+        pairs=5,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
+        optim="sgd",
+        learning_rate=1.0,
+        max_steps=3,
+        save_strategy="no",
+        **options,
+    )
 
 
 @pytest.mark.parametrize(
     "terms", [{}, {"retain_weight": 0.5, "sft_weight": 0.3, "retain_texts": RETAINED}]
 )
 def test_eight_batches_of_one_make_the_same_steps_as_one_batch_of_eight(family, tmp_path, terms):
-    # Ten responses: the last step of an epoch has two.
     results = []
-    for batch, accumulated in ((8, 1), (1, 8), (2, 4), (3, 3)):
-        trainer = alignment_trainer(
-            family,
-            tmp_path / f"{batch}x{accumulated}",
-            pairs=5,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulated,
-            **ACCUMULATION,
-            **terms,
-        )
+    for sizes in ((8, 1), (1, 8), (2, 4), (3, 3)):
+        trainer = accumulating(family, tmp_path, *sizes, **terms)
         start = policy_weights(trainer)
         trainer.train()
         results.append((policy_weights(trainer), [line["loss"] for line in log_of(trainer)]))
@@ -140,17 +146,8 @@ def test_eight_batches_of_one_make_the_same_steps_as_one_batch_of_eight(family, 
 
 def test_pairs_under_a_dpo_term_make_the_same_steps_in_batches_of_any_even_size(family, tmp_path):
     results = []
-    for batch, accumulated in ((8, 1), (2, 4), (4, 2)):
-        trainer = alignment_trainer(
-            family,
-            tmp_path / f"{batch}x{accumulated}",
-            pairs=5,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulated,
-            pairs_together=True,
-            dpo_weight=2.0,
-            **ACCUMULATION,
-        )
+    for sizes in ((8, 1), (2, 4), (4, 2)):
+        trainer = accumulating(family, tmp_path, *sizes, pairs_together=True, dpo_weight=2.0)
         trainer.train()
         results.append(policy_weights(trainer))
     for weights in results[1:]:
