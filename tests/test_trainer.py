@@ -202,7 +202,11 @@ def test_a_teacher_of_another_base_is_refused(family, tmp_path):
         alignment_trainer(family, tmp_path / "out", teachers=other.adapters)
 
 
-def test_a_full_model_teaches_what_the_same_teacher_teaches_as_an_adapter(family, tmp_path):
+@pytest.mark.parametrize(("weight", "blocks"), [(0.0, 3), (1.0, 4)])
+def test_a_full_model_teaches_what_the_same_teacher_teaches_as_an_adapter(
+    family, tmp_path, weight, blocks
+):
+    """With shifted predictions all of its blocks are needed, else those up to the top layer."""
     model = PeftModel.from_pretrained(family.load_base(), family.adapters["positive"])
     model.merge_and_unload().save_pretrained(tmp_path / "full")
     results = []
@@ -211,6 +215,7 @@ def test_a_full_model_teaches_what_the_same_teacher_teaches_as_an_adapter(family
             family,
             tmp_path / name,
             teachers={"positive": positive, "negative": family.adapters["negative"]},
+            prediction_weight=weight,
             save_strategy="no",
             optim="sgd",
             learning_rate=1.0,
@@ -218,7 +223,7 @@ def test_a_full_model_teaches_what_the_same_teacher_teaches_as_an_adapter(family
         trainer.train()
         results.append(policy_weights(trainer))
         full = trainer.alignment.teachers
-        assert [len(teacher.model.layers) for teacher in full.values()] == [3] * len(full)
+        assert [len(each.model.layers) for each in full.values()] == [blocks] * len(full)
         assert set(full) == ({"positive"} if name == "full" else set())
     assert largest_difference(*results) < 1e-4
     assert not any(weight.abs().max() == 0 for weight in results[0].values())
