@@ -83,15 +83,26 @@ def prediction_terms(
         of_pairs = dpo_loss(own, base, options.dpo_beta)
         terms["dpo"] = PredictionTerm("responses", of_pairs.repeat_interleave(2))
     if options.prediction_weight:
-        count = len(predicted.shift)  # the tokens of retained texts follow
-        target = torch.add(
-            predicted.reference[:count], predicted.shift, alpha=options.prediction_alpha
+        owners = _owners(scored, rows)
+        divergence = shifted_divergence(
+            policy, predicted, options.prediction_alpha, owners, responses
         )
-        per_token = token_divergence(target, policy[:count])
-        owner = _owners(scored, rows)[:count]
-        of_responses = row_mean(per_token.unsqueeze(0), owner, responses)[0]
-        terms["prediction"] = PredictionTerm("responses", of_responses)
+        terms["prediction"] = PredictionTerm("responses", divergence)
     return terms
+
+
+def shifted_divergence(
+    policy: Float[Tensor, "tokens vocab"],
+    predicted: Predicted,
+    alpha: float,
+    owner: Int[Tensor, " tokens"],
+    responses: int,
+) -> Float[Tensor, " responses"]:
+    """KL(softmax(reference + alpha * shift) || policy) in nats, mean over a response's tokens."""
+    count = len(predicted.shift)  # the tokens of retained texts follow
+    target = torch.add(predicted.reference[:count], predicted.shift, alpha=alpha)
+    per_token = token_divergence(target, policy[:count])
+    return row_mean(per_token.unsqueeze(0), owner[:count], responses)[0]
 
 
 def logits_difference(
