@@ -108,6 +108,14 @@ class Seen(NamedTuple):
     logits: Float[Tensor, "scored vocab"] | None  # that predict the scored tokens, if asked
 
 
+class Frozen(NamedTuple):
+    """What the frozen views say of a batch: the same for every alpha and in every epoch."""
+
+    reference: Float[Tensor, "layers tokens d_model"]  # responses, then retained texts
+    shift: Float[Tensor, "layers response_tokens d_model"] | None  # positive minus negative view
+    predicted: Predicted = Predicted(None, None)
+
+
 class AlignmentOutput(NamedTuple):
     """Loss of each response and what it is made of."""
 
@@ -156,15 +164,19 @@ class Alignment:
             self.model, views, self.layers, self.options, directions, self.teachers, self.packed
         )
 
-    def __call__(self, model: nn.Module, batch: Batch, elapsed: float = 1.0) -> AlignmentOutput:
+    def __call__(
+        self, model: nn.Module, batch: Batch, elapsed: float = 1.0, frozen: Frozen | None = None
+    ) -> AlignmentOutput:
         """Loss of each response of `batch`. `model` is the policy as training calls it, wrapped.
 
         Args:
             elapsed: share of the training's steps that is done, 0 to 1, for weights over time.
+            frozen: what the frozen views say where that is known; they are asked where it is None.
         """
         rows, options = batch["reference"], self.options
         scored = scored_tokens(batch, options)
-        asked, predicted = self.asked(batch, scored)
+        frozen = frozen or self.frozen(batch, scored)
+        asked, predicted = self.asked(batch, frozen), frozen.predicted
         hidden, logits = self._look(model, self.model, rows, scored)
         terms, weights = self._distances(hidden, asked, batch, elapsed)
         if options.similarity_weight:
@@ -222,43 +234,46 @@ class Alignment:
         apart = dissimilarity(hidden[:, begins], ~batch["chosen"])
         return self._of_rows(apart, "rejected", batch)
 
-    def asked(
-        self, batch: Batch, scored: Bool[Tensor, "lines seq"] | None = None
-    ) -> tuple[Asked, Predicted]:
-        """What the frozen views ask for, and their predictions where a term reads them."""
-        rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
-        count, aligned = row_count(rows), batch["aligned_responses"]
+    def frozen(self, batch: Batch, scored: Bool[Tensor, "lines seq"] | None = None) -> Frozen:
+        """Ask the frozen views, for predictions of `scored` tokens too where a term reads them."""
+        aligned, predicts = batch["aligned_responses"], bool(self.options.prediction_weight)
         needed = scored if compares_predictions(self.options) else None
         reference, logits = self._look_frozen(self.views.reference, batch, needed)
+        if self.views.positive is None:
+            return Frozen(reference, None, Predicted(logits, None))
         seen = {self.views.reference: Seen(reference[:, :aligned], logits)}
-        if self.views.positive is not None:
-            seen = self._look_both_ways(batch, seen, bool(self.options.prediction_weight))
+        seen = self._look_both_ways(batch, seen, predicts)
+        positive, negative = (seen[view] for view in self.views[1:])
+        shift = positive.hidden - negative.hidden if self.directions is None else None
+        shifted = logits_difference(positive.logits, negative.logits) if predicts else None
+        return Frozen(reference, shift, Predicted(logits, shifted))
+
+    def asked(self, batch: Batch, frozen: Frozen) -> Asked:
+        """Where the policy's states are to go, by what the frozen views say."""
+        rows, owner = batch["reference"], batch["reference"]["aligned_owner"]
+        count, reference = row_count(rows), frozen.reference
         shift = torch.zeros_like(reference)
-        shift[:, :aligned] = self._asked_shift(batch, seen)
+        shift[:, : batch["aligned_responses"]] = self._asked_shift(batch, frozen)
         scale = layer_scale(self.options.layer_scale, reference, shift, owner, count)
         if count > len(batch["row"]):
             # A retained text has no shift: it is measured in the unit of the response beside it.
             scale[:, len(batch["row"]) :] = scale[:, : len(batch["row"])]
-        shifted = None
-        if self.options.prediction_weight:
-            positive, negative = (seen[view].logits for view in self.views[1:])
-            shifted = logits_difference(positive, negative)
-        return Asked(reference, shift, scale), Predicted(logits, shifted)
+        return Asked(reference, shift, scale)
 
-    def _asked_shift(self, batch: Batch, seen: Mapping[View, Seen]) -> Tensor | float:
+    def _asked_shift(self, batch: Batch, frozen: Frozen) -> Tensor | float:
         """From the reference to the target, at the aligned response tokens."""
-        alpha, reference = self.options.alpha, seen[self.views.reference].hidden
+        alpha, aligned = self.options.alpha, batch["aligned_responses"]
+        reference = frozen.reference[:, :aligned]
         if self.point is not None:
-            owner = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
+            owner = batch["reference"]["aligned_owner"][:aligned]
             target = alpha * self.point.to(reference).unsqueeze(1)
             rejected = ~batch["chosen"][owner].unsqueeze(-1)
             return torch.where(rejected, target - reference, 0.0)
         if self.directions is not None:
             self.directions = self.directions.to(reference.device)
             return alpha * self.directions.unsqueeze(1)
-        if self.views.positive is None:
-            return 0.0  # every target is the reference itself
-        return alpha * (seen[self.views.positive].hidden - seen[self.views.negative].hidden)
+        # Without a shift every target is the reference itself.
+        return 0.0 if frozen.shift is None else alpha * frozen.shift
 
     def shift(self, batch: Batch) -> Float[Tensor, "layers tokens d_model"]:
         """Positive minus negative at the aligned response tokens, not multiplied by alpha."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from rahf.recipe.combinations import (
+    cache_problems,
     data_problems,
     led_away_problems,
     pattern_problems,
@@ -231,6 +232,15 @@ class MethodOptions:
         "Put both responses of a pair into one batch, where packed rows share their prompt; for "
         "response_source: both, with an even batch size.",
     )
+    target_cache: str | None = option(
+        None,
+        "Folder that keeps the states of the frozen views: they are computed once, and read in "
+        "later epochs and by later trainings on the same rows, whatever their alpha, weights, "
+        "rate or seed. null: computed in every step.",
+    )
+    target_cache_gib: Annotated[float, Limits(least=0)] = option(
+        50.0, "GiB that the folder of target_cache may hold; a training that needs more is refused."
+    )
     shift: Literal["token", "mean"] = option(
         "mean",
         "mean: one vector per layer, fitted once from the views. token: every token has its own "
@@ -335,6 +345,7 @@ class MethodOptions:
             problems = [
                 *source_problems(self),
                 *term_problems(self),
+                *(() if self.target_cache is None else cache_problems(self)),
                 *(led_away_problems(self) if self.leads_away else unread_problems(self)),
                 *(check_layers(self.target_layers) if self.target_layers != "auto" else ()),
             ]

@@ -80,9 +80,11 @@ class Responses(torch.utils.data.Dataset):
             "response_ids": pair[f"{side}_ids"],
             "chosen": side == "chosen",
             "row": pair["row"],
+            "name": f"{index // 1000}/{index}-{side}",
         }
         if self._retain:
-            item["retain_ids"] = self._retain[index % len(self._retain)]
+            text = index % len(self._retain)
+            item |= {"retain_ids": self._retain[text], "retain_name": f"retained/{text}"}
         return item
 
     def _side(self, index: int, row: int) -> str:
@@ -282,6 +284,9 @@ class ContrastCollator:
         # The Trainer takes the size of a batch from the first tensor that it finds.
         batch: Batch = {"row": torch.tensor([item["row"] for item in items])}
         batch["chosen"] = torch.tensor([item["chosen"] for item in items])
+        batch["items"] = [
+            item[name] for name in ("name", "retain_name") for item in items if name in item
+        ]
         batch["reference"] = with_aligned(reference, aligned)
         batch["aligned_responses"] = int((aligned & of_responses).sum())
         for view in ("positive", "negative"):

@@ -7,6 +7,7 @@ here.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from rahf.recipe.combinations import batch_problems
 from rahf.recipe.options import raise_problems
 from rahf.recipe.training_arguments import tracker_problems
 from rahf.sharding import gathered, take_over_sharding
+from rahf.target_cache import open_cache
 from rahf.teachers import train_teachers
 from rahf.training import AdapterTrainer, ItemLoss, counting
 
@@ -172,6 +174,10 @@ class RAHFTrainer(AdapterTrainer):
                 self.alignment = self.alignment.towards(directions)
             if retain_texts is None:
                 retain_texts = read_retained(policy, tokenizer, args)
+        self.cache = None
+        if args.target_cache is not None:
+            autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else "none"
+            self.cache = open_cache(self.alignment, teachers, train_rows, retain_texts, autocast)
         self._tally = {phase: Tally(self.alignment.layers) for phase in ("train", "eval")}
         super().__init__(
             model=policy,
@@ -198,7 +204,10 @@ class RAHFTrainer(AdapterTrainer):
         # step that is being made counts.
         steps = self.state.global_step + 1
         elapsed = steps / self.state.max_steps if model.training else 1.0
-        output = self.alignment(model, batch, elapsed)
+        frozen = None
+        if self.cache is not None and model.training:  # held-out pairs are others
+            frozen = self.cache.frozen(batch, partial(self.alignment.frozen, batch))
+        output = self.alignment(model, batch, elapsed, frozen)
         self._tally["train" if model.training else "eval"].add(output, counting(batch))
         return ItemLoss(output.loss, batch["row"])
 

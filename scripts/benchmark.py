@@ -5,8 +5,9 @@
 
 Variants: naive (as the published scripts work), published (with activation checkpointing, as their
 launch files have it), rahf (this package, same objective), rahf-mean (its default shift, one mean a
-layer), dpo (TRL's DPOTrainer with the same LoRA). All are trained on the same rows, each in a
-process of its own, by turns. Writes benchmark.json, benchmark.md and benchmark.png; what they mean:
+layer), rahf-keeping and rahf-cached (with target_cache, in its first epoch and in later ones), dpo
+(TRL's DPOTrainer with the same LoRA). All are trained on the same rows, each in a process of its
+own, by turns. Writes benchmark.json, benchmark.md and benchmark.png; what they mean:
 docs/performance.md.
 """
 

@@ -494,7 +494,8 @@ def test_a_positive_reference_is_read_once(family):
 
 def test_no_gradient_reaches_the_target(family):
     alignment = alignment_of(family, method_options())
-    asked, _ = alignment.asked(batch_of(tiny_pairs(2), method_options()))
+    batch = batch_of(tiny_pairs(2), method_options())
+    asked = alignment.asked(batch, alignment.frozen(batch))
     assert not any(part.requires_grad for part in asked)
 
 
@@ -502,9 +503,9 @@ def test_dropout_of_the_policy_does_not_touch_the_target(family):
     options = method_options()
     alignment = alignment_of(family, options, lora_dropout=0.5)
     batch = batch_of(tiny_pairs(2), options)
-    still, _ = alignment.asked(batch)
+    still = alignment.frozen(batch)
     alignment.model.train()
-    moving, _ = alignment.asked(batch)
+    moving = alignment.frozen(batch)
     assert torch.equal(moving.reference, still.reference)
     assert torch.equal(moving.shift, still.shift)
     first, second = (alignment(alignment.model, batch).loss for _ in range(2))
@@ -541,7 +542,8 @@ def test_the_mean_shift_is_that_of_single_responses_whatever_the_batches(family)
 def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
     options = method_options("dual", alpha=3.0, layer_scale="none")
     alignment = alignment_of(family, options).towards(stored_directions())
-    asked, _ = alignment.asked(batch_of(tiny_pairs(2), options))
+    batch = batch_of(tiny_pairs(2), options)
+    asked = alignment.asked(batch, alignment.frozen(batch))
     vectors = 3.0 * stored_directions().vectors.unsqueeze(1)
     assert torch.equal(asked.shift, vectors.expand_as(asked.shift))
 
@@ -569,7 +571,7 @@ def test_the_shift_of_a_dpo_teacher_costs_one_pass_beside_the_reference(family, 
     options = method_options("dpo_shift", reference, shift="token")
     alignment, forwards = alignment_of(family, options), []
     alignment.model.get_base_model().model.register_forward_hook(lambda *_: forwards.append(1))
-    alignment.asked(batch_of(tiny_pairs(2), options))
+    alignment.frozen(batch_of(tiny_pairs(2), options))
     assert len(forwards) == 2
 
 

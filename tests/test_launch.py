@@ -169,6 +169,8 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "rest_2", *rest, "3"),
         align(uneven_recipe, "scit_rest_2", *SCIT, *PREDICTIONS, *rest, "3"),
         align(uneven_recipe, "solved_2", *SOLVED, *half),
+        align(uneven_recipe, "keeping_2", "--target_cache", "states", *half),
+        align(uneven_recipe, "cached_2", "--target_cache", "states", *half),
     ]
     Path("cases.json").write_text(json.dumps(cases))
     launched(f"{engine}_cpu.yaml", "tests/distributed/run_cases.py", "cases.json")
@@ -184,6 +186,9 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
     assert_same_run("rest", "rest_2")
     assert_same_run("scit_rest", "scit_rest_2")
     assert_same_run("solved", "solved_2", rtol=1e-3)
+    assert_same_run("dual", "keeping_2")
+    assert_same_run("dual", "cached_2")
+    assert len(list(Path("states").rglob("*.safetensors"))) == 16
     assert_kept_to_its_budget("solved_2")
     assert_same_run("dual", "from_one", places=["."])
     # ... and what the ranks left, by one process.
@@ -218,7 +223,7 @@ def killed_at_two(source: str, target: str) -> None:
 def assert_engine(engine: str) -> None:
     wrapper, base = ENGINES[engine]
     told = json.loads(Path("engines.json").read_text())
-    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2 + 3
+    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2 + 3 + 3 + 3
     for one in told:
         assert one["world"] == 2
         assert (one["wrapper"], one["base"]) == (wrapper, base)

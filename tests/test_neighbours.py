@@ -268,7 +268,7 @@ def test_rmu_asks_rejected_responses_alone_to_move(family):
     options = options_of("rmu")
     items, alignment = items_of(options, RETAINED), alignment_of(family, options)
     batch = batch_of(items, options)
-    asked, _ = alignment.asked(batch)
+    asked = alignment.asked(batch, alignment.frozen(batch))
     owner = batch["reference"]["aligned_owner"]
     responses = len(items)
     rejected = (owner < responses) & (owner % 2 == 1)

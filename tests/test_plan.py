@@ -445,6 +445,57 @@ def test_what_ranks_share_out_adds_up_to_the_same_flops():
     assert [8 * part.step for part in one] == [part.step for part in eight]
 
 
+@pytest.mark.parametrize(
+    ("training", "share"),
+    [
+        ({"max_steps": 16}, 0.5),  # 8 pairs, 16 responses, 2 a step: two epochs
+        ({"max_steps": 4}, 1),
+        ({"max_steps": -1, "num_train_epochs": 5}, 0.2),
+        ({"max_steps": 6, "gradient_accumulation_steps": 4}, 1 / 3),
+    ],
+)
+def test_kept_states_are_computed_in_the_first_epoch_alone(training, share):
+    plain = stages_of(case(shift="token", **training))[-1]
+    cached = stages_of(case(shift="token", target_cache="states", **training))[-1]
+    assert [made.share for made in plain.usual] == [1, 1, 1, 1]
+    assert [made.share for made in cached.usual] == pytest.approx([share, share, share, 1])
+    before, after = (
+        estimate(case(shift="token", **given, **training))[-1]
+        for given in ({}, {"target_cache": "states"})
+    )
+    policy = before.work["policy"].total * before.stage.batches
+    assert after.step - policy == pytest.approx(share * (before.step - policy))
+    assert sum(after.moment) == sum(before.moment)
+
+
+@pytest.mark.parametrize("keys", [{"shift": "token"}, {"shift": "mean", "retain_weight": 0.5}])
+def test_the_disk_that_kept_states_take_is_told(family_of, tmp_path, keys):
+    from safetensors.torch import load_file
+    from tiny_models import tiny_dataset
+    from tiny_runs import alignment_trainer
+
+    given = {"retain_weight": 0, "positions": "response", **keys}
+    retained = [[3, 4, 5, 6]] * 3 if given["retain_weight"] else ()
+    trainer = alignment_trainer(
+        family_of("llama"),
+        tmp_path,
+        retain_texts=retained,
+        target_cache=str(tmp_path / "states"),
+        **given,
+    )
+    trainer.train()  # six steps of two: more than the eight responses
+    files = (tmp_path / "states").rglob("*.safetensors")
+    taken = sum(part.nbytes for path in files for part in load_file(path).values())
+
+    made = recipe(target_cache="states", retain_rows=3, retain_tokens=4, **given)
+    measured = [
+        {name: len(row[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")}
+        for row in tiny_dataset(4)
+    ]
+    lengths = replace(bounds(made), rows=tuple(measured))
+    assert estimate(Case(made, decoder_of("llama"), Launch(), lengths, rows=4))[-1].disk == taken
+
+
 # Lengths.
 
 
@@ -603,7 +654,7 @@ def large_case(processes=8, engine="ddp", **keys):
 
 
 def test_every_saving_saves_what_it_is_for():
-    given = large_case(shift="token", target_layers="0.3-0.7")
+    given = large_case(shift="token", target_layers="0.3-0.7", max_steps=500)  # two epochs
     before = {part.stage.name: part for part in estimate(given)}
     after = {
         change.told: {part.stage.name: part for part in estimate(change.made(given))}
@@ -614,6 +665,7 @@ def test_every_saving_saves_what_it_is_for():
     assert after[told["activations"]]["positive"].total < before["positive"].total
     assert after[told["activations"]]["positive"].flops > before["positive"].flops
     assert after[told["shift"]]["alignment"].flops < before["alignment"].flops
+    assert after[told["cache"]]["alignment"].flops < before["alignment"].flops
     assert after[told["batch"]]["positive"].total < before["positive"].total
     assert after[told["batch"]]["positive"].flops == before["positive"].flops
     names = " ".join(after)

@@ -17,13 +17,14 @@ class StagePlan(NamedTuple):
 
     stage: Stage
     work: dict[str, Work]  # by pass: one batch of one process
-    step: float  # FLOPs of a step, all processes
+    step: float  # FLOPs of a step, all processes; their mean where steps differ
     flops: float | None  # of the stage; None: the number of steps is not known
     tokens: float | None  # of the rows that are trained on (directions: read), padding included
     parameters: int  # that are trained
     resident: Resident  # bytes a process
     moment: Moment
     process: float  # bytes besides tensors
+    disk: float | None  # bytes that target_cache takes; None: there is none, or not known
 
     @property
     def tensors(self) -> float:
@@ -49,7 +50,8 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
     work = {
         made.name: pass_work(decoder, lora, made, formats.checkpointing) for made in stage.usual
     }
-    step = sum(part.total for part in work.values()) * stage.batches * launch.processes
+    batch = sum(made.share * work[made.name].total for made in stage.usual)
+    step = batch * stage.batches * launch.processes
     shown = [made for made in stage.usual if made.trained] or stage.usual
     tokens = sum(made.tokens for made in shown) * stage.batches * launch.processes
     trained = stage.trained * lora.block_parameters
@@ -66,6 +68,7 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
         held,
         moment(decoder, lora, formats, stage.longest),
         CONTEXT if formats.accelerator else ALLOCATOR,
+        None if stage.kept is None else stage.kept * decoder.d_model * formats.activation,
     )
 
 

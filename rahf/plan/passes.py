@@ -72,6 +72,7 @@ class Stage(NamedTuple):
     adapted: int  # LoRA blocks on the model, all adapters together
     trained: int  # LoRA blocks that are trained
     full: int  # parameters of teachers that are models of their own
+    kept: float | None = None  # hidden states that target_cache keeps; None: not known
 
 
 def stages_of(case: Case) -> tuple[Stage, ...]:
@@ -140,24 +141,49 @@ def _alignment(case: Case) -> Stage:
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
     asked = method.asks_views and (method.shift == "token" or method.prediction_weight > 0)
     views = [name for name in ("positive", "negative") if asked and name not in _same(method)]
+    responses = _responses(case)
+    share = _computed_share(case, responses, batch) if method.target_cache else 1
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
-        frozen = [_states(case, view, batch, extents) for view in ("reference", *views)]
+        frozen = [
+            _states(case, view, batch, extents)._replace(share=share)
+            for view in ("reference", *views)
+        ]
         return (*frozen, _states(case, "policy", batch, extents), *_held_out(case, extents))
 
     adapters, full = _teachers_held(case, both=asked)
     policy = case.top if method.reference == "base" else case.decoder.layers
-    return _stage(
-        case,
-        "alignment",
-        training,
-        _responses(case),
-        batch,
-        passes,
-        policy + adapters,
-        case.top,
-        full,
+    stage = _stage(
+        case, "alignment", training, responses, batch, passes, policy + adapters, case.top, full
     )
+    return stage._replace(kept=_kept(case, responses, asked) if method.target_cache else None)
+
+
+def _computed_share(case: Case, responses: int | None, batch: int) -> float:
+    """Share of the steps that ask the frozen views: those of the first epoch, where the number of
+    rows is known.
+    """
+    training, processes = case.recipe.training, case.launch.processes
+    once = training | {"max_steps": -1, "num_train_epochs": 1}
+    steps = steps_of(training, responses, batch, processes)
+    epoch = steps_of(once, responses, batch, processes)
+    return 1 if steps is None or epoch is None else min(1, epoch / steps)
+
+
+def _kept(case: Case, responses: int | None, both: bool) -> float | None:
+    """Hidden states that the cache keeps: those of the reference, and the shift where it is of
+    every token.
+    """
+    if responses is None:
+        return None
+    method = case.recipe.method
+    sides = SIDES.get(method.response_source, BOTH)
+    _, response = case.lengths.usual("prompt", sides, method.max_response_tokens, 1)
+    tail = method.tail_tokens if method.positions == "response_and_tail" else 0
+    states = responses * (response + tail) * (2 if both else 1)
+    if _retains(case):
+        states += method.retain_rows * method.retain_tokens
+    return states * len(case.layers)
 
 
 def _same(method: MethodOptions) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ def _stages(plan: Sequence[StagePlan]) -> str:
         "  process": [_gib(part.process) for part in plan],
         "  at most": [_gib(part.total) for part in plan],
     }
+    if any(part.disk is not None for part in plan):
+        lines["GiB of target_cache"] = [_known(part.disk, _gib) for part in plan]
     names = [part.stage.name for part in plan]
     table = _table([("", *names), *((label, *cells) for label, cells in lines.items())])
     note = (

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rahf.plan.estimate import StagePlan, estimate
 from rahf.plan.passes import EVAL_BATCH, TRAIN_BATCH, Case
+from rahf.recipe.combinations import cache_problems
 
 MOST_PROCESSES = 4096
 
@@ -33,6 +34,8 @@ def changes(case: Case) -> list[Setting]:
     found.append(_checkpointing(not _checkpoints(case)))
     if method.asks_views:
         found.append(_shift("mean" if method.shift == "token" else "token"))
+    if method.target_cache is None and not cache_problems(method):
+        found.append(_cached())
     found.append(_half() if model.dtype == "float32" else _single())
     if not (model.load_in_8bit or model.load_in_4bit):
         found += [_quantised(8), _quantised(4)]
@@ -123,6 +126,13 @@ def _checkpointing(on: bool) -> Setting:
 
 def _shift(kind: str) -> Setting:
     return Setting("shift", f"shift: {kind}", lambda case: _keyed(case, method={"shift": kind}))
+
+
+def _cached() -> Setting:
+    def made(case: Case) -> Case:
+        return _keyed(case, method={"target_cache": "FOLDER"})
+
+    return Setting("cache", "target_cache: FOLDER", made)
 
 
 def _half() -> Setting:

@@ -23,7 +23,8 @@ class Pass(NamedTuple):
     columns: float = 1  # tokens of a row that the head is applied to
     scored: float = 0  # tokens of a row whose logits reach a loss; 0: the head gets no gradient
     recorded: float = 0  # hidden states of a row that are kept, over all target layers
-    counted: bool = True  # False: not part of every step (the measurement on held-out pairs)
+    counted: bool = True  # False: no part of a step (the measurement on held-out pairs)
+    share: float = 1  # of the steps that it is made in
 
     @property
     def tokens(self) -> float:

@@ -173,6 +173,24 @@ def term_problems(options: "MethodOptions") -> list[str]:
     return problems
 
 
+def cache_problems(options: "MethodOptions") -> list[str]:
+    """Why what the frozen views say cannot be kept for later epochs."""
+    problems = []
+    if options.target_cache is not None and not options.target_cache.strip():
+        problems.append("target_cache: is empty: give a folder, or leave it away")
+    if options.response_source == "random":
+        problems.append(
+            "target_cache: with response_source: random a response need not come again: set "
+            "response_source: both, chosen or rejected, or leave target_cache away"
+        )
+    return problems + [
+        f"target_cache: keeps hidden states, and {name} reads the reference's predictions in every "
+        f"step: set {name}: 0, or leave target_cache away"
+        for name in ("kl_weight", "dpo_weight", "prediction_weight")
+        if getattr(options, name)
+    ]
+
+
 def comparison_problems(options: "CompareOptions", kinds: Sequence[str]) -> list[str]:
     """Problems of the rows of a comparison, of their trials, and of the points of their curves."""
     unnamed = [name for name in (*options.rows, *options.trials) if not isinstance(name, str)]

@@ -5,6 +5,7 @@ variant is its own, so that a process holds nothing of the others.
 """
 
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from benchmarking.workload import MAX_TOTAL, Workload, lora
@@ -103,6 +104,21 @@ def rahf_mean(workload: Workload, steps: int, meter: Meter) -> Trained:
     return rahf(workload, steps, meter, shift="mean")._replace(losses=[])
 
 
+def rahf_cached(workload: Workload, steps: int, meter: Meter) -> Trained:
+    """The package in later epochs: the frozen views' states are read, which an epoch before has
+    kept. The first step compares what it reads, which takes the frozen passes once more.
+    """
+    kept = {"target_cache": str(workload.folder / "states")}
+    rahf(workload, steps, lambda: 0.0, **kept)
+    return rahf(workload, steps, meter, **kept)
+
+
+def rahf_keeping(workload: Workload, steps: int, meter: Meter) -> Trained:
+    """The package in the first epoch with a cache: the states are computed and kept."""
+    with TemporaryDirectory(dir=workload.folder) as folder:
+        return rahf(workload, steps, meter, target_cache=folder)
+
+
 def dpo(workload: Workload, steps: int, meter: Meter) -> Trained:
     """TRL's DPO with the same LoRA on the same pairs, whole responses."""
     from trl import DPOConfig, DPOTrainer
@@ -138,6 +154,8 @@ VARIANTS: dict[str, Callable[[Workload, int, Meter], Trained]] = {
     "rahf": rahf,
     "rahf-padded": rahf_padded,
     "rahf-mean": rahf_mean,
+    "rahf-keeping": rahf_keeping,
+    "rahf-cached": rahf_cached,
     "dpo": dpo,
 }
 

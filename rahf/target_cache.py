@@ -1,0 +1,285 @@
+"""What the frozen views say of each response, kept on disk: computed once, read in later epochs and
+by later runs that differ in alpha, weights, rate or seed.
+
+    FOLDER/KEY/key.json             what the states were made with; KEY is its digest
+    FOLDER/KEY/0/17-chosen.safetensors     reference [layers, tokens, d_model] and shift, unscaled
+    FOLDER/KEY/retained/3.safetensors
+
+A file is written beside and renamed, so that ranks, runs and a restart after a kill may share a
+folder. The cache knows batches and hidden states and is told how to compute what is missing;
+`open_cache` alone knows what a training is made of.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rahf.adapters import fingerprint
+from rahf.alignment import Alignment, Frozen
+from rahf.artifacts import read_json, write_json
+from rahf.config import MethodOptions
+from rahf.contrast import Batch
+
+logger = logging.getLogger(__name__)
+GIB = 2**30
+KEY_FILE = "key.json"
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""Relative difference of states that other batches, or another kernel, may make."""
+
+HALF_ROUNDING = 0.05
+
+
+class TargetCache:
+    """The states of one training, in a folder that others may use too.
+
+    Args:
+        folder: what all keys stand in.
+        key: all that the states follow from.
+        needed: bytes of the states of all items.
+        limit: bytes that `folder` may hold.
+
+    Raises:
+        ValueError: the folder would hold more than it may, its disk has too little room, or its
+            record is not that of the key.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], needed: int, limit: int):
+        key = json.loads(json.dumps(key))
+        self.folder = folder / digest(json.dumps(key, sort_keys=True).encode())
+        record = self.folder / KEY_FILE
+        if record.exists() and read_json(record) != key:
+            raise ValueError(
+                f"{record} is not the record that its folder is named by: the states there are of "
+                "another training. Delete that folder."
+            )
+        own, held = _bytes_in(self.folder), _bytes_in(folder)
+        _check_room(folder, held, missing=max(0, needed - own), limit=limit)
+        if not record.exists():
+            write_json(record, key)
+        self._verified = self._full = False
+
+    def frozen(self, batch: Batch, compute: Callable[[], Frozen]) -> Frozen:
+        """What the frozen views say of `batch`: read where all of it is known, otherwise computed.
+
+        All ranks read, or all compute, since a model in pieces is run by all of them or by none.
+        The first batch that is read is computed too and compared.
+
+        Raises:
+            ValueError: the states that are kept are not those of this model.
+        """
+        known = self._read(batch)
+        if not _everywhere(known is not None, batch["row"].device):
+            made = compute()
+            self._write(batch, made)
+            return made
+        if not self._verified:
+            self._verify(known, compute())
+        return known
+
+    def _read(self, batch: Batch) -> Frozen | None:
+        paths, device = self._paths(batch), str(batch["row"].device)
+        if not all(path.exists() for path in paths):
+            return None
+        items = [self._load(path, device) for path in paths]
+        for path, item, tokens in zip(paths, items, _tokens_of(batch), strict=True):
+            if item["reference"].shape[1] != tokens:
+                raise ValueError(
+                    f"{path} has the states of {item['reference'].shape[1]} tokens, and {tokens} "
+                    f"are aligned: delete {self.folder}."
+                )
+        reference = torch.cat([item["reference"] for item in items], dim=1)
+        shifts = [item["shift"] for item in items if "shift" in item]
+        return Frozen(reference, torch.cat(shifts, dim=1) if shifts else None)
+
+    def _load(self, path: Path, device: str) -> dict[str, Tensor]:
+        try:
+            return load_file(path, device)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): delete {self.folder}.") from error
+
+    def _write(self, batch: Batch, made: Frozen) -> None:
+        tokens = _tokens_of(batch)
+        references = made.reference.split(tokens, dim=1)
+        shifts: Sequence[Tensor | None] = [None] * len(tokens)
+        if made.shift is not None:
+            responses = len(batch["row"])
+            shifts = [*made.shift.split(tokens[:responses], dim=1), *shifts[responses:]]
+        for path, reference, shift in zip(self._paths(batch), references, shifts, strict=True):
+            if self._full or path.exists():
+                continue
+            states = {"reference": reference} | ({} if shift is None else {"shift": shift})
+            try:
+                _save(path, {name: part.cpu().contiguous() for name, part in states.items()})
+            except OSError as error:
+                # A training is worth more than its cache.
+                logger.warning("%s cannot be written (%s): no more states are kept", path, error)
+                self._full = True
+
+    def _verify(self, known: Frozen, made: Frozen) -> None:
+        """Compare what was read to what the model says now."""
+        allowed = ROUNDING.get(made.reference.dtype, HALF_ROUNDING)
+        # Shifts are small differences of states: rounding is measured by the size of these.
+        size = made.reference.float().norm()
+        for now, kept in ((made.reference, known.reference), (made.shift, known.shift)):
+            off = 0.0 if now is None else ((kept - now).float().norm() / size).item()
+            if not off <= allowed:
+                raise ValueError(
+                    f"The states in {self.folder} are {off:.2g} of their size away from those that "
+                    f"the model has now, more than rounding makes ({allowed}): they are of other "
+                    "weights. Delete that folder."
+                )
+        self._verified = True
+
+    def _paths(self, batch: Batch) -> list[Path]:
+        return [self.folder / f"{name}.safetensors" for name in batch["items"]]
+
+
+def _tokens_of(batch: Batch) -> list[int]:
+    """Aligned tokens of each row of the block `reference`."""
+    owner = batch["reference"]["aligned_owner"]
+    return torch.bincount(owner, minlength=len(batch["items"])).tolist()
+
+
+def _save(path: Path, states: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save_file(states, staging)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _everywhere(known: bool, device: torch.device) -> bool:
+    """Whether it holds on every rank."""
+    if not torch.distributed.is_initialized():
+        return known
+    flag = torch.tensor(int(known), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
+    return bool(flag)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def _check_room(folder: Path, held: int, missing: int, limit: int) -> None:
+    wanted = (
+        f"target_cache: the states of this training take {missing / GIB:.2f} GiB more in {folder}"
+    )
+    remedies = (
+        "align fewer layers or tokens (target_layers, max_response_tokens), set shift: mean, "
+        "delete what the folder keeps of other trainings, or leave target_cache away"
+    )
+    if held + missing > limit:
+        raise ValueError(
+            f"{wanted}, which holds {held / GIB:.2f} and may hold {limit / GIB:.2f}: raise "
+            f"target_cache_gib, {remedies}."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise ValueError(
+            f"{wanted}, whose disk has {free / GIB:.2f} GiB free: give another folder, {remedies}."
+        )
+
+
+def open_cache(
+    alignment: Alignment,
+    teachers: Mapping[str, str | Path | PreTrainedModel],
+    rows: Dataset,
+    retained: Sequence[Sequence[int]],
+    autocast: str,
+) -> TargetCache:
+    """The cache of a training in the folder that its options name.
+
+    Args:
+        teachers: adapter folders or full models by name, as the alignment was built with.
+        rows: tokenised pairs that are trained on.
+        retained: ids of the texts of the retain term.
+        autocast: number format that passes run in where it is not the weights' own.
+    """
+    options, base = alignment.options, alignment.model.get_base_model()
+    read_both = alignment.views.positive is not None and alignment.directions is None
+    key = {
+        "base": _weights_of(base),
+        "dtype": f"{base.dtype} {autocast}",
+        "loading": str(getattr(base.config, "quantization_config", None)),
+        "teachers": {name: _weights_of(teachers[name]) for name in alignment.views.teachers()},
+        "views": [view and list(view) for view in alignment.views],
+        "shift": read_both,
+        "layers": alignment.layers,
+        **{name: getattr(options, name) for name in DECIDING},
+        "rows": digest_of_rows(rows),
+        "retained": digest(json.dumps([list(text) for text in retained]).encode()),
+    }
+    states = _aligned_tokens(rows, options) * (2 if read_both else 1) + sum(map(len, retained))
+    width = base.config.get_text_config().hidden_size
+    needed = states * len(alignment.layers) * width * base.dtype.itemsize
+    return TargetCache(
+        Path(options.target_cache), key, needed, round(options.target_cache_gib * GIB)
+    )
+
+
+DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens")
+"""Options that say which states of which responses are aligned."""
+
+
+def _weights_of(model: str | Path | PreTrainedModel) -> list[str]:
+    """What tells weights apart without reading them."""
+    if isinstance(model, PreTrainedModel):
+        commit = getattr(model.config, "_commit_hash", None)
+        return [model.name_or_path, str(commit), *fingerprint(model.name_or_path)]
+    return [digest(path.read_bytes()) for path in sorted(Path(model).glob("*.safetensors"))]
+
+
+def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:
+    """Aligned tokens of all responses, at most."""
+    source = options.response_source
+    sides = ("chosen_ids", "rejected_ids") if source == "both" else (f"{source}_ids",)
+    tail = options.tail_tokens if options.positions == "response_and_tail" else 0
+    lengths = [lists.value_lengths() for side in sides for lists in _lists(rows, side)]
+    cut = [
+        np.minimum(part.to_numpy(zero_copy_only=False), options.max_response_tokens)
+        for part in lengths
+    ]
+    return int(sum(part.sum() + tail * len(part) for part in cut))
+
+
+def digest_of_rows(rows: Dataset) -> str:
+    """Of all ids of tokenised pairs, in their order."""
+    columns = sorted(name for name in rows.column_names if name.endswith("_ids"))
+    parts: list[bytes] = []
+    for name in columns:
+        for lists in _lists(rows, name):
+            parts += [
+                part.to_numpy().tobytes() for part in (lists.value_lengths(), lists.flatten())
+            ]
+    return digest(*parts)
+
+
+def _lists(rows: Dataset, column: str) -> Iterator[pa.ListArray]:
+    """A column of ids in parts."""
+    for part in rows.select_columns(column).with_format("arrow").iter(batch_size=10_000):
+        yield part[column].combine_chunks()
+
+
+def digest(*parts: bytes) -> str:
+    joined = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        joined.update(part)
+    return joined.hexdigest()

@@ -1,0 +1,255 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_dataset
+from tiny_runs import (
+    KillAfter,
+    KilledError,
+    alignment_trainer,
+    assert_same_weights,
+    files_of,
+    largest_difference,
+    policy_weights,
+)
+
+from rahf.recipe.options import OptionError
+from rahf.target_cache import digest_of_rows
+
+RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
+STATES = 4 * 2  # files: four pairs, both responses
+
+
+def run(family, folder, cache=None, **options):
+    """Six steps of four responses, three epochs over four pairs, and how many frozen passes."""
+    settings = {"per_device_train_batch_size": 4, "save_strategy": "no", **options}
+    if cache is not None:
+        settings["target_cache"] = str(cache)
+    trainer = alignment_trainer(family, folder, **settings)
+    passes, look = [], trainer.alignment._look_frozen
+    trainer.alignment._look_frozen = lambda *given: (passes.append(1), look(*given))[1]
+    trainer.train()
+    return trainer, len(passes)
+
+
+def files_in(cache):
+    return sorted(cache.rglob("*.safetensors"))
+
+
+def losses_of(trainer):
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "views"),
+    [
+        ("dual", {}, 3),
+        ("dual", {"reference": "positive"}, 2),
+        ("scit", {"reference": "contrast", "positions": "response"}, 3),
+        ("lorra", {"retain_weight": 0.5, "retain_texts": RETAINED}, 3),
+        ("dual", {"shift": "mean", "sft_weight": 1.0, "retain_texts": RETAINED}, 1),
+        ("scit", {"packing": False, "layer_scale": "rms"}, 3),
+        ("scit", {"pairs_together": True, "max_response_tokens": 2}, 3),
+    ],
+)
+def test_a_training_from_the_cache_is_the_training_without_it(
+    family, tmp_path, method, options, views
+):
+    plain, asked = run(family, tmp_path / "plain", method=method, **options)
+    cached, filling = run(family, tmp_path / "cached", tmp_path / "cache", method=method, **options)
+    assert losses_of(cached) == pytest.approx(losses_of(plain), rel=1e-5)
+    assert largest_difference(policy_weights(cached), policy_weights(plain)) < 1e-4
+    # Two batches an epoch. Those of the first epoch are computed, and one of the second to compare;
+    # retained texts, which are three, may meet other responses there and make it some more.
+    assert asked == 6 * views
+    assert 3 * views <= filling < asked
+
+
+def test_later_trainings_with_another_alpha_rate_and_seed_ask_no_view_but_to_compare(
+    family, tmp_path
+):
+    run(family, tmp_path / "first", tmp_path / "cache")
+    before = files_of(tmp_path / "cache")
+    options = {"alpha": -3.0, "learning_rate": 5e-3, "seed": 8}
+    cached, asked = run(family, tmp_path / "second", tmp_path / "cache", **options)
+    plain, _ = run(family, tmp_path / "plain", **options)
+    assert asked == 3  # the three views, for the first batch
+    assert files_of(tmp_path / "cache") == before
+    assert losses_of(cached) == pytest.approx(losses_of(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_layers": [1, 2]},
+        {"max_response_tokens": 2},
+        {"positions": "response"},
+        {"reference": "positive"},
+        {"method": "scit"},
+        {"method": "lorra"},
+        {"response_source": "chosen"},
+        {"shift": "mean"},
+        {"pairs": 5},
+        {"bf16": True},
+        {"retain_weight": 0.5, "retain_texts": RETAINED},
+    ],
+    ids=str,
+)
+def test_whatever_changes_the_states_has_a_folder_of_its_own(family, tmp_path, options):
+    run(family, tmp_path / "first", tmp_path / "cache", max_steps=1)
+    _, asked = run(family, tmp_path / "second", tmp_path / "cache", max_steps=1, **options)
+    assert asked > 0
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_teachers_trained_anew_have_a_folder_of_their_own(family, tmp_path):
+    run(family, tmp_path / "first", tmp_path / "cache", max_steps=1)
+    teachers = {}
+    for name in ("positive", "negative"):
+        teachers[name] = shutil.copytree(family.adapters[name], tmp_path / name)
+    weights = tmp_path / "positive" / "adapter_model.safetensors"
+    save_file({name: 2 * part for name, part in load_file(weights).items()}, weights)
+    run(family, tmp_path / "second", tmp_path / "cache", max_steps=1, teachers=teachers)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_weights_that_were_changed_in_memory_are_refused(family, tmp_path):
+    run(family, tmp_path / "first", tmp_path / "cache")
+    base = family.load_base()
+    with torch.no_grad():
+        base.model.layers[0].mlp.down_proj.weight.mul_(1.1)
+    with pytest.raises(ValueError, match=r"of other weights\. Delete that folder"):
+        run(family, tmp_path / "second", tmp_path / "cache", base=base)
+
+
+def test_a_shift_of_other_teachers_is_refused(family, tmp_path):
+    run(family, tmp_path / "first", tmp_path / "cache")
+    for path in files_in(tmp_path / "cache"):
+        states = load_file(path)
+        save_file({**states, "shift": -states["shift"]}, path)
+    with pytest.raises(ValueError, match="more than rounding makes"):
+        run(family, tmp_path / "second", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-9], lambda whole: b""])
+def test_a_damaged_file_is_named(family, tmp_path, damage):
+    run(family, tmp_path / "first", tmp_path / "cache")
+    for path in files_in(tmp_path / "cache"):
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"safetensors cannot be read .*: delete"):
+        run(family, tmp_path / "second", tmp_path / "cache")
+
+
+def test_states_of_another_number_of_tokens_are_refused(family, tmp_path):
+    run(family, tmp_path / "first", tmp_path / "cache")
+    for path in files_in(tmp_path / "cache"):
+        save_file({name: part[:, 1:].clone() for name, part in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=r"has the states of \d+ tokens, and \d+ are aligned"):
+        run(family, tmp_path / "second", tmp_path / "cache")
+
+
+def test_a_record_that_is_not_that_of_its_folder_is_refused(family, tmp_path):
+    run(family, tmp_path / "first", tmp_path / "cache", max_steps=1)
+    [record] = (tmp_path / "cache").glob("*/key.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "layers": [0, 1]}))
+    with pytest.raises(ValueError, match="is not the record that its folder is named by"):
+        run(family, tmp_path / "second", tmp_path / "cache")
+
+
+def test_a_killed_training_goes_on_from_what_it_kept(family, tmp_path):
+    whole, _ = run(family, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(
+            family,
+            tmp_path / "killed",
+            tmp_path / "cache",
+            save_strategy="steps",
+            callbacks=[KillAfter(1)],
+        )
+    assert len(files_in(tmp_path / "cache")) == 4  # of the one batch
+    resumed = alignment_trainer(
+        family,
+        tmp_path / "killed",
+        per_device_train_batch_size=4,
+        target_cache=str(tmp_path / "cache"),
+    )
+    resumed.train(resume_from_checkpoint=True)
+    assert len(files_in(tmp_path / "cache")) == STATES
+    assert largest_difference(policy_weights(resumed), policy_weights(whole)) < 1e-4
+
+
+def test_held_out_pairs_neither_read_nor_fill_the_cache(family, tmp_path):
+    cached, _ = run(family, tmp_path / "cached", tmp_path / "cache", eval_pairs=3)
+    plain, _ = run(family, tmp_path / "plain", eval_pairs=3)
+    assert cached.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-4)
+    assert len(files_in(tmp_path / "cache")) == STATES
+
+
+def test_more_than_the_folder_may_hold_is_refused_before_anything_is_trained(family, tmp_path):
+    with pytest.raises(ValueError, match=r"may hold 0\.00: raise target_cache_gib") as caught:
+        run(family, tmp_path / "out", tmp_path / "cache", target_cache_gib=1e-6)
+    assert "GiB more in" in str(caught.value)
+    assert not files_in(tmp_path / "cache")
+    # What stands there already is not counted twice.
+    run(family, tmp_path / "first", tmp_path / "cache")
+    held = sum(path.stat().st_size for path in files_in(tmp_path / "cache"))
+    limit = 1.01 * held / 2**30
+    run(family, tmp_path / "again", tmp_path / "cache", target_cache_gib=limit)
+    with pytest.raises(ValueError, match="target_cache: the states of this training take"):
+        run(
+            family,
+            tmp_path / "other",
+            tmp_path / "cache",
+            target_cache_gib=limit,
+            target_layers=[1],
+        )
+
+
+def test_the_room_that_is_asked_for_is_what_the_states_take(family, tmp_path, monkeypatch):
+    asked = {}
+
+    def note(folder, held, missing, limit):
+        asked["bytes"] = missing
+
+    monkeypatch.setattr("rahf.target_cache._check_room", note)
+    run(family, tmp_path / "out", tmp_path / "cache", method="scit", response_source="chosen")
+    tensors = [part for path in files_in(tmp_path / "cache") for part in load_file(path).values()]
+    taken = sum(part.numel() * part.element_size() for part in tensors)
+    assert taken <= asked["bytes"] <= 1.2 * taken  # prompts shorter than the tail take less
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_training(family, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("rahf.target_cache.save_file", full)
+    plain, _ = run(family, tmp_path / "plain")
+    cached, asked = run(family, tmp_path / "cached", tmp_path / "cache")
+    assert_same_weights(policy_weights(cached), policy_weights(plain))
+    assert asked == 6 * 3
+    assert caplog.text.count("No space left on device") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"target_cache": " "}, "is empty: give a folder"),
+        ({"response_source": "random"}, "need not come again"),
+        ({"kl_weight": 0.1}, "kl_weight reads the reference's predictions"),
+        ({"dpo_weight": 0.1, "pairs_together": True}, "dpo_weight reads"),
+        ({"prediction_weight": 0.1}, "prediction_weight reads"),
+    ],
+)
+def test_what_the_cache_cannot_hold_is_refused(family, tmp_path, options, told):
+    with pytest.raises(OptionError, match=told):
+        alignment_trainer(family, tmp_path, **{"target_cache": str(tmp_path / "cache"), **options})
+
+
+def test_the_digest_of_rows_tells_ids_and_the_borders_between_them_apart():
+    rows = tiny_dataset(3).map(lambda row: {"chosen_ids": [1, 2], "rejected_ids": [3]})
+    moved = rows.map(lambda row: {"chosen_ids": [1], "rejected_ids": [2, 3]})
+    assert digest_of_rows(rows) == digest_of_rows(rows.select(range(3)))
+    assert digest_of_rows(rows) != digest_of_rows(moved)
+    assert digest_of_rows(rows) != digest_of_rows(rows.select([1, 0, 2]).map(lambda row: {}))
