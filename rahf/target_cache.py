@@ -16,6 +16,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from transformers import PreTrainedModel
 
 from rahf.adapters import fingerprint
 from rahf.alignment import Alignment, Frozen
-from rahf.artifacts import read_json, write_json
+from rahf.artifacts import read_json
 from rahf.config import MethodOptions
 from rahf.contrast import Batch
 
@@ -69,7 +70,8 @@ class TargetCache:
         own, held = _bytes_in(self.folder), _bytes_in(folder)
         _check_room(folder, held, missing=max(0, needed - own), limit=limit)
         if not record.exists():
-            write_json(record, key)
+            with _written_whole(record) as staging:
+                staging.write_text(json.dumps(key, indent=2))
         self._verified = self._full = False
 
     def frozen(self, batch: Batch, compute: Callable[[], Frozen]) -> Frozen:
@@ -122,8 +124,10 @@ class TargetCache:
             if self._full or path.exists():
                 continue
             states = {"reference": reference} | ({} if shift is None else {"shift": shift})
+            states = {name: part.cpu().contiguous() for name, part in states.items()}
             try:
-                _save(path, {name: part.cpu().contiguous() for name, part in states.items()})
+                with _written_whole(path) as staging:
+                    save_file(states, staging)
             except OSError as error:
                 # A training is worth more than its cache.
                 logger.warning("%s cannot be written (%s): no more states are kept", path, error)
@@ -154,11 +158,13 @@ def _tokens_of(batch: Batch) -> list[int]:
     return torch.bincount(owner, minlength=len(batch["items"])).tolist()
 
 
-def _save(path: Path, states: dict[str, Tensor]) -> None:
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A place of one's own to write at, which then becomes `path`: several ranks may write it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_file(states, staging)
+        yield staging
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
@@ -214,20 +220,19 @@ def open_cache(
         autocast: number format that passes run in where it is not the weights' own.
     """
     options, base = alignment.options, alignment.model.get_base_model()
-    read_both = alignment.views.positive is not None and alignment.directions is None
+    both = alignment.views.positive is not None  # a shift of every token
     key = {
         "base": _weights_of(base),
         "dtype": f"{base.dtype} {autocast}",
         "loading": str(getattr(base.config, "quantization_config", None)),
         "teachers": {name: _weights_of(teachers[name]) for name in alignment.views.teachers()},
         "views": [view and list(view) for view in alignment.views],
-        "shift": read_both,
         "layers": alignment.layers,
         **{name: getattr(options, name) for name in DECIDING},
         "rows": digest_of_rows(rows),
         "retained": digest(json.dumps([list(text) for text in retained]).encode()),
     }
-    states = _aligned_tokens(rows, options) * (2 if read_both else 1) + sum(map(len, retained))
+    states = _aligned_tokens(rows, options) * (2 if both else 1) + sum(map(len, retained))
     width = base.config.get_text_config().hidden_size
     needed = states * len(alignment.layers) * width * base.dtype.itemsize
     return TargetCache(

@@ -174,10 +174,12 @@ class RAHFTrainer(AdapterTrainer):
                 self.alignment = self.alignment.towards(directions)
             if retain_texts is None:
                 retain_texts = read_retained(policy, tokenizer, args)
-        self.cache = None
+        self.target_cache = None
         if args.target_cache is not None:
             autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else "none"
-            self.cache = open_cache(self.alignment, teachers, train_rows, retain_texts, autocast)
+            self.target_cache = open_cache(
+                self.alignment, teachers, train_rows, retain_texts, autocast
+            )
         self._tally = {phase: Tally(self.alignment.layers) for phase in ("train", "eval")}
         super().__init__(
             model=policy,
@@ -205,8 +207,8 @@ class RAHFTrainer(AdapterTrainer):
         steps = self.state.global_step + 1
         elapsed = steps / self.state.max_steps if model.training else 1.0
         frozen = None
-        if self.cache is not None and model.training:  # held-out pairs are others
-            frozen = self.cache.frozen(batch, partial(self.alignment.frozen, batch))
+        if self.target_cache is not None and model.training:  # held-out pairs are others
+            frozen = self.target_cache.frozen(batch, partial(self.alignment.frozen, batch))
         output = self.alignment(model, batch, elapsed, frozen)
         self._tally["train" if model.training else "eval"].add(output, counting(batch))
         return ItemLoss(output.loss, batch["row"])

@@ -39,7 +39,7 @@ LEVELS = (
     ("config", "adapters", "directions", "likelihood", "generation", "urial"),
     ("recipe", "prediction_terms", "checkpoints", "control_vector"),
     ("alignment",),
-    ("resuming", "steering", "merging"),
+    ("resuming", "steering", "merging", "target_cache"),
     ("training",),
     ("teachers", "evaluation", "interpret", "reading", "reward", "dpo"),
     ("trainer", "loading", "report", "responses"),

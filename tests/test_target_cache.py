@@ -52,6 +52,7 @@ def losses_of(trainer):
         ("dual", {"shift": "mean", "sft_weight": 1.0, "retain_texts": RETAINED}, 1),
         ("scit", {"packing": False, "layer_scale": "rms"}, 3),
         ("scit", {"pairs_together": True, "max_response_tokens": 2}, 3),
+        ("dual", {"bf16": True}, 3),
     ],
 )
 def test_a_training_from_the_cache_is_the_training_without_it(
@@ -59,8 +60,10 @@ def test_a_training_from_the_cache_is_the_training_without_it(
 ):
     plain, asked = run(family, tmp_path / "plain", method=method, **options)
     cached, filling = run(family, tmp_path / "cached", tmp_path / "cache", method=method, **options)
-    assert losses_of(cached) == pytest.approx(losses_of(plain), rel=1e-5)
-    assert largest_difference(policy_weights(cached), policy_weights(plain)) < 1e-4
+    # In 16 bits another batch rounds otherwise, and a shift is a small difference.
+    rounding = 0.02 if "bf16" in options else 1e-5
+    assert losses_of(cached) == pytest.approx(losses_of(plain), rel=rounding)
+    assert largest_difference(policy_weights(cached), policy_weights(plain)) < 10 * rounding
     # Two batches an epoch. Those of the first epoch are computed, and one of the second to compare;
     # retained texts, which are three, may meet other responses there and make it some more.
     assert asked == 6 * views
@@ -112,6 +115,13 @@ def test_teachers_trained_anew_have_a_folder_of_their_own(family, tmp_path):
     weights = tmp_path / "positive" / "adapter_model.safetensors"
     save_file({name: 2 * part for name, part in load_file(weights).items()}, weights)
     run(family, tmp_path / "second", tmp_path / "cache", max_steps=1, teachers=teachers)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_other_pairs_have_a_folder_of_their_own(family, tmp_path, monkeypatch):
+    run(family, tmp_path / "first", tmp_path / "cache", max_steps=1)
+    monkeypatch.setattr("tiny_runs.tiny_dataset", lambda pairs: tiny_dataset(pairs, seed=9))
+    run(family, tmp_path / "second", tmp_path / "cache", max_steps=1)
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
@@ -253,3 +263,25 @@ def test_the_digest_of_rows_tells_ids_and_the_borders_between_them_apart():
     assert digest_of_rows(rows) == digest_of_rows(rows.select(range(3)))
     assert digest_of_rows(rows) != digest_of_rows(moved)
     assert digest_of_rows(rows) != digest_of_rows(rows.select([1, 0, 2]).map(lambda row: {}))
+
+
+def test_a_rank_that_knows_its_batch_computes_it_where_another_does_not(
+    family, tmp_path, monkeypatch
+):
+    run(family, tmp_path / "first", tmp_path / "cache")
+    trainer = alignment_trainer(family, tmp_path / "out", target_cache=str(tmp_path / "cache"))
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in (0, 5)])
+    asked, made = [], trainer.alignment.frozen(batch)
+
+    def compute():
+        asked.append(1)
+        return made
+
+    trainer.target_cache.frozen(batch, compute)  # compares
+    known = trainer.target_cache.frozen(batch, compute)
+    assert len(asked) == 1
+    assert torch.allclose(known.reference, made.reference, atol=1e-5)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flag, operation: flag.zero_())
+    assert trainer.target_cache.frozen(batch, compute) is made
+    assert len(asked) == 2
