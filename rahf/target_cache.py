@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class TargetCache:
 
     def __init__(self, folder: Path, key: Mapping[str, Any], needed: int, limit: int):
         key = json.loads(json.dumps(key))
-        self.folder = folder / digest(json.dumps(key, sort_keys=True).encode())
+        self.folder = folder / digest([json.dumps(key, sort_keys=True).encode()])
         record = self.folder / KEY_FILE
         if record.exists() and read_json(record) != key:
             raise ValueError(
@@ -230,7 +230,7 @@ def open_cache(
         "layers": alignment.layers,
         **{name: getattr(options, name) for name in DECIDING},
         "rows": digest_of_rows(rows),
-        "retained": digest(json.dumps([list(text) for text in retained]).encode()),
+        "retained": digest([json.dumps([list(text) for text in retained]).encode()]),
     }
     states = _aligned_tokens(rows, options) * (2 if both else 1) + sum(map(len, retained))
     width = base.config.get_text_config().hidden_size
@@ -249,7 +249,7 @@ def _weights_of(model: str | Path | PreTrainedModel) -> list[str]:
     if isinstance(model, PreTrainedModel):
         commit = getattr(model.config, "_commit_hash", None)
         return [model.name_or_path, str(commit), *fingerprint(model.name_or_path)]
-    return [digest(path.read_bytes()) for path in sorted(Path(model).glob("*.safetensors"))]
+    return [digest([path.read_bytes()]) for path in sorted(Path(model).glob("*.safetensors"))]
 
 
 def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:
@@ -257,24 +257,20 @@ def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:
     source = options.response_source
     sides = ("chosen_ids", "rejected_ids") if source == "both" else (f"{source}_ids",)
     tail = options.tail_tokens if options.positions == "response_and_tail" else 0
-    lengths = [lists.value_lengths() for side in sides for lists in _lists(rows, side)]
-    cut = [
-        np.minimum(part.to_numpy(zero_copy_only=False), options.max_response_tokens)
-        for part in lengths
-    ]
-    return int(sum(part.sum() + tail * len(part) for part in cut))
+    parts = [lists.value_lengths().to_numpy() for side in sides for lists in _lists(rows, side)]
+    lengths = np.concatenate(parts)
+    return int(np.minimum(lengths, options.max_response_tokens).sum() + tail * len(lengths))
 
 
 def digest_of_rows(rows: Dataset) -> str:
     """Of all ids of tokenised pairs, in their order."""
     columns = sorted(name for name in rows.column_names if name.endswith("_ids"))
-    parts: list[bytes] = []
-    for name in columns:
-        for lists in _lists(rows, name):
-            parts += [
-                part.to_numpy().tobytes() for part in (lists.value_lengths(), lists.flatten())
-            ]
-    return digest(*parts)
+    return digest(
+        part.to_numpy().tobytes()
+        for name in columns
+        for lists in _lists(rows, name)
+        for part in (lists.value_lengths(), lists.flatten())
+    )
 
 
 def _lists(rows: Dataset, column: str) -> Iterator[pa.ListArray]:
@@ -283,7 +279,7 @@ def _lists(rows: Dataset, column: str) -> Iterator[pa.ListArray]:
         yield part[column].combine_chunks()
 
 
-def digest(*parts: bytes) -> str:
+def digest(parts: Iterable[bytes]) -> str:
     joined = hashlib.blake2b(digest_size=12)
     for part in parts:
         joined.update(part)
