@@ -732,6 +732,15 @@ def test_plan_counts_the_rows_and_says_where_lengths_come_from(place, capsys):
         assert f"  {told}" in printed
 
 
+def test_plan_tells_the_disk_of_kept_states_where_there_are_any(place, capsys):
+    assert main(["plan", recipe_file()]) == 0
+    assert "target_cache" not in capsys.readouterr().out.split("one setting changed")[0]
+    assert main(["plan", recipe_file(target_cache="states")]) == 0
+    [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("GiB of t")]
+    assert float(row.split()[-1]) >= 0
+    assert "?" not in row
+
+
 def test_plan_loads_neither_torch_nor_transformers(place):
     script = (
         "import sys; from rahf.cli import main; main(['plan', 'recipe.yaml']); "

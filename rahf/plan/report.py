@@ -59,7 +59,9 @@ def _stages(plan: Sequence[StagePlan]) -> str:
         "  at most": [_gib(part.total) for part in plan],
     }
     if any(part.disk is not None for part in plan):
-        lines["GiB of target_cache"] = [_known(part.disk, _gib) for part in plan]
+        lines["GiB of target_cache"] = [
+            "" if part.disk is None else _gib(part.disk) for part in plan
+        ]
     names = [part.stage.name for part in plan]
     table = _table([("", *names), *((label, *cells) for label, cells in lines.items())])
     note = (
