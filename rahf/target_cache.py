@@ -222,10 +222,10 @@ def open_cache(
     options, base = alignment.options, alignment.model.get_base_model()
     both = alignment.views.positive is not None  # a shift of every token
     key = {
-        "base": _weights_of(base),
+        "base": weights_of(base),
         "dtype": f"{base.dtype} {autocast}",
         "loading": str(getattr(base.config, "quantization_config", None)),
-        "teachers": {name: _weights_of(teachers[name]) for name in alignment.views.teachers()},
+        "teachers": {name: weights_of(teachers[name]) for name in alignment.views.teachers()},
         "views": [view and list(view) for view in alignment.views],
         "layers": alignment.layers,
         **{name: getattr(options, name) for name in DECIDING},
@@ -244,12 +244,17 @@ DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens"
 """Options that say which states of which responses are aligned."""
 
 
-def _weights_of(model: str | Path | PreTrainedModel) -> list[str]:
-    """What tells weights apart without reading them."""
+def weights_of(model: str | Path | PreTrainedModel) -> list[str]:
+    """What tells weights apart: the content of an adapter, wherever its folder lies; of a whole
+    model the name, and the size and time of its files.
+    """
     if isinstance(model, PreTrainedModel):
         commit = getattr(model.config, "_commit_hash", None)
-        return [model.name_or_path, str(commit), *fingerprint(model.name_or_path)]
-    return [digest([path.read_bytes()]) for path in sorted(Path(model).glob("*.safetensors"))]
+        return [str(commit), *weights_of(model.name_or_path)]
+    adapter = Path(model) / "adapter_model.safetensors"
+    if adapter.is_file():
+        return [digest([adapter.read_bytes()])]
+    return [str(model), *fingerprint(model)]
 
 
 def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:

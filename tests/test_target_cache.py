@@ -16,7 +16,7 @@ from tiny_runs import (
 )
 
 from rahf.recipe.options import OptionError
-from rahf.target_cache import digest_of_rows
+from rahf.target_cache import digest_of_rows, weights_of
 
 RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 STATES = 4 * 2  # files: four pairs, both responses
@@ -53,6 +53,8 @@ def losses_of(trainer):
         ("scit", {"packing": False, "layer_scale": "rms"}, 3),
         ("scit", {"pairs_together": True, "max_response_tokens": 2}, 3),
         ("dual", {"bf16": True}, 3),
+        ("dpo_shift", {}, 2),
+        ("rmu", {"layer_scale": "none", "retain_weight": 0.5, "retain_texts": RETAINED}, 1),
     ],
 )
 def test_a_training_from_the_cache_is_the_training_without_it(
@@ -116,6 +118,18 @@ def test_teachers_trained_anew_have_a_folder_of_their_own(family, tmp_path):
     save_file({name: 2 * part for name, part in load_file(weights).items()}, weights)
     run(family, tmp_path / "second", tmp_path / "cache", max_steps=1, teachers=teachers)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_teachers_are_told_apart_wherever_they_lie(family, tmp_path):
+    copied = shutil.copytree(family.adapters["positive"], tmp_path / "copied")
+    assert weights_of(copied) == weights_of(str(family.adapters["positive"]))
+    assert weights_of(copied) != weights_of(family.adapters["negative"])
+    assert weights_of("someone/one") != weights_of("someone/other")  # names of the Hub
+    base = shutil.copytree(family.base, tmp_path / "base")
+    before = weights_of(base)
+    [weights] = base.glob("*.safetensors")
+    save_file({name: 2 * part for name, part in load_file(weights).items()}, weights)
+    assert weights_of(base) != before
 
 
 def test_other_pairs_have_a_folder_of_their_own(family, tmp_path, monkeypatch):
