@@ -31,6 +31,7 @@ from rahf.recipe.options import (
     raise_problems,
     value_problems,
 )
+from rahf.recipe.presets import own_settings
 
 __all__ = [
     "DEFAULT_INSTRUCTIONS",
@@ -180,19 +181,21 @@ class MethodOptions:
         "Model whose hidden states are moved, and which the policy starts as: base, or a teacher "
         "of this method.",
     )
-    response_source: Literal["chosen", "rejected", "both", "random"] = option(
-        "both",
+    response_source: Literal["chosen", "rejected", "both", "random"] | None = option(
+        None,
         "Responses of a pair whose states are aligned; random: one of the two, drawn anew in each "
-        "epoch.",
+        "epoch. null: chosen for scit and lorra with a positive alpha and without pairs_together, "
+        "otherwise both.",
     )
     max_response_tokens: Count = option(
         64, "Tokens of a response, from its start, whose states are aligned."
     )
-    alpha: Annotated[float, OrAny(Literal["auto"])] = option(
-        2.0,
+    alpha: Annotated[float, OrAny(Literal["auto"] | None)] = option(
+        None,
         "Strength: the target is reference + alpha * shift. Negative: away from the preferred "
         "side. auto: solved for kl_budget before the alignment. rmu: the length of the random "
-        "vector that rejected responses are led to. Not read by circuit_breakers and repbend.",
+        "vector that rejected responses are led to. Not read by circuit_breakers and repbend. "
+        "null: 6 for scit and lorra, otherwise 2.",
     )
     target_layers: Annotated[str, OrAny(int | float | list)] = option(
         "0.5-0.8",
@@ -281,7 +284,11 @@ class MethodOptions:
     kl_temperature: Annotated[float, Limits(least=1e-2)] = option(
         1.0, "Temperature of both predictions in the KL term, which is multiplied by its square."
     )
-    sft_weight: Weight = option(0.0, "Weight of the cross entropy on chosen responses.")
+    sft_weight: Weight | None = option(
+        None,
+        "Weight of the cross entropy on chosen responses; null: 2 for scit and lorra with "
+        "response_source: chosen and a positive alpha, otherwise 0.",
+    )
     dpo_weight: Weight = option(
         0.0,
         "Weight of the DPO loss of the aligned responses, held against the reference; with "
@@ -339,9 +346,11 @@ class MethodOptions:
         return "auto" in (self.alpha, self.target_layers)
 
     def check_method(self) -> None:
-        """Raises OptionError with every problem of the method's options."""
+        """Settles what is left to the method; raises OptionError with every problem."""
         problems = value_problems(self, MethodOptions)
         if not problems:
+            for name, value in own_settings(self).items():
+                setattr(self, name, value)
             problems = [
                 *source_problems(self),
                 *term_problems(self),

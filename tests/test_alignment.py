@@ -25,8 +25,10 @@ RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 
 
 def method_options(method="dual", reference="base", **options):
+    """Both sides and no term but those that are named, whatever suits the method."""
+    plain = {"alpha": 2.0, "response_source": "both", "sft_weight": 0.0}
     stored = {"directions": "stored"} if method == "direction" else {}
-    return MethodOptions(method=method, reference=reference, **{**stored, **options})
+    return MethodOptions(method=method, reference=reference, **{**plain, **stored, **options})
 
 
 def stored_directions():

@@ -104,7 +104,8 @@ def test_validate_says_what_the_recipe_will_do(place, capsys):
     assert main(["validate", recipe(method="scit", target_layers="3-5"), "--alpha", "4"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "ok: recipe.yaml",
-        "  method   scit, reference base, alpha 4",
+        "  method   scit, reference base, alpha 4, response_source chosen; weights: align 1, "
+        "retain 0.5, sft 2",
         "  model    model, target layers 3, 4, 5 of 12",
         "  data     pairs",
         "  stages   contrast (steps: 3), directions, alignment (steps: 3), evaluation",

@@ -49,7 +49,10 @@ def compared(*rows, trials=None, **more):
         ({"dual": {"reference": "contrast"}}, "rows.dual: reference: contrast is a teacher of"),
         ({"dual": {"target_layers": 9}}, "rows.dual: target_layers: 9 reaches block 9, but"),
         ({"dual": {"teachers.alfa": 1}}, "rows.dual: teachers.alfa: unknown key"),
-        ({"dual": {"alpha.x": 1}}, "rows.dual: alpha.x: alpha is 2.0, which has no keys"),
+        (
+            {"dual": {"tail_tokens.x": 1}},
+            "rows.dual: tail_tokens.x: tail_tokens is 2, which has no",
+        ),
         ({"dual": {"retain_dataset_name": "no.jsonl", "retain_weight": 1}}, "no.jsonl does not"),
         ({"dual": {3: 4}}, "rows.dual: 3: a key must be text"),
         ({"dual": {"method": "scit"}}, "rows.dual: method: is not a row's to set, the row's name"),
@@ -105,7 +108,7 @@ def test_all_problems_of_all_rows_trials_and_the_recipe_are_told_at_once(write, 
         "choice:NAME, api:MODEL",
         "compare.rows.sft: lora_r: 0 is out of range, it must be at least 1",
         "compare.trials.dual[1]: alfa: unknown key, did you mean alpha?",
-        "compare.trials.dual[2]: alpha: 'big' is not a number or one of auto",
+        "compare.trials.dual[2]: alpha: 'big' is not a number or one of auto or null",
         "compare.trials.sft[1]: max_steps: 'x' is not a whole number",
         "dtype: 'int4' is not one of auto, float32, bfloat16, float16",
         "learning_rat: unknown key, did you mean learning_rate?",
@@ -163,6 +166,29 @@ def test_the_rows_of_every_kind_are_recipes(write, capsys):
     assert run.recipe.training["seed"] == 7
     assert run.recipe.output_dir == Path("there")
     assert not keys.keys() & run.recipe.training.keys()
+
+
+@pytest.mark.parametrize(
+    ("keys", "lorra", "dual"),
+    [
+        ({}, (6, "chosen", 2), (2, "both", 0)),
+        ({"method": "lorra", "reference": "base"}, (6, "chosen", 2), (2, "both", 0)),
+        ({"alpha": 3}, (3, "chosen", 2), (3, "both", 0)),
+        ({"response_source": "both", "sft_weight": 1}, (6, "both", 1), (2, "both", 1)),
+    ],
+    ids=str,
+)
+def test_a_row_stands_at_what_suits_its_own_method_where_the_recipe_is_silent(
+    write, keys, lorra, dual
+):
+    path = write(compared("lorra", "dual"), pairs_together=False)
+    given = yaml.safe_load(path.read_text())
+    for key in ("alpha", "response_source", "sft_weight", "teachers"):
+        given.pop(key, None)
+    path.write_text(yaml.safe_dump(given | keys))
+    for name, own in (("lorra", lorra), ("dual", dual)):
+        made = row_run(load_recipe(path), name, {}, 0, Path("there")).recipe.method
+        assert (made.alpha, made.response_source, made.sft_weight) == own
 
 
 def test_a_row_that_is_no_recipe_raises_with_its_name(write):

@@ -38,6 +38,30 @@ def test_defaults_of_every_section_are_valid():
     assert EvaluationOptions().judge == "lexicon"
 
 
+@pytest.mark.parametrize(
+    ("options", "own"),
+    [
+        ({"method": "dual"}, (2, "both", 0)),
+        ({"method": "direction", "directions": "stored"}, (2, "both", 0)),
+        ({"method": "scit"}, (6, "chosen", 2)),
+        ({"method": "lorra"}, (6, "chosen", 2)),
+        ({"method": "lorra", "alpha": 3, "sft_weight": 0.5}, (3, "chosen", 0.5)),
+        ({"method": "scit", "response_source": "chosen"}, (6, "chosen", 2)),
+        ({"method": "scit", "response_source": "random"}, (6, "random", 0)),
+        ({"method": "scit", "response_source": "rejected"}, (6, "rejected", 0)),
+        ({"method": "scit", "pairs_together": True}, (6, "both", 0)),
+        ({"method": "lorra", "alpha": -2}, (-2, "both", 0)),
+        ({"method": "lorra", "alpha": -2, "response_source": "chosen"}, (-2, "chosen", 0)),
+        ({"method": "scit", "alpha": "auto"}, ("auto", "both", 0)),
+    ],
+    ids=str,
+)
+def test_what_nobody_gives_stands_at_what_suits_the_method(options, own):
+    made = MethodOptions(**options)
+    assert (made.alpha, made.response_source, made.sft_weight) == own
+    assert dataclasses.replace(made) == made
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_option_has_help_that_is_a_sentence(section):
     for spec in dataclasses.fields(section):

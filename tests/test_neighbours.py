@@ -511,7 +511,7 @@ def test_the_published_settings_of_rahf_are_those_of_its_recipe(tmp_path, method
     assert teachers.pop("max_steps") == -1  # those of the alignment are not taken over
     assert teachers == {key: published["teachers"][key] for key in teachers}
     args = RAHFConfig(str(tmp_path), **preset(method), **QUIET)
-    assert args.retain_weight == 0
+    assert args.retain_weight == args.sft_weight == 0
 
 
 @pytest.mark.parametrize(

@@ -290,15 +290,14 @@ def case(architecture="llama", launch=None, rows=8, **keys):
     ],
 )
 def test_the_passes_are_those_of_the_alignment(family_of, tmp_path, method, reference, shift):
-    """FLOPs of one batch of the real alignment, forward and backward."""
+    """FLOPs of one batch of the real alignment, forward and backward; no term reads predictions."""
     from tiny_runs import alignment_trainer
 
+    options = {"method": method, "reference": reference, "shift": shift, "sft_weight": 0.0}
     trainer = alignment_trainer(
         family_of("llama"),
         tmp_path,
-        method=method,
-        reference=reference,
-        shift=shift,
+        **options,
         base=family_of("llama").load_base(attn_implementation="eager"),
     )
     rows = [trainer.train_dataset[index] for index in range(2)]
@@ -308,7 +307,7 @@ def test_the_passes_are_those_of_the_alignment(family_of, tmp_path, method, refe
 
     blocks = [batch[name] for name in ("reference", "positive", "negative") if name in batch]
     views = dict(zip(("prompt", "positive_prompt", "negative_prompt"), blocks, strict=False))
-    planned = case(method=method, reference=reference, shift=shift, retain_weight=0)
+    planned = case(**options, retain_weight=0)
     passes = next(stage for stage in stages_of(planned) if stage.name == "alignment").usual
     total = 0
     for made in passes:

@@ -24,7 +24,8 @@ STATES = 4 * 2  # files: four pairs, both responses
 
 def run(family, folder, cache=None, **options):
     """Six steps of four responses, three epochs over four pairs, and how many frozen passes."""
-    settings = {"per_device_train_batch_size": 4, "save_strategy": "no", **options}
+    settings = {"per_device_train_batch_size": 4, "save_strategy": "no", "response_source": "both"}
+    settings |= options
     if cache is not None:
         settings["target_cache"] = str(cache)
     trainer = alignment_trainer(family, folder, **settings)
@@ -48,7 +49,7 @@ def losses_of(trainer):
         ("dual", {}, 3),
         ("dual", {"reference": "positive"}, 2),
         ("scit", {"reference": "contrast", "positions": "response"}, 3),
-        ("lorra", {"retain_weight": 0.5, "retain_texts": RETAINED}, 3),
+        ("lorra", {"sft_weight": 2.0, "retain_weight": 0.5, "retain_texts": RETAINED}, 3),
         ("dual", {"shift": "mean", "sft_weight": 1.0, "retain_texts": RETAINED}, 1),
         ("scit", {"packing": False, "layer_scale": "rms"}, 3),
         ("scit", {"pairs_together": True, "max_response_tokens": 2}, 3),

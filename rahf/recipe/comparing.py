@@ -105,6 +105,7 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
         # Their own training is what the keys at the top level say, of the alignment elsewhere.
         return given | {"method": "dual", "teachers": {}, "shift": "token", "directions": None}
     given["method"] = kind
+    given |= dict.fromkeys(recipe.left_to_method)  # what suits this row's method
     given["teachers"] = {
         key: value
         for key, value in given["teachers"].items()

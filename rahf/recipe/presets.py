@@ -1,11 +1,39 @@
-"""Published settings: of the neighbours, whose recipes begin with them, and of RAHF, on request.
+"""What a method begins with where a recipe is silent, and published settings.
 
-Facts from the papers and their repositories, each with its departure in docs/method.md. Knows keys
-and values; imports neither torch nor transformers.
+Published are those of the neighbours, whose recipes begin with them, and of RAHF, on request: facts
+from the papers and their repositories, each with its departure in docs/method.md. Knows keys and
+values; imports neither torch nor transformers.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rahf.config import MethodOptions
+
+LEFT_TO_METHOD = ("alpha", "response_source", "sft_weight")
+"""Keys that stand at what `own_settings` says where nobody gives them."""
+
+
+def own_settings(options: "MethodOptions") -> dict[str, Any]:
+    """The keys of LEFT_TO_METHOD as given, or as they did best with the method.
+
+    Two views that differ by an instruction (scit, lorra) carry further beside an SFT term on the
+    chosen side alone (recipes/smollm2-135m/README.md). That term leads towards chosen responses, so
+    that it stays out where alpha leads away from them, is left to the data, or both sides are asked
+    for.
+    """
+    instructed = options.method in ("scit", "lorra")
+    alpha, source, sft_weight = (getattr(options, name) for name in LEFT_TO_METHOD)
+    if alpha is None:
+        alpha = 6.0 if instructed else 2.0
+    forward = instructed and alpha != "auto" and alpha > 0
+    if source is None:
+        source = "chosen" if forward and not options.pairs_together else "both"
+    if sft_weight is None:
+        sft_weight = 2.0 if forward and source == "chosen" else 0.0
+    return dict(zip(LEFT_TO_METHOD, (alpha, source, sft_weight), strict=True))
+
 
 # Fractions name, of the 32 blocks of the published models, the blocks that were published: 9 and
 # 19 (indices 10 and 20 of hidden_states), 7, and 19 to 29 (20 to 30 of hidden_states).
@@ -78,6 +106,7 @@ _RAHF: dict[str, Any] = {
     "alpha": 5.0,
     "shift": "token",
     "retain_weight": 0.0,
+    "sft_weight": 0.0,
     "distance": "l2",
     "layer_scale": "none",
     "lr_scheduler_type": "constant",

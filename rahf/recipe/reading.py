@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ from rahf.config import (
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
 from rahf.recipe.options import Count, OptionError, annotations, coerce, value_problem
-from rahf.recipe.presets import with_preset
+from rahf.recipe.presets import LEFT_TO_METHOD, with_preset
 from rahf.recipe.training_arguments import tracker_problems, training_annotations
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
@@ -66,7 +66,10 @@ class RecipeError(OptionError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe; `training` and `teachers_training` hold the keys as given, no defaults."""
+    """A checked recipe; `training` and `teachers_training` hold the keys as given, no defaults.
+
+    `left_to_method` names the keys that stand at what suits the method, since nobody gave them.
+    """
 
     model: ModelOptions
     data: DataOptions
@@ -76,6 +79,7 @@ class Recipe:
     compare: CompareOptions
     training: dict[str, Any]
     teachers_training: dict[str, Any]
+    left_to_method: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def output_dir(self) -> Path:
@@ -165,7 +169,9 @@ def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe
     for name, cls in SECTIONS.items():
         sections.append(_section(cls, name, values[name], problems, refused))
     training = _training("", values[""], problems)
-    recipe = Recipe(*sections, training, _training("teachers", values["teachers"], problems))
+    teachers = _training("teachers", values["teachers"], problems)
+    left = tuple(key for key in LEFT_TO_METHOD if values[""].get(key) is None)
+    recipe = Recipe(*sections, training, teachers, left)
     problems += _problems_between(recipe, refused)
     if problems:
         raise RecipeError(source, problems, recipe)

@@ -317,18 +317,22 @@ def summary(recipe: Recipe) -> str:
 
 
 def _method_told(method: Any) -> str:
-    if not method.leads_away:
-        return f"{method.method}, reference {method.reference}, alpha {method.alpha}"
+    away = {"rejected": method.rejected_weight, "chosen": method.chosen_weight}
     weights = {
-        "rejected": method.rejected_weight,
-        "chosen": method.chosen_weight,
+        **(away if method.leads_away else {"align": method.align_weight}),
         "retain": method.retain_weight,
         "similarity": method.similarity_weight,
         "kl": method.kl_weight,
         "sft": method.sft_weight,
         "dpo": method.dpo_weight,
+        "prediction": method.prediction_weight,
     }
     told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+    if not method.leads_away:
+        return (
+            f"{method.method}, reference {method.reference}, alpha {method.alpha}, "
+            f"response_source {method.response_source}; weights: {told}"
+        )
     length = f", vector of length {method.alpha:g}" if method.method == "rmu" else ""
     return f"{method.method}{length}; weights ({method.weights_over_time}): {told}"
 
