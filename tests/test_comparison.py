@@ -13,15 +13,16 @@ from tiny_models import Family, tiny_pairs, tiny_tokenizer
 
 from rahf.artifacts import StageRecord, read_json, read_lines
 from rahf.cli import main
-from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at
+from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at, read_at_each
 from rahf.comparison.judging import without_loops
 from rahf.comparison.rows import cost_of, train_row
+from rahf.comparison.run import READ_AT, readings_of
 from rahf.config import CompareOptions
 from rahf.data.prompts import PromptForm
 from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
 from rahf.recipe.comparing import row_run
 from rahf.recipe.validation import checked_recipe
-from rahf.report.comparison import comparison_table, repeated_share, row_figures
+from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
 from rahf.report.tradeoff import change_within
 
 # What a strength is
@@ -134,6 +135,25 @@ def test_rows_are_compared_on_the_same_draws():
     assert alone["one"].low < alone["one"].change < alone["one"].high
 
 
+def test_several_costs_are_read_as_each_alone():
+    rows = {"one": row(0.3, 0.1, noise=0.5), "other": row(0.5, 0.1, noise=0.3)}
+    costs = [0.05, 0.1, 0.15]
+    assert read_at_each(rows, BASE, costs, "kl", 1) == [
+        read_at(rows, BASE, at, "kl", 1) for at in costs
+    ]
+
+
+def test_the_table_of_readings_says_what_was_not_reached():
+    rows = {"dual": row(0.3, 0.01), "sft": row(0.2, 0.1)}
+    table = readings_table(readings_of(rows, BASE, 1)).splitlines()
+    costs = [cell.strip() for cell in table[0].split("|")[2:-1]]
+    assert costs == [f"{cost} {at:g}" for cost in READ_AT for at in READ_AT[cost]]
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["dual", "sft", "dual - sft"]
+    assert table[2].split("|")[5].strip() == "≥ 0.60 [0.60, 0.60]"
+    assert table[3].split("|")[5].strip() == "0.20 [0.20, 0.20]"
+    assert table[4].split("|")[5].strip() == "0.40 [0.40, 0.40]"
+
+
 def test_a_row_that_never_costs_so_much_is_told():
     alone, _ = read_at({"cheap": row(0.3, 0.01), "dear": row(0.3, 0.1)}, BASE, 0.1, "loss", 1)
     assert not alone["cheap"].reached
@@ -229,11 +249,18 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys,
     assert main(["compare", str(compared)]) == 0
     told, out = capsys.readouterr().out, Path("out/compare")
     rows = ["base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift"]
-    table = (out / "comparison.md").read_text()
-    assert [part.split("|")[1].strip() for part in table.splitlines()[2:]] == rows
-    assert table.strip() in told
+    written = (out / "comparison.md").read_text()
+    assert written.strip() in told
+    table, read = (part.splitlines()[2:] for part in written.strip().split("\n\n"))
+    assert [part.split("|")[1].strip() for part in table] == rows
     found = read_json(out / "comparison.json")
     assert list(found["rows"]) == rows
+    over = [f"{one} - {other}" for one in ("urial", *rows[4:]) for other in ("sft", "dpo")]
+    assert [part.split("|")[1].strip() for part in read] == [*rows[1:], *over]
+    assert len(found["readings"]) == 8
+    at_budget = found["rows"]["dual"]["at_budget"]
+    [same] = [each for each in found["readings"] if (each["cost"], each["at"]) == ("loss", 0.05)]
+    assert same["rows"]["dual"] == at_budget
     assert found["rows"]["dual"]["seeds"] == 2
     assert found["rows"]["dual"]["training_seconds"]["mean"] > 0
     records = [read_json(path) for path in out.glob("**/dpo/**/stage.json")]
@@ -264,7 +291,7 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys,
     again = capsys.readouterr().out
     assert "writing" not in again
     assert "measuring" not in again
-    assert table.strip() in again
+    assert written.strip() in again
     # Read once more without some of the answers; the models are not asked again.
     monkeypatch.setattr("rahf.comparison.judging.repeated_share", odd := lambda text: len(text) % 2)
     assert main(["compare", str(compared), "--compare.repetition_limit", "0.5"]) == 0

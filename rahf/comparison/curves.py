@@ -92,34 +92,55 @@ class Reading(NamedTuple):
     reached: bool  # whether any strength costs so much: if not, more might have brought more
 
 
+Readings = tuple[dict[str, Reading], dict[tuple[str, str], Reading]]
+"""Of every row, and the difference of any two rows."""
+
+
 def read_at(
     rows: Mapping[str, Curves], base: Curves, at: float, cost: Cost, sign: int, seed: int = 0
-) -> tuple[dict[str, Reading], dict[tuple[str, str], Reading]]:
+) -> Readings:
     """The change of every row at the cost `at`, and the difference of any two rows; a row without
     a readable verdict is left out.
     """
+    return read_at_each(rows, base, [at], cost, sign, seed)[0]
+
+
+def read_at_each(
+    rows: Mapping[str, Curves],
+    base: Curves,
+    costs: Sequence[float],
+    cost: Cost,
+    sign: int,
+    seed: int = 0,
+) -> list[Readings]:
+    """`read_at` for each of `costs`, from the same draws."""
     whole = {
         name: readable(line(row, base, everything(row), cost, sign)) for name, row in rows.items()
     }
-    rows = {name: row for name, row in rows.items() if whole[name]}
-    drawn: dict[str, list[float]] = {}
-    for name, row in rows.items():
-        # The same generator for all rows: prompts and texts are drawn alike.
-        lines = (
+    # The same generator for all rows: prompts and texts are drawn alike.
+    drawn = {
+        name: [
             line(row, base, draw, cost, sign) for draw in _draws(row, np.random.default_rng(seed))
-        )
-        drawn[name] = [change_at_most(found, at) for found in lines]
-    change = {name: change_within(whole[name], at) for name in rows}
-    reached = {name: max(whole[name])[0] >= at for name in rows}
-    alone = {name: Reading(change[name], *_interval(drawn[name]), reached[name]) for name in rows}
+        ]
+        for name, row in rows.items()
+        if whole[name]
+    }
+    return [_readings({name: whole[name] for name in drawn}, drawn, at) for at in costs]
+
+
+def _readings(whole: Mapping[str, Line], drawn: Mapping[str, list[Line]], at: float) -> Readings:
+    change = {name: change_within(found, at) for name, found in whole.items()}
+    reached = {name: max(found)[0] >= at for name, found in whole.items()}
+    spread = {name: [change_at_most(found, at) for found in lines] for name, lines in drawn.items()}
+    alone = {name: Reading(change[name], *_interval(spread[name]), reached[name]) for name in whole}
     differences = {
         (one, other): Reading(
             change[one] - change[other],
-            *_interval(np.subtract(drawn[one], drawn[other])),
+            *_interval(np.subtract(spread[one], spread[other])),
             reached[one] and reached[other],
         )
-        for one in rows
-        for other in rows
+        for one in whole
+        for other in whole
         if one != other
     }
     return alone, differences

@@ -15,12 +15,15 @@ from peft import PeftModel
 from rahf.adapters import fingerprint
 from rahf.artifacts import read_json, write_json, write_lines, write_text
 from rahf.comparison.curves import (
+    Cost,
+    Curves,
     change_at_most,
     curves_of,
     everything,
     line,
     points,
     read_at,
+    read_at_each,
     readable,
 )
 from rahf.comparison.held_out import asked_of, under_urial, with_validation
@@ -36,7 +39,7 @@ from rahf.loading import load_base, load_split, load_tokenizer
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.comparing import UNTRAINED, RowRun, check_comparison, row_run
 from rahf.recipe.reading import Recipe, RecipeError
-from rahf.report.comparison import comparison_table, place_line, row_figures
+from rahf.report.comparison import comparison_table, place_line, readings_table, row_figures
 from rahf.report.tradeoff import tradeoff_figure
 from rahf.urial import own_urial, read_urial, urial_prompt_form
 
@@ -235,6 +238,9 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
         for name, row in rows.items()
     }
     text = comparison_table(table, options.cost, options.budget, wins=wins)
+    several = readings_of(others, curves[base], comparison.sign)
+    if several[0]["rows"]:
+        text += f"\n\n{readings_table(several)}"
     place = _place(rows) if wins else None
     if place:
         text += f"\n\n{place_line(place)}"
@@ -258,6 +264,7 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
                 {"row": one, "against": other, **found._asdict()}
                 for (one, other), found in differences.items()
             ],
+            "readings": several,
         },
     )
     write_text(folder / "comparison.md", text + "\n")
@@ -278,6 +285,32 @@ def tell(comparison: Comparison, rows: dict[str, Measured]) -> None:
     )
     _write_answers(comparison, rows, folder / "answers.jsonl")
     print(f"\n{text}\n\nresults: {folder}")
+
+
+READ_AT: dict[Cost, tuple[float, ...]] = {
+    "loss": (0.01, 0.02, 0.05, 0.1),
+    "kl": (0.02, 0.05, 0.1, 0.2),
+}
+"""Costs, in nats per token, at which every comparison is read, whichever of them decides."""
+
+BASELINES = ("sft", "dpo")
+
+
+def readings_of(others: dict[str, Curves], base: Curves, sign: int) -> list[dict[str, Any]]:
+    """Every row at each cost of READ_AT, and what the others have over SFT and DPO."""
+    found = []
+    for cost, costs in READ_AT.items():
+        for at, (alone, differences) in zip(
+            costs, read_at_each(others, base, costs, cost, sign), strict=True
+        ):
+            over = {
+                f"{one} - {other}": reading._asdict()
+                for (one, other), reading in differences.items()
+                if kind_of_row(one) not in BASELINES and kind_of_row(other) in BASELINES
+            }
+            rows = {name: reading._asdict() for name, reading in alone.items()}
+            found.append({"cost": cost, "at": at, "rows": rows, "differences": over})
+    return found
 
 
 def _place(rows: dict[str, Measured]) -> dict[str, float] | None:

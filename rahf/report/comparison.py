@@ -94,6 +94,29 @@ def comparison_table(
     return markdown(header, lines)
 
 
+def readings_table(readings: Sequence[Mapping[str, Any]]) -> str:
+    """Change at several costs, a line for each row and for each difference of two; brackets are
+    95 % intervals. `≥`: no strength of the row cost so much.
+
+    Args:
+        readings: each with `cost`, `at`, `rows` (by name) and `differences` (by "one - other").
+    """
+    header = ["change at", *(f"{found['cost']} {found['at']:g}" for found in readings)]
+    lines = {}
+    for found in readings:
+        for name, reading in found["rows"].items():
+            least = "" if reading["reached"] else "≥ "
+            lines.setdefault(name, [name]).append(least + _with_interval(reading))
+    for found in readings:
+        for name, reading in found["differences"].items():
+            lines.setdefault(name, [name]).append(_with_interval(reading))
+    return markdown(header, list(lines.values()))
+
+
+def _with_interval(reading: Mapping[str, Any]) -> str:
+    return f"{reading['change']:.2f} [{reading['low']:.2f}, {reading['high']:.2f}]"
+
+
 def place_line(figures: Mapping[str, float]) -> str:
     """How much of a chooser's judgement is the place in which it read an answer."""
     return (

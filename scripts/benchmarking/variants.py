@@ -60,6 +60,7 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
         "reference": workload.reference,
         "shift": "token",
         "retain_weight": 0.0,
+        "sft_weight": 0.0,
         "response_source": "both",
         "positions": "response",
         "max_response_tokens": workload.max_response_tokens,
