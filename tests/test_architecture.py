@@ -29,6 +29,7 @@ LEVELS = (
         "recipe.launch",
         "recipe.layers",
         "recipe.options",
+        "recipe.presets",
         "recipe.training_arguments",
         "recipe.yaml_file",
         "plan.shapes",

@@ -417,7 +417,7 @@ def test_help_of_align_ends_with_the_keys_of_a_recipe(capsys):
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert "rahf align RECIPE.yaml [--stage NAME] [--accelerate_config NAME] [--KEY" in printed
-    assert "alpha (default: 2.0)\n      Strength: the target is" in printed
+    assert "alpha (default: null)\n      Strength: the target is" in printed
     assert "teachers.label_smoothing (default: 0.2)" in printed
 
 
