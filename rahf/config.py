@@ -260,10 +260,10 @@ class MethodOptions:
         "The instructions {positive, negative} of scit and lorra. Let them differ in the words "
         "that name the preference only.",
     )
-    align_weight: Weight = option(
-        1.0,
+    align_weight: Weight | None = option(
+        None,
         "Weight of the distance of responses to their target; 0 leaves the other terms alone, to "
-        "see what they do without it.",
+        "see what they do without it; null: 0.25 for lorra beside an SFT term, otherwise 1.",
     )
     retain_weight: Weight = option(
         0.5, "Weight of the retain term: other text, whose target is the reference."

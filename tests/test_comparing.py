@@ -9,6 +9,7 @@ from test_pipeline import recipe_file  # noqa: F401
 
 from rahf.cli import main
 from rahf.recipe.comparing import check_comparison, check_given_comparison, row_run
+from rahf.recipe.presets import LEFT_TO_METHOD
 from rahf.recipe.reading import Recipe, RecipeError, load_recipe
 from rahf.recipe.validation import checked_recipe
 
@@ -171,10 +172,11 @@ def test_the_rows_of_every_kind_are_recipes(write, capsys):
 @pytest.mark.parametrize(
     ("keys", "lorra", "dual"),
     [
-        ({}, (6, "chosen", 2), (2, "both", 0)),
-        ({"method": "lorra", "reference": "base"}, (6, "chosen", 2), (2, "both", 0)),
-        ({"alpha": 3}, (3, "chosen", 2), (3, "both", 0)),
-        ({"response_source": "both", "sft_weight": 1}, (6, "both", 1), (2, "both", 1)),
+        ({}, (6, "chosen", 2, 0.25), (2, "both", 0, 1)),
+        ({"method": "lorra", "reference": "base"}, (6, "chosen", 2, 0.25), (2, "both", 0, 1)),
+        ({"alpha": 3}, (3, "chosen", 2, 0.25), (3, "both", 0, 1)),
+        ({"response_source": "both", "sft_weight": 1}, (6, "both", 1, 0.25), (2, "both", 1, 1)),
+        ({"align_weight": 1}, (6, "chosen", 2, 1), (2, "both", 0, 1)),
     ],
     ids=str,
 )
@@ -183,12 +185,12 @@ def test_a_row_stands_at_what_suits_its_own_method_where_the_recipe_is_silent(
 ):
     path = write(compared("lorra", "dual"), pairs_together=False)
     given = yaml.safe_load(path.read_text())
-    for key in ("alpha", "response_source", "sft_weight", "teachers"):
+    for key in (*LEFT_TO_METHOD, "teachers"):
         given.pop(key, None)
     path.write_text(yaml.safe_dump(given | keys))
     for name, own in (("lorra", lorra), ("dual", dual)):
         made = row_run(load_recipe(path), name, {}, 0, Path("there")).recipe.method
-        assert (made.alpha, made.response_source, made.sft_weight) == own
+        assert tuple(getattr(made, key) for key in LEFT_TO_METHOD) == own
 
 
 def test_a_row_that_is_no_recipe_raises_with_its_name(write):

@@ -18,6 +18,7 @@ from rahf.config import (
     resolve_layers,
 )
 from rahf.recipe.options import OptionError, coerce, fits
+from rahf.recipe.presets import LEFT_TO_METHOD
 from rahf.recipe.reference import as_markdown, as_text
 
 SECTIONS = [ModelOptions, DataOptions, MethodOptions, TeacherOptions, EvaluationOptions]
@@ -41,24 +42,28 @@ def test_defaults_of_every_section_are_valid():
 @pytest.mark.parametrize(
     ("options", "own"),
     [
-        ({"method": "dual"}, (2, "both", 0)),
-        ({"method": "direction", "directions": "stored"}, (2, "both", 0)),
-        ({"method": "scit"}, (6, "chosen", 2)),
-        ({"method": "lorra"}, (6, "chosen", 2)),
-        ({"method": "lorra", "alpha": 3, "sft_weight": 0.5}, (3, "chosen", 0.5)),
-        ({"method": "scit", "response_source": "chosen"}, (6, "chosen", 2)),
-        ({"method": "scit", "response_source": "random"}, (6, "random", 0)),
-        ({"method": "scit", "response_source": "rejected"}, (6, "rejected", 0)),
-        ({"method": "scit", "pairs_together": True}, (6, "both", 0)),
-        ({"method": "lorra", "alpha": -2}, (-2, "both", 0)),
-        ({"method": "lorra", "alpha": -2, "response_source": "chosen"}, (-2, "chosen", 0)),
-        ({"method": "scit", "alpha": "auto"}, ("auto", "both", 0)),
+        ({"method": "dual"}, (2, "both", 0, 1)),
+        ({"method": "direction", "directions": "stored"}, (2, "both", 0, 1)),
+        ({"method": "scit"}, (6, "chosen", 2, 1)),
+        ({"method": "lorra"}, (6, "chosen", 2, 0.25)),
+        ({"method": "lorra", "alpha": 3, "sft_weight": 0.5}, (3, "chosen", 0.5, 0.25)),
+        ({"method": "scit", "response_source": "chosen"}, (6, "chosen", 2, 1)),
+        ({"method": "scit", "response_source": "random"}, (6, "random", 0, 1)),
+        ({"method": "scit", "response_source": "rejected"}, (6, "rejected", 0, 1)),
+        ({"method": "scit", "pairs_together": True}, (6, "both", 0, 1)),
+        ({"method": "lorra", "alpha": -2}, (-2, "both", 0, 1)),
+        ({"method": "lorra", "alpha": -2, "response_source": "chosen"}, (-2, "chosen", 0, 1)),
+        ({"method": "scit", "alpha": "auto"}, ("auto", "both", 0, 1)),
+        ({"method": "lorra", "sft_weight": 0}, (6, "chosen", 0, 1)),
+        ({"method": "scit", "align_weight": 0.25}, (6, "chosen", 2, 0.25)),
+        ({"method": "lorra", "align_weight": 1}, (6, "chosen", 2, 1)),
+        ({"method": "dual", "sft_weight": 2}, (2, "both", 2, 1)),
     ],
     ids=str,
 )
 def test_what_nobody_gives_stands_at_what_suits_the_method(options, own):
     made = MethodOptions(**options)
-    assert (made.alpha, made.response_source, made.sft_weight) == own
+    assert tuple(getattr(made, name) for name in LEFT_TO_METHOD) == own
     assert dataclasses.replace(made) == made
 
 

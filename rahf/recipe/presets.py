@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rahf.config import MethodOptions
 
-LEFT_TO_METHOD = ("alpha", "response_source", "sft_weight")
+LEFT_TO_METHOD = ("alpha", "response_source", "sft_weight", "align_weight")
 """Keys that stand at what `own_settings` says where nobody gives them."""
 
 
@@ -19,12 +19,13 @@ def own_settings(options: "MethodOptions") -> dict[str, Any]:
     """The keys of LEFT_TO_METHOD as given, or as they did best with the method.
 
     Two views that differ by an instruction (scit, lorra) carry further beside an SFT term on the
-    chosen side alone (recipes/smollm2-135m/README.md). That term leads towards chosen responses, so
+    chosen side alone (recipes/smollm2-135m/README.md); those of lorra, of which no teacher knows
+    more than the base, with a small weight beside it. That term leads towards chosen responses, so
     that it stays out where alpha leads away from them, is left to the data, or both sides are asked
     for.
     """
     instructed = options.method in ("scit", "lorra")
-    alpha, source, sft_weight = (getattr(options, name) for name in LEFT_TO_METHOD)
+    alpha, source, sft_weight, align_weight = (getattr(options, name) for name in LEFT_TO_METHOD)
     if alpha is None:
         alpha = 6.0 if instructed else 2.0
     forward = instructed and alpha != "auto" and alpha > 0
@@ -32,7 +33,9 @@ def own_settings(options: "MethodOptions") -> dict[str, Any]:
         source = "chosen" if forward and not options.pairs_together else "both"
     if sft_weight is None:
         sft_weight = 2.0 if forward and source == "chosen" else 0.0
-    return dict(zip(LEFT_TO_METHOD, (alpha, source, sft_weight), strict=True))
+    if align_weight is None:
+        align_weight = 0.25 if options.method == "lorra" and forward and sft_weight else 1.0
+    return dict(zip(LEFT_TO_METHOD, (alpha, source, sft_weight, align_weight), strict=True))
 
 
 # Fractions name, of the 32 blocks of the published models, the blocks that were published: 9 and
