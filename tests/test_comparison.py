@@ -15,8 +15,8 @@ from rahf.artifacts import StageRecord, read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at, read_at_each
 from rahf.comparison.judging import without_loops
+from rahf.comparison.results import READ_AT, readings_of
 from rahf.comparison.rows import cost_of, train_row
-from rahf.comparison.run import READ_AT, readings_of
 from rahf.config import CompareOptions
 from rahf.data.prompts import PromptForm
 from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
