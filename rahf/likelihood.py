@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rahf.contrast import Pairs, Rows, row_count, rows_of_ids
 from rahf.packing import packed_inputs, takes_packed_rows
+from rahf.scoring import scored_together
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -108,13 +109,20 @@ def pair_likelihoods(
 ) -> PairLikelihoods:
     """Score both responses of every pair: packed, where they share their prompt, if the model takes
     packed rows, or else padded, those of like length together.
+
+    Args:
+        batch_size: pairs at once, fewer where their responses are long (`scored_together`).
     """
     device, found = next(model.parameters()).device, torch.zeros(len(pairs), 4)
     packed = takes_packed_rows(model)
     whole = [pairs[index] for index in range(len(pairs))]
     order = sorted(range(len(whole)), key=lambda index: len(whole[index]["prompt_ids"]))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
+    lengths = [
+        2 * max(len(whole[index][side]) for side in ("chosen_ids", "rejected_ids"))
+        for index in order
+    ]
+    for together in scored_together(lengths, batch_size):
+        indices = order[together]
         batch = [whole[index] for index in indices]
         prompts = [pair["prompt_ids"] for pair in batch for _ in range(2)]
         responses = [pair[side] for pair in batch for side in ("chosen_ids", "rejected_ids")]

@@ -33,6 +33,7 @@ LEVELS = (
         "recipe.training_arguments",
         "recipe.yaml_file",
         "plan.shapes",
+        "scoring",
         "termination",
     ),
     ("sharding", "costs", "launching", "recipe.measuring"),
@@ -62,7 +63,7 @@ ONLY = {
     "data": {"data"},
     "evaluation": {
         *("adapters", "contrast", "data", "decoding", "evaluation", "generation", "intervals"),
-        "likelihood",
+        *("likelihood", "scoring"),
     },
     # never the trainer, never evaluation
     "interpret": {

@@ -1,10 +1,15 @@
+import itertools
+import random
+
 import pytest
 import torch
 from tiny_models import EOS, tiny_model, tiny_pairs
 
+from rahf import scoring
 from rahf.contrast import sequence_rows
-from rahf.likelihood import likelihood, preference_margins
+from rahf.likelihood import likelihood, pair_likelihoods, preference_margins
 from rahf.packing import use_packed_attention
+from rahf.scoring import scored_together
 
 
 def log_probability_by_loop(model, prompt, response):
@@ -102,3 +107,39 @@ def test_the_margin_changes_sign_when_the_sides_are_swapped():
     margins = preference_margins(model, pairs, EOS)
     assert torch.allclose(preference_margins(model, swapped, EOS), -margins, atol=1e-6)
     assert margins.abs().min() > 1e-3
+
+
+# What is scored at once
+
+
+def test_rows_are_scored_together_in_their_order_and_within_both_bounds(monkeypatch):
+    monkeypatch.setattr(scoring, "SCORED_AT_ONCE", 12)
+    draw = random.Random(0)
+    for _ in range(50):
+        lengths = [draw.randint(1, 15) for _ in range(draw.randint(0, 20))]
+        parts = list(scored_together(lengths, batch_size=4))
+        assert [index for part in parts for index in range(len(lengths))[part]] == [
+            *range(len(lengths))
+        ]
+        for part in parts:
+            given = lengths[part]
+            assert len(given) == 1 or (len(given) <= 4 and len(given) * max(given) <= 12)
+        for part, behind in itertools.pairwise(parts):
+            # None could have taken the next row as well.
+            more = lengths[part] + lengths[behind][:1]
+            assert len(more) > 4 or len(more) * max(more) > 12
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_long_responses_are_scored_a_few_at_a_time_and_come_out_the_same(packed, monkeypatch):
+    model, pairs, seen = tiny_model(), tiny_pairs(6), []
+    if packed:
+        use_packed_attention(model)
+    whole = pair_likelihoods(model, pairs, EOS, batch_size=6)
+    model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:-1]))
+    monkeypatch.setattr(scoring, "SCORED_AT_ONCE", 24)
+    parts = pair_likelihoods(model, pairs, EOS, batch_size=6)
+    assert len(seen) > 1
+    assert max(shape.numel() for shape in seen) <= 24
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)

@@ -8,6 +8,7 @@ from torch import nn
 
 from rahf.contrast import sequence_rows
 from rahf.likelihood import likelihood
+from rahf.scoring import scored_together
 
 
 @torch.no_grad()
@@ -17,8 +18,8 @@ def text_loss(
     """Cross entropy per token, in nats, over all tokens that have something before them."""
     device, order = next(model.parameters()).device, sorted(texts, key=len)
     total, tokens = 0.0, 0
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for together in scored_together([len(text) for text in order], batch_size):
+        batch = order[together]
         rows = sequence_rows([[] for _ in batch], batch, pad_token_id)
         scored = likelihood(model, send_to_device(rows, device))
         total -= scored.logprobs.double().sum().item()

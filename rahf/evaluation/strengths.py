@@ -29,6 +29,7 @@ from rahf.likelihood import (
     token_likelihood,
     with_context,
 )
+from rahf.scoring import scored_together
 
 TEXTS_AT_ONCE = 8
 
@@ -115,8 +116,8 @@ def _read_texts(
 ) -> None:
     """Loss and divergence on every text; the base reads each batch once for all strengths."""
     device = next(model.parameters()).device
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        batch = texts[start : start + TEXTS_AT_ONCE]
+    for together in scored_together([len(text) for text in texts], TEXTS_AT_ONCE):
+        batch = texts[together]
         rows = send_to_device(sequence_rows([[] for _ in batch], batch, pad_token_id), device)
         rows = rows | {"response_mask": with_context(rows)}
         with at_strength(model, 0):

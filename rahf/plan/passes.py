@@ -17,6 +17,7 @@ from rahf.plan.work import Pass
 from rahf.recipe.launch import Launch
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.reading import AUTO, Recipe
+from rahf.scoring import SCORED_AT_ONCE
 
 SIDES = {"chosen": ("chosen",), "rejected": ("rejected",)}
 BOTH = ("chosen", "rejected")
@@ -272,8 +273,9 @@ def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:
     """Both sides of the held-out pairs at the end of the alignment, for the preference accuracy."""
     if case.recipe.data.dataset_test_split is None:
         return ()
-    rows = 2 * case.recipe.training.get("per_device_eval_batch_size", EVAL_BATCH)
-    width, response = _of_pairs(case, extents, "prompt", None, rows)
+    pairs = case.recipe.training.get("per_device_eval_batch_size", EVAL_BATCH)
+    width, response = _of_pairs(case, extents, "prompt", None, 2 * pairs)
+    rows = 2 * max(1, min(pairs, int(SCORED_AT_ONCE / (2 * response))))
     depth = case.decoder.layers
     return (Pass("held-out", rows, width, depth, True, False, response, response, counted=False),)
 
