@@ -19,6 +19,7 @@ from rahf.config import (
 )
 from rahf.recipe.options import OptionError, coerce, fits
 from rahf.recipe.presets import LEFT_TO_METHOD
+from rahf.recipe.reading import Recipe
 from rahf.recipe.reference import as_markdown, as_text
 
 SECTIONS = [ModelOptions, DataOptions, MethodOptions, TeacherOptions, EvaluationOptions]
@@ -65,6 +66,13 @@ def test_what_nobody_gives_stands_at_what_suits_the_method(options, own):
     made = MethodOptions(**options)
     assert tuple(getattr(made, name) for name in LEFT_TO_METHOD) == own
     assert dataclasses.replace(made) == made
+
+
+def test_a_record_that_lacks_a_key_left_to_the_method_was_made_with_a_plain_value():
+    made, known = MethodOptions(), Recipe.defaults()
+    assert [known[name] for name in LEFT_TO_METHOD] == [
+        getattr(made, name) for name in LEFT_TO_METHOD
+    ]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

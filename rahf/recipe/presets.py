@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rahf.config import MethodOptions
 
-LEFT_TO_METHOD = ("alpha", "response_source", "sft_weight", "align_weight")
-"""Keys that stand at what `own_settings` says where nobody gives them."""
+PLAIN: dict[str, Any] = {
+    "alpha": 2.0,
+    "response_source": "both",
+    "sft_weight": 0.0,
+    "align_weight": 1.0,
+}
+"""Keys that stand at what `own_settings` says where nobody gives them, and at these values where
+the method has no reason to differ.
+"""
+
+LEFT_TO_METHOD = tuple(PLAIN)
 
 
 def own_settings(options: "MethodOptions") -> dict[str, Any]:
@@ -24,18 +33,25 @@ def own_settings(options: "MethodOptions") -> dict[str, Any]:
     that it stays out where alpha leads away from them, is left to the data, or both sides are asked
     for.
     """
-    instructed = options.method in ("scit", "lorra")
-    alpha, source, sft_weight, align_weight = (getattr(options, name) for name in LEFT_TO_METHOD)
-    if alpha is None:
-        alpha = 6.0 if instructed else 2.0
-    forward = instructed and alpha != "auto" and alpha > 0
-    if source is None:
-        source = "chosen" if forward and not options.pairs_together else "both"
-    if sft_weight is None:
-        sft_weight = 2.0 if forward and source == "chosen" else 0.0
-    if align_weight is None:
-        align_weight = 0.25 if options.method == "lorra" and forward and sft_weight else 1.0
-    return dict(zip(LEFT_TO_METHOD, (alpha, source, sft_weight, align_weight), strict=True))
+    named = {name: getattr(options, name) for name in LEFT_TO_METHOD}
+    given = {name: value for name, value in named.items() if value is not None}
+    settled = PLAIN | given
+    if options.method not in ("scit", "lorra"):
+        return settled
+
+    def begin_with(name: str, value: Any) -> None:
+        settled[name] = given.get(name, value)
+
+    begin_with("alpha", 6.0)
+    if settled["alpha"] == "auto" or settled["alpha"] <= 0:
+        return settled
+    if not options.pairs_together:
+        begin_with("response_source", "chosen")
+    if settled["response_source"] == "chosen":
+        begin_with("sft_weight", 2.0)
+    if settled["sft_weight"] and options.method == "lorra":
+        begin_with("align_weight", 0.25)
+    return settled
 
 
 # Fractions name, of the 32 blocks of the published models, the blocks that were published: 9 and

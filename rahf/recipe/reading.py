@@ -28,7 +28,7 @@ from rahf.config import (
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
 from rahf.recipe.options import Count, OptionError, annotations, coerce, value_problem
-from rahf.recipe.presets import LEFT_TO_METHOD, with_preset
+from rahf.recipe.presets import LEFT_TO_METHOD, PLAIN, with_preset
 from rahf.recipe.training_arguments import tracker_problems, training_annotations
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
@@ -118,10 +118,12 @@ class Recipe:
 
     @staticmethod
     def defaults() -> dict[str, Any]:
-        """What the keys of the stages' sections stand at where a recipe is silent."""
+        """What the keys of the stages' sections stand at where a recipe is silent, and stood at
+        before some of them were left to the method.
+        """
         sections = (MethodOptions, ModelOptions, DataOptions, EvaluationOptions)
         specs = [spec for section in sections for spec in dataclasses.fields(section)]
-        known = {spec.name: _default(spec) for spec in specs}
+        known = {spec.name: _default(spec) for spec in specs} | PLAIN
         return known | {
             "teachers": {spec.name: _default(spec) for spec in dataclasses.fields(TeacherOptions)}
         }
