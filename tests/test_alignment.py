@@ -9,6 +9,7 @@ from rahf.config import MethodOptions
 from rahf.contrast import ContrastCollator, Responses
 from rahf.directions import Directions
 from rahf.packing import use_packed_attention
+from rahf.recipe.presets import PLAIN
 
 LAYERS = (0, 2)
 METHODS = [
@@ -25,10 +26,9 @@ RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 
 
 def method_options(method="dual", reference="base", **options):
-    """Both sides and no term but those that are named, whatever suits the method."""
-    plain = {"alpha": 2.0, "response_source": "both", "sft_weight": 0.0}
+    """Every key at its plain value but those that are named, whatever suits the method."""
     stored = {"directions": "stored"} if method == "direction" else {}
-    return MethodOptions(method=method, reference=reference, **{**plain, **stored, **options})
+    return MethodOptions(method=method, reference=reference, **{**PLAIN, **stored, **options})
 
 
 def stored_directions():
