@@ -38,6 +38,7 @@ from rahf.plan.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
 from rahf.plan.work import Pass, pass_work
 from rahf.recipe.launch import Launch, read_launch
 from rahf.recipe.reading import recipe_from_dict
+from rahf.scoring import scored_together
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "docs" / "shapes"
@@ -317,6 +318,16 @@ def test_the_passes_are_those_of_the_alignment(family_of, tmp_path, method, refe
         width = views[view]["input_ids"].shape[1]
         total += pass_work(planned.decoder, planned.lora, made._replace(width=width), False).total
     assert counted.get_total_flops() == total
+
+
+@pytest.mark.parametrize("length", [32, 300, 3000])
+def test_held_out_pairs_are_planned_as_many_at_once_as_are_scored(length):
+    given = {"max_length": length, "max_prompt_length": 16, "per_device_eval_batch_size": 6}
+    stage = stages_of(case(dataset_test_split="test", **given))[-1]
+    [held_out] = [made for made in stage.longest if made.name == "held-out"]
+    pair = int(2 * held_out.scored)
+    together = next(iter(scored_together([pair] * 6, batch_size=6)))
+    assert held_out.rows == 2 * len(range(6)[together])
 
 
 @pytest.fixture(scope="session")
