@@ -14,6 +14,7 @@ from rahf.packing import (
     PIECE,
     attention_in_pieces,
     attention_in_whole_rows,
+    packed_attention,
     use_packed_attention,
 )
 
@@ -119,6 +120,28 @@ def test_pieces_and_whole_rows_see_what_each_token_sees(queries, tokens, window)
     for results in found:
         for result, wanted in zip(results, expected, strict=True):
             assert torch.allclose(result, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("number", [torch.bfloat16, torch.float16])
+def test_on_a_cpu_16_bit_rows_are_attended_in_float32(number, autocast):
+    torch.manual_seed(0)
+    given = [torch.randn(1, heads, 9, 8).to(number) for heads in (4, 2, 2)]
+    given, spans = [part.requires_grad_() for part in given], [[(0, 5)], [(5, 9)]]
+    module, weight = SimpleNamespace(num_key_value_groups=2), torch.randn(1, 9, 4, 8).to(number)
+
+    def attended(*parts):
+        return packed_attention(module, *parts, None, row_spans=spans, scaling=0.7)[0]
+
+    expected = attended(*(part.float() for part in given)).to(number)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = attended(*given)
+    gradients = [
+        torch.autograd.grad((output * weight).sum(), given) for output in (found, expected)
+    ]
+    assert found.dtype == number
+    assert torch.equal(found, expected)
+    assert all(map(torch.equal, *gradients))
 
 
 def test_long_rows_that_share_their_beginning_have_the_logits_that_they_have_alone():
