@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from rahf.adapters import add_teachers, attach_policy, depth_of, frozen_pass
 from rahf.capture import record
 from rahf.config import MethodOptions, resolve_layers
-from rahf.contrast import Batch, first_rows, row_count
+from rahf.contrast import Batch, first_rows, packed_tokens_until, row_count
 from rahf.directions import Directions, MeanFitter
 from rahf.likelihood import forward_columns, model_inputs, response_logits, with_context
 from rahf.objective import (
@@ -309,7 +309,9 @@ class Alignment:
         # Where no term needs the LM head it is asked for no column at all.
         none = torch.empty(0, dtype=torch.long, device=rows["input_ids"].device)
         columns = none if scored is None else forward_columns(scored)
-        with record(unwrapped, self.layers, rows["aligned"], stop=scored is None) as recording:
+        # Rows behind the last scored one, as retained texts are, end at the top target layer.
+        how_far = {"stop": scored is None, "tokens_above": packed_tokens_until(rows, columns)}
+        with record(unwrapped, self.layers, rows["aligned"], **how_far) as recording:
             output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
         if scored is None:
             return Seen(recording.stack(), None)

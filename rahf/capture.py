@@ -8,7 +8,7 @@ activation checkpointing, so that nothing is recorded twice when the block is re
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -45,17 +45,12 @@ def find_blocks(model: nn.Module) -> Blocks:
     )
 
 
-class Tap(nn.Module):
-    """A block that hands a copy of the wanted positions of its output to `recorded`."""
+class AroundBlock(nn.Module):
+    """Stands in a decoder's loop in the place of the block inside."""
 
-    def __init__(
-        self, block: nn.Module, layer: int, positions: Tensor, recorded: dict[int, Tensor]
-    ):
+    def __init__(self, block: nn.Module):
         super().__init__()
         self.block = block
-        self.layer = layer
-        self.positions = positions
-        self.recorded = recorded
 
     def __getattr__(self, name: str):
         # Decoder loops read attributes of a block (its attention type), which are those of the
@@ -65,11 +60,42 @@ class Tap(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("block"), name)
 
+
+class Tap(AroundBlock):
+    """Hands a copy of the wanted positions of the block's output to `recorded`."""
+
+    def __init__(
+        self, block: nn.Module, layer: int, positions: Tensor, recorded: dict[int, Tensor]
+    ):
+        super().__init__(block)
+        self.layer = layer
+        self.positions = positions
+        self.recorded = recorded
+
     def forward(self, *args, **kwargs):
         output = self.block(*args, **kwargs)
         hidden = output if isinstance(output, Tensor) else output[0]
         self.recorded[self.layer] = hidden.flatten(0, 1).index_select(0, self.positions).float()
         return output
+
+
+class Narrowed(AroundBlock):
+    """Runs the block on the first tokens of a pack alone."""
+
+    def __init__(self, block: nn.Module, tokens: int):
+        super().__init__(block)
+        self.tokens = tokens
+
+    def forward(self, *args, **kwargs):
+        first = {name: self._first(value) for name, value in kwargs.items()}
+        return self.block(*map(self._first, args), **first)
+
+    def _first(self, value: Any) -> Any:
+        """Of what has an entry a token, as states and positions do, in a batch of a single line."""
+        if isinstance(value, tuple):
+            return tuple(map(self._first, value))
+        by_token = isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] > self.tokens
+        return value[:, : self.tokens] if by_token else value
 
 
 class Recording:
@@ -86,7 +112,12 @@ class Recording:
 
 @contextmanager
 def record(
-    model: nn.Module, layers: Sequence[int], positions: Int[Tensor, " tokens"], *, stop: bool
+    model: nn.Module,
+    layers: Sequence[int],
+    positions: Int[Tensor, " tokens"],
+    *,
+    stop: bool,
+    tokens_above: int | None = None,
 ) -> Iterator[Recording]:
     """Record blocks `layers` at `positions` during the forward made inside the context.
 
@@ -95,15 +126,19 @@ def record(
         positions: indices into the flattened [batch * seq] tokens.
         stop: leave out every block above the last recorded one. The forward's logits are then
             meaningless.
+        tokens_above: of a pack, the first tokens, with which alone the blocks above the last
+            recorded one go on; there are no logits of the others. None: with all.
     """
     blocks = find_blocks(model)
-    recording = Recording(layers)
-    depth = max(layers) + 1 if stop else len(blocks.modules)
-    tapped = [
+    recording, lower = Recording(layers), max(layers) + 1
+    around: list[nn.Module] = [
         Tap(block, layer, positions, recording._by_layer) if layer in layers else block
-        for layer, block in enumerate(blocks.modules[:depth])
+        for layer, block in enumerate(blocks.modules[:lower])
     ]
-    with replaced_blocks(blocks, tapped):
+    if not stop:
+        above = blocks.modules[lower:]
+        around += above if tokens_above is None else [Narrowed(x, tokens_above) for x in above]
+    with replaced_blocks(blocks, around):
         yield recording
 
 

@@ -224,6 +224,16 @@ def row_count(rows: Rows) -> int:
     return len(rows["spans"] if "spans" in rows else rows["input_ids"])
 
 
+def packed_tokens_until(rows: Rows, columns: Tensor) -> int | None:
+    """Tokens of a packed block up to the end of the row of the last of `columns`, which ascend;
+    at least those of the first row. None where the block is padded.
+    """
+    if "spans" not in rows:
+        return None
+    last = int(columns[-1]) if len(columns) else 0
+    return next(spans[-1][1] for spans in rows["spans"] if spans[-1][1] > last)
+
+
 def first_rows(rows: Rows, count: int) -> Rows:
     """The first rows of a block, at least one, without `aligned` and `aligned_owner`."""
     names = [name for name in TOKENWISE if name in rows]

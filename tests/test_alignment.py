@@ -353,13 +353,14 @@ def test_shifted_predictions_ask_each_view_once(family, stored):
     assert len(forwards) == 3  # positive, which is the reference, negative, and the policy
 
 
-def test_a_batch_of_rejected_responses_only_has_an_sft_term_of_zero(family):
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_of_rejected_responses_only_has_an_sft_term_of_zero(family, packed):
     options = method_options(sft_weight=1.0, response_source="both")
-    dataset = Responses(tiny_pairs(1), "both")
-    batch = ContrastCollator(EOS)([dataset[1]])
-    alignment = alignment_of(family, options)
+    dataset = Responses(tiny_pairs(2), "both")
+    batch = ContrastCollator(EOS, packed=packed)([dataset[1], dataset[3]])
+    alignment = alignment_of(family, options, packed=packed)
     output = alignment(alignment.model, batch)
-    assert output.terms["sft"].tolist() == [0.0]
+    assert output.terms["sft"].tolist() == [0.0, 0.0]
     output.loss.sum().backward()
 
 
@@ -481,6 +482,45 @@ def test_retained_texts_are_not_run_through_the_teachers(family):
     )
     alignment(alignment.model, batch_of(tiny_pairs(2), options, RETAINED))
     assert seen == [8, 4, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ({"sft_weight": 1.0}, 2),  # the last chosen response
+        ({"kl_weight": 1.0}, 3),  # the last response
+        ({"kl_weight": 1.0, "kl_rows": "retain"}, -1),  # the last row
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_packed_rows_behind_the_last_scored_one_end_at_the_top_layer(family, options, last):
+    options = method_options(retain_weight=1.0, **options)
+    alignment = alignment_of(family, options, packed=True)
+    batch, seen = batch_of(tiny_pairs(2), options, RETAINED, packed=True), set()
+    for block in alignment.model.get_base_model().model.layers[LAYERS[-1] + 1 :]:
+        block.register_forward_hook(lambda _, inputs, __: seen.add(inputs[0].shape[1]))
+    alignment(alignment.model, batch)
+    ends = [spans[-1][1] for spans in batch["reference"]["spans"]]
+    assert seen == (set() if last is None else {ends[last]})
+    assert len(ends) == 8
+
+
+@pytest.mark.parametrize("source", ["both", "chosen"])
+def test_the_gradient_of_packed_rows_with_retained_texts_is_that_of_padded_ones(family, source):
+    options = method_options(
+        retain_weight=0.5, sft_weight=1.0, kl_weight=0.5, response_source=source
+    )
+    gradients = []
+    for packed in (False, True):
+        alignment = alignment_of(family, options, packed=packed)
+        batch = batch_of(tiny_pairs(2), options, RETAINED, packed=packed)
+        alignment(alignment.model, batch).loss.sum().backward()
+        weights = trainable(alignment.model)
+        gradients.append(torch.cat([weight.grad.flatten() for weight in weights]))
+    padded, packed = gradients
+    assert torch.allclose(packed, padded, rtol=1e-3, atol=1e-4 * padded.abs().max().item())
+    assert padded.norm() > 0
 
 
 def test_a_positive_reference_is_read_once(family):

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from rahf.alignment import views_of
+from rahf.capture import Narrowed, find_blocks, replaced_blocks
 from rahf.cli import main
 from rahf.contrast import packed_rows
 from rahf.plan.command import PlanOptions, case_of
@@ -35,7 +36,7 @@ from rahf.plan.memory import (
 from rahf.plan.passes import Case, stages_of, steps_of
 from rahf.plan.savings import changes, fitting, largest
 from rahf.plan.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
-from rahf.plan.work import Pass, pass_work
+from rahf.plan.work import Pass, Upper, pass_work
 from rahf.recipe.launch import Launch, read_launch
 from rahf.recipe.reading import recipe_from_dict
 from rahf.scoring import scored_together
@@ -419,6 +420,50 @@ def test_retained_texts_double_the_rows_of_reference_and_policy():
     given = {"retain_weight": 1.0, "retain_tokens": 5, "shift": "token"}
     rows = {made.name: made.rows for made in stages_of(case(**given))[-1].usual}
     assert rows == {"reference": 4, "positive": 2, "negative": 2, "policy": 4}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+def test_rows_that_end_below_the_top_cost_the_lower_blocks_alone(targets, checkpointing):
+    """FLOPs of three rows of which two go on through the upper blocks and the head."""
+    model = tiny_policy("llama", TARGETS[targets])
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    blocks, ids = find_blocks(model), torch.randint(2, VOCABULARY, (1, 3 * 32))
+    # One row of 96 tokens, of which 64 go on: as a pack, but for an attention to all before.
+    around = [*blocks.modules[:2], *(Narrowed(block, 64) for block in blocks.modules[2:])]
+    with FlopCounterMode(display=False) as counted, replaced_blocks(blocks, around):
+        output = model(ids, use_cache=False, attention_mask=torch.zeros(1, 1, 1, 1))
+        output.logits.sum().backward()
+    decoder = decoder_of("llama")
+    upper = Upper(DEPTH - 2, 1, 64)
+    made = Pass("policy", 1, 96, DEPTH, True, True, columns=64, scored=64, upper=upper)
+    work = pass_work(decoder, read_lora(decoder, 2, 0.0, TARGETS[targets]), made, checkpointing)
+    assert counted.get_total_flops() == work.total
+
+
+@pytest.mark.parametrize(
+    ("keys", "narrowed"),
+    [
+        ({"sft_weight": 1.0}, {"policy"}),
+        ({"kl_weight": 1.0}, {"policy", "reference"}),
+        ({"kl_weight": 1.0, "kl_rows": "retain"}, set()),
+        ({"sft_weight": 1.0, "packing": False}, set()),
+        ({"sft_weight": 1.0, "retain_weight": 0.0}, set()),
+        ({}, set()),
+    ],
+    ids=str,
+)
+def test_packed_retained_texts_are_planned_up_to_the_top_target_layer(keys, narrowed):
+    given = {"retain_weight": 1.0, "retain_tokens": 5, "shift": "token", **keys}
+    passes = stages_of(case(**given))[-1].usual
+    assert {made.name for made in passes if made.upper} == narrowed
+    for made in passes:
+        if made.upper:
+            lower, upper = made.levels()
+            assert (lower.depth, lower.rows, upper.depth, upper.rows) == (3, 4, DEPTH - 3, 2)
+            assert lower.tokens == upper.tokens + 2 * 5
 
 
 @pytest.mark.parametrize("method", ["circuit_breakers", "rmu", "repbend"])

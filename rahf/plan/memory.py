@@ -125,7 +125,7 @@ def moment(decoder: Decoder, lora: Lora, formats: Formats, passes: tuple[Pass, .
         kept += states
         if made.counted:
             # Logits that the KL term compares: kept, as log-softmax, and their divergence.
-            compared += 3 * 4 * made.rows * made.scored * decoder.vocab
+            compared += 3 * 4 * made.levels()[-1].rows * made.scored * decoder.vocab
     trained = [made for made in passes if made.trained]
     if not trained:
         return Moment(0.0, frozen)
@@ -144,9 +144,12 @@ def moment(decoder: Decoder, lora: Lora, formats: Formats, passes: tuple[Pass, .
 
 def saved_for_backward(decoder: Decoder, lora: Lora, formats: Formats, made: Pass) -> float:
     """What autograd keeps of the blocks until the backward; with checkpointing their inputs."""
-    if formats.checkpointing:
-        return made.depth * made.tokens * decoder.d_model * formats.activation
-    return made.depth * block_saved(decoder, lora, formats, made)
+    kept = 0.0
+    for level in made.levels():
+        inputs = level.tokens * decoder.d_model * formats.activation
+        saved = inputs if formats.checkpointing else block_saved(decoder, lora, formats, level)
+        kept += level.depth * saved
+    return kept
 
 
 def block_saved(decoder: Decoder, lora: Lora, formats: Formats, made: Pass) -> float:
@@ -250,7 +253,7 @@ def _logits(decoder: Decoder, formats: Formats, made: Pass) -> float:
     scored = 4 * made.scored
     forward = made.columns * column + 2 * scored
     per_row = max(forward, 3 * scored) if made.trained else forward
-    return made.rows * per_row * decoder.vocab
+    return made.levels()[-1].rows * per_row * decoder.vocab
 
 
 def _weight_copy(decoder: Decoder, formats: Formats) -> float:

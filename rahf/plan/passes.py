@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from rahf.config import TEACHERS, MethodOptions
 from rahf.plan.lengths import Extent, Lengths
 from rahf.plan.shapes import Decoder, Lora, read_lora
-from rahf.plan.work import Pass
+from rahf.plan.work import Pass, Upper
 from rahf.recipe.launch import Launch
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.reading import AUTO, Recipe
@@ -216,7 +216,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool 
     tail = method.tail_tokens if method.positions == "response_and_tail" else 0
     recorded = response + tail
     plain = name in ("reference", "policy")
-    rows = batch
+    rows, alone = batch, width
     if plain and _retains(case):
         # A retained text beside every response, padded to the same width or packed.
         rows, retained = 2 * batch, method.retain_tokens
@@ -224,6 +224,10 @@ def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool 
         recorded = (recorded + method.retain_tokens) / 2
     scored = _scored(case, name, response) if predicts else 0
     depth = case.decoder.layers if scored or not case.early_exit else case.top
+    upper = None
+    if case.packed and scored and rows > batch and not _compares_retained(method):
+        # Retained texts, which nothing predicts, end at the top target layer.
+        upper = Upper(case.decoder.layers - case.top, batch, alone)
     adapted = {
         "policy": True,
         "reference": method.reference != "base",
@@ -239,6 +243,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool 
         columns=scored,
         scored=scored,
         recorded=recorded * len(case.layers),
+        upper=upper,
     )
 
 
@@ -266,7 +271,11 @@ def _scored(case: Case, name: str, response: float) -> float:
 
 def _retains(case: Case) -> bool:
     method = case.recipe.method
-    return bool(method.retain_weight or (method.kl_weight and method.kl_rows == "retain"))
+    return bool(method.retain_weight) or _compares_retained(method)
+
+
+def _compares_retained(method: MethodOptions) -> bool:
+    return bool(method.kl_weight) and method.kl_rows == "retain"
 
 
 def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:

@@ -11,6 +11,14 @@ from typing import NamedTuple
 from rahf.plan.shapes import Decoder, Linear, Lora
 
 
+class Upper(NamedTuple):
+    """The blocks on top of a pass that fewer rows reach."""
+
+    blocks: int
+    rows: int
+    width: float
+
+
 class Pass(NamedTuple):
     """One batch of rows through the lower blocks of a decoder, in one process."""
 
@@ -25,10 +33,19 @@ class Pass(NamedTuple):
     recorded: float = 0  # hidden states of a row that are kept, over all target layers
     counted: bool = True  # False: no part of a step (the measurement on held-out pairs)
     share: float = 1  # of the steps that it is made in
+    upper: Upper | None = None  # None: all rows reach all of the blocks
 
     @property
     def tokens(self) -> float:
         return self.rows * self.width
+
+    def levels(self) -> tuple["Pass", ...]:
+        """The pass as one of all rows through the lower blocks, and one of those that go on."""
+        if self.upper is None:
+            return (self,)
+        blocks, rows, width = self.upper
+        lower = self._replace(depth=self.depth - blocks, upper=None)
+        return lower, lower._replace(depth=blocks, rows=rows, width=width)
 
 
 class Work(NamedTuple):
@@ -45,19 +62,20 @@ class Work(NamedTuple):
 
 def pass_work(decoder: Decoder, lora: Lora, made: Pass, checkpointing: bool) -> Work:
     """FLOPs of a pass; a frozen one has its forward only."""
-    block = block_forward(decoder, lora if made.adapted else None, made)
-    head = 2 * decoder.d_model * decoder.vocab * made.rows
-    forward = made.depth * block + head * made.columns
+    levels, adapter = made.levels(), lora if made.adapted else None
+    head = 2 * decoder.d_model * decoder.vocab * levels[-1].rows * made.columns
+    forward = head + sum(level.depth * block_forward(decoder, adapter, level) for level in levels)
     if not made.trained:
         return Work(forward, 0, 0)
-    backward = (made.depth - 1) * block_backward(decoder, lora, made)
-    # Checkpointing asks the embeddings for a gradient, so that the first block has one as well.
-    lowest = block_backward if checkpointing else first_block_backward
-    backward += lowest(decoder, lora, made)
+    backward = sum(level.depth * block_backward(decoder, lora, level) for level in levels)
     if made.scored:
-        backward += head * made.columns
-    again = made.depth * (block - _last_product(decoder, lora, made)) if checkpointing else 0
-    return Work(forward, backward, again)
+        backward += head
+    if not checkpointing:
+        # Checkpointing asks the embeddings for a gradient, so that the first block has one as well.
+        backward -= block_backward(decoder, lora, levels[0])
+        return Work(forward, backward + first_block_backward(decoder, lora, levels[0]), 0)
+    last = sum(level.depth * _last_product(decoder, lora, level) for level in levels)
+    return Work(forward, backward, forward - head - last)
 
 
 def block_forward(decoder: Decoder, lora: Lora | None, made: Pass) -> float:
