@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rahf.adapters import fingerprint
-from rahf.alignment import Alignment, Frozen
+from rahf.alignment import Alignment, Frozen, without_retained
 from rahf.artifacts import read_json
 from rahf.config import MethodOptions
 from rahf.contrast import Batch
@@ -72,32 +72,47 @@ class TargetCache:
         if not record.exists():
             with _written_whole(record) as staging:
                 staging.write_text(json.dumps(key, indent=2))
-        self._verified = self._full = False
+        self._verified = self._retained_verified = self._full = False
 
-    def frozen(self, batch: Batch, compute: Callable[[], Frozen]) -> Frozen:
-        """What the frozen views say of `batch`: read where all of it is known, otherwise computed.
+    def frozen(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
+        """What the frozen views say of `batch`: read where all of it is known, otherwise computed,
+        without the retained texts where these are known, since they come again within an epoch.
 
         All ranks read, or all compute, since a model in pieces is run by all of them or by none.
-        The first batch that is read is computed too and compared.
+        The first states that are read are computed too and compared.
 
         Raises:
             ValueError: the states that are kept are not those of this model.
         """
-        known = self._read(batch)
+        known = self._read(batch, 0)
         if not _everywhere(known is not None, batch["row"].device):
-            made = compute()
+            made = self._compute(batch, compute)
             self._write(batch, made)
             return made
         if not self._verified:
-            self._verify(known, compute())
+            self._verify(known, compute(batch))
+            self._verified = True
         return known
 
-    def _read(self, batch: Batch) -> Frozen | None:
-        paths, device = self._paths(batch), str(batch["row"].device)
-        if not all(path.exists() for path in paths):
+    def _compute(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
+        retained = self._read(batch, len(batch["row"]))
+        if retained is not None and self._retained_verified:
+            made = compute(without_retained(batch))
+            return made._replace(reference=torch.cat([made.reference, retained.reference], dim=1))
+        made = compute(batch)
+        if retained is not None:
+            now = made.reference[:, batch["aligned_responses"] :]
+            self._verify(retained, Frozen(now, None))
+            self._retained_verified = True
+        return made
+
+    def _read(self, batch: Batch, start: int) -> Frozen | None:
+        """States of the rows from `start` on; None where some are not known or there are none."""
+        paths, device = self._paths(batch)[start:], str(batch["row"].device)
+        if not (paths and all(path.exists() for path in paths)):
             return None
         items = [self._load(path, device) for path in paths]
-        for path, item, tokens in zip(paths, items, _tokens_of(batch), strict=True):
+        for path, item, tokens in zip(paths, items, _tokens_of(batch)[start:], strict=True):
             if item["reference"].shape[1] != tokens:
                 raise ValueError(
                     f"{path} has the states of {item['reference'].shape[1]} tokens, and {tokens} "
@@ -146,7 +161,6 @@ class TargetCache:
                     f"the model has now, more than rounding makes ({allowed}): they are of other "
                     "weights. Delete that folder."
                 )
-        self._verified = True
 
     def _paths(self, batch: Batch) -> list[Path]:
         return [self.folder / f"{name}.safetensors" for name in batch["items"]]

@@ -7,7 +7,6 @@ here.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +207,7 @@ class RAHFTrainer(AdapterTrainer):
         elapsed = steps / self.state.max_steps if model.training else 1.0
         frozen = None
         if self.target_cache is not None and model.training:  # held-out pairs are others
-            frozen = self.target_cache.frozen(batch, partial(self.alignment.frozen, batch))
+            frozen = self.target_cache.frozen(batch, self.alignment.frozen)
         output = self.alignment(model, batch, elapsed, frozen)
         self._tally["train" if model.training else "eval"].add(output, counting(batch))
         return ItemLoss(output.loss, batch["row"])

@@ -15,6 +15,7 @@ from tiny_runs import (
     policy_weights,
 )
 
+from rahf.contrast import row_count
 from rahf.recipe.options import OptionError
 from rahf.target_cache import digest_of_rows, weights_of
 
@@ -71,6 +72,41 @@ def test_a_training_from_the_cache_is_the_training_without_it(
     # retained texts, which are three, may meet other responses there and make it some more.
     assert asked == 6 * views
     assert 3 * views <= filling < asked
+
+
+def test_retained_texts_that_are_known_are_not_computed_again_in_the_first_epoch(family, tmp_path):
+    options = {"retain_texts": RETAINED, "retain_weight": 0.5, "method": "lorra", "sft_weight": 1.0}
+    options |= {"target_cache": str(tmp_path / "cache")}
+    trainer = alignment_trainer(family, tmp_path / "out", pairs=9, **options)
+    asked = []
+
+    def compute(batch):
+        asked.append(row_count(batch["reference"]))
+        return trainer.alignment.frozen(batch)
+
+    for start in (0, 3, 6):  # three responses, each with one of the three texts
+        items = [trainer.train_dataset[index] for index in range(start, start + 3)]
+        batch = trainer.data_collator(items)
+        found, whole = trainer.target_cache.frozen(batch, compute), trainer.alignment.frozen(batch)
+        assert torch.allclose(found.reference, whole.reference, atol=1e-5)
+        assert torch.allclose(found.shift, whole.shift, atol=1e-5)
+    # Computed; computed once more, to compare; read.
+    assert asked == [6, 6, 3]
+
+
+def test_retained_states_of_other_weights_are_refused(family, tmp_path):
+    options = {"retain_texts": RETAINED, "retain_weight": 0.5, "pairs": 9}
+    options |= {"target_cache": str(tmp_path / "cache")}
+    trainer = alignment_trainer(family, tmp_path / "out", **options)
+
+    def batch_from(start):
+        return trainer.data_collator([trainer.train_dataset[start + each] for each in range(3)])
+
+    trainer.target_cache.frozen(batch_from(0), trainer.alignment.frozen)
+    for path in (tmp_path / "cache").rglob("retained/*.safetensors"):
+        save_file({"reference": 2 * load_file(path)["reference"]}, path)
+    with pytest.raises(ValueError, match="of other weights"):
+        trainer.target_cache.frozen(batch_from(3), trainer.alignment.frozen)
 
 
 def test_later_trainings_with_another_alpha_rate_and_seed_ask_no_view_but_to_compare(
@@ -288,7 +324,7 @@ def test_a_rank_that_knows_its_batch_computes_it_where_another_does_not(
     batch = trainer.data_collator([trainer.train_dataset[index] for index in (0, 5)])
     asked, made = [], trainer.alignment.frozen(batch)
 
-    def compute():
+    def compute(_):
         asked.append(1)
         return made
 
