@@ -66,6 +66,8 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
     # The same pairs, the short ones first: the ranks get other shares of the same global batch.
     by_length = sorted(pairs, key=lambda pair: len(pair["chosen"]))
     write_lines(tmp_path / "sorted/train.jsonl", by_length)
+    texts = [{"text": " ".join(WORDS[index : index + 9])} for index in range(3)]
+    write_lines(tmp_path / "texts.jsonl", texts)
     recipe = {
         "method": "dual",
         "model_name_or_path": str(family.base),
@@ -92,6 +94,10 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
 
 SCIT = ("--method", "scit", "--shift", "mean")
 PREDICTIONS = ("--prediction_weight", "0.5")
+RETAINING = (
+    *("--method", "lorra", "--shift", "mean", "--retain_weight", "0.5", "--retain_rows", "3"),
+    *("--retain_dataset_name", "texts.jsonl", "--retain_tokens", "5"),
+)
 CHECKPOINTING = ("--activation_checkpointing", "true")  # teachers take it over
 SOLVED = ("--alpha", "auto", "--shift", "mean", "--kl_budget", "1e-5", "--learning_rate", "2e-2")
 WHOLE_BATCH = ("--max_steps", "1", "--teachers.max_steps", "1", "--response_source", "chosen")
@@ -153,6 +159,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "rest", *rest, "6"),
         align(uneven_recipe, "scit_rest", *SCIT, *PREDICTIONS, *rest, "6"),
         align(uneven_recipe, "solved", *SOLVED),
+        align(uneven_recipe, "retaining", *RETAINING, *rest, "4"),
     ):
         assert main(command) == 0
     # What is left of `dual` after two of its steps is to be finished by the ranks.
@@ -171,6 +178,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "solved_2", *SOLVED, *half),
         align(uneven_recipe, "keeping_2", "--target_cache", "states", *half),
         align(uneven_recipe, "cached_2", "--target_cache", "states", *half),
+        align(uneven_recipe, "retaining_2", *RETAINING, "--target_cache", "held", *rest, "2"),
     ]
     Path("cases.json").write_text(json.dumps(cases))
     launched(f"{engine}_cpu.yaml", "tests/distributed/run_cases.py", "cases.json")
@@ -188,6 +196,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
     assert_same_run("solved", "solved_2", rtol=1e-3)
     assert_same_run("dual", "keeping_2")
     assert_same_run("dual", "cached_2")
+    assert_same_run("retaining", "retaining_2")
     assert len(list(Path("states").rglob("*.safetensors"))) == 16
     assert_kept_to_its_budget("solved_2")
     assert_same_run("dual", "from_one", places=["."])
@@ -223,7 +232,7 @@ def killed_at_two(source: str, target: str) -> None:
 def assert_engine(engine: str) -> None:
     wrapper, base = ENGINES[engine]
     told = json.loads(Path("engines.json").read_text())
-    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2 + 3 + 3 + 3
+    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2 + 3 + 3 + 3 + 1
     for one in told:
         assert one["world"] == 2
         assert (one["wrapper"], one["base"]) == (wrapper, base)
