@@ -4,9 +4,12 @@ Knows folders and JSON; knows no model and no method.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
@@ -42,6 +45,25 @@ def read_json(path: Path) -> Any:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     # Not splitlines(): a text may hold U+2028 and the like, which JSON leaves as they are.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes that make the same file or folder waiting, at `.NAME.lock` beside it.
+
+    The lock of a process that is killed goes with it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"waiting for another process, which is making {path}", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class StageRecord:

@@ -1,6 +1,7 @@
 """Files of a run are written whole or not at all, and a stage knows what it was made with."""
 
 import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from rahf.artifacts import (
     ResumableFile,
     StageRecord,
+    alone,
     read_json,
     read_lines,
     write_json,
@@ -137,3 +139,31 @@ def test_a_file_of_another_origin_is_not_overwritten(tmp_path):
     (tmp_path / "out").write_text("precious")
     with pytest.raises(ValueError, match="is there already"):
         ResumableFile(tmp_path / "out", {})
+
+
+def test_what_one_process_makes_another_waits_for(tmp_path, capsys):
+    done, began = [], threading.Event()
+
+    def second():
+        began.set()
+        with alone(tmp_path / "a/run"):
+            done.append("second")
+
+    waiting = threading.Thread(target=second)
+    with alone(tmp_path / "a/run"), alone(tmp_path / "a/other"):
+        waiting.start()
+        began.wait()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        done.append("first")
+    waiting.join(10)
+    assert done == ["first", "second"]
+    assert f"waiting for another process, which is making {tmp_path / 'a/run'}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_lock_is_given_back_where_the_work_fails(tmp_path):
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="failed"), alone(tmp_path / "run"):
+            raise RuntimeError("failed")

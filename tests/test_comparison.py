@@ -1,6 +1,8 @@
 """Methods side by side: what is kept apart, what a strength is, what the curves say."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +304,61 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys,
             counted.append(answer["answers"]["base"] if odd(given) else given)
             assert answer["scores"][name] == len(counted[-1])
     assert counted != [given for answer in answers for given in answer["answers"].values()]
+
+
+@pytest.mark.slow
+def test_rows_may_be_done_in_parts_by_processes_at_once(compared):
+    small = ["--compare.rows", "{base: {}, dual: {}}", "--compare.seeds", "[0]"]
+    small += ["--compare.trials", "{dual: [{alpha: 2}, {alpha: 3}]}"]
+    command = [sys.executable, "-m", "rahf", "compare", str(compared), *small]
+    together = [
+        subprocess.Popen([*command, "--only", "base,dual"], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0]
+    # Two teachers, and directions and alignment of two trials: each made by one of the two.
+    assert "".join(told).count(": writing") == 6
+    assert "".join(told).count("dual: measuring on test") == 1
+    for part in told:
+        assert part.endswith(
+            "measured: base, dual. Once all rows are: the same command without --only\n"
+        )
+    assert not Path("out/compare/comparison.json").exists()
+    whole = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0
+    assert ": writing" not in whole.stdout
+    assert "measuring" not in whole.stdout
+    assert list(read_json(Path("out/compare/comparison.json"))["rows"]) == ["base", "dual"]
+
+
+def test_a_part_of_a_comparison_names_rows_of_it(compared, capsys):
+    assert main(["compare", str(compared), "--only", "dual,dua"]) == 2
+    assert "--only dua: no such row; compare.rows has base, urial, sft" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_strength_that_is_asked_for_later_is_measured_alone(compared, monkeypatch, capsys):
+    small = ["--compare.rows", "{base: {}, sft: {}}", "--compare.seeds", "[0]"]
+    small += ["--compare.trials", "{}"]
+    assert main(["compare", str(compared), *small]) == 0
+    asked = []
+
+    def measured(model, tokenizer, given, strengths):
+        asked.append(list(strengths))
+        return measure_strengths(model, tokenizer, given, strengths)
+
+    monkeypatch.setattr("rahf.comparison.run.measure_strengths", measured)
+    assert main(["compare", str(compared), *small, "--compare.strengths", "[0.5, 1, 2, 3]"]) == 0
+    assert asked == [[0.5, 3]]
+    points = read_lines(Path("out/compare/points.jsonl"))
+    assert [point["strength"] for point in points] == ["0.5", "1", "2", "3"]
+    kept = Path("out/compare/points.jsonl").read_text()
+    [path] = Path("out/compare/test/teachers").glob("**/measures.json")
+    path.unlink()
+    assert main(["compare", str(compared), *small, "--compare.strengths", "[0.5, 1, 2, 3]"]) == 0
+    assert asked[1:] == [[0.5, 1, 2, 3]]
+    assert Path("out/compare/points.jsonl").read_text() == kept
 
 
 @pytest.mark.slow

@@ -7,7 +7,14 @@ from rahf.commands.parsers import recipe_command
 
 def add(commands) -> None:
     summary = "train and measure base, URIAL, SFT, DPO, LoRRA, SCIT and DUAL side by side"
-    recipe_command(commands, "compare", summary, run)
+    parser = recipe_command(commands, "compare", summary, run, options=" [--only ROW,...]")
+    parser.add_argument(
+        "--only",
+        metavar="ROW,...",
+        type=lambda given: given.split(","),
+        default=(),
+        help="train and measure these rows alone, without a table: other processes may do others",
+    )
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -19,5 +26,5 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.termination import handling_sigterm, leave
 
     with handling_sigterm(leave):
-        compare(recipe)
+        compare(recipe, options.only)
     return 0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import write_lines
+from rahf.artifacts import alone, write_lines
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import PromptForm, chat_prompt_form, read_prompts
 from rahf.data.sources import load_pairs
@@ -35,30 +35,33 @@ def with_validation(recipe: Recipe, folder: Path) -> Recipe:
     """
     if not recipe.compare.trials:
         return recipe
-    data = recipe.data
-    if not (folder / "validation.jsonl").exists():
-        pairs = usable_pairs(load_split(recipe, data.dataset_train_split))
-        prompts = [json.dumps(prompt) for prompt in pairs["prompt"]]
-        distinct = sorted(set(prompts))
-        count = round(recipe.compare.validation_share * len(distinct))
-        if not 0 < count < len(distinct):
-            raise ValueError(
-                f"compare.validation_share: {recipe.compare.validation_share} of "
-                f"{len(distinct)} training prompts is {count}: give a share that leaves some on "
-                "both sides"
-            )
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(distinct))
-        held = {distinct[index] for index in order[:count]}
-        for name, wanted in (("train", False), ("validation", True)):
-            rows = (
-                pair for pair, key in zip(pairs, prompts, strict=True) if wanted == (key in held)
-            )
-            write_lines(folder / f"{name}.jsonl", map(_record, rows))
+    with alone(folder):
+        if not (folder / "validation.jsonl").exists():
+            _split(recipe, folder)
     own = dataclasses.replace(
-        data, dataset_name=str(folder), dataset_train_split="train", datasets=None, columns=None,
-        dataset_config=None,
+        recipe.data, dataset_name=str(folder), dataset_train_split="train", datasets=None,
+        columns=None, dataset_config=None,
     )  # fmt: skip
     return dataclasses.replace(recipe, data=own)
+
+
+def _split(recipe: Recipe, folder: Path) -> None:
+    """Write the training pairs as `train.jsonl` and `validation.jsonl`, apart by their prompts."""
+    pairs = usable_pairs(load_split(recipe, recipe.data.dataset_train_split))
+    prompts = [json.dumps(prompt) for prompt in pairs["prompt"]]
+    distinct = sorted(set(prompts))
+    count = round(recipe.compare.validation_share * len(distinct))
+    if not 0 < count < len(distinct):
+        raise ValueError(
+            f"compare.validation_share: {recipe.compare.validation_share} of "
+            f"{len(distinct)} training prompts is {count}: give a share that leaves some on "
+            "both sides"
+        )
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(distinct))
+    held = {distinct[index] for index in order[:count]}
+    for name, wanted in (("train", False), ("validation", True)):
+        rows = (pair for pair, key in zip(pairs, prompts, strict=True) if wanted == (key in held))
+        write_lines(folder / f"{name}.jsonl", map(_record, rows))
 
 
 def _record(pair: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A row of a comparison: how it is trained, and what that took.
 
 Rows are trained by the stages that `rahf align` and `rahf dpo` run. A teacher that several rows or
-trials ask for is trained once, and counts in the cost of each of them.
+trials ask for is trained once, and counts in the cost of each of them; so it is where several
+processes ask for it.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rahf.artifacts import STAGE_FILE, read_json
+from rahf.artifacts import STAGE_FILE, alone, read_json
 from rahf.baselines import run_dpo
 from rahf.config import TEACHERS
 from rahf.pipeline import run_stage, stage_folder, stage_settings
@@ -36,7 +37,8 @@ def train_row(run: RowRun, teachers: Path) -> Trained:
         folder = _teacher(run.recipe, "positive", teachers)
         return Trained(folder, cost_of([folder]))
     if run.kind == "dpo":
-        run_dpo(run.recipe, run.beta, run.recipe.output_dir)
+        with alone(run.recipe.output_dir):
+            run_dpo(run.recipe, run.beta, run.recipe.output_dir)
         return Trained(run.recipe.output_dir, cost_of([run.recipe.output_dir]))
     names = TEACHERS[run.recipe.method.method]
     given = {name: getattr(run.recipe.teachers, name) for name in names}
@@ -46,8 +48,9 @@ def train_row(run: RowRun, teachers: Path) -> Trained:
         run.recipe, teachers=dataclasses.replace(run.recipe.teachers, **paths)
     )
     own = [name for name in recipe.stages if name != "evaluation"]
-    for name in own:
-        run_stage(recipe, name)
+    with alone(recipe.output_dir):
+        for name in own:
+            run_stage(recipe, name)
     folders = [*trained.values(), *(stage_folder(recipe, name) for name in own)]
     return Trained(recipe.output_dir, cost_of(folders))
 
@@ -58,7 +61,8 @@ def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
     home = shared / hashlib.sha256(settings.encode()).hexdigest()[:12]
     training = recipe.training | {"output_dir": str(home)}
     recipe = dataclasses.replace(recipe, training=training)
-    run_stage(recipe, name)
+    with alone(home):
+        run_stage(recipe, name)
     return stage_folder(recipe, name)
 
 

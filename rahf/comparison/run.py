@@ -1,17 +1,20 @@
 """`rahf compare`: choose each row's trial, train it with every seed, measure all rows, tell.
 
-Everything is kept in `compare` of the recipe's output folder; a run that was stopped goes on there.
+Everything is kept in `compare` of the recipe's output folder; a run that was stopped goes on there,
+and several may do rows of it at once.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
 
 from rahf.adapters import fingerprint
-from rahf.artifacts import read_json, write_json
+from rahf.artifacts import alone, read_json, write_json
 from rahf.comparison.curves import change_at_most, curves_of, everything, line, readable
 from rahf.comparison.held_out import asked_of, under_urial, with_validation
 from rahf.comparison.judging import outcomes_of, wanted_side, without_loops
@@ -122,42 +125,63 @@ class Comparison:
         """All that needs the model itself; measured once, whoever judges."""
         strengths = self.options.strengths if trained else [0.0]
         made_with = {
-            "strengths": strengths,
             "max_new_tokens": asked.max_new_tokens,
             "weights": fingerprint(trained.adapter) if trained else [],
             "asked": prompt_hash(json.dumps([asked.chats, list(asked.texts), asked.form.name])),
         }
         home = trained.adapter.relative_to(self.folder) if trained else name
         path = self.folder / part / home / "measures.json"
-        if path.exists() and (known := read_json(path))["made_with"] == made_with:
-            return known["measures"]
-        print(f"{name}: measuring on {part}", flush=True)
-        model = load_base(self.recipe)
-        if trained:
-            model = PeftModel.from_pretrained(model, trained.adapter)
-        found = measure_strengths(model.eval(), self.tokenizer, asked, strengths)
-        measures = [each.as_dict() for each in found]
-        write_json(path, {"made_with": made_with, "measures": measures})
-        return measures
+        with alone(path):
+            known = _known_measures(path, made_with)
+            missing = [strength for strength in strengths if strength not in known]
+            if missing:
+                print(f"{name}: measuring on {part}", flush=True)
+                model = load_base(self.recipe)
+                if trained:
+                    model = PeftModel.from_pretrained(model, trained.adapter)
+                found = measure_strengths(model.eval(), self.tokenizer, asked, missing)
+                known |= {each.strength: each.as_dict() for each in found}
+                write_json(path, {"made_with": made_with, "measures": list(known.values())})
+        return [known[strength] for strength in strengths]
 
 
-def compare(recipe: Recipe) -> None:
+def _known_measures(path: Path, made_with: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
+    """What was measured before with the same weights on the same prompts and texts, by strength."""
+    if not path.exists():
+        return {}
+    record = read_json(path)
+    record["made_with"].pop("strengths", None)  # of versions that measured all of them or none
+    if record["made_with"] != made_with:
+        return {}
+    return {point["strength"]: point for point in record["measures"]}
+
+
+def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
     """Run the comparison of `recipe.compare` and print its table.
+
+    Args:
+        only: rows to train and measure, without a table: a part of the comparison, beside which
+            other processes may do other parts.
 
     Raises:
         ValueError: settings of a row that make no recipe, or a judge that does not work, told
-            before anything is trained; several processes.
+            before anything is trained; several ranks; `only` names a row that there is not.
     """
+    unknown = [name for name in only if name not in recipe.compare.rows]
+    if unknown:
+        raise ValueError(
+            f"--only {','.join(unknown)}: no such row; compare.rows has "
+            f"{', '.join(recipe.compare.rows)}"
+        )
     if PartialState(cpu=recipe.training.get("use_cpu", False)).num_processes > 1:
         raise ValueError("rahf compare runs in one process; start it without accelerate launch")
     comparison = Comparison(recipe)
+    names = only or comparison.options.rows
     chosen = {
-        name: choose_trial(comparison, name)
-        for name in comparison.options.rows
-        if kind_of_row(name) not in UNTRAINED
+        name: choose_trial(comparison, name) for name in names if kind_of_row(name) not in UNTRAINED
     }
     asked, rows = comparison.asked("test"), {}
-    for name in comparison.options.rows:
+    for name in names:
         kind = kind_of_row(name)
         if kind in UNTRAINED:
             given = asked if kind == "base" else comparison.under_urial(asked)
@@ -166,6 +190,9 @@ def compare(recipe: Recipe) -> None:
         trained = [comparison.train(name, chosen[name], seed) for seed in comparison.options.seeds]
         measures = [comparison.measures("test", asked, name, each) for each in trained]
         rows[name] = Measured(chosen[name], measures, [each.cost for each in trained])
+    if only:
+        print(f"measured: {', '.join(only)}. Once all rows are: the same command without --only")
+        return
     tell(comparison, rows)
 
 
