@@ -152,20 +152,57 @@ def choose(
     if decoding.temperature == 0:
         return logits.argmax(-1)
     probabilities = (logits.float() / decoding.temperature).softmax(-1)
-    if 0 < decoding.top_k < logits.shape[-1]:
-        ranked, tokens = probabilities.topk(decoding.top_k)
-    else:
-        ranked, tokens = probabilities.sort(descending=True, stable=True)
+    vocab, top_p = logits.shape[-1], decoding.top_p
+    if 0 < decoding.top_k < vocab:
+        return _drawn(*probabilities.topk(decoding.top_k), uniforms, top_p)
+    if vocab <= 2 * LIKELIEST:
+        return _drawn(*_in_order(probabilities), uniforms, top_p)
+    tokens = _drawn_from_likeliest(probabilities, uniforms, top_p)
+    rest = tokens < 0
+    if rest.any():
+        tokens[rest] = _drawn(*_in_order(probabilities[rest]), uniforms[rest], top_p)
+    return tokens
+
+
+LIKELIEST = 4096
+"""Tokens among which nearly every draw falls: all others are put in order only where one does not,
+since that takes a CPU as long as a small model takes for its prediction.
+"""
+
+
+def _in_order(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities and tokens from the likeliest down; of equal ones the lower id comes first."""
+    ranked, tokens = probabilities.sort(descending=True, stable=True)
+    return ranked, tokens
+
+
+def _drawn(ranked: Tensor, tokens: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """A token of each row, of all that may be drawn in their order."""
     # In double precision: the sum of many small numbers decides which token is drawn.
     ranked = ranked.double()
     ranked /= ranked.sum(-1, keepdim=True)
     cumulated = ranked.cumsum(-1)
     # A token counts while the likelier ones have not reached the share, so the first always does.
-    counted = cumulated - ranked < decoding.top_p
+    counted = cumulated - ranked < top_p
     reached = uniforms.double()[:, None] * (ranked * counted).sum(-1, keepdim=True)
     place = torch.searchsorted(cumulated, reached, right=True)
     last = counted.sum(-1, keepdim=True) - 1
     return tokens.gather(-1, torch.minimum(place, last)).squeeze(-1)
+
+
+def _drawn_from_likeliest(probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """What `_drawn` gives, or -1 where the likeliest tokens do not tell."""
+    values, tokens = probabilities.topk(LIKELIEST, sorted=False)
+    tokens, by_id = tokens.sort()
+    ranked, order = _in_order(values.gather(-1, by_id))
+    # Others may be as likely as the last of them, and come before it.
+    ranked = ranked.masked_fill(ranked == ranked[:, -1:], 0).double()
+    whole, known = probabilities.double().sum(-1), ranked.sum(-1)
+    others = torch.cat([ranked, (whole - known)[:, None]], dim=-1)
+    drawn = _drawn(
+        others, nn.functional.pad(tokens.gather(-1, order), (0, 1), value=-1), uniforms, top_p
+    )
+    return drawn if top_p == 1 else drawn.where(known >= top_p * whole, -1)
 
 
 def row_uniforms(rows: Sequence[int], decoding: Decoding) -> Float[Tensor, "rows tokens"]:

@@ -237,6 +237,7 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
     if kept is not None:
         metrics |= {f"choice/{name}": value for name, value in kept._asdict().items()}
     results = save_log(trainer)
+    results["training"]["sampling_seconds"] = trainer.sampling_seconds
     if trainer.args.should_save:
         write_json(recipe.output_dir / METRICS_FILE, results["training"] | metrics)
         write_text(recipe.output_dir / RECIPE_FILE, recipe.as_yaml())

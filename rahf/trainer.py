@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -171,8 +172,10 @@ class RAHFTrainer(AdapterTrainer):
             if args.shift == "mean" and args.asks_views and directions is None:
                 directions = fit_mean_shift(self.alignment, train_rows, tokenizer, args)
                 self.alignment = self.alignment.towards(directions)
+            start = perf_counter()
             if retain_texts is None:
                 retain_texts = read_retained(policy, tokenizer, args)
+            self.sampling_seconds = perf_counter() - start
         self.target_cache = None
         if args.target_cache is not None:
             autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else "none"

@@ -17,7 +17,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from rahf.adapters import POLICY
@@ -51,6 +57,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
             args._n_gpu = 1
         super().__init__(model, args, **kwargs)
         show_compactly(self)
+        self.add_callback(LastStepLogged)
         # Losses below are divided by the items of the whole accumulated batch already.
         self.model_accepts_loss_kwargs = True
 
@@ -194,6 +201,16 @@ def first_time(batch: int, size: int, examples: int) -> Bool[Tensor, " size"]:
 def counting(batch: Mapping[str, Any]) -> Bool[Tensor, " rows"]:
     """Which rows of a batch count: all of them, where nothing else is told."""
     return batch.get("counts", torch.ones_like(batch["row"], dtype=torch.bool))
+
+
+class LastStepLogged(TrainerCallback):
+    """A line for the steps after the last multiple of `logging_steps`: a training of fewer steps
+    would have none.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+            control.should_log = True
 
 
 class CompactProgress(ProgressCallback):

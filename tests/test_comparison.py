@@ -376,9 +376,17 @@ def test_the_cost_of_a_row_holds_every_stage(compared):
     seconds = {record.parent: read_json(record)["training"]["train_runtime"] for record in records}
     assert seconds[Path("out/row/choice")] > 0
     assert seconds[Path("out/row/directions")] == 0  # those of the choice
-    assert trained.cost["training_seconds"] == pytest.approx(sum(seconds.values()))
+    sampling = read_json(Path("out/row/stage.json"))["training"]["sampling_seconds"]
+    assert sampling > 0
+    assert trained.cost["training_seconds"] == pytest.approx(sum(seconds.values()) + sampling)
     peaks = [read_json(record).get("peak_memory", 0) for record in records]
     assert trained.cost.get("peak_memory", 0) == max(peaks)
+
+
+def test_sampling_the_retained_texts_is_a_cost(tmp_path):
+    seconds = {"train_runtime": 2.0, "sampling_seconds": 0.5}
+    StageRecord(tmp_path, {}).finish(training=seconds)
+    assert cost_of([tmp_path]) == {"training_seconds": 2.5}
 
 
 def test_records_of_before_memory_was_counted_are_read(tmp_path):

@@ -2,7 +2,15 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_model
 
-from rahf.decoding import Decoding, Prefix, choose, decode, left_padded, row_uniforms
+from rahf.decoding import (
+    Decoding,
+    Prefix,
+    _drawn_from_likeliest,
+    choose,
+    decode,
+    left_padded,
+    row_uniforms,
+)
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14, 15, 16, 17], [18, 19], [2, 3], [4, 3]]
 ENDS = set(range(1, 40, 6))  # many, so that rows end at different places
@@ -120,6 +128,31 @@ def test_tokens_are_drawn_with_their_probability(decoding):
     torch.testing.assert_close(
         torch.bincount(tokens, minlength=6) / draws, share, atol=1 / draws, rtol=0
     )
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("spread", [0.2, 3.0])
+def test_drawing_from_the_likeliest_tokens_is_drawing_from_all_in_order(monkeypatch, top_p, spread):
+    generator = torch.Generator().manual_seed(0)
+    # Steps of an eighth, as 16 bits leave: many tokens are equally likely.
+    logits = (torch.randn(64, 500, generator=generator) * spread * 8).round() / 8
+    uniforms = torch.rand(64, dtype=torch.float64, generator=generator)
+    uniforms[:2] = torch.tensor([0.0, 1 - 2.0**-53])
+    decoding, told = Decoding(temperature=1.0, top_p=top_p), []
+    monkeypatch.setattr("rahf.decoding.LIKELIEST", 500)
+    in_order = choose(logits, decoding, uniforms)
+    monkeypatch.setattr("rahf.decoding.LIKELIEST", 40)
+    whole = _drawn_from_likeliest
+
+    def watched(*given):
+        told.append(whole(*given))
+        return told[-1].clone()
+
+    monkeypatch.setattr("rahf.decoding._drawn_from_likeliest", watched)
+    assert choose(logits, decoding, uniforms).tolist() == in_order.tolist()
+    found = (told[0] >= 0).float().mean()
+    # Of a flat distribution hardly any draw falls among them, of a steep one nearly every one.
+    assert found < 0.5 if spread < 1 else found > 0.6
 
 
 def test_the_last_of_the_random_numbers_draws_a_token_that_is_kept():

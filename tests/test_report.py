@@ -61,6 +61,11 @@ def test_the_figure_is_drawn_with_and_without_held_out_pairs(tmp_path):
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
 
 
+def test_a_log_without_a_step_has_no_figure(tmp_path):
+    training_figure([{"step": 2, "train_loss": 1.0}], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_the_figure_of_a_method_without_a_shift_shows_its_terms(tmp_path):
     log = [
         {"step": step, "loss": 1.0 - 2 * step, "repr/rejected": -3.0 * step, "repr/chosen": step}

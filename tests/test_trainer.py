@@ -327,6 +327,19 @@ def test_a_chat_template_is_that_of_all_rows_and_of_the_saved_tokenizer(
     assert tokenizer.chat_template is None
 
 
+def test_the_last_steps_are_logged_though_no_multiple_of_logging_steps(family, tmp_path):
+    def logged(**options):
+        folder = tmp_path / "-".join(map(str, options.values()))
+        trainer = alignment_trainer(family, folder, save_strategy="no", **options)
+        trainer.train()
+        return [line["step"] for line in trainer.state.log_history if "loss" in line]
+
+    assert logged(logging_steps=100) == [6]
+    assert logged(logging_steps=4) == [4, 6]
+    assert logged(logging_steps=3) == [3, 6]
+    assert logged(logging_strategy="no") == []
+
+
 def test_the_log_tells_terms_reached_share_and_cosine_of_every_layer(family, tmp_path):
     trainer = alignment_trainer(family, tmp_path, save_strategy="no", **EVERY_TERM)
     trainer.train()

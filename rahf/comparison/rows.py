@@ -67,13 +67,16 @@ def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
 
 
 def cost_of(folders: Sequence[Path]) -> dict[str, float]:
-    """What the stages in `folders` cost together, from their records.
+    """What the stages in `folders` cost together, from their records: seconds of training, and of
+    sampling the retained texts, which records of an older rahf do not tell.
 
     The peak of memory is left out where one of them does not know its own: it was run by an older
     rahf, or where the system does not tell.
     """
     records = [read_json(folder / STAGE_FILE) for folder in folders]
-    cost = {"training_seconds": sum(each["training"]["train_runtime"] for each in records)}
+    trainings = [record["training"] for record in records]
+    seconds = [each["train_runtime"] + each.get("sampling_seconds", 0) for each in trainings]
+    cost = {"training_seconds": sum(seconds)}
     if all("peak_memory" in each for each in records):
         cost["peak_memory"] = max(each["peak_memory"] for each in records)
     return cost

@@ -7,11 +7,13 @@ from typing import Any
 
 def training_figure(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss over the steps, and the reached share, at the end that of each layer; without a shift,
-    the terms of the loss.
+    the terms of the loss. Of a log without any step (`logging_strategy: no`) there is none.
     """
     from matplotlib.figure import Figure
 
     steps = [line for line in log if "loss" in line]
+    if not steps:
+        return
     shifted = "repr/reached" in steps[-1]
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     loss, *others = figure.subplots(1, 3 if shifted else 2)
