@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -36,7 +36,6 @@ from rahf.objective import (
 from rahf.packing import use_packed_attention
 from rahf.prediction_terms import (
     Predicted,
-    compares_predictions,
     logits_difference,
     prediction_terms,
     scored_tokens,
@@ -175,7 +174,7 @@ class Alignment:
         """
         rows, options = batch["reference"], self.options
         scored = scored_tokens(batch, options)
-        frozen = frozen or self.frozen(batch, scored)
+        frozen = frozen or self.frozen(batch)
         asked, predicted = self.asked(batch, frozen), frozen.predicted
         hidden, logits = self._look(model, self.model, rows, scored)
         terms, weights = self._distances(hidden, asked, batch, elapsed)
@@ -234,10 +233,10 @@ class Alignment:
         apart = dissimilarity(hidden[:, begins], ~batch["chosen"])
         return self._of_rows(apart, "rejected", batch)
 
-    def frozen(self, batch: Batch, scored: Bool[Tensor, "lines seq"] | None = None) -> Frozen:
-        """Ask the frozen views, for predictions of `scored` tokens too where a term reads them."""
+    def frozen(self, batch: Batch) -> Frozen:
+        """Ask the frozen views, for their predictions too where a term reads them."""
         aligned, predicts = batch["aligned_responses"], bool(self.options.prediction_weight)
-        needed = scored if compares_predictions(self.options) else None
+        needed = scored_tokens(batch, self.options) if self.options.compares_predictions else None
         reference, logits = self._look_frozen(self.views.reference, batch, needed)
         if self.views.positive is None:
             return Frozen(reference, None, Predicted(logits, None))

@@ -55,7 +55,7 @@ def with_choice(recipe: Recipe, folder: Path) -> Recipe:
 
 def decided(method: MethodOptions, **values: Any) -> MethodOptions:
     """The options with numbers, and without a file of texts that only the choice has read."""
-    if not (method.retain_weight or (method.kl_weight and method.kl_rows == "retain")):
+    if not method.reads_retained:
         values["retain_dataset_name"] = None
     return dataclasses.replace(method, **values)
 

@@ -239,7 +239,8 @@ class MethodOptions:
         None,
         "Folder that keeps the states of the frozen views: they are computed once, and read in "
         "later epochs and by later trainings on the same rows, whatever their alpha, weights, "
-        "rate or seed. null: computed in every step.",
+        "rate or seed. Beside a KL, DPO or prediction term those of the retained texts alone. "
+        "null: computed in every step.",
     )
     target_cache_gib: Annotated[float, Limits(least=0)] = option(
         50.0, "GiB that the folder of target_cache may hold; a training that needs more is refused."
@@ -329,6 +330,21 @@ class MethodOptions:
 
     def __post_init__(self):
         self.check_method()
+
+    @property
+    def compares_predictions(self) -> bool:
+        """Whether a term holds the policy's predictions against the reference's."""
+        return bool(self.kl_weight or self.dpo_weight or self.prediction_weight)
+
+    @property
+    def compares_retained(self) -> bool:
+        """Whether one does so on the texts of the retain term."""
+        return bool(self.kl_weight) and self.kl_rows == "retain"
+
+    @property
+    def reads_retained(self) -> bool:
+        """Whether there are texts of a retain term at all."""
+        return bool(self.retain_weight) or self.compares_retained
 
     @property
     def asks_views(self) -> bool:

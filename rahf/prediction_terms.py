@@ -33,7 +33,7 @@ class PredictionTerm(NamedTuple):
 
 def scored_tokens(batch: Batch, options: MethodOptions) -> Bool[Tensor, "lines seq"] | None:
     """Tokens of the block `reference` whose prediction a term reads; None where no term does."""
-    if not (compares_predictions(options) or options.sft_weight):
+    if not (options.compares_predictions or options.sft_weight):
         return None
     rows, responses = batch["reference"], len(batch["row"])
     mask = with_context(rows)
@@ -46,11 +46,6 @@ def scored_tokens(batch: Batch, options: MethodOptions) -> Bool[Tensor, "lines s
     if options.dpo_weight or options.prediction_weight:
         kept[:responses] = True
     return mask & kept[rows["owner"]]
-
-
-def compares_predictions(options: MethodOptions) -> bool:
-    """Whether a term holds the policy's predictions against the reference's."""
-    return bool(options.kl_weight or options.dpo_weight or options.prediction_weight)
 
 
 def prediction_terms(

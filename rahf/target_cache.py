@@ -1,5 +1,6 @@
 """What the frozen views say of each response, kept on disk: computed once, read in later epochs and
-by later runs that differ in alpha, weights, rate or seed.
+by later runs that differ in alpha, weights, rate or seed. Where a term reads predictions, which are
+not kept, the views are asked about every response, and retained texts alone are read.
 
     FOLDER/KEY/key.json             what the states were made with; KEY is its digest
     FOLDER/KEY/0/17-chosen.safetensors     reference [layers, tokens, d_model] and shift, unscaled
@@ -17,6 +18,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,21 @@ class TargetCache:
         key: all that the states follow from.
         needed: bytes of the states of all items.
         limit: bytes that `folder` may hold.
+        responses: whether the states of responses are kept, beside those of retained texts.
 
     Raises:
         ValueError: the folder would hold more than it may, its disk has too little room, or its
             record is not that of the key.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, Any], needed: int, limit: int):
+    def __init__(
+        self,
+        folder: Path,
+        key: Mapping[str, Any],
+        needed: int,
+        limit: int,
+        responses: bool = True,
+    ):
         key = json.loads(json.dumps(key))
         self.folder = folder / digest([json.dumps(key, sort_keys=True).encode()])
         record = self.folder / KEY_FILE
@@ -72,6 +82,7 @@ class TargetCache:
         if not record.exists():
             with _written_whole(record) as staging:
                 staging.write_text(json.dumps(key, indent=2))
+        self._responses = responses
         self._verified = self._retained_verified = self._full = False
 
     def frozen(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
@@ -84,7 +95,7 @@ class TargetCache:
         Raises:
             ValueError: the states that are kept are not those of this model.
         """
-        known = self._read(batch, 0)
+        known = self._read(batch, 0) if self._responses else None
         if not _everywhere(known is not None, batch["row"].device):
             made = self._compute(batch, compute)
             self._write(batch, made)
@@ -129,13 +140,13 @@ class TargetCache:
             raise ValueError(f"{path} cannot be read ({error}): delete {self.folder}.") from error
 
     def _write(self, batch: Batch, made: Frozen) -> None:
-        tokens = _tokens_of(batch)
+        tokens, responses = _tokens_of(batch), len(batch["row"])
         references = made.reference.split(tokens, dim=1)
         shifts: Sequence[Tensor | None] = [None] * len(tokens)
         if made.shift is not None:
-            responses = len(batch["row"])
             shifts = [*made.shift.split(tokens[:responses], dim=1), *shifts[responses:]]
-        for path, reference, shift in zip(self._paths(batch), references, shifts, strict=True):
+        parts = zip(self._paths(batch), references, shifts, strict=True)
+        for path, reference, shift in islice(parts, 0 if self._responses else responses, None):
             if self._full or path.exists():
                 continue
             states = {"reference": reference} | ({} if shift is None else {"shift": shift})
@@ -246,12 +257,13 @@ def open_cache(
         "rows": digest_of_rows(rows),
         "retained": digest([json.dumps([list(text) for text in retained]).encode()]),
     }
-    states = _aligned_tokens(rows, options) * (2 if both else 1) + sum(map(len, retained))
+    states, responses = sum(map(len, retained)), not options.compares_predictions
+    if responses:
+        states += _aligned_tokens(rows, options) * (2 if both else 1)
     width = base.config.get_text_config().hidden_size
     needed = states * len(alignment.layers) * width * base.dtype.itemsize
-    return TargetCache(
-        Path(options.target_cache), key, needed, round(options.target_cache_gib * GIB)
-    )
+    limit = round(options.target_cache_gib * GIB)
+    return TargetCache(Path(options.target_cache), key, needed, limit, responses)
 
 
 DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens")

@@ -387,7 +387,7 @@ def read_retained(
     policy: PeftModel, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
 ) -> Sequence[list[int]]:
     """Ids of the retain term's texts: from a file, or sampled from the reference, or none."""
-    if not (args.retain_weight or (args.kl_weight and args.kl_rows == "retain")):
+    if not args.reads_retained:
         return ()
     if args.retain_dataset_name:
         return tokenize_texts(

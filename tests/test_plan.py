@@ -523,7 +523,22 @@ def test_kept_states_are_computed_in_the_first_epoch_alone(training, share):
     assert sum(after.moment) == sum(before.moment)
 
 
-@pytest.mark.parametrize("keys", [{"shift": "token"}, {"shift": "mean", "retain_weight": 0.5}])
+def test_views_whose_predictions_are_read_are_asked_in_every_epoch():
+    given = {"prediction_weight": 1, "retain_weight": 0.5, "max_steps": 16}
+    before, after = (
+        estimate(case(**given, **cache))[-1] for cache in ({}, {"target_cache": "states"})
+    )
+    assert after.step == before.step
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"shift": "token"},
+        {"shift": "mean", "retain_weight": 0.5},
+        {"shift": "mean", "retain_weight": 0.5, "prediction_weight": 1},
+    ],
+)
 def test_the_disk_that_kept_states_take_is_told(family_of, tmp_path, keys):
     from safetensors.torch import load_file
     from tiny_models import tiny_dataset

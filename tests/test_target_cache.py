@@ -94,6 +94,47 @@ def test_retained_texts_that_are_known_are_not_computed_again_in_the_first_epoch
     assert asked == [6, 6, 3]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_weight": 1.0, "shift": "mean"},
+        {"prediction_weight": 1.0, "response_source": "random"},
+        {"dpo_weight": 1.0, "pairs_together": True},
+        {"kl_weight": 1.0, "sft_weight": 1.0, "packing": False},
+    ],
+    ids=str,
+)
+def test_beside_a_term_that_reads_predictions_retained_texts_alone_are_kept(
+    family, tmp_path, options
+):
+    def trained(folder, **more):
+        options_of_run = {"retain_texts": RETAINED, "retain_weight": 0.5, **options, **more}
+        options_of_run |= {"per_device_train_batch_size": 4, "save_strategy": "no"}
+        trainer = alignment_trainer(family, tmp_path / folder, **options_of_run)
+        rows, look = [], trainer.alignment._look_frozen
+
+        def watched(view, batch, *given):
+            if view == trainer.alignment.views.reference:
+                rows.append(row_count(batch["reference"]))
+            return look(view, batch, *given)
+
+        trainer.alignment._look_frozen = watched
+        trainer.train()
+        return trainer, rows
+
+    plain, whole = trained("plain")
+    cached, first = trained("cached", target_cache=str(tmp_path / "cache"))
+    again, later = trained("again", target_cache=str(tmp_path / "cache"))
+    for each in (cached, again):
+        assert losses_of(each) == pytest.approx(losses_of(plain), rel=1e-5)
+    assert whole == [8] * 6  # four responses, each with a text
+    # All three texts are known after one batch, or two, and computed once more, to compare.
+    assert first[0] == 8
+    assert first[-3:] == [4] * 3
+    assert later == [8, *[4] * 5]
+    assert [path.parent.name for path in files_in(tmp_path / "cache")] == ["retained"] * 3
+
+
 def test_retained_states_of_other_weights_are_refused(family, tmp_path):
     options = {"retain_texts": RETAINED, "retain_weight": 0.5, "pairs": 9}
     options |= {"target_cache": str(tmp_path / "cache")}
@@ -298,9 +339,12 @@ def test_a_full_disk_ends_the_keeping_and_not_the_training(family, tmp_path, mon
     [
         ({"target_cache": " "}, "is empty: give a folder"),
         ({"response_source": "random"}, "need not come again"),
-        ({"kl_weight": 0.1}, "kl_weight reads the reference's predictions"),
-        ({"dpo_weight": 0.1, "pairs_together": True}, "dpo_weight reads"),
-        ({"prediction_weight": 0.1}, "prediction_weight reads"),
+        ({"kl_weight": 0.1}, "beside kl_weight, which reads predictions of the responses"),
+        (
+            {"dpo_weight": 0.1, "pairs_together": True},
+            "set retain_weight above 0, or dpo_weight to",
+        ),
+        ({"kl_weight": 0.1, "kl_rows": "retain", "retain_weight": 0.5}, "with kl_rows: retain"),
     ],
 )
 def test_what_the_cache_cannot_hold_is_refused(family, tmp_path, options, told):

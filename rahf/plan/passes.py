@@ -162,8 +162,10 @@ def _alignment(case: Case) -> Stage:
 
 def _computed_share(case: Case, responses: int | None, batch: int) -> float:
     """Share of the steps that ask the frozen views: those of the first epoch, where the number of
-    rows is known.
+    rows is known; all, where a term reads the reference's predictions.
     """
+    if case.recipe.method.compares_predictions:
+        return 1
     training, processes = case.recipe.training, case.launch.processes
     once = training | {"max_steps": -1, "num_train_epochs": 1}
     steps = steps_of(training, responses, batch, processes)
@@ -173,18 +175,19 @@ def _computed_share(case: Case, responses: int | None, batch: int) -> float:
 
 def _kept(case: Case, responses: int | None, both: bool) -> float | None:
     """Hidden states that the cache keeps: those of the reference, and the shift where it is of
-    every token.
+    every token; where a term reads the reference's predictions, those of retained texts alone.
     """
+    method = case.recipe.method
+    retained = method.retain_rows * method.retain_tokens if method.reads_retained else 0
+    if method.compares_predictions:
+        return retained * len(case.layers)
     if responses is None:
         return None
-    method = case.recipe.method
     sides = SIDES.get(method.response_source, BOTH)
     _, response = case.lengths.usual("prompt", sides, method.max_response_tokens, 1)
     tail = method.tail_tokens if method.positions == "response_and_tail" else 0
     states = responses * (response + tail) * (2 if both else 1)
-    if _retains(case):
-        states += method.retain_rows * method.retain_tokens
-    return states * len(case.layers)
+    return (states + retained) * len(case.layers)
 
 
 def _same(method: MethodOptions) -> tuple[str, ...]:
@@ -217,7 +220,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool 
     recorded = response + tail
     plain = name in ("reference", "policy")
     rows, alone = batch, width
-    if plain and _retains(case):
+    if plain and method.reads_retained:
         # A retained text beside every response, padded to the same width or packed.
         rows, retained = 2 * batch, method.retain_tokens
         width = (width + retained) / 2 if case.packed else max(width, retained)
@@ -225,7 +228,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool 
     scored = _scored(case, name, response) if predicts else 0
     depth = case.decoder.layers if scored or not case.early_exit else case.top
     upper = None
-    if case.packed and scored and rows > batch and not _compares_retained(method):
+    if case.packed and scored and rows > batch and not method.compares_retained:
         # Retained texts, which nothing predicts, end at the top target layer.
         upper = Upper(case.decoder.layers - case.top, batch, alone)
     adapted = {
@@ -267,15 +270,6 @@ def _scored(case: Case, name: str, response: float) -> float:
     if method.kl_weight:
         return method.retain_tokens if method.kl_rows == "retain" else response
     return response if method.sft_weight and name == "policy" else 0
-
-
-def _retains(case: Case) -> bool:
-    method = case.recipe.method
-    return bool(method.retain_weight) or _compares_retained(method)
-
-
-def _compares_retained(method: MethodOptions) -> bool:
-    return bool(method.kl_weight) and method.kl_rows == "retain"
 
 
 def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:

@@ -34,7 +34,8 @@ def changes(case: Case) -> list[Setting]:
     found.append(_checkpointing(not _checkpoints(case)))
     if method.asks_views:
         found.append(_shift("mean" if method.shift == "token" else "token"))
-    if method.target_cache is None and not cache_problems(method):
+    keeps = not (method.compares_predictions or cache_problems(method))
+    if method.target_cache is None and keeps:
         found.append(_cached())
     found.append(_half() if model.dtype == "float32" else _single())
     if not (model.load_in_8bit or model.load_in_4bit):

@@ -157,7 +157,7 @@ def term_problems(options: "MethodOptions") -> list[str]:
         )
     uses = {
         f"retain_weight: {options.retain_weight}": options.retain_weight > 0,
-        "kl_rows: retain": options.kl_weight > 0 and options.kl_rows == "retain",
+        "kl_rows: retain": options.compares_retained,
     }
     problems += [
         f"{use} needs texts: set retain_rows above 0"
@@ -178,17 +178,28 @@ def cache_problems(options: "MethodOptions") -> list[str]:
     problems = []
     if options.target_cache is not None and not options.target_cache.strip():
         problems.append("target_cache: is empty: give a folder, or leave it away")
-    if options.response_source == "random":
+    if not options.compares_predictions:
+        if options.response_source == "random":
+            problems.append(
+                "target_cache: with response_source: random a response need not come again: set "
+                "response_source: both, chosen or rejected, or leave target_cache away"
+            )
+        return problems
+    if options.compares_retained:
         problems.append(
-            "target_cache: with response_source: random a response need not come again: set "
-            "response_source: both, chosen or rejected, or leave target_cache away"
+            "target_cache: keeps hidden states, and with kl_rows: retain the reference's "
+            "predictions of retained texts are read in every step: set kl_rows: responses or "
+            "kl_weight: 0, or leave target_cache away"
         )
-    return problems + [
-        f"target_cache: keeps hidden states, and {name} reads the reference's predictions in every "
-        f"step: set {name}: 0, or leave target_cache away"
-        for name in ("kl_weight", "dpo_weight", "prediction_weight")
-        if getattr(options, name)
-    ]
+    elif not options.retain_weight:
+        weights = ("kl_weight", "dpo_weight", "prediction_weight")
+        given = " and ".join(name for name in weights if getattr(options, name))
+        problems.append(
+            f"target_cache: beside {given}, which reads predictions of the responses in every "
+            "step, it keeps the states of retained texts alone, and there are none: set "
+            f"retain_weight above 0, or {given} to 0, or leave target_cache away"
+        )
+    return problems
 
 
 def comparison_problems(options: "CompareOptions", kinds: Sequence[str]) -> list[str]:
