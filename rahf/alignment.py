@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from rahf.adapters import add_teachers, attach_policy, depth_of, frozen_pass
 from rahf.capture import record
 from rahf.config import MethodOptions, resolve_layers
-from rahf.contrast import Batch, first_rows, packed_tokens_until, row_count
+from rahf.contrast import Batch, Rows, first_rows, packed_tokens_until, row_count
 from rahf.directions import Directions, MeanFitter
 from rahf.likelihood import forward_columns, model_inputs, response_logits, with_context
 from rahf.objective import (
@@ -246,6 +246,10 @@ class Alignment:
         shift = positive.hidden - negative.hidden if self.directions is None else None
         shifted = logits_difference(positive.logits, negative.logits) if predicts else None
         return Frozen(reference, shift, Predicted(logits, shifted))
+
+    def retained(self, rows: Rows) -> Float[Tensor, "layers tokens d_model"]:
+        """What the reference says of retained texts alone."""
+        return self._look_frozen(self.views.reference, {"reference": rows}).hidden
 
     def asked(self, batch: Batch, frozen: Frozen) -> Asked:
         """Where the policy's states are to go, by what the frozen views say."""

@@ -84,7 +84,7 @@ class Responses(torch.utils.data.Dataset):
         }
         if self._retain:
             text = index % len(self._retain)
-            item |= {"retain_ids": self._retain[text], "retain_name": f"retained/{text}"}
+            item |= {"retain_ids": self._retain[text], "retain_name": retained_name(text)}
         return item
 
     def _side(self, index: int, row: int) -> str:
@@ -96,6 +96,11 @@ class Responses(torch.utils.data.Dataset):
             ).digest()
             return ("chosen", "rejected")[digest[0] % 2]
         return self._source
+
+
+def retained_name(text: int) -> str:
+    """Name of a retained text among the items of batches."""
+    return f"retained/{text}"
 
 
 class PairsTogether(torch.utils.data.Sampler):
@@ -303,6 +308,11 @@ class ContrastCollator:
             if f"{view}_prompt_ids" in items[0]:
                 batch[view] = self._view(view, items, responses)
         return batch
+
+    def retained_rows(self, texts: Sequence[list[int]]) -> Rows:
+        """A block of retained texts alone, as they stand behind responses in `reference`."""
+        rows = self._rows([[] for _ in texts], list(texts))
+        return with_aligned(rows, rows["response_mask"])
 
     def _view(
         self, view: str, items: Sequence[Mapping[str, Any]], responses: list[list[int]]

@@ -18,6 +18,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,7 +38,7 @@ from rahf.adapters import fingerprint
 from rahf.alignment import Alignment, Frozen, without_retained
 from rahf.artifacts import read_json
 from rahf.config import MethodOptions
-from rahf.contrast import Batch
+from rahf.contrast import Batch, ContrastCollator, retained_name
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
@@ -55,6 +58,7 @@ class TargetCache:
         needed: bytes of the states of all items.
         limit: bytes that `folder` may hold.
         responses: whether the states of responses are kept, beside those of retained texts.
+        retained: names of all retained texts, and what computes their states, in that order.
 
     Raises:
         ValueError: the folder would hold more than it may, its disk has too little room, or its
@@ -68,6 +72,7 @@ class TargetCache:
         needed: int,
         limit: int,
         responses: bool = True,
+        retained: tuple[Sequence[str], Callable[[], Iterator[Tensor]]] = ((), lambda: iter(())),
     ):
         key = json.loads(json.dumps(key))
         self.folder = folder / digest([json.dumps(key, sort_keys=True).encode()])
@@ -82,12 +87,13 @@ class TargetCache:
         if not record.exists():
             with _written_whole(record) as staging:
                 staging.write_text(json.dumps(key, indent=2))
-        self._responses = responses
-        self._verified = self._retained_verified = self._full = False
+        self._responses, self._retained = responses, retained
+        self._verified = self._retained_verified = self._full = self._begun = False
 
     def frozen(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
         """What the frozen views say of `batch`: read where all of it is known, otherwise computed,
-        without the retained texts where these are known, since they come again within an epoch.
+        without the retained texts, which come again within an epoch: the first call computes all of
+        them that is not known.
 
         All ranks read, or all compute, since a model in pieces is run by all of them or by none.
         The first states that are read are computed too and compared.
@@ -95,6 +101,9 @@ class TargetCache:
         Raises:
             ValueError: the states that are kept are not those of this model.
         """
+        if not self._begun:
+            self._begun = True
+            self._begin(batch["row"].device)
         known = self._read(batch, 0) if self._responses else None
         if not _everywhere(known is not None, batch["row"].device):
             made = self._compute(batch, compute)
@@ -104,6 +113,16 @@ class TargetCache:
             self._verify(known, compute(batch))
             self._verified = True
         return known
+
+    def _begin(self, device: torch.device) -> None:
+        """Compute and keep the states of the retained texts, unless all are known to all ranks."""
+        names, compute = self._retained
+        paths = [self._path(name) for name in names]
+        if _everywhere(all(path.exists() for path in paths), device):
+            return
+        self._retained_verified = not any(path.exists() for path in paths)
+        for path, states in zip(paths, compute(), strict=True):
+            self._keep(path, {"reference": states})
 
     def _compute(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
         retained = self._read(batch, len(batch["row"]))
@@ -147,17 +166,18 @@ class TargetCache:
             shifts = [*made.shift.split(tokens[:responses], dim=1), *shifts[responses:]]
         parts = zip(self._paths(batch), references, shifts, strict=True)
         for path, reference, shift in islice(parts, 0 if self._responses else responses, None):
-            if self._full or path.exists():
-                continue
-            states = {"reference": reference} | ({} if shift is None else {"shift": shift})
-            states = {name: part.cpu().contiguous() for name, part in states.items()}
-            try:
-                with _written_whole(path) as staging:
-                    save_file(states, staging)
-            except OSError as error:
-                # A training is worth more than its cache.
-                logger.warning("%s cannot be written (%s): no more states are kept", path, error)
-                self._full = True
+            self._keep(path, {"reference": reference} | ({} if shift is None else {"shift": shift}))
+
+    def _keep(self, path: Path, states: Mapping[str, Tensor]) -> None:
+        if self._full or path.exists():
+            return
+        try:
+            with _written_whole(path) as staging:
+                save_file({name: part.cpu().contiguous() for name, part in states.items()}, staging)
+        except OSError as error:
+            # A training is worth more than its cache.
+            logger.warning("%s cannot be written (%s): no more states are kept", path, error)
+            self._full = True
 
     def _verify(self, known: Frozen, made: Frozen) -> None:
         """Compare what was read to what the model says now."""
@@ -174,7 +194,10 @@ class TargetCache:
                 )
 
     def _paths(self, batch: Batch) -> list[Path]:
-        return [self.folder / f"{name}.safetensors" for name in batch["items"]]
+        return [self._path(name) for name in batch["items"]]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
 
 def _tokens_of(batch: Batch) -> list[int]:
@@ -233,8 +256,9 @@ def open_cache(
     alignment: Alignment,
     teachers: Mapping[str, str | Path | PreTrainedModel],
     rows: Dataset,
-    retained: Sequence[Sequence[int]],
+    retained: Sequence[list[int]],
     autocast: str,
+    collator: ContrastCollator,
 ) -> TargetCache:
     """The cache of a training in the folder that its options name.
 
@@ -243,6 +267,7 @@ def open_cache(
         rows: tokenised pairs that are trained on.
         retained: ids of the texts of the retain term.
         autocast: number format that passes run in where it is not the weights' own.
+        collator: what makes the training's batches.
     """
     options, base = alignment.options, alignment.model.get_base_model()
     both = alignment.views.positive is not None  # a shift of every token
@@ -263,7 +288,24 @@ def open_cache(
     width = base.config.get_text_config().hidden_size
     needed = states * len(alignment.layers) * width * base.dtype.itemsize
     limit = round(options.target_cache_gib * GIB)
-    return TargetCache(Path(options.target_cache), key, needed, limit, responses)
+    names = [retained_name(text) for text in range(len(retained))]
+    states_of_texts = partial(_retained_states, alignment, collator, retained)
+    folder = Path(options.target_cache)
+    return TargetCache(folder, key, needed, limit, responses, (names, states_of_texts))
+
+
+TEXTS_AT_ONCE = 8
+
+
+def _retained_states(
+    alignment: Alignment, collator: ContrastCollator, texts: Sequence[list[int]]
+) -> Iterator[Float[Tensor, "layers tokens d_model"]]:
+    """What the reference says of each retained text."""
+    device = next(alignment.model.parameters()).device
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        together = texts[start : start + TEXTS_AT_ONCE]
+        rows = send_to_device(collator.retained_rows(together), device)
+        yield from alignment.retained(rows).split([len(text) for text in together], dim=1)
 
 
 DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens")

@@ -180,7 +180,7 @@ class RAHFTrainer(AdapterTrainer):
         if args.target_cache is not None:
             autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else "none"
             self.target_cache = open_cache(
-                self.alignment, teachers, train_rows, retain_texts, autocast
+                self.alignment, teachers, train_rows, retain_texts, autocast, collator
             )
         self._tally = {phase: Tally(self.alignment.layers) for phase in ("train", "eval")}
         super().__init__(

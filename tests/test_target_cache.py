@@ -74,7 +74,7 @@ def test_a_training_from_the_cache_is_the_training_without_it(
     assert 3 * views <= filling < asked
 
 
-def test_retained_texts_that_are_known_are_not_computed_again_in_the_first_epoch(family, tmp_path):
+def test_retained_texts_are_computed_once_and_beside_no_response(family, tmp_path):
     options = {"retain_texts": RETAINED, "retain_weight": 0.5, "method": "lorra", "sft_weight": 1.0}
     options |= {"target_cache": str(tmp_path / "cache")}
     trainer = alignment_trainer(family, tmp_path / "out", pairs=9, **options)
@@ -84,14 +84,18 @@ def test_retained_texts_that_are_known_are_not_computed_again_in_the_first_epoch
         asked.append(row_count(batch["reference"]))
         return trainer.alignment.frozen(batch)
 
+    texts = []
+    compute_texts = trainer.alignment.retained
+    trainer.alignment.retained = lambda rows: (texts.append(row_count(rows)), compute_texts(rows))[
+        1
+    ]
     for start in (0, 3, 6):  # three responses, each with one of the three texts
         items = [trainer.train_dataset[index] for index in range(start, start + 3)]
         batch = trainer.data_collator(items)
         found, whole = trainer.target_cache.frozen(batch, compute), trainer.alignment.frozen(batch)
         assert torch.allclose(found.reference, whole.reference, atol=1e-5)
         assert torch.allclose(found.shift, whole.shift, atol=1e-5)
-    # Computed; computed once more, to compare; read.
-    assert asked == [6, 6, 3]
+    assert (texts, asked) == ([3], [3, 3, 3])
 
 
 @pytest.mark.parametrize(
@@ -126,28 +130,32 @@ def test_beside_a_term_that_reads_predictions_retained_texts_alone_are_kept(
     cached, first = trained("cached", target_cache=str(tmp_path / "cache"))
     again, later = trained("again", target_cache=str(tmp_path / "cache"))
     for each in (cached, again):
-        assert losses_of(each) == pytest.approx(losses_of(plain), rel=1e-5)
+        assert losses_of(each)[0] == pytest.approx(losses_of(plain)[0], rel=1e-6)
+        # Texts that are computed in another pack are rounded otherwise; training carries it on.
+        assert losses_of(each) == pytest.approx(losses_of(plain), rel=1e-4)
     assert whole == [8] * 6  # four responses, each with a text
-    # All three texts are known after one batch, or two, and computed once more, to compare.
-    assert first[0] == 8
-    assert first[-3:] == [4] * 3
-    assert later == [8, *[4] * 5]
+    assert first == [3, *[4] * 6]  # the three texts, then responses alone
+    assert later == [8, *[4] * 5]  # once more, to compare
     assert [path.parent.name for path in files_in(tmp_path / "cache")] == ["retained"] * 3
 
 
 def test_retained_states_of_other_weights_are_refused(family, tmp_path):
     options = {"retain_texts": RETAINED, "retain_weight": 0.5, "pairs": 9}
     options |= {"target_cache": str(tmp_path / "cache")}
-    trainer = alignment_trainer(family, tmp_path / "out", **options)
+    trainer, other = (
+        alignment_trainer(family, tmp_path / name, **options) for name in ("one", "other")
+    )
 
     def batch_from(start):
         return trainer.data_collator([trainer.train_dataset[start + each] for each in range(3)])
 
     trainer.target_cache.frozen(batch_from(0), trainer.alignment.frozen)
-    for path in (tmp_path / "cache").rglob("retained/*.safetensors"):
+    paths = sorted((tmp_path / "cache").rglob("retained/*.safetensors"))
+    for path in paths:
         save_file({"reference": 2 * load_file(path)["reference"]}, path)
+    paths[0].unlink()  # a training that was killed has left some of them
     with pytest.raises(ValueError, match="of other weights"):
-        trainer.target_cache.frozen(batch_from(3), trainer.alignment.frozen)
+        other.target_cache.frozen(batch_from(3), other.alignment.frozen)
 
 
 def test_later_trainings_with_another_alpha_rate_and_seed_ask_no_view_but_to_compare(

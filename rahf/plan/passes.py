@@ -218,7 +218,8 @@ def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool 
         width, response = extents(view, sides, cut, 1 if case.packed else batch)
     tail = method.tail_tokens if method.positions == "response_and_tail" else 0
     recorded = response + tail
-    plain = name in ("reference", "policy")
+    # What target_cache keeps of retained texts is computed once, and beside no response.
+    plain = name == "policy" or (name == "reference" and not method.target_cache)
     rows, alone = batch, width
     if plain and method.reads_retained:
         # A retained text beside every response, padded to the same width or packed.
