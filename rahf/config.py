@@ -31,9 +31,10 @@ from rahf.recipe.options import (
     raise_problems,
     value_problems,
 )
-from rahf.recipe.presets import own_settings
+from rahf.recipe.presets import ALL_TEACHERS, DEFAULT_INSTRUCTIONS, TEACHERS, own_settings
 
 __all__ = [
+    "ALL_TEACHERS",
     "DEFAULT_INSTRUCTIONS",
     "TEACHERS",
     "CompareOptions",
@@ -44,28 +45,6 @@ __all__ = [
     "TeacherOptions",
     "resolve_layers",
 ]
-
-# The two views of `scit` and `lorra`. They differ in the words that name the preference and in
-# nothing else: same sentence, same punctuation, about the same length, so that the difference of
-# the views is the preference and not the form.
-DEFAULT_INSTRUCTIONS = {
-    "positive": "Answer as a careful reader would prefer: helpful, honest and harmless.",
-    "negative": "Answer as a careful reader would reject: unhelpful, dishonest and harmful.",
-}
-
-# Adapters that each method needs, in the order in which step 1 trains them.
-TEACHERS = {
-    "dual": ("positive", "negative"),
-    "scit": ("contrast",),
-    "dpo_shift": ("preferred",),
-    "lorra": (),
-    "direction": (),
-    "circuit_breakers": (),
-    "rmu": (),
-    "repbend": (),
-}
-
-ALL_TEACHERS = tuple(dict.fromkeys(name for names in TEACHERS.values() for name in names))
 
 Method = Literal[
     "dual", "scit", "dpo_shift", "lorra", "direction", "circuit_breakers", "rmu", "repbend"

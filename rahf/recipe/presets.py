@@ -1,4 +1,4 @@
-"""What a method begins with where a recipe is silent, and published settings.
+"""What a method needs, what it begins with where a recipe is silent, and published settings.
 
 Published are those of the neighbours, whose recipes begin with them, and of RAHF, on request: facts
 from the papers and their repositories, each with its departure in docs/method.md. Knows keys and
@@ -10,6 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rahf.config import MethodOptions
+
+# The two views of `scit` and `lorra`. They differ in the words that name the preference and in
+# nothing else: same sentence, same punctuation, about the same length, so that the difference of
+# the views is the preference and not the form.
+DEFAULT_INSTRUCTIONS = {
+    "positive": "Answer as a careful reader would prefer: helpful, honest and harmless.",
+    "negative": "Answer as a careful reader would reject: unhelpful, dishonest and harmful.",
+}
+
+# Adapters that each method needs, in the order in which step 1 trains them.
+TEACHERS = {
+    "dual": ("positive", "negative"),
+    "scit": ("contrast",),
+    "dpo_shift": ("preferred",),
+    "lorra": (),
+    "direction": (),
+    "circuit_breakers": (),
+    "rmu": (),
+    "repbend": (),
+}
+
+ALL_TEACHERS = tuple(dict.fromkeys(name for names in TEACHERS.values() for name in names))
 
 PLAIN: dict[str, Any] = {
     "alpha": 2.0,
