@@ -92,8 +92,8 @@ class TargetCache:
 
     def frozen(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
         """What the frozen views say of `batch`: read where all of it is known, otherwise computed,
-        without the retained texts: these come again within an epoch, and the first call has computed
-        them.
+        without the retained texts: these come again within an epoch, and the first call has
+        computed them.
 
         All ranks read, or all compute, since a model in pieces is run by all of them or by none.
         The first states that are read are computed too and compared.
