@@ -172,8 +172,7 @@ since that takes a CPU as long as a small model takes for its prediction.
 
 def _in_order(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and tokens from the likeliest down; of equal ones the lower id comes first."""
-    ranked, tokens = probabilities.sort(descending=True, stable=True)
-    return ranked, tokens
+    return probabilities.sort(descending=True, stable=True)
 
 
 def _drawn(ranked: Tensor, tokens: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
