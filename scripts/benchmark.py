@@ -6,9 +6,9 @@
 Variants: naive (as the published scripts work), published (with activation checkpointing, as their
 launch files have it), rahf (this package, same objective), rahf-mean (its default shift, one mean a
 layer), rahf-keeping and rahf-cached (with target_cache, in its first epoch and in later ones), dpo
-(TRL's DPOTrainer with the same LoRA). All are trained on the same rows, each in a process of its
-own, by turns. Writes benchmark.json, benchmark.md and benchmark.png; what they mean:
-docs/performance.md.
+(TRL's DPOTrainer with the same LoRA). In a repetition all are trained on the same rows, each in a
+process of its own, by turns; the next one has other rows, so that its spread is the rows' too.
+Writes benchmark.json, benchmark.md and benchmark.png; what they mean: docs/performance.md.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--pairs", type=int, default=2, help="pairs a step, two responses each")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a repetition")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps of a repetition")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them, at least 1")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument(
@@ -47,7 +47,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a look on a busy machine"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the rows")
+    parser.add_argument("--seed", type=int, default=0, help="of the first rows")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
     return parser.parse_args()
 
@@ -55,30 +55,30 @@ def parsed() -> argparse.Namespace:
 def compare(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
     """All variants on one method, interleaved."""
     steps = {"steps": options.steps, "warmup": options.warmup}
-    prepare(workload, options.warmup + options.steps, options.seed)
     runs: dict[str, list] = {name: [] for name in options.variants}
-    for repetition in range(options.repetitions):
+    repeated = [
+        replace(workload, folder=workload.folder / str(repetition))
+        for repetition in range(options.repetitions)
+    ]
+    for repetition, drawn in enumerate(repeated):
+        prepare(drawn, options.warmup + options.steps, options.seed + repetition)
         for name in options.variants:
-            run = in_new_process("measure", workload, variant=name, clock=options.clock, **steps)
-            runs[name].append(run)
+            run = in_new_process("measure", drawn, variant=name, clock=options.clock, **steps)
+            runs[name].append(run | {"response_tokens": response_tokens(drawn, **steps)})
             seconds = sum(run["seconds"]) / options.steps
             print(
                 f"{workload.method} {name} {repetition + 1}: {seconds:.2f} s a step, "
                 f"{run['memory'] / report.GIB:.2f} GiB",
                 flush=True,
             )
-    flops = {
-        name: in_new_process("count", workload, variant=name, **steps)["flops"]
-        for name in options.variants
-    }
-    return {
-        "runs": runs,
-        "flops": flops,
-        "response_tokens": response_tokens(workload, options.warmup, options.steps),
-        "ceiling": matrix_ceiling(
-            options.device, getattr(torch, options.dtype), clock_of(options.clock, options.device)
-        ),
-    }
+    # Counting takes the steps once more, and no clock.
+    for repetition, drawn in enumerate(repeated):
+        for name in options.variants:
+            runs[name][repetition] |= in_new_process("count", drawn, variant=name, **steps)
+    ceiling = matrix_ceiling(
+        options.device, getattr(torch, options.dtype), clock_of(options.clock, options.device)
+    )
+    return {"runs": runs, "ceiling": ceiling}
 
 
 def main() -> None:

@@ -92,28 +92,37 @@ def test_response_tokens_are_those_of_the_timed_steps(tiny_folder):
 
 
 def test_ratios_are_taken_within_a_repetition():
-    def run(seconds, memory, losses=()):
-        return {"seconds": seconds, "memory": memory, "losses": list(losses)}
+    def run(seconds, memory, flops, losses):
+        tokens = {"aligned": 30, "dpo": 90}
+        return {
+            "seconds": seconds,
+            "memory": memory,
+            "flops": flops,
+            "losses": losses,
+            "response_tokens": tokens,
+        }
 
     measured = {
         "runs": {
-            "naive": [run([4.0, 6.0], 300, [1.0, 2.0]), run([8.0, 12.0], 330)],
-            "rahf": [run([1.0, 1.0], 100, [1.0, 2.002]), run([4.0, 4.0], 100)],
+            "naive": [run([4.0, 6.0], 300, 50, [1.0, 2.0]), run([8.0, 12.0], 330, 50, [1.0, 4.0])],
+            "rahf": [run([1.0, 1.0], 100, 8, [1.0, 2.0]), run([4.0, 4.0], 100, 12, [1.0, 4.004])],
         },
-        "flops": {"naive": 50.0, "rahf": 10.0},
-        "response_tokens": {"aligned": 30, "dpo": 90},
         "ceiling": 20.0,
     }
     summary = report.summarize(measured)
     over = summary["over_rahf"]["naive"]
     assert over["step_seconds"] == {"median": 3.75, "least": 2.5, "most": 5.0}
     assert over["memory"]["median"] == pytest.approx(3.15)
+    assert over["flops"]["least"] == pytest.approx(50 / 12)
     rahf = summary["variants"]["rahf"]
     assert rahf["step_seconds"]["median"] == 2.5
-    assert rahf["utilisation"] == pytest.approx(10 / 2.5 / 20)
-    assert rahf["response_tokens_per_second"] == pytest.approx(12)
+    assert rahf["flops_per_step"] == 10
+    assert rahf["utilisation"] == pytest.approx((8 / 1 + 12 / 4) / 2 / 20)
+    assert rahf["response_tokens_per_second"] == pytest.approx((30 / 1 + 30 / 4) / 2)
     assert summary["loss_difference"] == pytest.approx(1e-3)
-    assert "| rahf | 2.50 [1.00, 4.00] |" in report.table("dual", summary)
+    table = report.table("dual", summary)
+    assert "| rahf | 2.50 [1.00, 4.00] |" in table
+    assert len({line.count("|") for line in table.splitlines()[:4]}) == 1
 
 
 def test_steps_are_the_time_between_their_ends():

@@ -10,38 +10,43 @@ GIB = 2**30
 
 def summarize(measured: dict[str, Any]) -> dict[str, Any]:
     """Figures of every variant of one method, medians over the repetitions."""
-    variants, runs, flops = {}, measured["runs"], measured["flops"]
-    for name, repeated in runs.items():
-        step = [sum(run["seconds"]) / len(run["seconds"]) for run in repeated]
-        tokens = measured["response_tokens"]["dpo" if name == "dpo" else "aligned"]
-        achieved = flops[name] / median(step)
+    variants, ratios, runs = {}, {}, measured["runs"]
+    figures = {name: [per_step(run, name) for run in repeated] for name, repeated in runs.items()}
+    for name, repeated in figures.items():
+        of_all = {key: [one[key] for one in repeated] for key in repeated[0]}
+        achieved = median(of_all["achieved_flops"])
         variants[name] = {
-            "step_seconds": spread(step),
-            "response_tokens_per_second": tokens / median(step),
-            "memory_bytes": spread([run["memory"] for run in repeated]),
-            "flops_per_step": flops[name],
+            "step_seconds": spread(of_all["step_seconds"]),
+            "response_tokens_per_second": median(of_all["response_tokens_per_second"]),
+            "memory_bytes": spread(of_all["memory"]),
+            "flops_per_step": sum(of_all["flops"]) / len(repeated),
             "achieved_flops": achieved,
             "utilisation": achieved / measured["ceiling"],
         }
-    # Repetitions were interleaved: a ratio is taken within each of them.
-    ratios = {
-        name: {
-            "step_seconds": spread(
+        # Repetitions were interleaved: a ratio is taken within each of them.
+        ratios[name] = {
+            key: spread(
                 [
-                    sum(other["seconds"]) / sum(own["seconds"])
-                    for other, own in zip(runs[name], runs["rahf"], strict=True)
+                    other[key] / own[key]
+                    for other, own in zip(repeated, figures["rahf"], strict=True)
                 ]
-            ),
-            "memory": spread(
-                [
-                    other["memory"] / own["memory"]
-                    for other, own in zip(runs[name], runs["rahf"], strict=True)
-                ]
-            ),
+            )
+            for key in ("step_seconds", "memory", "flops")
         }
-        for name in runs
-    }
     return {"variants": variants, "over_rahf": ratios, "loss_difference": loss_difference(runs)}
+
+
+def per_step(run: dict[str, Any], name: str) -> dict[str, float]:
+    """Means over the steps of one repetition."""
+    seconds = sum(run["seconds"]) / len(run["seconds"])
+    tokens = run["response_tokens"]["dpo" if name == "dpo" else "aligned"]
+    return {
+        "step_seconds": seconds,
+        "memory": run["memory"],
+        "flops": run["flops"],
+        "achieved_flops": run["flops"] / seconds,
+        "response_tokens_per_second": tokens / seconds,
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -52,23 +57,27 @@ def loss_difference(runs: dict[str, Any]) -> float | None:
     """Largest relative difference of the losses of naive and rahf, over all steps."""
     if "naive" not in runs or "rahf" not in runs:
         return None
-    pairs = zip(runs["naive"][0]["losses"], runs["rahf"][0]["losses"], strict=True)
-    return max(abs(own - naive) / abs(naive) for naive, own in pairs)
+    return max(
+        abs(own - naive) / abs(naive)
+        for others, ours in zip(runs["naive"], runs["rahf"], strict=True)
+        for naive, own in zip(others["losses"], ours["losses"], strict=True)
+    )
 
 
 def table(method: str, summary: dict[str, Any]) -> str:
     """The figures in markdown."""
     lines = [
-        f"| {method} | s/step | over rahf | peak GiB | over rahf | TFLOP/step | GFLOP/s "
-        "| of the ceiling | response tokens/s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {method} | s/step | over rahf | peak GiB | over rahf | TFLOP/step | over rahf "
+        "| GFLOP/s | of the ceiling | response tokens/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in summary["variants"].items():
         over = summary["over_rahf"][name]
         lines.append(
             f"| {name} | {told(found['step_seconds'])} | {told(over['step_seconds'])} "
             f"| {told(found['memory_bytes'], GIB)} | {told(over['memory'])} "
-            f"| {found['flops_per_step'] / 1e12:.3f} | {found['achieved_flops'] / 1e9:,.0f} "
+            f"| {found['flops_per_step'] / 1e12:.3f} | {told(over['flops'])} "
+            f"| {found['achieved_flops'] / 1e9:,.0f} "
             f"| {found['utilisation']:.0%} | {found['response_tokens_per_second']:,.0f} |"
         )
     if summary["loss_difference"] is not None:

@@ -184,7 +184,7 @@ def responses_of(pairs: list[Mapping[str, Any]], limit: int) -> list[tuple[Mappi
     return [(pair, pair[side][:limit]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
 
 
-def response_tokens(workload: Workload, warmup: int, steps: int) -> dict[str, float]:
+def response_tokens(workload: Workload, steps: int, warmup: int) -> dict[str, float]:
     """Response tokens in a timed step's loss: the aligned ones, and all of them, as DPO's."""
     first, last = warmup * workload.pairs, (warmup + steps) * workload.pairs
     pairs = list(workload.rows().select(range(first, last)))
