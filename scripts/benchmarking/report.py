@@ -9,48 +9,52 @@ GIB = 2**30
 
 
 def summarize(measured: dict[str, Any]) -> dict[str, Any]:
-    """Figures of every variant of one method, medians over the repetitions."""
-    variants, ratios, runs = {}, {}, measured["runs"]
-    figures = {name: [per_step(run, name) for run in repeated] for name, repeated in runs.items()}
-    for name, repeated in figures.items():
-        of_all = {key: [one[key] for one in repeated] for key in repeated[0]}
-        achieved = median(of_all["achieved_flops"])
-        variants[name] = {
-            "step_seconds": spread(of_all["step_seconds"]),
-            "response_tokens_per_second": median(of_all["response_tokens_per_second"]),
-            "memory_bytes": spread(of_all["memory"]),
-            "flops_per_step": sum(of_all["flops"]) / len(repeated),
-            "achieved_flops": achieved,
-            "utilisation": achieved / measured["ceiling"],
+    """Figures of every variant of one method over the repetitions, each with rows of its own."""
+    runs, ceiling = measured["runs"], measured["ceiling"]
+    figures = {name: by_repetition(name, repeated) for name, repeated in runs.items()}
+    variants = {
+        name: {
+            "step_seconds": spread(found["step_seconds"]),
+            "response_tokens_per_second": median(found["response_tokens_per_second"]),
+            "memory_bytes": spread(found["memory"]),
+            "flops_per_step": sum(found["flops"]) / len(found["flops"]),
+            "achieved_flops": median(found["achieved_flops"]),
+            "utilisation": median(found["achieved_flops"]) / ceiling,
         }
-        # Repetitions were interleaved: a ratio is taken within each of them.
-        ratios[name] = {
-            key: spread(
-                [
-                    other[key] / own[key]
-                    for other, own in zip(repeated, figures["rahf"], strict=True)
-                ]
-            )
+        for name, found in figures.items()
+    }
+    over_rahf = {
+        name: {
+            key: ratio(found[key], figures["rahf"][key])
             for key in ("step_seconds", "memory", "flops")
         }
-    return {"variants": variants, "over_rahf": ratios, "loss_difference": loss_difference(runs)}
+        for name, found in figures.items()
+    }
+    return {"variants": variants, "over_rahf": over_rahf, "loss_difference": loss_difference(runs)}
 
 
-def per_step(run: dict[str, Any], name: str) -> dict[str, float]:
-    """Means over the steps of one repetition."""
-    seconds = sum(run["seconds"]) / len(run["seconds"])
-    tokens = run["response_tokens"]["dpo" if name == "dpo" else "aligned"]
+def by_repetition(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Figures of a variant in each repetition, means over its steps."""
+    seconds = [sum(run["seconds"]) / len(run["seconds"]) for run in runs]
+    tokens = [run["response_tokens"]["dpo" if name == "dpo" else "aligned"] for run in runs]
+    flops = [run["flops"] for run in runs]
     return {
         "step_seconds": seconds,
-        "memory": run["memory"],
-        "flops": run["flops"],
-        "achieved_flops": run["flops"] / seconds,
-        "response_tokens_per_second": tokens / seconds,
+        "memory": [run["memory"] for run in runs],
+        "flops": flops,
+        "achieved_flops": [a / b for a, b in zip(flops, seconds, strict=True)],
+        "response_tokens_per_second": [a / b for a, b in zip(tokens, seconds, strict=True)],
     }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "least": min(values), "most": max(values)}
+
+
+def ratio(others: Sequence[float], own: Sequence[float]) -> dict[str, float]:
+    """Of the means of all repetitions, and the range within a repetition, whose runs took turns."""
+    within = [other / one for other, one in zip(others, own, strict=True)]
+    return {"mean": sum(others) / sum(own), "least": min(within), "most": max(within)}
 
 
 def loss_difference(runs: dict[str, Any]) -> float | None:
@@ -87,9 +91,9 @@ def table(method: str, summary: dict[str, Any]) -> str:
 
 
 def told(values: dict[str, float], unit: float = 1) -> str:
-    """Median, and what lies around it."""
-    median_, least, most = (values[name] / unit for name in ("median", "least", "most"))
-    return f"{median_:.2f} [{least:.2f}, {most:.2f}]"
+    """Median or mean, and what lies around it."""
+    middle, least, most = (value / unit for value in values.values())
+    return f"{middle:.2f} [{least:.2f}, {most:.2f}]"
 
 
 def chart(summaries: dict[str, Any], path: Path) -> None:
