@@ -1,6 +1,7 @@
 """The benchmark compares like with like: same loss, right ratios, lengths as published."""
 
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tiny_models import tiny_model
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+import benchmark
 from benchmarking import report
 from benchmarking.measure import differences
 from benchmarking.texts import write_pairs
@@ -123,6 +125,27 @@ def test_ratios_are_of_all_repetitions_and_range_within_them():
     table = report.table("dual", summary)
     assert "| rahf | 2.50 [1.00, 4.00] |" in table
     assert len({line.count("|") for line in table.splitlines()[:4]}) == 1
+
+
+def test_every_repetition_has_rows_of_its_own_and_all_variants_share_them(tmp_path, monkeypatch):
+    asked = []
+
+    def in_new_process(function, workload, **arguments):
+        ids = tuple(workload.rows()[0]["prompt_ids"])
+        asked.append(ids)
+        timed = {"seconds": [1.0] * arguments["steps"], "memory": 1, "losses": [1.0]}
+        return timed if function == "measure" else {"flops": 1}
+
+    monkeypatch.setattr(benchmark, "in_new_process", in_new_process)
+    monkeypatch.setattr(benchmark, "matrix_ceiling", lambda *_: 1.0)
+    tiny_model().save_pretrained(tmp_path / "model")
+    command = ["benchmark.py", "--model", str(tmp_path / "model"), "--lengths", "0.1"]
+    command += ["--repetitions", "2", "--steps", "1", "--variants", "naive", "rahf"]
+    monkeypatch.setattr("sys.argv", [*command, "--output", str(tmp_path / "out")])
+    benchmark.main()
+    by_rows = Counter(asked)
+    # Two methods, two variants, measured and counted: in each of the two repetitions.
+    assert list(by_rows.values()) == [8, 8]
 
 
 def test_steps_are_the_time_between_their_ends():
