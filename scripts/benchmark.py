@@ -52,15 +52,19 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compare(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
-    """All variants on one method, interleaved."""
-    steps = {"steps": options.steps, "warmup": options.warmup}
-    runs: dict[str, list] = {name: [] for name in options.variants}
-    repeated = [
+def repetitions(workload: Workload, options: argparse.Namespace) -> list[Workload]:
+    """The workload of every repetition, in a folder of its own."""
+    return [
         replace(workload, folder=workload.folder / str(repetition))
         for repetition in range(options.repetitions)
     ]
-    for repetition, drawn in enumerate(repeated):
+
+
+def timed(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
+    """All variants on one method, interleaved, and what the machine can do after them."""
+    steps = {"steps": options.steps, "warmup": options.warmup}
+    runs: dict[str, list] = {name: [] for name in options.variants}
+    for repetition, drawn in enumerate(repetitions(workload, options)):
         prepare(drawn, options.warmup + options.steps, options.seed + repetition)
         for name in options.variants:
             run = in_new_process("measure", drawn, variant=name, clock=options.clock, **steps)
@@ -71,14 +75,21 @@ def compare(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
                 f"{run['memory'] / report.GIB:.2f} GiB",
                 flush=True,
             )
-    # Counting takes the steps once more, and no clock.
-    for repetition, drawn in enumerate(repeated):
-        for name in options.variants:
-            runs[name][repetition] |= in_new_process("count", drawn, variant=name, **steps)
     ceiling = matrix_ceiling(
         options.device, getattr(torch, options.dtype), clock_of(options.clock, options.device)
     )
     return {"runs": runs, "ceiling": ceiling}
+
+
+def count(
+    runs: dict[str, list[dict[str, Any]]], workload: Workload, options: argparse.Namespace
+) -> None:
+    """Add the FLOPs of the timed steps to their runs; takes those steps once more, and no clock."""
+    for repetition, drawn in enumerate(repetitions(workload, options)):
+        for name, repeated in runs.items():
+            repeated[repetition] |= in_new_process(
+                "count", drawn, variant=name, steps=options.steps, warmup=options.warmup
+            )
 
 
 def main() -> None:
@@ -94,11 +105,15 @@ def main() -> None:
         pairs=options.pairs,
         lengths=options.lengths,
     )
-    measured, summaries = {}, {}
-    for method in options.methods:
-        workload = replace(given, folder=options.output / method, method=method)
-        measured[method] = compare(workload, options)
-        summaries[method] = report.summarize(measured[method])
+    workloads = {
+        method: replace(given, folder=options.output / method, method=method)
+        for method in options.methods
+    }
+    measured = {method: timed(workload, options) for method, workload in workloads.items()}
+    print("all times are taken; from here on the machine may have other work", flush=True)
+    for method, workload in workloads.items():
+        count(measured[method]["runs"], workload, options)
+    summaries = {method: report.summarize(found) for method, found in measured.items()}
     text = "\n\n".join(report.table(method, found) for method, found in summaries.items())
     settings = {name: str(value) for name, value in vars(options).items()}
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -127,12 +127,15 @@ def test_ratios_are_of_all_repetitions_and_range_within_them():
     assert len({line.count("|") for line in table.splitlines()[:4]}) == 1
 
 
-def test_every_repetition_has_rows_of_its_own_and_all_variants_share_them(tmp_path, monkeypatch):
-    asked = []
+def test_repetitions_have_rows_of_their_own_which_variants_share_and_times_come_before_counts(
+    tmp_path, monkeypatch
+):
+    asked, functions = [], []
 
     def in_new_process(function, workload, **arguments):
         ids = tuple(workload.rows()[0]["prompt_ids"])
         asked.append(ids)
+        functions.append(function)
         timed = {"seconds": [1.0] * arguments["steps"], "memory": 1, "losses": [1.0]}
         return timed if function == "measure" else {"flops": 1}
 
@@ -146,6 +149,7 @@ def test_every_repetition_has_rows_of_its_own_and_all_variants_share_them(tmp_pa
     by_rows = Counter(asked)
     # Two methods, two variants, measured and counted: in each of the two repetitions.
     assert list(by_rows.values()) == [8, 8]
+    assert functions == ["measure"] * 8 + ["count"] * 8
 
 
 def test_steps_are_the_time_between_their_ends():
