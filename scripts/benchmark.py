@@ -48,6 +48,11 @@ def parsed() -> argparse.Namespace:
         "--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a look on a busy machine"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first rows")
+    parser.add_argument(
+        "--counts_only",
+        action="store_true",
+        help="count what an earlier run with these settings timed into --output and did not count",
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
     return parser.parse_args()
 
@@ -92,6 +97,38 @@ def count(
             )
 
 
+def times(workloads: dict[str, Workload], options: argparse.Namespace) -> dict[str, Any]:
+    """What the record holds before anything is counted."""
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    if options.device == "cuda":
+        machine["device"] = torch.cuda.get_device_name()
+    measured = {method: timed(workload, options) for method, workload in workloads.items()}
+    return {"settings": settings_of(options), "machine": machine, "measured": measured}
+
+
+def timed_before(record: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The record of a run whose counts are missing.
+
+    Raises:
+        ValueError: there is none, or it was made with other settings.
+    """
+    if not record.exists():
+        raise ValueError(f"--counts_only: {record} is not there; run without it to take the times")
+    found = json.loads(record.read_text())
+    given = settings_of(options)
+    other = [name for name in given if given[name] != found["settings"].get(name)]
+    if other:
+        raise ValueError(
+            f"--counts_only: {record} was made with other settings; give the same "
+            + ", ".join(f"{name} ({found['settings'].get(name)})" for name in other)
+        )
+    return found
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, str]:
+    return {name: str(value) for name, value in vars(options).items() if name != "counts_only"}
+
+
 def main() -> None:
     options = parsed()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -109,18 +146,15 @@ def main() -> None:
         method: replace(given, folder=options.output / method, method=method)
         for method in options.methods
     }
-    measured = {method: timed(workload, options) for method, workload in workloads.items()}
-    print("all times are taken; from here on the machine may have other work", flush=True)
+    record = options.output / "benchmark.json"
+    result = timed_before(record, options) if options.counts_only else times(workloads, options)
+    record.write_text(json.dumps(result, indent=1))
+    print(f"all times are in {record}; from here on the machine may have other work", flush=True)
     for method, workload in workloads.items():
-        count(measured[method]["runs"], workload, options)
-    summaries = {method: report.summarize(found) for method, found in measured.items()}
+        count(result["measured"][method]["runs"], workload, options)
+    summaries = {method: report.summarize(of) for method, of in result["measured"].items()}
     text = "\n\n".join(report.table(method, found) for method, found in summaries.items())
-    settings = {name: str(value) for name, value in vars(options).items()}
-    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    if options.device == "cuda":
-        machine["device"] = torch.cuda.get_device_name()
-    result = {"settings": settings, "machine": machine, "summary": summaries, "measured": measured}
-    (options.output / "benchmark.json").write_text(json.dumps(result, indent=1))
+    record.write_text(json.dumps(result | {"summary": summaries}, indent=1))
     (options.output / "benchmark.md").write_text(text + "\n")
     report.chart(summaries, options.output / "benchmark.png")
     print(text)

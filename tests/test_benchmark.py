@@ -1,5 +1,6 @@
 """The benchmark compares like with like: same loss, right ratios, lengths as published."""
 
+import json
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -7,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import tiny_model
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import benchmark
 from benchmarking import report
+from benchmarking.flops import counting
 from benchmarking.measure import differences
 from benchmarking.texts import write_pairs
 from benchmarking.variants import VARIANTS
@@ -127,29 +132,79 @@ def test_ratios_are_of_all_repetitions_and_range_within_them():
     assert len({line.count("|") for line in table.splitlines()[:4]}) == 1
 
 
+def simulated(monkeypatch, folder, in_new_process, *more):
+    """Run the command over a worker of the test's own, two repetitions of two variants."""
+    monkeypatch.setattr(benchmark, "in_new_process", in_new_process)
+    monkeypatch.setattr(benchmark, "matrix_ceiling", lambda *_: 1.0)
+    tiny_model().save_pretrained(folder / "model")
+    command = ["benchmark.py", "--model", str(folder / "model"), "--lengths", "0.1"]
+    command += ["--repetitions", "2", "--steps", "1", "--variants", "naive", "rahf"]
+    monkeypatch.setattr("sys.argv", [*command, "--output", str(folder / "out"), *more])
+    benchmark.main()
+
+
 def test_repetitions_have_rows_of_their_own_which_variants_share_and_times_come_before_counts(
     tmp_path, monkeypatch
 ):
     asked, functions = [], []
 
     def in_new_process(function, workload, **arguments):
-        ids = tuple(workload.rows()[0]["prompt_ids"])
-        asked.append(ids)
+        asked.append(tuple(workload.rows()[0]["prompt_ids"]))
         functions.append(function)
         timed = {"seconds": [1.0] * arguments["steps"], "memory": 1, "losses": [1.0]}
         return timed if function == "measure" else {"flops": 1}
 
-    monkeypatch.setattr(benchmark, "in_new_process", in_new_process)
-    monkeypatch.setattr(benchmark, "matrix_ceiling", lambda *_: 1.0)
-    tiny_model().save_pretrained(tmp_path / "model")
-    command = ["benchmark.py", "--model", str(tmp_path / "model"), "--lengths", "0.1"]
-    command += ["--repetitions", "2", "--steps", "1", "--variants", "naive", "rahf"]
-    monkeypatch.setattr("sys.argv", [*command, "--output", str(tmp_path / "out")])
-    benchmark.main()
+    simulated(monkeypatch, tmp_path, in_new_process)
     by_rows = Counter(asked)
     # Two methods, two variants, measured and counted: in each of the two repetitions.
     assert list(by_rows.values()) == [8, 8]
     assert functions == ["measure"] * 8 + ["count"] * 8
+
+
+def test_times_outlive_counting_that_failed_and_can_be_counted_later(tmp_path, monkeypatch):
+    counts = False
+
+    def in_new_process(function, workload, **arguments):
+        if function == "measure":
+            return {"seconds": [2.0] * arguments["steps"], "memory": 1, "losses": [1.0]}
+        if not counts:
+            raise RuntimeError("out of memory")
+        return {"flops": 3}
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        simulated(monkeypatch, tmp_path, in_new_process)
+    kept = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert kept["measured"]["dual"]["runs"]["naive"][1]["seconds"] == [2.0]
+
+    counts = True
+    with pytest.raises(ValueError, match=r"give the same seed \(0\)"):
+        simulated(monkeypatch, tmp_path, in_new_process, "--counts_only", "--seed", "1")
+    simulated(monkeypatch, tmp_path, in_new_process, "--counts_only")
+    found = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert found["summary"]["scit"]["variants"]["rahf"]["flops_per_step"] == 3
+    assert found["measured"]["dual"]["runs"]["naive"][1]["seconds"] == [2.0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("key_heads", [6, 2])
+def test_attention_is_counted_as_the_products_it_consists_of(masked, key_heads):
+    query = torch.randn(2, 6, 10, 16, requires_grad=True)
+    key, value = (torch.randn(2, key_heads, 10, 16, requires_grad=True) for _ in range(2))
+    mask = torch.ones(10, 10, dtype=torch.bool).tril() if masked else None
+
+    def counted():
+        with counting() as counter:
+            scaled_dot_product_attention(
+                query, key, value, mask, is_causal=not masked, enable_gqa=key_heads == 2
+            ).sum().backward()
+        return counter
+
+    by_kernel = counted()
+    with sdpa_kernel(SDPBackend.MATH):
+        by_products = counted()
+    assert "flash_attention_for_cpu" in str(by_kernel.get_flop_counts()["Global"])
+    assert "flash_attention" not in str(by_products.get_flop_counts()["Global"])
+    assert by_kernel.get_total_flops() == by_products.get_total_flops() > 0
 
 
 def test_steps_are_the_time_between_their_ends():

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking.flops import counting
 from benchmarking.variants import VARIANTS
 from benchmarking.workload import Workload
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def measure(
@@ -43,8 +42,7 @@ def measure(
 
 def count(workload: Workload, variant: str, steps: int, warmup: int) -> dict[str, Any]:
     """FLOPs a step, mean over the same steps."""
-    # Attention as plain products, which the counter knows on every device.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with counting() as counter:
         trained = VARIANTS[variant](workload, warmup + steps, counter.get_total_flops)
     return {"flops": sum(differences(trained.ends)[warmup - 1 :]) / steps}
 

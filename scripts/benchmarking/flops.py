@@ -1,0 +1,43 @@
+"""FLOPs of matrix products as torch counts them, attention by what its kernels are given.
+
+Torch knows no formula for the kernel of the CPU, and for those of a GPU one that counts the scores
+a second time where the backward pass computes them anew. Attention as plain products would be
+counted right everywhere, and keeps all of its scores: three times the memory of the step itself.
+"""
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+aten = torch.ops.aten
+
+
+def attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Of the scores and of what is made of the values, the whole square; from shapes
+    (batch, heads, tokens, width). Keys may have fewer heads, which then serve several queries.
+    """
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[-2] * (width + value[-1])
+
+
+def attention_backward_flops(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+    """Two products for each one of the forward pass."""
+    return 2 * attention_flops(query, key, value)
+
+
+FORMULAS = {
+    aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    aten._scaled_dot_product_flash_attention: attention_flops,
+    aten._scaled_dot_product_efficient_attention: attention_flops,
+    aten._scaled_dot_product_cudnn_attention: attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+    aten._scaled_dot_product_flash_attention_backward: attention_backward_flops,
+    aten._scaled_dot_product_efficient_attention_backward: attention_backward_flops,
+    aten._scaled_dot_product_cudnn_attention_backward: attention_backward_flops,
+}
+
+
+def counting() -> FlopCounterMode:
+    """A context whose `get_total_flops()` tells what was computed in it so far."""
+    return FlopCounterMode(display=False, custom_mapping=FORMULAS)
