@@ -171,6 +171,8 @@ def test_times_outlive_counting_that_failed_and_can_be_counted_later(tmp_path, m
             raise RuntimeError("out of memory")
         return {"flops": 3}
 
+    with pytest.raises(ValueError, match="run without it to take the times"):
+        simulated(monkeypatch, tmp_path, in_new_process, "--counts_only")
     with pytest.raises(RuntimeError, match="out of memory"):
         simulated(monkeypatch, tmp_path, in_new_process)
     kept = json.loads((tmp_path / "out" / "benchmark.json").read_text())
