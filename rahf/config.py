@@ -174,7 +174,7 @@ class MethodOptions:
         "Strength: the target is reference + alpha * shift. Negative: away from the preferred "
         "side. auto: solved for kl_budget before the alignment. rmu: the length of the random "
         "vector that rejected responses are led to. Not read by circuit_breakers and repbend. "
-        "null: 6 for scit and lorra, otherwise 2.",
+        "null: 6 for scit and lorra, 4 for dual, otherwise 2.",
     )
     target_layers: Annotated[str, OrAny(int | float | list)] = option(
         "0.5-0.8",
@@ -209,10 +209,11 @@ class MethodOptions:
         "Put the rows of a batch one after the other, without padding, where the model's attention "
         "is sdpa; false: pad them.",
     )
-    pairs_together: bool = option(
-        False,
+    pairs_together: bool | None = option(
+        None,
         "Put both responses of a pair into one batch, where packed rows share their prompt; for "
-        "response_source: both, with an even batch size.",
+        "response_source: both, with an even batch size. null: true where dual begins with a DPO "
+        "term, otherwise false.",
     )
     target_cache: str | None = option(
         None,
@@ -269,10 +270,11 @@ class MethodOptions:
         "Weight of the cross entropy on chosen responses; null: 2 for scit and lorra with "
         "response_source: chosen and a positive alpha, otherwise 0.",
     )
-    dpo_weight: Weight = option(
-        0.0,
+    dpo_weight: Weight | None = option(
+        None,
         "Weight of the DPO loss of the aligned responses, held against the reference; with "
-        "pairs_together: true.",
+        "pairs_together: true. null: 1 for dual with reference: base, a positive alpha, both "
+        "responses of a pair and no SFT or prediction term, otherwise 0.",
     )
     dpo_beta: Annotated[float, Limits(least=1e-6)] = option(
         0.1, "How near the DPO term holds the policy to the reference: DPO's beta."

@@ -172,18 +172,26 @@ def test_the_rows_of_every_kind_are_recipes(write, capsys):
 @pytest.mark.parametrize(
     ("keys", "lorra", "dual"),
     [
-        ({}, (6, "chosen", 2, 0.25), (2, "both", 0, 1)),
-        ({"method": "lorra", "reference": "base"}, (6, "chosen", 2, 0.25), (2, "both", 0, 1)),
-        ({"alpha": 3}, (3, "chosen", 2, 0.25), (3, "both", 0, 1)),
-        ({"response_source": "both", "sft_weight": 1}, (6, "both", 1, 0.25), (2, "both", 1, 1)),
-        ({"align_weight": 1}, (6, "chosen", 2, 1), (2, "both", 0, 1)),
+        ({}, (6, "chosen", 2, 0.25, False, 0), (4, "both", 0, 1, True, 1)),
+        (
+            {"method": "lorra", "reference": "base"},
+            (6, "chosen", 2, 0.25, False, 0),
+            (4, "both", 0, 1, True, 1),
+        ),
+        ({"alpha": 3}, (3, "chosen", 2, 0.25, False, 0), (3, "both", 0, 1, True, 1)),
+        (
+            {"response_source": "both", "sft_weight": 1},
+            (6, "both", 1, 0.25, False, 0),
+            (4, "both", 1, 1, False, 0),
+        ),
+        ({"align_weight": 1}, (6, "chosen", 2, 1, False, 0), (4, "both", 0, 1, True, 1)),
     ],
     ids=str,
 )
 def test_a_row_stands_at_what_suits_its_own_method_where_the_recipe_is_silent(
     write, keys, lorra, dual
 ):
-    path = write(compared("lorra", "dual"), pairs_together=False)
+    path = write(compared("lorra", "dual"))
     given = yaml.safe_load(path.read_text())
     for key in (*LEFT_TO_METHOD, "teachers"):
         given.pop(key, None)
@@ -191,6 +199,13 @@ def test_a_row_stands_at_what_suits_its_own_method_where_the_recipe_is_silent(
     for name, own in (("lorra", lorra), ("dual", dual)):
         made = row_run(load_recipe(path), name, {}, 0, Path("there")).recipe.method
         assert tuple(getattr(made, key) for key in LEFT_TO_METHOD) == own
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_a_row_that_aligns_nothing_needs_no_even_batch(write, name):
+    recipe = load_recipe(write(compared(name), method="dual"))
+    run = row_run(recipe, name, {"per_device_train_batch_size": 3}, 0, Path("there"))
+    assert run.recipe.training["per_device_train_batch_size"] == 3
 
 
 def test_a_row_that_is_no_recipe_raises_with_its_name(write):

@@ -18,7 +18,7 @@ from rahf.config import (
     resolve_layers,
 )
 from rahf.recipe.options import OptionError, coerce, fits
-from rahf.recipe.presets import LEFT_TO_METHOD
+from rahf.recipe.presets import LEFT_TO_METHOD, PLAIN
 from rahf.recipe.reading import Recipe
 from rahf.recipe.reference import as_markdown, as_text
 
@@ -43,22 +43,34 @@ def test_defaults_of_every_section_are_valid():
 @pytest.mark.parametrize(
     ("options", "own"),
     [
-        ({"method": "dual"}, (2, "both", 0, 1)),
-        ({"method": "direction", "directions": "stored"}, (2, "both", 0, 1)),
-        ({"method": "scit"}, (6, "chosen", 2, 1)),
-        ({"method": "lorra"}, (6, "chosen", 2, 0.25)),
-        ({"method": "lorra", "alpha": 3, "sft_weight": 0.5}, (3, "chosen", 0.5, 0.25)),
-        ({"method": "scit", "response_source": "chosen"}, (6, "chosen", 2, 1)),
-        ({"method": "scit", "response_source": "random"}, (6, "random", 0, 1)),
-        ({"method": "scit", "response_source": "rejected"}, (6, "rejected", 0, 1)),
-        ({"method": "scit", "pairs_together": True}, (6, "both", 0, 1)),
-        ({"method": "lorra", "alpha": -2}, (-2, "both", 0, 1)),
-        ({"method": "lorra", "alpha": -2, "response_source": "chosen"}, (-2, "chosen", 0, 1)),
-        ({"method": "scit", "alpha": "auto"}, ("auto", "both", 0, 1)),
-        ({"method": "lorra", "sft_weight": 0}, (6, "chosen", 0, 1)),
-        ({"method": "scit", "align_weight": 0.25}, (6, "chosen", 2, 0.25)),
-        ({"method": "lorra", "align_weight": 1}, (6, "chosen", 2, 1)),
-        ({"method": "dual", "sft_weight": 2}, (2, "both", 2, 1)),
+        ({"method": "dual"}, (4, "both", 0, 1, True, 1)),
+        ({"method": "direction", "directions": "stored"}, (2, "both", 0, 1, False, 0)),
+        ({"method": "scit"}, (6, "chosen", 2, 1, False, 0)),
+        ({"method": "lorra"}, (6, "chosen", 2, 0.25, False, 0)),
+        ({"method": "lorra", "alpha": 3, "sft_weight": 0.5}, (3, "chosen", 0.5, 0.25, False, 0)),
+        ({"method": "scit", "response_source": "chosen"}, (6, "chosen", 2, 1, False, 0)),
+        ({"method": "scit", "response_source": "random"}, (6, "random", 0, 1, False, 0)),
+        ({"method": "scit", "response_source": "rejected"}, (6, "rejected", 0, 1, False, 0)),
+        ({"method": "scit", "pairs_together": True}, (6, "both", 0, 1, True, 0)),
+        ({"method": "lorra", "alpha": -2}, (-2, "both", 0, 1, False, 0)),
+        (
+            {"method": "lorra", "alpha": -2, "response_source": "chosen"},
+            (-2, "chosen", 0, 1, False, 0),
+        ),
+        ({"method": "scit", "alpha": "auto"}, ("auto", "both", 0, 1, False, 0)),
+        ({"method": "lorra", "sft_weight": 0}, (6, "chosen", 0, 1, False, 0)),
+        ({"method": "scit", "align_weight": 0.25}, (6, "chosen", 2, 0.25, False, 0)),
+        ({"method": "lorra", "align_weight": 1}, (6, "chosen", 2, 1, False, 0)),
+        ({"method": "dual", "sft_weight": 2}, (4, "both", 2, 1, False, 0)),
+        ({"method": "dual", "prediction_weight": 1}, (4, "both", 0, 1, False, 0)),
+        ({"method": "dual", "dpo_weight": 0}, (4, "both", 0, 1, False, 0)),
+        ({"method": "dual", "dpo_weight": 2, "alpha": 3}, (3, "both", 0, 1, True, 2)),
+        ({"method": "dual", "pairs_together": False}, (4, "both", 0, 1, False, 0)),
+        ({"method": "dual", "response_source": "chosen"}, (4, "chosen", 0, 1, False, 0)),
+        ({"method": "dual", "reference": "positive"}, (4, "both", 0, 1, False, 0)),
+        ({"method": "dual", "alpha": -2}, (-2, "both", 0, 1, False, 0)),
+        ({"method": "dual", "alpha": "auto"}, ("auto", "both", 0, 1, False, 0)),
+        ({"method": "dpo_shift"}, (2, "both", 0, 1, False, 0)),
     ],
     ids=str,
 )
@@ -69,10 +81,8 @@ def test_what_nobody_gives_stands_at_what_suits_the_method(options, own):
 
 
 def test_a_record_that_lacks_a_key_left_to_the_method_was_made_with_a_plain_value():
-    made, known = MethodOptions(), Recipe.defaults()
-    assert [known[name] for name in LEFT_TO_METHOD] == [
-        getattr(made, name) for name in LEFT_TO_METHOD
-    ]
+    known = Recipe.defaults()
+    assert {name: known[name] for name in LEFT_TO_METHOD} == PLAIN
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -131,7 +141,10 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"method": "direction"}, "method: direction needs directions"),
         ({"directions": "x"}, "directions: not read by method dual"),
         ({"sft_weight": 1, "response_source": "rejected"}, "sft_weight: needs chosen responses"),
-        ({"dpo_weight": 1}, "both responses of a pair, which must be in one batch: set pairs_tog"),
+        (
+            {"dpo_weight": 1, "pairs_together": False},
+            "both responses of a pair, which must be in one batch: set pairs_tog",
+        ),
         (
             {"method": "direction", "directions": "x", "prediction_weight": 1},
             "prediction_weight: method direction has no positive and negative view",

@@ -78,6 +78,8 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
         "lora_r": 3,
         "shift": "token",
         "retain_weight": 0.0,
+        "alpha": 2.0,
+        "dpo_weight": 0.0,
         "instructions": {"positive": "w2 w3", "negative": "w4 w5"},
         "max_steps": 4,
         "save_steps": 2,

@@ -145,7 +145,8 @@ def test_a_stage_made_with_other_settings_is_refused_and_named(recipe_file):
 def test_stages_of_a_version_that_had_fewer_keys_are_complete_as_long_as_these_are_defaults(
     recipe_file, capsys
 ):
-    run_pipeline(checked_recipe(recipe_file))
+    plain = {"dpo_weight": 0}
+    run_pipeline(checked_recipe(recipe_file, plain))
     missing = {"dpo_weight", "dtype", "max_length", "max_new_tokens"}
     for path in Path("out").rglob("stage.json"):
         record = json.loads(path.read_text())
@@ -153,11 +154,11 @@ def test_stages_of_a_version_that_had_fewer_keys_are_complete_as_long_as_these_a
         path.write_text(json.dumps({**record, "settings": kept}))
     capsys.readouterr()
     with pytest.raises(ValueError, match=r"max_new_tokens: 48 there, 3 now"):
-        run_pipeline(checked_recipe(recipe_file))
-    run_pipeline(checked_recipe(recipe_file, {"evaluation.max_new_tokens": 48}))
+        run_pipeline(checked_recipe(recipe_file, plain))
+    run_pipeline(checked_recipe(recipe_file, {**plain, "evaluation.max_new_tokens": 48}))
     assert "writing" not in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"dpo_weight: 0.0 there, 1.0 now"):
-        run_pipeline(checked_recipe(recipe_file, {"dpo_weight": 1.0, "pairs_together": True}))
+        run_pipeline(checked_recipe(recipe_file))
 
 
 def test_a_change_that_decides_nothing_is_no_other_setting(recipe_file):
@@ -176,12 +177,19 @@ def test_an_unknown_stage_is_refused_with_the_names_of_the_stages(recipe_file):
 
 
 def test_the_directions_of_a_mean_shift_are_a_stage_of_their_own(recipe_file):
-    run_pipeline(checked_recipe(recipe_file, {"shift": "mean"}), stage=None)
+    run_pipeline(
+        checked_recipe(recipe_file, {"shift": "mean", "dpo_weight": 0, "alpha": 3}), stage=None
+    )
     assert Path("out/directions/directions.safetensors").exists()
     run_pipeline(
         checked_recipe(
             recipe_file,
-            {"method": "direction", "directions": "out/directions", "output_dir": "back"},
+            {
+                "method": "direction",
+                "directions": "out/directions",
+                "output_dir": "back",
+                "alpha": 3,
+            },
         )
     )
     ours, stored = (

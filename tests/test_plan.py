@@ -265,6 +265,7 @@ def recipe(**keys):
         "dataset_test_split": None,
         "output_dir": "out",
         "target_layers": [0, 2],
+        "dpo_weight": 0.0,
         "lora_r": 2,
         "max_steps": 4,
         "per_device_train_batch_size": 2,

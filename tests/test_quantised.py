@@ -29,6 +29,10 @@ def wide_recipe(recipe_file, tmp_path):  # noqa: F811
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "wide")
     tiny_tokenizer().save_pretrained(tmp_path / "wide")
     recipe = yaml.safe_load(recipe_file.read_text()) | {"model_name_or_path": "wide"}
+    recipe |= {
+        "alpha": 2,
+        "dpo_weight": 0,
+    }  # whose loss begins at log 2 and hides how far the distance falls
     recipe_file.write_text(yaml.safe_dump(recipe))
     return recipe_file
 

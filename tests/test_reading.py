@@ -589,7 +589,7 @@ def test_a_recipe_may_leave_layers_and_strength_to_the_data(recipe_file, capsys,
     assert ("choice/divergence" in metrics) == ("alpha" in given[0::2][0])
     assert as_run["alpha"] == taken["alpha"]
     assert as_run["target_layers"] == taken["layers"]
-    assert "alpha" in given[0::2][0] or taken["alpha"] == 2.0
+    assert "alpha" in given[0::2][0] or taken["alpha"] == 4.0
     if as_run["shift"] == "mean":
         # The shift that was compared is aligned to; it is not fitted a second time.
         aligned, compared = (

@@ -121,6 +121,7 @@ def test_training_reaches_the_asked_shift(family, tmp_path):
         family,
         tmp_path,
         max_steps=40,
+        alpha=2.0,
         learning_rate=2e-2,
         per_device_train_batch_size=8,
         save_strategy="no",
@@ -262,6 +263,7 @@ def test_missing_teachers_take_over_rate_length_and_batch(family, tmp_path, monk
         target_layers=[0],
         max_steps=7,
         per_device_train_batch_size=3,
+        pairs_together=False,
         teacher_args={"max_steps": 2},
         **QUIET,
     )

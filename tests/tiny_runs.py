@@ -43,7 +43,10 @@ def alignment_trainer(
     base=None,
     **options,
 ) -> RAHFTrainer:
-    """A trainer of six steps of two responses that saves every step, with the family's teachers."""
+    """A trainer of six steps of two responses that saves every step, with the family's teachers.
+
+    The distance to the target is its only term, unless `options` or the method bring another.
+    """
     args = RAHFConfig(
         **{
             "output_dir": str(folder),
@@ -54,6 +57,7 @@ def alignment_trainer(
             "target_layers": [0, 2],
             "shift": "token",
             "retain_weight": 0.0,
+            "dpo_weight": 0.0,
             "seed": 3,
             **QUIET,
             **options,

@@ -103,7 +103,8 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
     given |= {"model_revision": recipe.model.model_revision, "dataset_test_split": None}
     if kind in ("sft", "dpo"):
         # Their own training is what the keys at the top level say, of the alignment elsewhere.
-        return given | {"method": "dual", "teachers": {}, "shift": "token", "directions": None}
+        alone = {"shift": "token", "directions": None, "dpo_weight": 0.0, "pairs_together": False}
+        return given | {"method": "dual", "teachers": {}, **alone}
     given["method"] = kind
     given |= dict.fromkeys(recipe.left_to_method)  # what suits this row's method
     given["teachers"] = {

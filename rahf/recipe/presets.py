@@ -38,6 +38,8 @@ PLAIN: dict[str, Any] = {
     "response_source": "both",
     "sft_weight": 0.0,
     "align_weight": 1.0,
+    "pairs_together": False,
+    "dpo_weight": 0.0,
 }
 """Keys that stand at what `own_settings` says where nobody gives them, and at these values where
 the method has no reason to differ.
@@ -51,28 +53,33 @@ def own_settings(options: "MethodOptions") -> dict[str, Any]:
 
     Two views that differ by an instruction (scit, lorra) carry further beside an SFT term on the
     chosen side alone (recipes/smollm2-135m/README.md); those of lorra, of which no teacher knows
-    more than the base, with a small weight beside it. That term leads towards chosen responses, so
-    that it stays out where alpha leads away from them, is left to the data, or both sides are asked
-    for.
+    more than the base, with a small weight beside it. Two teachers (dual) know both sides, which a
+    DPO term takes further apart; beside another term of the predictions it does worse. These terms
+    lead towards chosen responses, so that they stay out where alpha leads away from them, is left
+    to the data, or other rows are asked for.
     """
     named = {name: getattr(options, name) for name in LEFT_TO_METHOD}
     given = {name: value for name, value in named.items() if value is not None}
     settled = PLAIN | given
-    if options.method not in ("scit", "lorra"):
-        return settled
 
     def begin_with(name: str, value: Any) -> None:
         settled[name] = given.get(name, value)
 
-    begin_with("alpha", 6.0)
+    begin_with("alpha", {"scit": 6.0, "lorra": 6.0, "dual": 4.0}.get(options.method, 2.0))
     if settled["alpha"] == "auto" or settled["alpha"] <= 0:
         return settled
-    if not options.pairs_together:
-        begin_with("response_source", "chosen")
-    if settled["response_source"] == "chosen":
-        begin_with("sft_weight", 2.0)
-    if settled["sft_weight"] and options.method == "lorra":
-        begin_with("align_weight", 0.25)
+    if options.method in ("scit", "lorra"):
+        if not settled["pairs_together"]:
+            begin_with("response_source", "chosen")
+        if settled["response_source"] == "chosen":
+            begin_with("sft_weight", 2.0)
+        if settled["sft_weight"] and options.method == "lorra":
+            begin_with("align_weight", 0.25)
+    elif options.method == "dual" and options.reference == "base":
+        other_terms = settled["sft_weight"] or options.prediction_weight
+        if settled["response_source"] == "both" and not other_terms and given.get("dpo_weight", 1):
+            begin_with("pairs_together", True)
+            begin_with("dpo_weight", float(settled["pairs_together"]))
     return settled
 
 
@@ -158,6 +165,7 @@ ON_REQUEST: dict[str, dict[str, Any]] = {
         **_RAHF,
         "reference": "positive",
         "response_source": "both",
+        "dpo_weight": 0.0,
         "max_response_tokens": 64,
         "target_layers": "0.29-0.62:0.065",
         "learning_rate": 9e-6,

@@ -61,6 +61,7 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
         "shift": "token",
         "retain_weight": 0.0,
         "sft_weight": 0.0,
+        "dpo_weight": 0.0,
         "response_source": "both",
         "positions": "response",
         "max_response_tokens": workload.max_response_tokens,
