@@ -65,7 +65,8 @@ def own_settings(options: "MethodOptions") -> dict[str, Any]:
     def begin_with(name: str, value: Any) -> None:
         settled[name] = given.get(name, value)
 
-    begin_with("alpha", {"scit": 6.0, "lorra": 6.0, "dual": 4.0}.get(options.method, 2.0))
+    strengths = {"scit": 6.0, "lorra": 6.0, "dual": 4.0}
+    begin_with("alpha", strengths.get(options.method, PLAIN["alpha"]))
     if settled["alpha"] == "auto" or settled["alpha"] <= 0:
         return settled
     if options.method in ("scit", "lorra"):
