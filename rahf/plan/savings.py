@@ -40,8 +40,8 @@ def changes(case: Case) -> list[Setting]:
     found.append(_half() if model.dtype == "float32" else _single())
     if not (model.load_in_8bit or model.load_in_4bit):
         found += [_quantised(8), _quantised(4)]
-    if _largest_batch(case) > 1:
-        found.append(_small_batches())
+    if _largest_batch(case) > _least_batch(case):
+        found.append(_small_batches(_least_batch(case)))
     engines = ("ddp", "zero2", "zero3", "fsdp2") if case.launch.processes > 1 else ()
     return found + [
         _engine(name, case.launch.processes) for name in engines if name != case.launch.engine
@@ -66,11 +66,11 @@ def largest(plan: tuple[StagePlan, ...]) -> float:
 
 
 def _remedies(case: Case) -> Iterator[list[Setting]]:
-    own = [_small_evaluation()]
+    own = [_small_evaluation(2 if case.recipe.method.dpo_weight else 1)]
     if not _checkpoints(case):
         own.append(_checkpointing(True))
-    if _largest_batch(case) > 1:
-        own.append(_small_batches())
+    if _largest_batch(case) > _least_batch(case):
+        own.append(_small_batches(_least_batch(case)))
     if case.recipe.model.dtype == "float32":
         own.append(_half())
     launch, model = case.launch, case.recipe.model
@@ -158,8 +158,13 @@ def _quantised(bits: int) -> Setting:
     return Setting("dtype", f"load_in_{bits}bit: true with bf16: true", made)
 
 
-def _small_batches() -> Setting:
-    """One row a batch, and as many accumulated as there were: the same step."""
+def _least_batch(case: Case) -> int:
+    """The rows that cannot be torn apart: one, or the two responses of a pair."""
+    return 2 if case.recipe.method.pairs_together else 1
+
+
+def _small_batches(rows: int) -> Setting:
+    """The fewest rows a batch, and as many accumulated as there were: the same step."""
 
     def made(case: Case) -> Case:
         recipe = case.recipe
@@ -167,29 +172,31 @@ def _small_batches() -> Setting:
             case,
             recipe=replace(
                 recipe,
-                training=recipe.training | _accumulated(recipe.training),
-                teachers_training=recipe.teachers_training | _accumulated(recipe.teacher_training),
+                training=recipe.training | _accumulated(recipe.training, rows),
+                teachers_training=recipe.teachers_training
+                | _accumulated(recipe.teacher_training, rows),
             ),
         )
 
-    told = "per_device_train_batch_size: 1, accumulating the rest"
+    told = f"per_device_train_batch_size: {rows}, accumulating the rest"
     return Setting("batch", told, made)
 
 
-def _accumulated(training: dict[str, Any]) -> dict[str, int]:
+def _accumulated(training: dict[str, Any], rows: int) -> dict[str, int]:
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
     return {
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": batch * training.get("gradient_accumulation_steps", 1),
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": -(-batch // rows)
+        * training.get("gradient_accumulation_steps", 1),
     }
 
 
-def _small_evaluation() -> Setting:
+def _small_evaluation(rows: int) -> Setting:
     def made(case: Case) -> Case:
         size = case.recipe.training.get("per_device_eval_batch_size", EVAL_BATCH)
-        return _keyed(case, training={"per_device_eval_batch_size": min(1, size)})
+        return _keyed(case, training={"per_device_eval_batch_size": min(rows, size)})
 
-    return Setting("evaluation", "per_device_eval_batch_size: 1", made)
+    return Setting("evaluation", f"per_device_eval_batch_size: {rows}", made)
 
 
 def _engine(name: str, processes: int) -> Setting:
