@@ -421,7 +421,12 @@ def test_every_form_of_annotation_is_read(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("size", [1, 7])
 def test_a_batch_that_tears_a_pair_apart_is_refused(write, size):
-    keys = {"per_device_train_batch_size": size, "pairs_together": True}
+    keys = {
+        "method": "scit",
+        "per_device_train_batch_size": size,
+        "pairs_together": True,
+        "dpo_weight": 0.0,
+    }
     (line,) = problems(write(**keys))
     assert line == (
         f"per_device_train_batch_size: {size} is odd, so that pairs_together would tear a pair "
@@ -429,6 +434,16 @@ def test_a_batch_that_tears_a_pair_apart_is_refused(write, size):
     )
     for right in ({"pairs_together": False}, {"per_device_train_batch_size": size + 1}):
         assert load_recipe(write(**{**keys, **right}))
+
+
+def test_a_dual_recipe_that_never_named_pairs_is_told_where_an_even_batch_comes_from(write):
+    (line,) = problems(write(per_device_train_batch_size=3))
+    assert line == (
+        "per_device_train_batch_size: 3 is odd, so that pairs_together (dual begins with it) would "
+        "tear a pair apart: set it to 4, or pairs_together: false, which goes without the DPO term"
+    )
+    keys = {"per_device_train_batch_size": 3, "pairs_together": False}
+    assert load_recipe(write(**keys)).method.dpo_weight == 0.0
 
 
 def test_held_out_batches_that_tear_a_pair_apart_are_refused_beside_a_dpo_term(write):

@@ -314,9 +314,12 @@ def batch_problems(options: "MethodOptions", batch_size: int, eval_batch_size: i
             f"have half a pair: set it to {eval_batch_size + 1}, or dpo_weight: 0"
         )
     if together and batch_size % 2:
+        unasked = " (dual begins with it)" if options.method == "dual" else ""
+        without = ", which goes without the DPO term" if options.dpo_weight else ""
         problems.append(
-            f"per_device_train_batch_size: {batch_size} is odd, so that pairs_together would tear "
-            f"a pair apart: set it to {batch_size + 1}, or pairs_together: false"
+            f"per_device_train_batch_size: {batch_size} is odd, so that pairs_together{unasked} "
+            f"would tear a pair apart: set it to {batch_size + 1}, or pairs_together: "
+            f"false{without}"
         )
     if options.similarity_weight and batch_size < (4 if together else 2):
         problems.append(
