@@ -16,9 +16,11 @@ from torch.nn.functional import scaled_dot_product_attention
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import benchmark
+import benchmark_flops
 from benchmarking import report
 from benchmarking.flops import counting
-from benchmarking.measure import differences
+from benchmarking.formulas import FORMULAS, step_flops
+from benchmarking.measure import count, differences
 from benchmarking.texts import write_pairs
 from benchmarking.variants import VARIANTS
 from benchmarking.workload import (
@@ -27,6 +29,7 @@ from benchmarking.workload import (
     REFERENCE,
     Workload,
     draw_pair,
+    draw_rows,
     prepare,
     response_tokens,
 )
@@ -207,6 +210,49 @@ def test_attention_is_counted_as_the_products_it_consists_of(masked, key_heads):
     assert "flash_attention_for_cpu" in str(by_kernel.get_flop_counts()["Global"])
     assert "flash_attention" not in str(by_products.get_flop_counts()["Global"])
     assert by_kernel.get_total_flops() == by_products.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("variant", FORMULAS)
+@pytest.mark.parametrize("method", REFERENCE)
+def test_formulas_give_the_flops_that_are_counted(tiny_folder, method, variant):
+    workload = workload_of(tiny_folder, method)
+    rows = list(workload.rows())
+    steps = [rows[start : start + workload.pairs] for start in (2, 4)]
+    by_formula = sum(step_flops(workload, variant, pairs) for pairs in steps) / 2
+    with sdpa_kernel(SDPBackend.MATH):  # products of their own, so that none is made for nothing
+        assert count(workload, variant, steps=2, warmup=1)["flops"] == by_formula
+    # The kernel of a CPU has as many but in the lowest of the four blocks.
+    assert count(workload, variant, 2, 1)["flops"] == pytest.approx(by_formula, rel=0.03)
+
+
+def test_the_table_of_formulas_is_of_the_rows_that_the_benchmark_times(
+    tiny_folder, monkeypatch, capsys
+):
+    model = f"--model {tiny_folder / 'model'}"
+    drawn = "--repetitions 1 --warmup 1 --steps 2 --methods scit --variants naive rahf"
+    monkeypatch.setattr(sys, "argv", f"benchmark_flops.py {model} {drawn}".split())
+    benchmark_flops.main()
+    [_, _, naive, rahf] = capsys.readouterr().out.splitlines()
+    workload = replace(workload_of(tiny_folder, "scit"), lengths=1.0)
+    prepare(workload, steps=3)
+    rows = list(workload.rows())
+    flops = [
+        sum(step_flops(workload, variant, rows[start : start + 2]) for start in (2, 4)) / 2e12
+        for variant in ("naive", "rahf")
+    ]
+    assert naive == f"| SCIT | naive | {flops[0]:.3g} | {flops[0] / flops[1]:.2f} |"
+    assert rahf == f"| SCIT | rahf | {flops[1]:.3g} | 1.00 |"
+
+
+@pytest.mark.parametrize("lengths", [0.1, 0.3, 1.0])
+def test_no_row_is_wider_than_the_naive_way_pads_to(tiny_folder, lengths):
+    workload = replace(workload_of(tiny_folder, "scit"), lengths=lengths)
+    widest = max(
+        len(pair["positive_prompt_ids"]) + len(pair[side][: workload.max_response_tokens])
+        for pair in draw_rows(workload, steps=100, seed=0)
+        for side in ("chosen_ids", "rejected_ids")
+    )
+    assert widest == workload.naive_width
 
 
 def test_steps_are_the_time_between_their_ends():

@@ -111,14 +111,19 @@ class Workload:
 
 def prepare(workload: Workload, steps: int, seed: int = 0) -> None:
     """Write rows for `steps` steps and the teachers' adapters into the workload's folder."""
-    generator = np.random.default_rng(seed)
-    vocab = workload.config().vocab_size
-    rows = [
-        draw_pair(row, generator, vocab, workload.lengths) for row in range(steps * workload.pairs)
-    ]
+    rows = draw_rows(workload, steps, seed)
     Dataset.from_list(rows).save_to_disk(str(workload.folder / "rows"))
     for number, name in enumerate(TEACHERS[workload.method], start=1):
         write_adapter(workload, workload.teacher(name), seed=number)
+
+
+def draw_rows(workload: Workload, steps: int, seed: int) -> list[dict[str, Any]]:
+    """The pairs of `steps` steps, in their order."""
+    generator = np.random.default_rng(seed)
+    vocab = workload.config().vocab_size
+    return [
+        draw_pair(row, generator, vocab, workload.lengths) for row in range(steps * workload.pairs)
+    ]
 
 
 def draw_pair(
@@ -130,7 +135,8 @@ def draw_pair(
         return generator.integers(SPECIAL, vocab, math.ceil(length * lengths)).tolist()
 
     prompt = ids(draw_length(generator, PROMPT_MEAN, PROMPT_SIGMA, MAX_PROMPT))
-    room = MAX_TOTAL - INSTRUCTION - math.ceil(len(prompt) / lengths)
+    # The instruction is as long at every factor.
+    room = max(1, MAX_TOTAL - math.ceil((INSTRUCTION + len(prompt)) / lengths))
     chosen, rejected = (
         ids(min(room, draw_length(generator, RESPONSE_MEAN, RESPONSE_SIGMA))) for _ in range(2)
     )
