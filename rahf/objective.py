@@ -22,6 +22,11 @@ RowKind = Literal["responses", "chosen", "rejected", "retained"]
 SMALLEST_SCALE = 1e-3
 """Smallest layer scale as a share of the reference's RMS, so that no shift divides by zero."""
 
+RESOLUTION = 1e-5
+"""A state that nothing asks to move and that stands this near to its reference, as a share of it,
+has not moved: batches of other sizes round float32 states by as much. The norm of that error would
+have a gradient as long as any other's, in no direction that means something."""
+
 
 class Asked(NamedTuple):
     """What the frozen views ask of the policy."""
@@ -112,7 +117,10 @@ def row_loss(
     error = hidden - target
     if distance == "squared_l2":
         return (row_mean(error.square().sum(-1), owner, rows) / asked.scale.square()).mean(0)
-    near = (row_mean(error.norm(dim=-1), owner, rows) / asked.scale).mean(0)
+    size = error.norm(dim=-1)
+    unmoved = ~asked.shift.any(-1) & (size <= RESOLUTION * asked.reference.norm(dim=-1))
+    size = size.masked_fill(unmoved, 0.0)
+    near = (row_mean(size, owner, rows) / asked.scale).mean(0)
     return -near if distance == "away" else near
 
 

@@ -4,7 +4,15 @@ import pytest
 import torch
 from reference import objective as loops
 
-from rahf.objective import SMALLEST_SCALE, Asked, layer_scale, progress, row_loss, row_mean
+from rahf.objective import (
+    RESOLUTION,
+    SMALLEST_SCALE,
+    Asked,
+    layer_scale,
+    progress,
+    row_loss,
+    row_mean,
+)
 
 LAYERS, D_MODEL, ROWS = 2, 3, 3
 OWNER = torch.tensor([0, 0, 0, 1, 2, 2])
@@ -97,6 +105,40 @@ def test_a_shift_of_zero_gives_a_finite_loss_and_gradient(distance):
         assert torch.isfinite(hidden.grad).all()
     rms = row_mean(asked.reference.square().sum(-1), OWNER, ROWS).sqrt()
     assert torch.equal(asked.scale, SMALLEST_SCALE * rms)
+
+
+@pytest.mark.parametrize("distance", ["l2", "away"])
+def test_an_error_that_rounding_makes_has_no_direction(distance):
+    asked = asked_of("rms", torch.zeros(LAYERS, len(OWNER), D_MODEL).double())
+
+    def gradient(share):
+        """Of the distance of states that stand a share of their size beside the target."""
+        noise = random_states(3)
+        noise *= share * (asked.reference.norm(dim=-1) / noise.norm(dim=-1)).unsqueeze(-1)
+        hidden = (asked.reference + noise).requires_grad_()
+        loss = row_loss(hidden, asked, OWNER, distance)
+        loss.sum().backward()
+        return loss.abs().max(), hidden.grad.norm(dim=-1)
+
+    loss, sizes = gradient(0.9 * RESOLUTION)
+    assert loss == 0
+    assert torch.equal(sizes, torch.zeros_like(sizes))
+    # Above, the gradient of a norm has the same length however small the norm.
+    _, sizes = gradient(1.1 * RESOLUTION)
+    assert torch.allclose(sizes, gradient(0.1)[1])
+    assert (sizes > 0).all()
+
+
+def test_a_small_shift_is_asked_for_all_the_same():
+    asked = asked_of("rms", RESOLUTION / 10 * random_states(0))
+    hidden = asked.reference.clone().requires_grad_()
+    row_loss(hidden, asked, OWNER, "l2").sum().backward()
+    assert (hidden.grad.norm(dim=-1) > 0).all()
+
+
+def test_a_state_that_is_not_a_number_is_no_rounding():
+    asked = asked_of("rms", torch.zeros(LAYERS, len(OWNER), D_MODEL).double())
+    assert row_loss(asked.reference * torch.nan, asked, OWNER, "l2").isnan().all()
 
 
 def test_progress_is_0_at_the_start_and_1_at_the_target():

@@ -128,9 +128,8 @@ def _read_texts(
             likelihood = token_likelihood(logits, rows)
             measures.text_loss += (-likelihood.sums()).tolist()
             measures.text_tokens += likelihood.tokens().tolist()
-            kl = nn.functional.kl_div(
-                logits.log_softmax(-1), base, log_target=True, reduction="none"
-            ).sum(-1)
+            said = logits.log_softmax(-1) if measures.strength else base
+            kl = nn.functional.kl_div(said, base, log_target=True, reduction="none").sum(-1)
             kl = kl.clamp(min=0)  # rounding
             measures.text_kl += _by_row(kl, likelihood.owner, row_count(rows)).tolist()
 
