@@ -23,17 +23,18 @@ class Blocks(NamedTuple):
     modules: nn.ModuleList
 
 
+def without_adapters(model: nn.Module) -> nn.Module:
+    """Return the model inside of PEFT's wrapper, or the model itself where it has none."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def find_blocks(model: nn.Module) -> Blocks:
     """The list of decoder blocks of a causal language model, with or without adapters.
 
     Raises:
         ValueError: no list of `num_hidden_layers` blocks hangs directly on the decoder.
     """
-    decoder = (
-        model.get_base_model().get_decoder()
-        if hasattr(model, "peft_config")
-        else model.get_decoder()
-    )
+    decoder = without_adapters(model).get_decoder()
     depth = decoder.config.get_text_config().num_hidden_layers
     for name, child in decoder.named_children():
         if isinstance(child, nn.ModuleList) and len(child) == depth:

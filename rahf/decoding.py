@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from rahf.kv_cache import kept_cache, with_cache
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -63,9 +65,8 @@ class Prefix:
             model(
                 input_ids=torch.tensor([self.ids], device=device),
                 position_ids=torch.arange(len(self.ids), device=device)[None],
-                past_key_values=cache,
-                use_cache=True,
                 logits_to_keep=1,
+                **with_cache(model, cache),
             )
         self._layers = [(layer.keys, layer.values) for layer in cache.layers]
 
@@ -119,11 +120,10 @@ def decode(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
             logits_to_keep=1,
+            **with_cache(model, cache),
         )
-        cache = output.past_key_values
+        cache = kept_cache(model, output)
         logits = output.logits[:, -1]
         if step < later[1]:
             logits[:, list(later[0])] = -torch.inf

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rahf.capture import find_blocks
 from rahf.decoding import PrefixCache
 from rahf.directions import Directions
+from rahf.kv_cache import cache_name, given_cache
 
 Mode = Literal["add", "ablate"]
 Start = int | Sequence[int] | Literal["generated"] | None
@@ -31,8 +32,10 @@ class Columns:
     past: int = 0  # columns that stand in the key-value cache already
     generates: bool = True  # whether a token is chosen after the running forward
 
-    def note(self, _module: nn.Module, _args: tuple, given: Mapping[str, Any]) -> None:
-        cache = given.get("past_key_values")
+    def note(self, decoder: nn.Module, args: tuple, given: Mapping[str, Any]) -> None:
+        if self.start is None:  # every column, whatever stands in the cache
+            return
+        cache = given_cache(decoder, args, given)
         if self.start == "generated" and given.get("use_cache") is False:
             raise ValueError(
                 "start='generated' needs the key-value cache, which is off: what was generated "
@@ -112,7 +115,8 @@ def steer(
 
     Raises:
         ValueError: directions of another width or of layers that the model does not have; strengths
-            that do not fit the directions, or the rows of a batch.
+            that do not fit the directions, or the rows of a batch; a `start` with a model whose
+            key-value cache cannot be read.
     """
     given = [directions] if isinstance(directions, Directions) else list(directions)
     if not given:
@@ -123,6 +127,8 @@ def steer(
     if not strengths.any():
         yield
         return
+    if start is not None:
+        cache_name(blocks.owner)  # refused before the first token, where it cannot be read
     columns = Columns(start)
     with ExitStack() as hooks:
         hooks.enter_context(
