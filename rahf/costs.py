@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from rahf.artifacts import read_json, write_json
+from rahf.overrides import overrides
 
 CLOCK_FILE = "clock.json"
 FORGET_PEAK = Path("/proc/self/clear_refs")
@@ -36,6 +37,7 @@ class Clock(TrainerCallback):
         path = Path(checkpoint, CLOCK_FILE) if checkpoint else None
         self.before = read_json(path)["seconds"] if path and path.exists() else 0.0
 
+    @overrides(TrainerCallback)
     def on_train_begin(self, args, state, control, **kwargs):
         self._started = perf_counter()
 

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rahf.artifacts import write_lines
+from rahf.overrides import overrides
 from rahf.resuming import ResumableTrainer
 from rahf.training import save_policy
 
@@ -59,6 +60,7 @@ def train_dpo(
         raise ValueError("DPO needs TRL, which is not installed: pip install 'rahf[trl]'") from None
 
     class Trainer(ResumableTrainer, DPOTrainer):
+        @overrides(DPOTrainer)
         def create_model_card(self, *args, **kwargs):
             pass  # TRL's, written with each checkpoint beside the adapter
 

@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
     get_error_handler,
 )
 
+from rahf.overrides import set_existing
 from rahf.recipe.launch import names_port
 
 LAUNCHED = "RAHF_LAUNCHED"
@@ -49,7 +50,7 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
     given += ["--main_process_port", str(port)] if (port := port_of(config)) else []
     options = launch_command_parser().parse_args([*given, "rahf", *arguments])
     # SIGTERM belongs to us: torch's launcher would kill the ranks half a minute later.
-    options.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
+    set_existing(options, "signals_to_handle", "SIGINT,SIGHUP,SIGQUIT")
     terminated = []
     before = signal.signal(signal.SIGTERM, lambda *_: terminated.append(_hand_on_sigterm()))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -16,6 +16,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from rahf.checkpoints import damage, newest_first, write_manifest
 from rahf.costs import Clock
+from rahf.overrides import overrides
 from rahf.termination import StopOnSigterm, handling_sigterm
 
 STAGING = "unfinished"
@@ -36,6 +37,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(self._stop_on_sigterm)
         self.add_callback(self._clock)
 
+    @overrides(Trainer)
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Train; a SIGTERM ends the process with status 0, after a checkpoint.
 
@@ -55,11 +57,13 @@ class ResumableTrainer(Trainer):
             raise SystemExit(0)
         return result
 
+    @overrides(Trainer)
     def log(self, logs, *args, **kwargs):
         if "train_runtime" in logs:  # in place: these are the figures that `train` returns
             logs["train_runtime"] += self._clock.before
         super().log(logs, *args, **kwargs)
 
+    @overrides(Trainer)
     def _run_epoch(self, *args, **kwargs):
         # A run killed after its last checkpoint is complete; the Trainer would make one step more
         # before it looks.
@@ -80,12 +84,14 @@ class ResumableTrainer(Trainer):
 
     # All is written into a staging folder and renamed: what is called checkpoint-N is whole.
 
+    @overrides(Trainer)
     def _get_output_dir(self, trial):
         folder = Path(super()._get_output_dir(trial))
         return str(folder / STAGING if self._staging else folder)
 
     _staging = False
 
+    @overrides(Trainer)
     def _save_checkpoint(self, model, trial):
         final = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"

@@ -17,6 +17,7 @@ from rahf.adapters import load_tokenizer_of
 from rahf.data.chat_format import ChatFormat, chat_format, prompt_messages
 from rahf.data.pairs import usable_pairs
 from rahf.generation import pad_id
+from rahf.overrides import overrides
 from rahf.resuming import ResumableTrainer
 
 DEFAULTS = {
@@ -70,6 +71,7 @@ def train_reward_model(
         ) from None
 
     class Trainer(ResumableTrainer, RewardTrainer):
+        @overrides(RewardTrainer)
         def create_model_card(self, *args, **kwargs):
             pass  # TRL's, written with each checkpoint beside the model
 

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
+from rahf.overrides import set_existing
 from rahf.recipe.launch import NOT_READ
 
 ASKED = "RAHF_SHARD_BASE"
@@ -100,7 +101,7 @@ def load_placed(
     )
     # The Trainer would neither checkpoint nor, over gloo, average adapters beside such a base. DDP
     # does: see leave_to_data_parallelism.
-    model._is_distributed_loading_by_transformers = False
+    set_existing(model, "_is_distributed_loading_by_transformers", False)
     return model
 
 

@@ -14,6 +14,8 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback
 
+from rahf.overrides import overrides
+
 
 @contextmanager
 def handling_sigterm(handler: Callable[[int, object], None]) -> Iterator[None]:
@@ -46,6 +48,7 @@ class StopOnSigterm(TrainerCallback):
         """Handler for the time of the training."""
         self._noticed = True
 
+    @overrides(TrainerCallback)
     def on_step_end(self, args, state, control, **kwargs):
         noticed = torch.tensor(float(self._noticed), device=args.device)
         # The signal reaches the ranks at different times; they have to stop after the same step.

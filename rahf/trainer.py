@@ -21,6 +21,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -37,6 +38,7 @@ from rahf.directions import Directions
 from rahf.generation import pad_id, sample_texts
 from rahf.likelihood import preference_margins
 from rahf.objective import Progress
+from rahf.overrides import overrides
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.options import raise_problems
 from rahf.recipe.training_arguments import tracker_problems
@@ -195,6 +197,7 @@ class RAHFTrainer(AdapterTrainer):
         )
         self.add_callback(DrawAnew(self.train_dataset))
 
+    @overrides(Trainer)
     def _get_train_sampler(self, train_dataset=None):
         if not self.args.pairs_together:
             return super()._get_train_sampler(train_dataset)
@@ -215,11 +218,13 @@ class RAHFTrainer(AdapterTrainer):
         self._tally["train" if model.training else "eval"].add(output, counting(batch))
         return ItemLoss(output.loss, batch["row"])
 
+    @overrides(Trainer)
     def log(self, logs, start_time=None):
         if "loss" in logs:
             logs |= self._tally["train"].take(self.accelerator)
         super().log(logs, start_time)
 
+    @overrides(Trainer)
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         margins = self.preference_margins()
@@ -259,6 +264,7 @@ class DrawAnew(TrainerCallback):
     def __init__(self, responses: Responses):
         self._responses = responses
 
+    @overrides(TrainerCallback)
     def on_epoch_begin(self, args, state, control, **kwargs):
         self._responses.set_epoch(int(state.epoch))
 

@@ -28,6 +28,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from rahf.adapters import POLICY
 from rahf.checkpoints import load_policy, optimizer_state, policy_weights, restore
+from rahf.overrides import overrides, set_existing
 from rahf.resuming import STAGING, ResumableTrainer
 from rahf.sharding import is_sharded, leave_to_data_parallelism
 
@@ -54,12 +55,12 @@ class AdapterTrainer(ResumableTrainer, ABC):
             # threads (DataParallel), which neither adapters nor recording survive. `accelerate
             # launch` uses all.
             logger.warning("training on one of %d GPUs; use accelerate launch for all", args.n_gpu)
-            args._n_gpu = 1
+            set_existing(args, "_n_gpu", 1)
         super().__init__(model, args, **kwargs)
         show_compactly(self)
         self.add_callback(LastStepLogged)
         # Losses below are divided by the items of the whole accumulated batch already.
-        self.model_accepts_loss_kwargs = True
+        set_existing(self, "model_accepts_loss_kwargs", True)
 
     rows_of_example = 1
     """Rows of a batch that are made of one example of the data set."""
@@ -75,6 +76,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
         """Loss of `batch` under `model`, which may be wrapped."""
 
+    @overrides(Trainer)
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.accelerator.num_processes > 1 and not self.args.ignore_data_skip:
@@ -99,6 +101,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
         """Number of items over which the loss of `batch` is averaged."""
         return int((self.items_of_rows(batch) * counting(batch)).sum())
 
+    @overrides(Trainer)
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         result = self.item_loss(model, inputs)
         if not torch.isfinite(result.per_row.sum()):
@@ -113,14 +116,17 @@ class AdapterTrainer(ResumableTrainer, ABC):
             loss = loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, result) if return_outputs else loss
 
+    @overrides(Trainer)
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
+    @overrides(Trainer)
     def floating_point_ops(self, inputs) -> int:
         return 0  # the Trainer's estimate, one full forward of one block, fits no step here
 
+    @overrides(Trainer)
     def create_optimizer(self, *args, **kwargs):
         # A LoRA has no weight that is spared the decay: the group of such weights is empty, and
         # DeepSpeed would drop it, so that checkpoints would differ.
@@ -128,6 +134,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 
+    @overrides(Trainer)
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         # The engine is made of weights that have been read already, so that it need not know how.
         if resume_from_checkpoint is not None:
@@ -139,9 +146,11 @@ class AdapterTrainer(ResumableTrainer, ABC):
             self._load_scaler(resume_from_checkpoint)
         return prepared
 
+    @overrides(Trainer)
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         pass  # done above, under every engine
 
+    @overrides(Trainer)
     def _load_optimizer_and_scheduler(self, checkpoint):
         saved = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
         restore(self.model, self.optimizer, Path(checkpoint), saved)
@@ -149,16 +158,19 @@ class AdapterTrainer(ResumableTrainer, ABC):
             torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True)
         )
 
+    @overrides(Trainer)
     def _save_optimizer_and_scheduler(self, output_dir):
         state = optimizer_state(self.model, self.optimizer)
         if self.args.should_save:
             torch.save(state, Path(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
 
+    @overrides(Trainer)
     def _move_model_to_device(self, model, device):
         if not is_sharded():
             super()._move_model_to_device(model, device)
 
+    @overrides(Trainer)
     def save_model(self, output_dir=None, _internal_call=False):
         weights = policy_weights(self.model, self.optimizer)
         if self.strength != 1:
@@ -171,6 +183,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    @overrides(Trainer)
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:
             return
@@ -208,6 +221,7 @@ class LastStepLogged(TrainerCallback):
     would have none.
     """
 
+    @overrides(TrainerCallback)
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps and args.logging_strategy != "no":
             control.should_log = True
@@ -216,6 +230,7 @@ class LastStepLogged(TrainerCallback):
 class CompactProgress(ProgressCallback):
     """Progress bar whose lines leave the per-layer figures to the log."""
 
+    @overrides(ProgressCallback)
     def on_log(self, args, state, control, logs=None, **kwargs):
         super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
 
@@ -223,6 +238,7 @@ class CompactProgress(ProgressCallback):
 class CompactPrinter(PrinterCallback):
     """The same where progress bars are off."""
 
+    @overrides(PrinterCallback)
     def on_log(self, args, state, control, logs=None, **kwargs):
         super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
 

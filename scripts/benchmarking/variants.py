@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from benchmarking.workload import MAX_TOTAL, Workload, lora
 from transformers import TrainerCallback
 
+from rahf.overrides import overrides
+
 
 class Trained(NamedTuple):
     """What a variant reports."""
@@ -29,6 +31,7 @@ class EndOfSteps(TrainerCallback):
         self._meter = meter
         self.read: list[float] = []
 
+    @overrides(TrainerCallback)
     def on_step_end(self, args, state, control, **kwargs):
         self.read.append(self._meter())
 
