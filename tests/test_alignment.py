@@ -132,23 +132,7 @@ class ByLoops:
                 prompt + response,
                 range(len(prompt), len(prompt + response)),
             )
-        if options.prediction_weight:
-            total += options.prediction_weight * self.prediction(item)
         return total
-
-    def prediction(self, item):
-        """KL from the reference's predictions, shifted by those of the two views."""
-        response = item["response_ids"][: self.options.max_response_tokens]
-
-        def told(view):
-            prompt = item["prompt_ids" if view.rows == "reference" else f"{view.rows}_prompt_ids"]
-            ids = prompt + response
-            return loops.log_probabilities(self.models[view.teacher], ids)[len(prompt) - 1 : -1]
-
-        shifted = loops.shifted(*map(told, self.views), self.options.prediction_alpha)
-        ids = item["prompt_ids"] + response
-        policy = loops.log_probabilities(self.policy, ids)[len(item["prompt_ids"]) - 1 : -1]
-        return loops.kl(shifted, policy, range(1, len(response) + 1))
 
     def preference(self, chosen, rejected):
         """The DPO term of a pair, its weight included."""
@@ -290,67 +274,6 @@ def test_a_dpo_term_beside_every_other_equals_the_loops(family, kl_rows, packed)
     options = method_options(max_response_tokens=2, **others, **PREFERRED)
     output = check_against_loops(family, options, RETAINED, packed=packed)
     assert set(output.terms) == {"align", "retain", "kl", "sft", "dpo"}
-
-
-ASKED_METHODS = [(method, reference) for method, reference in METHODS if method != "direction"]
-
-
-@pytest.mark.parametrize(("method", "reference"), ASKED_METHODS)
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_loss_with_shifted_predictions_equals_the_loops(family, method, reference, packed):
-    options = method_options(method, reference, prediction_weight=2.0, prediction_alpha=1.5)
-    output = check_against_loops(family, options, packed=packed)
-    assert set(output.terms) == {"align", "prediction"}
-    assert (output.terms["prediction"] > 1e-3).all()
-
-
-@pytest.mark.parametrize(("method", "reference"), ASKED_METHODS)
-@pytest.mark.parametrize("kl_rows", ["responses", "retain"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_shifted_predictions_beside_every_other_term_equal_the_loops(
-    family, method, reference, kl_rows, packed
-):
-    others = {"retain_weight": 0.3, "kl_weight": 0.5, "kl_rows": kl_rows, "sft_weight": 0.2}
-    shifted = {"prediction_weight": 0.7, "prediction_alpha": -1.0, "max_response_tokens": 2}
-    options = method_options(method, reference, **others, **shifted, **PREFERRED)
-    output = check_against_loops(family, options, RETAINED, packed=packed)
-    assert set(output.terms) == {"align", "retain", "kl", "sft", "dpo", "prediction"}
-
-
-@pytest.mark.parametrize("method", ["dual", "scit"])
-def test_shifted_predictions_beside_a_stored_shift_are_those_beside_none(family, method):
-    options = method_options(method, prediction_weight=1.0)
-    alignment, batch = alignment_of(family, options), batch_of(tiny_pairs(2), options)
-    stored = alignment.towards(stored_directions())
-    told = [each(each.model, batch).terms for each in (alignment, stored)]
-    assert torch.equal(told[0]["prediction"], told[1]["prediction"])
-    assert not torch.equal(told[0]["align"], told[1]["align"])
-    without = alignment_of(family, method_options(method)).towards(stored_directions())
-    assert torch.equal(without(without.model, batch).terms["align"], told[1]["align"])
-    assert without.views.teachers() == ()
-
-
-def test_a_policy_that_predicts_what_is_asked_has_a_term_of_zero(family):
-    # Positive reference and a shift of 0 times the difference: the policy's own beginning.
-    options = method_options("dual", "positive", prediction_weight=1.0, prediction_alpha=0.0)
-    model = attach_policy(family.load_base(), lora(), range(3), family.adapters["positive"])
-    add_teachers(model, family.adapters, 3)
-    alignment = Alignment(model, views_of("dual", "positive"), LAYERS, options)
-    batch = batch_of(tiny_pairs(2), options)
-    assert alignment(model, batch).terms["prediction"].abs().max() < 1e-6
-    alignment.options = method_options("dual", "positive", prediction_weight=1.0)
-    assert alignment(model, batch).terms["prediction"].min() > 1e-3
-
-
-@pytest.mark.parametrize("stored", [False, True])
-def test_shifted_predictions_ask_each_view_once(family, stored):
-    options = method_options("dual", "positive", prediction_weight=1.0)
-    alignment, forwards = alignment_of(family, options), []
-    if stored:
-        alignment = alignment.towards(stored_directions())
-    alignment.model.get_base_model().model.register_forward_hook(lambda *_: forwards.append(1))
-    alignment(alignment.model, batch_of(tiny_pairs(2), options))
-    assert len(forwards) == 3  # positive, which is the reference, negative, and the policy
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -8,6 +8,7 @@ import yaml
 
 from rahf.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
 from rahf.recipe import training_arguments
+from rahf.recipe.keys import REMOVED
 from rahf.recipe.reading import Recipe, RecipeError, load_recipe, recipe_from_dict
 from rahf.recipe.training_arguments import REPLACED, trackers, training_annotations
 
@@ -134,6 +135,13 @@ def test_a_field_that_transformers_has_dropped_comes_with_its_replacement(write,
     assert name not in training_annotations()
     assert problems(write(**{name: True})) == (
         f"{name}: is not a key of a recipe: {REPLACED[name]}",
+    )
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_is_refused_with_what_to_do_instead(write, key):
+    assert problems(write(**{key: 1})) == (
+        f"{key}: is no longer a key of a recipe: {REMOVED[key]}",
     )
 
 

@@ -107,16 +107,6 @@ def kl(reference, policy, predicted):
     )
 
 
-def shifted(reference, positive, negative, alpha):
-    """log p of softmax(reference + alpha * (positive - negative)), position by position."""
-    result = []
-    for rows in zip(reference, positive, negative, strict=True):
-        scores = [r + alpha * (p - n) for r, p, n in zip(*rows, strict=True)]
-        total = math.log(sum(math.exp(score) for score in scores))
-        result.append([score - total for score in scores])
-    return result
-
-
 def cross_entropy(policy, ids, predicted):
     """-mean log-probability of the tokens at `predicted`, each given all before it."""
     return -mean(policy[position - 1][ids[position]] for position in predicted)
