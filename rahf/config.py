@@ -197,10 +197,9 @@ class MethodOptions:
         "size of the asked shift, so that settings carry over between models; not for methods "
         "without one.",
     )
-    positions: Literal["response", "predicting", "response_and_tail"] = option(
+    positions: Literal["response", "response_and_tail"] = option(
         "response_and_tail",
-        "States that are aligned. response: those of the response tokens (published). predicting: "
-        "those that predict them, from the last prompt token to the last but one of the response. "
+        "States that are aligned. response: those of the response tokens (published). "
         "response_and_tail: the response and the end of the prompt.",
     )
     tail_tokens: Count = option(2, "Prompt tokens, from its end, that `response_and_tail` adds.")

@@ -138,11 +138,17 @@ def test_a_field_that_transformers_has_dropped_comes_with_its_replacement(write,
     )
 
 
-@pytest.mark.parametrize("key", REMOVED)
-def test_a_removed_key_is_refused_with_what_to_do_instead(write, key):
-    assert problems(write(**{key: 1})) == (
-        f"{key}: is no longer a key of a recipe: {REMOVED[key]}",
-    )
+@pytest.mark.parametrize("removed", REMOVED)
+def test_what_was_removed_is_refused_with_what_to_do_instead(write, removed):
+    key, _, value = removed.partition(": ")
+    [problem] = problems(write(**{key: value or 1}))
+    what = f" {value} is no longer a choice" if value else " is no longer a key of a recipe"
+    assert problem == f"{key}:{what}: {REMOVED[removed]}"
+
+
+def test_a_removed_choice_names_the_one_to_take(write):
+    [problem] = problems(write(positions="predicting"))
+    assert "set response_and_tail" in problem
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,9 @@ REFUSED = {
     "teachers.output_dir": "remove it: teachers are kept inside output_dir",
 }
 
-# Keys that recipes once had, with what to do instead.
+# Keys, and `key: value`, that recipes once had, with what to do instead.
 REMOVED = {
+    "positions: predicting": "set response_and_tail, which aligns the end of the prompt as well",
     "prediction_alpha": "remove it; prediction_weight, beside which it was read, is gone too",
     "prediction_weight": "remove it, and set dpo_weight: 1 with pairs_together: true instead",
 }

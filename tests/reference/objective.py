@@ -34,8 +34,6 @@ def aligned_positions(prompt, response, positions, tail):
     first, end = len(prompt), len(prompt) + len(response)
     if positions == "response":
         return list(range(first, end))
-    if positions == "predicting":
-        return list(range(first - 1, end - 1))
     return list(range(first - tail, end))
 
 
