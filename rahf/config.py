@@ -261,9 +261,6 @@ class MethodOptions:
     kl_rows: Literal["responses", "retain"] = option(
         "responses", "Rows of the KL term: the aligned responses, or the texts of the retain term."
     )
-    kl_temperature: Annotated[float, Limits(least=1e-2)] = option(
-        1.0, "Temperature of both predictions in the KL term, which is multiplied by its square."
-    )
     sft_weight: Weight | None = option(
         None,
         "Weight of the cross entropy on chosen responses; null: 2 for scit and lorra with "

@@ -14,6 +14,7 @@ from rahf.config import MethodOptions
 from rahf.contrast import Batch, Rows, row_count
 from rahf.likelihood import Likelihood, token_likelihood, with_context
 from rahf.objective import RowKind, dpo_loss, row_mean
+from rahf.recipe.presets import KL_TEMPERATURE
 
 
 class PredictionTerm(NamedTuple):
@@ -55,7 +56,8 @@ def prediction_terms(
     """
     rows, responses, terms = batch["reference"], len(batch["row"]), {}
     if options.kl_weight:
-        divergence = kl_divergence(reference, policy, scored, rows, options.kl_temperature)
+        temperature = KL_TEMPERATURE.get(options.method, 1.0)
+        divergence = kl_divergence(reference, policy, scored, rows, temperature)
         kind = "retained" if options.kl_rows == "retain" else "responses"
         terms["kl"] = PredictionTerm(kind, divergence)
     if options.sft_weight:

@@ -41,7 +41,7 @@ SMALL = {
 }
 """Weights of a like size, so that no term hides another."""
 
-KL = {"kl_weight": 0.5, "kl_rows": "retain", "kl_temperature": 2.0, "retain_weight": 0.2}
+KL = {"kl_weight": 0.5, "kl_rows": "retain", "retain_weight": 0.2}
 
 
 def options_of(method, **given):
@@ -139,7 +139,7 @@ class ByHand:
         near = hand.distance(policy, reference, units, squared)
         loss = rising * self.options.retain_weight * near
         if self.options.kl_weight:
-            warm = self.options.kl_temperature
+            warm = 2.0 if self.options.method == "repbend" else 1.0
             divergence = loops.kl(
                 loops.log_probabilities(self.base, text, warm),
                 loops.log_probabilities(self.policy, text, warm),

@@ -35,6 +35,7 @@ REFUSED = {
 
 # Keys, and `key: value`, that recipes once had, with what to do instead.
 REMOVED = {
+    "kl_temperature": "remove it: it is 2 for repbend, as published, and 1 for every other method",
     "positions: predicting": "set response_and_tail, which aligns the end of the prompt as well",
     "prediction_alpha": "remove it; prediction_weight, beside which it was read, is gone too",
     "prediction_weight": "remove it, and set dpo_weight: 1 with pairs_together: true instead",

@@ -31,6 +31,9 @@ TEACHERS = {
     "repbend": (),
 }
 
+# Temperature of both predictions in the KL term, where it is not 1 (RepBend: arXiv 2504.01550).
+KL_TEMPERATURE = {"repbend": 2.0}
+
 ALL_TEACHERS = tuple(dict.fromkeys(name for names in TEACHERS.values() for name in names))
 
 PLAIN: dict[str, Any] = {
@@ -136,7 +139,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "retain_weight": 0.0,
         "kl_weight": 0.3,
         "kl_rows": "retain",
-        "kl_temperature": 2.0,
         "lora_r": 16,
         "lora_alpha": 16,
         "lora_dropout": 0.05,
