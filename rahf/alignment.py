@@ -21,7 +21,7 @@ from rahf.capture import record
 from rahf.config import MethodOptions, resolve_layers
 from rahf.contrast import Batch, Rows, first_rows, packed_tokens_until, row_count
 from rahf.directions import Directions, MeanFitter
-from rahf.likelihood import forward_columns, model_inputs, response_logits, with_context
+from rahf.likelihood import forward_columns, model_inputs, response_logits
 from rahf.objective import (
     Asked,
     Progress,
@@ -34,12 +34,7 @@ from rahf.objective import (
     row_loss,
 )
 from rahf.packing import use_packed_attention
-from rahf.prediction_terms import (
-    Predicted,
-    logits_difference,
-    prediction_terms,
-    scored_tokens,
-)
+from rahf.prediction_terms import prediction_terms, scored_tokens
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
 REJECTED_SHARE = {"rejected": 1.0, "both": 0.5, "random": 0.5}
@@ -79,11 +74,8 @@ def views_of(method: str, reference: str) -> Views:
 
 
 def views_asked(options: MethodOptions, stored: bool) -> Views:
-    """The views that training asks: of a stored shift the reference alone, unless predictions are
-    shifted as well.
-    """
-    alone = stored and not options.prediction_weight
-    return views_of("direction" if alone else options.method, options.reference)
+    """The views that training asks: of a stored shift the reference alone."""
+    return views_of("direction" if stored else options.method, options.reference)
 
 
 def terms_of(options: MethodOptions) -> tuple[Term, ...]:
@@ -112,7 +104,7 @@ class Frozen(NamedTuple):
 
     reference: Float[Tensor, "layers tokens d_model"]  # responses, then retained texts
     shift: Float[Tensor, "layers response_tokens d_model"] | None  # positive minus negative view
-    predicted: Predicted = Predicted(None, None)
+    logits: Float[Tensor, "scored vocab"] | None = None  # of the reference, where a term reads them
 
 
 class AlignmentOutput(NamedTuple):
@@ -131,8 +123,7 @@ class Alignment:
         layers: target layers, ascending.
         teachers: full models given in place of adapters, by view name.
         packed: whether all of the models take packed rows.
-        directions: the stored shift; the views' positive and negative are then asked for their
-            predictions alone, if at all.
+        directions: the stored shift, in place of a positive and a negative view.
         point: where rejected responses are led in place of a shift, in units of alpha (RMU).
     """
 
@@ -175,19 +166,18 @@ class Alignment:
         rows, options = batch["reference"], self.options
         scored = scored_tokens(batch, options)
         frozen = frozen or self.frozen(batch)
-        asked, predicted = self.asked(batch, frozen), frozen.predicted
+        asked = self.asked(batch, frozen)
         hidden, logits = self._look(model, self.model, rows, scored)
         terms, weights = self._distances(hidden, asked, batch, elapsed)
         if options.similarity_weight:
             terms["similarity"] = self._similarity(hidden, batch)
-        for name, term in prediction_terms(logits, predicted, scored, batch, options).items():
+        for name, term in prediction_terms(logits, frozen.logits, scored, batch, options).items():
             terms[name] = self._of_rows(term.values, term.rows, batch)
         weights |= {
             "similarity": options.similarity_weight,
             "kl": options.kl_weight,
             "sft": options.sft_weight,
             "dpo": options.dpo_weight,
-            "prediction": options.prediction_weight,
         }
         loss = sum(weights[name] * term for name, term in terms.items())
         detached = {name: term.detach() for name, term in terms.items()}
@@ -234,18 +224,13 @@ class Alignment:
         return self._of_rows(apart, "rejected", batch)
 
     def frozen(self, batch: Batch) -> Frozen:
-        """Ask the frozen views, for their predictions too where a term reads them."""
-        aligned, predicts = batch["aligned_responses"], bool(self.options.prediction_weight)
+        """Ask the frozen views, the reference for its predictions too where a term reads them."""
         needed = scored_tokens(batch, self.options) if self.options.compares_predictions else None
         reference, logits = self._look_frozen(self.views.reference, batch, needed)
         if self.views.positive is None:
-            return Frozen(reference, None, Predicted(logits, None))
-        seen = {self.views.reference: Seen(reference[:, :aligned], logits)}
-        seen = self._look_both_ways(batch, seen, predicts)
-        positive, negative = (seen[view] for view in self.views[1:])
-        shift = positive.hidden - negative.hidden if self.directions is None else None
-        shifted = logits_difference(positive.logits, negative.logits) if predicts else None
-        return Frozen(reference, shift, Predicted(logits, shifted))
+            return Frozen(reference, None, logits)
+        known = {self.views.reference: reference[:, : batch["aligned_responses"]]}
+        return Frozen(reference, self.shift(batch, known), logits)
 
     def retained(self, rows: Rows) -> Float[Tensor, "layers tokens d_model"]:
         """What the reference says of retained texts alone."""
@@ -278,23 +263,20 @@ class Alignment:
         # Without a shift every target is the reference itself.
         return 0.0 if frozen.shift is None else alpha * frozen.shift
 
-    def shift(self, batch: Batch) -> Float[Tensor, "layers tokens d_model"]:
-        """Positive minus negative at the aligned response tokens, not multiplied by alpha."""
-        seen = self._look_both_ways(batch, {}, predictions=False)
-        return seen[self.views.positive].hidden - seen[self.views.negative].hidden
+    def shift(
+        self, batch: Batch, known: Mapping[View, Tensor] | None = None
+    ) -> Float[Tensor, "layers tokens d_model"]:
+        """Positive minus negative at the aligned response tokens, not multiplied by alpha.
 
-    def _look_both_ways(
-        self, batch: Batch, known: Mapping[View, Seen], predictions: bool
-    ) -> dict[View, Seen]:
-        """What the positive and the negative view show of the responses beside what is known: in
-        published DUAL the positive view is the reference.
+        Args:
+            known: hidden states of views that need not be asked: in published DUAL the positive
+                view is the reference.
         """
-        seen, responses = dict(known), without_retained(batch)
+        hidden, responses = dict(known or {}), without_retained(batch)
         for view in (self.views.positive, self.views.negative):
-            if view not in seen:
-                scored = with_context(responses[view.rows]) if predictions else None
-                seen[view] = self._look_frozen(view, responses, scored)
-        return seen
+            if view not in hidden:
+                hidden[view] = self._look_frozen(view, responses).hidden
+        return hidden[self.views.positive] - hidden[self.views.negative]
 
     def _look_frozen(self, view: View, batch: Batch, scored: Tensor | None = None) -> Seen:
         rows = batch[view.rows]
@@ -345,8 +327,7 @@ def build_alignment(
             "method='direction'."
         )
     views = views_asked(options, stored=directions is not None)
-    whole = depth_of(base)
-    layers = resolve_layers(options.target_layers, whole)
+    layers = resolve_layers(options.target_layers, depth_of(base))
     depth = layers[-1] + 1
     policy = attach_policy(base, peft_config, range(depth), teachers.get(options.reference))
     d_model = base.config.get_text_config().hidden_size
@@ -354,7 +335,7 @@ def build_alignment(
         directions.check_width(d_model)
     point = random_units(layers, d_model, seed) if options.method == "rmu" else None
     needed = {name: teachers[name] for name in views.teachers()}
-    full = add_teachers(policy, needed, whole if options.prediction_weight else depth)
+    full = add_teachers(policy, needed, depth)
     models = (policy.get_base_model(), *full.values())
     packed = options.packing and all(map(use_packed_attention, models))
     return Alignment(policy, views, layers, options, directions, full, packed, point)

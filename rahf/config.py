@@ -197,10 +197,9 @@ class MethodOptions:
         "size of the asked shift, so that settings carry over between models; not for methods "
         "without one.",
     )
-    positions: Literal["response", "predicting", "response_and_tail"] = option(
+    positions: Literal["response", "response_and_tail"] = option(
         "response_and_tail",
-        "States that are aligned. response: those of the response tokens (published). predicting: "
-        "those that predict them, from the last prompt token to the last but one of the response. "
+        "States that are aligned. response: those of the response tokens (published). "
         "response_and_tail: the response and the end of the prompt.",
     )
     tail_tokens: Count = option(2, "Prompt tokens, from its end, that `response_and_tail` adds.")
@@ -219,8 +218,8 @@ class MethodOptions:
         None,
         "Folder that keeps the states of the frozen views: they are computed once, and read in "
         "later epochs and by later trainings on the same rows, whatever their alpha, weights, "
-        "rate or seed. Beside a KL, DPO or prediction term those of the retained texts alone. "
-        "null: computed in every step.",
+        "rate or seed. Beside a KL or DPO term those of the retained texts alone. null: computed "
+        "in every step.",
     )
     target_cache_gib: Annotated[float, Limits(least=0)] = option(
         50.0, "GiB that the folder of target_cache may hold; a training that needs more is refused."
@@ -262,9 +261,6 @@ class MethodOptions:
     kl_rows: Literal["responses", "retain"] = option(
         "responses", "Rows of the KL term: the aligned responses, or the texts of the retain term."
     )
-    kl_temperature: Annotated[float, Limits(least=1e-2)] = option(
-        1.0, "Temperature of both predictions in the KL term, which is multiplied by its square."
-    )
     sft_weight: Weight | None = option(
         None,
         "Weight of the cross entropy on chosen responses; null: 2 for scit and lorra with "
@@ -274,19 +270,10 @@ class MethodOptions:
         None,
         "Weight of the DPO loss of the aligned responses, held against the reference; with "
         "pairs_together: true. null: 1 for dual with reference: base, a positive alpha, both "
-        "responses of a pair and no SFT or prediction term, otherwise 0.",
+        "responses of a pair and no SFT term, otherwise 0.",
     )
     dpo_beta: Annotated[float, Limits(least=1e-6)] = option(
         0.1, "How near the DPO term holds the policy to the reference: DPO's beta."
-    )
-    prediction_weight: Weight = option(
-        0.0,
-        "Weight of the KL divergence of the policy's predictions from shifted ones: the "
-        "reference's logits plus prediction_alpha times those of the positive view minus those of "
-        "the negative one (dual, scit, dpo_shift, lorra).",
-    )
-    prediction_alpha: float = option(
-        1.0, "Strength of the shift of predictions; negative: away from the preferred side."
     )
     rejected_weight: Weight = option(
         1.0,
@@ -315,7 +302,7 @@ class MethodOptions:
     @property
     def compares_predictions(self) -> bool:
         """Whether a term holds the policy's predictions against the reference's."""
-        return bool(self.kl_weight or self.dpo_weight or self.prediction_weight)
+        return bool(self.kl_weight or self.dpo_weight)
 
     @property
     def compares_retained(self) -> bool:

@@ -33,7 +33,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 ResponseSource = Literal["chosen", "rejected", "both", "random"]
-Positions = Literal["response", "predicting", "response_and_tail"]
+Positions = Literal["response", "response_and_tail"]
 Batch = dict[str, Any]
 Rows = dict[str, Any]  # a block of rows: tensors; where it is packed, the list `spans`
 Span = tuple[int, int]
@@ -252,15 +252,12 @@ def first_rows(rows: Rows, count: int) -> Rows:
 def aligned_mask(rows: Rows, positions: Positions, tail_tokens: int) -> Tensor:
     """Which states are aligned, [rows, seq] bool.
 
-    `response` is the response tokens (published); `predicting` the states that predict them, the
-    last prompt token in, the last response token out; `response_and_tail` the response and the
-    last `tail_tokens` of the prompt before it.
+    `response` is the response tokens (published); `response_and_tail` the response and the last
+    `tail_tokens` of the prompt before it.
     """
     mask = rows["response_mask"]
     if positions == "response":
         return mask
-    if positions == "predicting":
-        return earlier(rows, 1)
     tail = torch.stack([earlier(rows, back) for back in range(tail_tokens + 1)]).any(0)
     return tail & rows["attention_mask"].bool() if "attention_mask" in rows else tail
 
@@ -318,7 +315,7 @@ class ContrastCollator:
         self, view: str, items: Sequence[Mapping[str, Any]], responses: list[list[int]]
     ) -> Batch:
         prompts = [item[f"{view}_prompt_ids"] for item in items]
-        if self.positions != "response":
+        if self.positions == "response_and_tail":
             self._check_tails(view, items, prompts)
         rows = self._rows(prompts, responses)
         return with_aligned(rows, aligned_mask(rows, self.positions, self.tail_tokens))
@@ -332,13 +329,13 @@ class ContrastCollator:
     def _check_tails(
         self, view: str, items: Sequence[Mapping[str, Any]], prompts: list[list[int]]
     ) -> None:
-        tail = self.tail_tokens if self.positions == "response_and_tail" else 1
+        tail = self.tail_tokens
         for item, prompt in zip(items, prompts, strict=True):
             if len(prompt) < tail or prompt[-tail:] != item["prompt_ids"][-tail:]:
                 raise ValueError(
                     f"row {item['row']}: the last {tail} prompt tokens of the {view} view are "
                     f"{prompt[-tail:]}, those of the reference {item['prompt_ids'][-tail:]}; "
-                    f"positions={self.positions!r} needs the same tokens in every view. "
+                    "positions='response_and_tail' needs the same tokens in every view. "
                     "Lower tail_tokens or use positions='response'."
                 )
 

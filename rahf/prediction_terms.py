@@ -1,5 +1,4 @@
-"""The terms of the loss that are read from predictions of tokens: KL, SFT, DPO, and the shift of
-predictions.
+"""The terms of the loss that are read from predictions of tokens: KL, SFT and DPO.
 
 They are why a step needs the LM head, and no pass is asked for logits that none of them reads.
 Knows batches and logits; knows no hidden state and no model.
@@ -8,20 +7,14 @@ Knows batches and logits; knows no hidden state and no model.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rahf.config import MethodOptions
 from rahf.contrast import Batch, Rows, row_count
 from rahf.likelihood import Likelihood, token_likelihood, with_context
 from rahf.objective import RowKind, dpo_loss, row_mean
-
-
-class Predicted(NamedTuple):
-    """What the frozen views predict, where a term reads it."""
-
-    reference: Float[Tensor, "tokens vocab"] | None  # logits at all scored tokens, row by row
-    shift: Float[Tensor, "response_tokens vocab"] | None  # positive minus negative view's logits
+from rahf.recipe.presets import KL_TEMPERATURE
 
 
 class PredictionTerm(NamedTuple):
@@ -43,14 +36,14 @@ def scored_tokens(batch: Batch, options: MethodOptions) -> Bool[Tensor, "lines s
         kept[:responses] = options.kl_rows == "responses"
     if options.sft_weight:
         kept[:responses] |= batch["chosen"]
-    if options.dpo_weight or options.prediction_weight:
+    if options.dpo_weight:
         kept[:responses] = True
     return mask & kept[rows["owner"]]
 
 
 def prediction_terms(
     policy: Float[Tensor, "tokens vocab"] | None,
-    predicted: Predicted,
+    reference: Float[Tensor, "tokens vocab"] | None,
     scored: Bool[Tensor, "lines seq"] | None,
     batch: Batch,
     options: MethodOptions,
@@ -59,55 +52,24 @@ def prediction_terms(
 
     Args:
         policy: logits that predict the tokens `scored`, packed row by row.
+        reference: the same of the reference, where a term compares the two.
     """
     rows, responses, terms = batch["reference"], len(batch["row"]), {}
     if options.kl_weight:
-        divergence = kl_divergence(
-            predicted.reference, policy, scored, rows, options.kl_temperature
-        )
+        temperature = KL_TEMPERATURE.get(options.method, 1.0)
+        divergence = kl_divergence(reference, policy, scored, rows, temperature)
         kind = "retained" if options.kl_rows == "retain" else "responses"
         terms["kl"] = PredictionTerm(kind, divergence)
     if options.sft_weight:
         terms["sft"] = PredictionTerm("chosen", -_likelihood(policy, scored, rows).means())
     if options.dpo_weight:
         own, base = (
-            _likelihood(logits, scored, rows).sums()[:responses]
-            for logits in (policy, predicted.reference)
+            _likelihood(logits, scored, rows).sums()[:responses] for logits in (policy, reference)
         )
         # Each response of a pair has the pair's loss, so that their mean is the mean over pairs.
         of_pairs = dpo_loss(own, base, options.dpo_beta)
         terms["dpo"] = PredictionTerm("responses", of_pairs.repeat_interleave(2))
-    if options.prediction_weight:
-        owners = _owners(scored, rows)
-        divergence = shifted_divergence(
-            policy, predicted, options.prediction_alpha, owners, responses
-        )
-        terms["prediction"] = PredictionTerm("responses", divergence)
     return terms
-
-
-def shifted_divergence(
-    policy: Float[Tensor, "tokens vocab"],
-    predicted: Predicted,
-    alpha: float,
-    owner: Int[Tensor, " tokens"],
-    responses: int,
-) -> Float[Tensor, " responses"]:
-    """KL(softmax(reference + alpha * shift) || policy) in nats, mean over a response's tokens."""
-    count = len(predicted.shift)  # the tokens of retained texts follow
-    target = torch.add(predicted.reference[:count], predicted.shift, alpha=alpha)
-    per_token = token_divergence(target, policy[:count])
-    return row_mean(per_token.unsqueeze(0), owner[:count], responses)[0]
-
-
-def logits_difference(
-    positive: Float[Tensor, "tokens vocab"], negative: Float[Tensor, "tokens vocab"]
-) -> Float[Tensor, "response_tokens vocab"]:
-    """The shift of predictions. A view that is the reference has retained texts after its
-    responses, which the other one has not.
-    """
-    count = min(len(positive), len(negative))
-    return positive[:count] - negative[:count]
 
 
 def _likelihood(logits: Tensor, scored: Tensor, rows: Rows) -> Likelihood:
@@ -128,7 +90,8 @@ def kl_divergence(
             gradients keep their size (distillation, arXiv 1503.02531).
     """
     per_token = token_divergence(reference, policy, temperature)
-    return row_mean(per_token.unsqueeze(0), _owners(scored, rows), row_count(rows))[0]
+    owner = rows["owner"][:, 1:][scored[:, 1:]]
+    return row_mean(per_token.unsqueeze(0), owner, row_count(rows))[0]
 
 
 def token_divergence(
@@ -142,8 +105,3 @@ def token_divergence(
     return temperature**2 * nn.functional.kl_div(
         policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
     ).sum(-1)
-
-
-def _owners(scored: Bool[Tensor, "lines seq"], rows: Rows) -> Int[Tensor, " tokens"]:
-    """The row of each scored token."""
-    return rows["owner"][:, 1:][scored[:, 1:]]

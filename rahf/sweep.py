@@ -22,8 +22,8 @@ TOUCH_NO_TEACHER = (
     *("alpha", "target_layers", "positions", "tail_tokens", "distance", "layer_scale", "shift"),
     *("max_response_tokens", "response_source", "mean_responses", "kl_weight", "sft_weight"),
     *("align_weight", "retain_weight", "retain_rows", "retain_tokens", "kl_rows", "kl_budget"),
-    *("kl_temperature", "rejected_weight", "chosen_weight", "similarity_weight"),
-    *("dpo_weight", "dpo_beta", "prediction_weight", "prediction_alpha", "weights_over_time"),
+    *("rejected_weight", "chosen_weight", "similarity_weight"),
+    *("dpo_weight", "dpo_beta", "weights_over_time"),
 )
 """Keys of the alignment alone: a sweep over them has one set of teachers."""
 

@@ -76,7 +76,6 @@ def test_without_instructions_there_is_one_block_of_rows():
     ("positions", "aligned"),
     [
         ("response", [[21, 22, EOS], [31, EOS]]),
-        ("predicting", [[13, 21, 22], [13, 31]]),
         ("response_and_tail", [[12, 13, 21, 22, EOS], [12, 13, 31, EOS]]),
     ],
 )
@@ -98,7 +97,7 @@ def test_a_tail_longer_than_the_prompt_takes_all_of_the_prompt(side):
     assert tokens_at(rows) == [[11, 21, EOS], [11, 31, 32, EOS]]
 
 
-@pytest.mark.parametrize("positions", ["response", "predicting", "response_and_tail"])
+@pytest.mark.parametrize("positions", ["response", "response_and_tail"])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_all_of_a_retained_text_is_kept_whatever_is_aligned_in_a_response(positions, side):
     collator = ContrastCollator(EOS, positions, padding_side=side, width=11)
@@ -120,8 +119,6 @@ def test_views_whose_prompts_end_differently_are_refused_with_their_row():
     message = r"row 7: the last 2 prompt tokens of the negative view are \[12, 14\].*tail_tokens"
     with pytest.raises(ValueError, match=message):
         ContrastCollator(EOS, "response_and_tail", tail_tokens=2)([item])
-    with pytest.raises(ValueError, match="row 7: the last 1 prompt tokens"):
-        ContrastCollator(EOS, "predicting")([item])
     ContrastCollator(EOS, "response")([item])
 
 

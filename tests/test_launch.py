@@ -95,7 +95,7 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
 
 
 SCIT = ("--method", "scit", "--shift", "mean")
-PREDICTIONS = ("--prediction_weight", "0.5")
+COMPARED = ("--kl_weight", "0.5")
 RETAINING = (
     *("--method", "lorra", "--shift", "mean", "--retain_weight", "0.5", "--retain_rows", "3"),
     *("--retain_dataset_name", "texts.jsonl", "--retain_tokens", "5"),
@@ -151,7 +151,7 @@ def test_the_launcher_gives_the_adapter_that_the_command_gives(recipe_file):  # 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_recipe, engine):
     half = ("--per_device_train_batch_size", "4")
-    full_teacher = ("--teachers.negative", str(family.base), *PREDICTIONS)
+    full_teacher = ("--teachers.negative", str(family.base), *COMPARED)
     rest = ("--per_device_train_batch_size",)  # of six, which neither 8 pairs nor 16 responses fill
     for command in (
         align(uneven_recipe, "dual"),
@@ -159,7 +159,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "whole", *WHOLE_BATCH),
         align(uneven_recipe, "full", *full_teacher),
         align(uneven_recipe, "rest", *rest, "6"),
-        align(uneven_recipe, "scit_rest", *SCIT, *PREDICTIONS, *rest, "6"),
+        align(uneven_recipe, "scit_rest", *SCIT, *COMPARED, *rest, "6"),
         align(uneven_recipe, "solved", *SOLVED),
         align(uneven_recipe, "retaining", *RETAINING, *rest, "4"),
     ):
@@ -176,7 +176,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "full_2", *full_teacher, *half),
         align(uneven_recipe, "from_one", "--stage", "alignment", *half),
         align(uneven_recipe, "rest_2", *rest, "3"),
-        align(uneven_recipe, "scit_rest_2", *SCIT, *PREDICTIONS, *rest, "3"),
+        align(uneven_recipe, "scit_rest_2", *SCIT, *COMPARED, *rest, "3"),
         align(uneven_recipe, "solved_2", *SOLVED, *half),
         align(uneven_recipe, "keeping_2", "--target_cache", "states", *half),
         align(uneven_recipe, "cached_2", "--target_cache", "states", *half),

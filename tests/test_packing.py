@@ -185,7 +185,7 @@ def test_the_likelihood_of_packed_responses_is_that_of_padded_ones(without_promp
     assert torch.equal(packed.owner, padded.owner)
 
 
-@pytest.mark.parametrize("positions", ["response", "predicting", "response_and_tail"])
+@pytest.mark.parametrize("positions", ["response", "response_and_tail"])
 @pytest.mark.parametrize("retain", [(), ([3, 4, 5], [6, 7])])
 def test_packed_and_padded_batches_align_the_same_tokens(positions, retain):
     dataset = Responses(tiny_pairs(2), "both", retain)
@@ -254,7 +254,7 @@ def test_shared_beginnings_change_no_likelihood_and_no_gradient(architecture):
     assert torch.allclose(packed_gradient, padded_gradient, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("positions", ["response", "predicting", "response_and_tail"])
+@pytest.mark.parametrize("positions", ["response", "response_and_tail"])
 def test_shared_beginnings_leave_the_aligned_states_as_they_are(positions):
     prompts, responses = pairs_that_begin_alike()
     items = [

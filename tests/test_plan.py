@@ -400,21 +400,6 @@ def test_early_exit_and_terms_with_logits_decide_the_depth():
     compared = {"dpo_weight": 1.0, "pairs_together": True}
     assert depths(**compared) == {"reference": 4, "positive": 3, "negative": 3, "policy": 4}
     assert depths(sft_weight=1.0) == {"reference": 3, "positive": 3, "negative": 3, "policy": 4}
-    assert set(depths(prediction_weight=1.0).values()) == {4}
-
-
-def test_shifted_predictions_ask_the_views_beside_a_mean_shift():
-    def passes(**keys):
-        return stages_of(case(shift="mean", **keys))[-1].usual
-
-    assert [made.name for made in passes()] == ["reference", "policy"]
-    shifted = passes(prediction_weight=1.0)
-    assert [made.name for made in shifted] == ["reference", "positive", "negative", "policy"]
-    assert len({made.scored for made in shifted}) == 1
-    assert shifted[0].scored > 0
-    fitted = stages_of(case(shift="mean", prediction_weight=1.0))[-2]
-    assert fitted.name == "directions"
-    assert [made.scored for made in fitted.usual] == [0, 0]
 
 
 def test_retained_texts_double_the_rows_of_reference_and_policy():
@@ -525,8 +510,8 @@ def test_kept_states_are_computed_in_the_first_epoch_alone(training, share):
     assert sum(after.moment) == sum(before.moment)
 
 
-def test_views_whose_predictions_are_read_are_asked_in_every_epoch():
-    given = {"prediction_weight": 1, "retain_weight": 0.5, "max_steps": 16}
+def test_views_beside_a_term_that_reads_predictions_are_asked_in_every_epoch():
+    given = {"shift": "token", "kl_weight": 1, "retain_weight": 0.5, "max_steps": 16}
     before, after = (
         stages_of(case(**given, **cache))[-1].usual for cache in ({}, {"target_cache": "states"})
     )
@@ -542,7 +527,7 @@ def test_views_whose_predictions_are_read_are_asked_in_every_epoch():
     [
         {"shift": "token"},
         {"shift": "mean", "retain_weight": 0.5},
-        {"shift": "mean", "retain_weight": 0.5, "prediction_weight": 1},
+        {"shift": "mean", "retain_weight": 0.5, "kl_weight": 1},
     ],
 )
 def test_the_disk_that_kept_states_take_is_told(family_of, tmp_path, keys):

@@ -8,6 +8,7 @@ import yaml
 
 from rahf.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
 from rahf.recipe import training_arguments
+from rahf.recipe.keys import REMOVED
 from rahf.recipe.reading import Recipe, RecipeError, load_recipe, recipe_from_dict
 from rahf.recipe.training_arguments import REPLACED, trackers, training_annotations
 
@@ -135,6 +136,19 @@ def test_a_field_that_transformers_has_dropped_comes_with_its_replacement(write,
     assert problems(write(**{name: True})) == (
         f"{name}: is not a key of a recipe: {REPLACED[name]}",
     )
+
+
+@pytest.mark.parametrize("removed", REMOVED)
+def test_what_was_removed_is_refused_with_what_to_do_instead(write, removed):
+    key, _, value = removed.partition(": ")
+    [problem] = problems(write(**{key: value or 1}))
+    what = f" {value} is no longer a choice" if value else " is no longer a key of a recipe"
+    assert problem == f"{key}:{what}: {REMOVED[removed]}"
+
+
+def test_a_removed_choice_names_the_one_to_take(write):
+    [problem] = problems(write(positions="predicting"))
+    assert "set response_and_tail" in problem
 
 
 @pytest.mark.parametrize(

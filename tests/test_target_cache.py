@@ -101,9 +101,8 @@ def test_retained_texts_are_computed_once_and_beside_no_response(family, tmp_pat
 @pytest.mark.parametrize(
     "options",
     [
-        {"prediction_weight": 1.0, "shift": "mean"},
-        {"prediction_weight": 1.0, "response_source": "random"},
-        {"dpo_weight": 1.0, "pairs_together": True},
+        {"kl_weight": 1.0, "response_source": "random"},
+        {"dpo_weight": 1.0, "pairs_together": True, "shift": "mean"},
         {"kl_weight": 1.0, "sft_weight": 1.0, "packing": False},
     ],
     ids=str,

@@ -129,7 +129,7 @@ def _directions(case: Case) -> Stage:
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
         views = ("positive", "negative")
-        return tuple(_states(case, view, batch, extents, predicts=False) for view in views)
+        return tuple(_states(case, view, batch, extents) for view in views)
 
     adapters, full = _teachers_held(case, both=True)
     return _stage(
@@ -140,7 +140,7 @@ def _directions(case: Case) -> Stage:
 def _alignment(case: Case) -> Stage:
     training, method = case.recipe.training, case.recipe.method
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
-    asked = method.asks_views and (method.shift == "token" or method.prediction_weight > 0)
+    asked = method.asks_views and method.shift == "token"
     views = [name for name in ("positive", "negative") if asked and name not in _same(method)]
     responses = _responses(case)
     share = _computed_share(case, responses, batch) if method.target_cache else 1
@@ -202,9 +202,9 @@ def _same(method: MethodOptions) -> tuple[str, ...]:
     return (found,) if found else ()
 
 
-def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool = True) -> Pass:
-    """A pass that reads hidden states, and predictions where a term does: of the policy, the
-    reference, or a view.
+def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
+    """A pass that reads hidden states of the policy, the reference or a view, and predictions of
+    the first two where a term does.
     """
     method = case.recipe.method
     view = "prompt"
@@ -226,7 +226,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents, predicts: bool 
         rows, retained = 2 * batch, method.retain_tokens
         width = (width + retained) / 2 if case.packed else max(width, retained)
         recorded = (recorded + method.retain_tokens) / 2
-    scored = _scored(case, name, response) if predicts else 0
+    scored = _scored(case, name, response)
     depth = case.decoder.layers if scored or not case.early_exit else case.top
     upper = None
     if case.packed and scored and rows > batch and not method.compares_retained:
@@ -262,8 +262,6 @@ def _of_pairs(case: Case, extents: Extents, view: str, cut: int | None, rows: in
 def _scored(case: Case, name: str, response: float) -> float:
     """Tokens of a row whose logits a term reads."""
     method = case.recipe.method
-    if method.prediction_weight:
-        return response
     if name not in ("reference", "policy"):
         return 0
     if method.dpo_weight:
@@ -292,8 +290,7 @@ def _teachers_held(case: Case, both: bool) -> tuple[int, int]:
     given = [getattr(case.recipe.teachers, name) for name in named]
     full = sum(path is not None and _is_model(path) for path in given)
     decoder = case.decoder
-    blocks = decoder.layers if method.prediction_weight else case.top
-    parameters = decoder.embedding_parameters + blocks * decoder.block_parameters
+    parameters = decoder.embedding_parameters + case.top * decoder.block_parameters
     return (len(named) - full) * decoder.layers, full * parameters
 
 

@@ -149,12 +149,6 @@ def term_problems(options: "MethodOptions") -> list[str]:
             "dpo_weight: compares both responses of a pair, which must be in one batch: set "
             "pairs_together: true, or dpo_weight: 0"
         )
-    if options.prediction_weight > 0 and not options.asks_views:
-        problems.append(
-            f"prediction_weight: method {options.method} has no positive and negative view whose "
-            "predictions could be read: set prediction_weight: 0, or method dual, scit, dpo_shift "
-            "or lorra"
-        )
     uses = {
         f"retain_weight: {options.retain_weight}": options.retain_weight > 0,
         "kl_rows: retain": options.compares_retained,
@@ -192,8 +186,7 @@ def cache_problems(options: "MethodOptions") -> list[str]:
             "kl_weight: 0, or leave target_cache away"
         )
     elif not options.retain_weight:
-        weights = ("kl_weight", "dpo_weight", "prediction_weight")
-        given = " and ".join(name for name in weights if getattr(options, name))
+        given = " and ".join(name for name in ("kl_weight", "dpo_weight") if getattr(options, name))
         problems.append(
             f"target_cache: beside {given}, which reads predictions of the responses in every "
             "step, it keeps the states of retained texts alone, and there are none: set "

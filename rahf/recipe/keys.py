@@ -33,6 +33,14 @@ REFUSED = {
     "teachers.output_dir": "remove it: teachers are kept inside output_dir",
 }
 
+# Keys, and `key: value`, that recipes once had, with what to do instead.
+REMOVED = {
+    "kl_temperature": "remove it: it is 2 for repbend, as published, and 1 for every other method",
+    "positions: predicting": "set response_and_tail, which aligns the end of the prompt as well",
+    "prediction_alpha": "remove it; prediction_weight, beside which it was read, is gone too",
+    "prediction_weight": "remove it, and set dpo_weight: 1 with pairs_together: true instead",
+}
+
 # Names that people bring along from other projects' recipes.
 _OTHER_NAMES = {
     "beta": "use alpha, the strength of the shift",
@@ -75,6 +83,8 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
             return f"{full}: belongs under {home}: write {home}: {{{key}: ...}}"
     if section and key in names(*FLAT):
         return f"{full}: belongs to the top level of the recipe"
+    if full in REMOVED:
+        return f"{full}: is no longer a key of a recipe: {REMOVED[full]}"
     cure = REPLACED.get(key) or _OTHER_NAMES.get(key)
     if cure:
         return f"{full}: is not a key of a recipe: {cure}"

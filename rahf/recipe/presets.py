@@ -31,6 +31,9 @@ TEACHERS = {
     "repbend": (),
 }
 
+# Temperature of both predictions in the KL term, where it is not 1 (RepBend: arXiv 2504.01550).
+KL_TEMPERATURE = {"repbend": 2.0}
+
 ALL_TEACHERS = tuple(dict.fromkeys(name for names in TEACHERS.values() for name in names))
 
 PLAIN: dict[str, Any] = {
@@ -54,9 +57,9 @@ def own_settings(options: "MethodOptions") -> dict[str, Any]:
     Two views that differ by an instruction (scit, lorra) carry further beside an SFT term on the
     chosen side alone (recipes/smollm2-135m/README.md); those of lorra, of which no teacher knows
     more than the base, with a small weight beside it. Two teachers (dual) know both sides, which a
-    DPO term takes further apart; beside another term of the predictions it does worse. These terms
-    lead towards chosen responses, so that they stay out where alpha leads away from them, is left
-    to the data, or other rows are asked for.
+    DPO term takes further apart; beside an SFT term it does worse. These terms lead towards chosen
+    responses, so that they stay out where alpha leads away from them, is left to the data, or
+    other rows are asked for.
     """
     named = {name: getattr(options, name) for name in LEFT_TO_METHOD}
     given = {name: value for name, value in named.items() if value is not None}
@@ -77,8 +80,8 @@ def own_settings(options: "MethodOptions") -> dict[str, Any]:
         if settled["sft_weight"] and options.method == "lorra":
             begin_with("align_weight", 0.25)
     elif options.method == "dual" and options.reference == "base":
-        other_terms = settled["sft_weight"] or options.prediction_weight
-        if settled["response_source"] == "both" and not other_terms and given.get("dpo_weight", 1):
+        both_alone = settled["response_source"] == "both" and not settled["sft_weight"]
+        if both_alone and given.get("dpo_weight", 1):
             begin_with("pairs_together", True)
             begin_with("dpo_weight", float(settled["pairs_together"]))
     return settled
@@ -136,7 +139,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "retain_weight": 0.0,
         "kl_weight": 0.3,
         "kl_rows": "retain",
-        "kl_temperature": 2.0,
         "lora_r": 16,
         "lora_alpha": 16,
         "lora_dropout": 0.05,

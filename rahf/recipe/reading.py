@@ -26,7 +26,7 @@ from rahf.config import (
     TeacherOptions,
 )
 from rahf.recipe.combinations import batch_problems
-from rahf.recipe.keys import FLAT, REFUSED, SECTIONS, key_annotation, unknown_keys
+from rahf.recipe.keys import FLAT, REFUSED, REMOVED, SECTIONS, key_annotation, unknown_keys
 from rahf.recipe.options import Count, OptionError, annotations, coerce, value_problem
 from rahf.recipe.presets import LEFT_TO_METHOD, PLAIN, with_preset
 from rahf.recipe.training_arguments import tracker_problems, training_annotations
@@ -193,7 +193,9 @@ def _section(
         values[spec.name] = _default(spec)
         if spec.name in given:
             value = coerce(given[spec.name], kinds[spec.name])
+            removed = REMOVED.get(f"{full}: {value}")
             found = value_problem(full, value, kinds[spec.name])
+            found = [f"{full}: {value} is no longer a choice: {removed}"] if removed else found
             values[spec.name] = value if not found else values[spec.name]
         elif spec.default is spec.default_factory:
             found = [f"{full}: is missing: {spec.metadata['help']}"]

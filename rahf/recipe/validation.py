@@ -325,7 +325,6 @@ def _method_told(method: Any) -> str:
         "kl": method.kl_weight,
         "sft": method.sft_weight,
         "dpo": method.dpo_weight,
-        "prediction": method.prediction_weight,
     }
     told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
     if not method.leads_away:

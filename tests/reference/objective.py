@@ -34,8 +34,6 @@ def aligned_positions(prompt, response, positions, tail):
     first, end = len(prompt), len(prompt) + len(response)
     if positions == "response":
         return list(range(first, end))
-    if positions == "predicting":
-        return list(range(first - 1, end - 1))
     return list(range(first - tail, end))
 
 
@@ -105,16 +103,6 @@ def kl(reference, policy, predicted):
         )
         for position in predicted
     )
-
-
-def shifted(reference, positive, negative, alpha):
-    """log p of softmax(reference + alpha * (positive - negative)), position by position."""
-    result = []
-    for rows in zip(reference, positive, negative, strict=True):
-        scores = [r + alpha * (p - n) for r, p, n in zip(*rows, strict=True)]
-        total = math.log(sum(math.exp(score) for score in scores))
-        result.append([score - total for score in scores])
-    return result
 
 
 def cross_entropy(policy, ids, predicted):
