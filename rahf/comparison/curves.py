@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rahf.report.tradeoff import Point, change_within
+from rahf.report.curves import Point, change_within
 
 DRAWS = 1000
 
