@@ -220,10 +220,8 @@ class MethodOptions:
         "Folder that keeps the states of the frozen views: they are computed once, and read in "
         "later epochs and by later trainings on the same rows, whatever their alpha, weights, "
         "rate or seed. Beside a KL, DPO or prediction term those of the retained texts alone. "
-        "null: computed in every step.",
-    )
-    target_cache_gib: Annotated[float, Limits(least=0)] = option(
-        50.0, "GiB that the folder of target_cache may hold; a training that needs more is refused."
+        "A training that needs more than the disk has free is refused. null: computed in every "
+        "step.",
     )
     shift: Literal["token", "mean"] = option(
         "mean",

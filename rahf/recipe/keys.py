@@ -33,6 +33,11 @@ REFUSED = {
     "teachers.output_dir": "remove it: teachers are kept inside output_dir",
 }
 
+# Keys that recipes once had, and what to do instead.
+REMOVED = {
+    "target_cache_gib": "remove it; a training that needs more than the disk has free is refused",
+}
+
 # Names that people bring along from other projects' recipes.
 _OTHER_NAMES = {
     "beta": "use alpha, the strength of the shift",
@@ -70,6 +75,8 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
     full = f"{section}.{key}" if section else f"{key}"
     if not isinstance(key, str):
         return f"{full}: a key must be text, not {key!r}"
+    if full in REMOVED:
+        return f"{full}: has been removed: {REMOVED[full]}"
     for home, cls in SECTIONS.items():
         if not section and key in names(cls):
             return f"{full}: belongs under {home}: write {home}: {{{key}: ...}}"
