@@ -25,7 +25,6 @@ from rahf.commands import (
     reward,
     shift,
     sweep,
-    tradeoff,
     validate,
 )
 
@@ -106,7 +105,6 @@ def _parser(with_keys: bool) -> argparse.ArgumentParser:
         reward,
         dpo,
         compare,
-        tradeoff,
         export,
         push,
         sweep,

@@ -218,11 +218,8 @@ class MethodOptions:
         None,
         "Folder that keeps the states of the frozen views: they are computed once, and read in "
         "later epochs and by later trainings on the same rows, whatever their alpha, weights, "
-        "rate or seed. Beside a KL or DPO term those of the retained texts alone. null: computed "
-        "in every step.",
-    )
-    target_cache_gib: Annotated[float, Limits(least=0)] = option(
-        50.0, "GiB that the folder of target_cache may hold; a training that needs more is refused."
+        "rate or seed. Beside a KL or DPO term those of the retained texts alone. A training that "
+        "needs more than the disk has free is refused. null: computed in every step.",
     )
     shift: Literal["token", "mean"] = option(
         "mean",

@@ -7,8 +7,6 @@ for block 0.
 
 from pathlib import Path
 
-import torch
-
 from rahf.directions import Directions
 
 ARCHITECTURE = "controlvector"
@@ -57,30 +55,8 @@ def write_control_vector(directions: Directions, path: Path, model_hint: str) ->
     staging.replace(path)
 
 
-def read_control_vector(path: Path) -> Directions:
-    """The vectors of a control vector, as llama.cpp's loader reads them.
-
-    Raises:
-        ValueError: not a control vector, or one that the loader refuses.
-    """
-    reader = gguf_package().GGUFReader(path)
-    field = reader.get_field("general.architecture")
-    if field is None or field.contents() != ARCHITECTURE:
-        raise ValueError(f"{path} is no control vector: its architecture is not {ARCHITECTURE!r}.")
-    vectors = {}
-    for tensor in reader.tensors:
-        name, _, number = tensor.name.partition(".")
-        if name != "direction" or not number.isdigit() or int(number) == 0:
-            raise ValueError(f"{path}: {tensor.name!r} is not direction.N with N from 1.")
-        if tensor.tensor_type.name != "F32" or len(tensor.shape) != 1:
-            raise ValueError(f"{path}: {tensor.name} is not one row of float32.")
-        vectors[int(number)] = torch.tensor(tensor.data)
-    layers = tuple(sorted(vectors))
-    return Directions(layers, torch.stack([vectors[layer] for layer in layers]))
-
-
 def gguf_package():
-    """The package that reads and writes the format.
+    """The package that writes the format.
 
     Raises:
         ValueError: it is not installed.

@@ -103,7 +103,6 @@ def push(
     *,
     private: bool = True,
     endpoint: str | None = None,
-    token: str | None = None,
 ) -> str:
     """Create the repository if there is none and send all files in one commit; returns its address.
 
@@ -114,7 +113,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    endpoint, token = endpoint or constants.ENDPOINT, token or get_token()
+    endpoint, token = endpoint or constants.ENDPOINT, get_token()
     if not token:
         raise ValueError(
             "no token of the Hub was found: run `hf auth login`, or set the environment variable "

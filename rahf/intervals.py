@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 2000
+SEED = 0  # of the draws
 
 
 class Estimate(NamedTuple):
@@ -22,9 +23,7 @@ class Estimate(NamedTuple):
         return self._asdict()
 
 
-def ratio_estimate(
-    sums: Sequence[float], counts: Sequence[float], seed: int = 0, draws: int = DRAWS
-) -> Estimate | None:
+def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate | None:
     """Sum over sum with a percentile bootstrap over units: what a unit holds is drawn together.
 
     For tokens of responses a unit is a response: its tokens are not independent.
@@ -39,13 +38,13 @@ def ratio_estimate(
     sums, counts = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     if counts.sum() == 0:
         return None
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    drawn = np.random.default_rng(SEED).integers(len(sums), size=(DRAWS, len(sums)))
     totals = counts[drawn].sum(1)
     ratios = sums[drawn].sum(1)[totals > 0] / totals[totals > 0]
     low, high = np.quantile(ratios, (0.025, 0.975))
     return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
-def mean_estimate(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -> Estimate | None:
+def mean_estimate(values: Sequence[float]) -> Estimate | None:
     """The mean of single values with its bootstrap interval; None where there are none."""
-    return ratio_estimate(values, np.ones(len(values)), seed, draws)
+    return ratio_estimate(values, np.ones(len(values)))

@@ -66,7 +66,6 @@ def write_merged(
     *,
     dtype: str = "auto",
     base: str | None = None,
-    device: torch.device | None = None,
 ) -> Difference:
     """Merge `adapter` into its base and write the model, once it is shown to be the same.
 
@@ -76,7 +75,7 @@ def write_merged(
     Raises:
         ValueError: `adapter` is no adapter; the merged model differs by more than `TOLERANCE`.
     """
-    model = load_model(adapter, {"dtype": dtype}, device, base)
+    model = load_model(adapter, {"dtype": dtype}, base=base)
     if not isinstance(model, PeftModel):
         raise ValueError(f"{adapter} is no adapter, so there is nothing to merge.")
     ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
@@ -88,7 +87,7 @@ def write_merged(
     del model
     # In the format of the file, whatever it is.
     merged = AutoModelForCausalLM.from_pretrained(staging, dtype="auto").eval()
-    found = difference(before, logits_of(merged if device is None else merged.to(device), ids))
+    found = difference(before, logits_of(merged, ids))
     if not found.divergence <= TOLERANCE:
         shutil.rmtree(staging)
         raise ValueError(

@@ -143,7 +143,7 @@ UNDECIDING = {
     *("output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint"),
     *("save_steps", "save_strategy", "save_total_limit", "dataset_num_proc"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "dataloader_num_workers"),
-    *("packing", "target_cache", "target_cache_gib"),
+    *("packing", "target_cache"),
 }
 """Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""
 

@@ -56,13 +56,11 @@ class TargetCache:
         folder: what all keys stand in.
         key: all that the states follow from.
         needed: bytes of the states of all items.
-        limit: bytes that `folder` may hold.
         responses: whether the states of responses are kept, beside those of retained texts.
         retained: names of all retained texts, and what computes their states, in that order.
 
     Raises:
-        ValueError: the folder would hold more than it may, its disk has too little room, or its
-            record is not that of the key.
+        ValueError: the folder's disk has too little room, or its record is not that of the key.
     """
 
     def __init__(
@@ -70,7 +68,6 @@ class TargetCache:
         folder: Path,
         key: Mapping[str, Any],
         needed: int,
-        limit: int,
         responses: bool = True,
         retained: tuple[Sequence[str], Callable[[], Iterator[Tensor]]] = ((), lambda: iter(())),
     ):
@@ -82,8 +79,7 @@ class TargetCache:
                 f"{record} is not the record that its folder is named by: the states there are of "
                 "another training. Delete that folder."
             )
-        own, held = _bytes_in(self.folder), _bytes_in(folder)
-        _check_room(folder, held, missing=max(0, needed - own), limit=limit)
+        _check_room(folder, missing=max(0, needed - _bytes_in(self.folder)))
         if not record.exists():
             with _written_whole(record) as staging:
                 staging.write_text(json.dumps(key, indent=2))
@@ -231,24 +227,15 @@ def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-def _check_room(folder: Path, held: int, missing: int, limit: int) -> None:
-    wanted = (
-        f"target_cache: the states of this training take {missing / GIB:.2f} GiB more in {folder}"
-    )
-    remedies = (
-        "align fewer layers or tokens (target_layers, max_response_tokens), set shift: mean, "
-        "delete what the folder keeps of other trainings, or leave target_cache away"
-    )
-    if held + missing > limit:
-        raise ValueError(
-            f"{wanted}, which holds {held / GIB:.2f} and may hold {limit / GIB:.2f}: raise "
-            f"target_cache_gib, {remedies}."
-        )
+def _check_room(folder: Path, missing: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if missing > free:
         raise ValueError(
-            f"{wanted}, whose disk has {free / GIB:.2f} GiB free: give another folder, {remedies}."
+            f"target_cache: the states of this training take {missing / GIB:.2f} GiB more in "
+            f"{folder}, whose disk has {free / GIB:.2f} GiB free: give a folder on another disk, "
+            "delete what this one keeps of other trainings, align fewer layers or tokens "
+            "(target_layers, max_response_tokens), set shift: mean, or leave target_cache away."
         )
 
 
@@ -287,11 +274,10 @@ def open_cache(
         states += _aligned_tokens(rows, options) * (2 if both else 1)
     width = base.config.get_text_config().hidden_size
     needed = states * len(alignment.layers) * width * base.dtype.itemsize
-    limit = round(options.target_cache_gib * GIB)
     names = [retained_name(text) for text in range(len(retained))]
     states_of_texts = partial(_retained_states, alignment, collator, retained)
     folder = Path(options.target_cache)
-    return TargetCache(folder, key, needed, limit, responses, (names, states_of_texts))
+    return TargetCache(folder, key, needed, responses, (names, states_of_texts))
 
 
 TEXTS_AT_ONCE = 8

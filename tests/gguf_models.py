@@ -1,4 +1,5 @@
-"""A model of transformers as a GGUF file in float32, for tests against llama.cpp; no vocabulary.
+"""A model of transformers as a GGUF file in float32, for tests against llama.cpp, without a
+vocabulary; and a control vector read back.
 
 Names of tensors and keys are those of the GGUF specification
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), as the package gguf lists them.
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rahf.control_vector import LLAMA_CPP_NAMES
+from rahf.directions import Directions
 
 
 def write_model(model: PreTrainedModel, path: Path) -> None:
@@ -91,3 +93,13 @@ def shaken(model: PreTrainedModel, seed: int = 7) -> PreTrainedModel:
         if parameter.ndim == 1:
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def read_control_vector(path: Path) -> Directions:
+    """The vectors of a control vector, as llama.cpp's loader reads them."""
+    vectors = {
+        int(tensor.name.removeprefix("direction.")): torch.tensor(tensor.data)
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+    layers = tuple(sorted(vectors))
+    return Directions(layers, torch.stack([vectors[layer] for layer in layers]))

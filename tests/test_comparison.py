@@ -25,7 +25,7 @@ from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
 from rahf.recipe.comparing import row_run
 from rahf.recipe.validation import checked_recipe
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
-from rahf.report.tradeoff import change_within
+from rahf.report.curves import change_within
 
 # What a strength is
 
@@ -287,7 +287,6 @@ def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys,
     answers = read_lines(out / "answers.jsonl")
     assert [list(answer["answers"]) for answer in answers] == [rows] * 3
     assert (out / "tradeoff.png").stat().st_size > 0
-    assert main(["tradeoff", str(out / "points.jsonl")]) == 0
     capsys.readouterr()
     assert main(["compare", str(compared)]) == 0
     again = capsys.readouterr().out

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from rahf.data.pairs import normalize_pairs, usable_pairs
-from rahf.data.sources import DataSource, available_splits, load_mixture, load_pairs
+from rahf.data.sources import DataSource, load_mixture, load_pairs, local_splits
 
 datasets.disable_progress_bars()
 
@@ -82,7 +82,7 @@ def test_a_folder_of_split_files_is_read_by_split(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", numbered(3))
     write_jsonl(tmp_path / "test.jsonl", numbered(2))
     (tmp_path / "README.md").write_text("about these pairs")
-    assert available_splits(tmp_path) == ("test", "train")
+    assert tuple(local_splits(tmp_path)) == ("test", "train")
     assert len(load_pairs(tmp_path, split="test", cache_dir=tmp_path / "cache")) == 2
 
 
@@ -102,7 +102,7 @@ def test_a_saved_dataset_dict_and_a_saved_dataset_are_read_and_left_untouched(tm
     train.save_to_disk(tmp_path / "one")
     before = sorted(tmp_path.rglob("*"))
     cache = tmp_path / "cache"
-    assert available_splits(tmp_path / "both") == ("train", "test")
+    assert tuple(local_splits(tmp_path / "both")) == ("train", "test")
     assert len(load_pairs(tmp_path / "both", split="test", cache_dir=cache)) == 2
     assert len(load_pairs(tmp_path / "one", cache_dir=cache)) == 3
     assert sorted(p for p in tmp_path.rglob("*") if not p.is_relative_to(cache)) == before

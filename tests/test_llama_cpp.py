@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf_models import shaken, write_model
+from gguf_models import read_control_vector, shaken, write_model
 from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, VOCABULARY, tiny_model
 from torch import Tensor
 
 from rahf.cli import main
-from rahf.control_vector import read_control_vector
 from rahf.directions import Directions
 from rahf.steering import steer
 

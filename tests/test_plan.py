@@ -829,6 +829,21 @@ def test_prepare_measures_what_plan_reads(place, capsys):
     assert "upper bounds" in capsys.readouterr().out
 
 
+def test_prepare_names_the_same_cached_rows_again(place, capsys):
+    parts = "[{path: pairs}, {path: pairs/test.jsonl, fraction: 0.5}]"
+    single = ["--dataset_name", "pairs/train.jsonl"]
+    for data in (single, ["--dataset_name", "null", "--datasets", parts]):
+        given = ["prepare", recipe_file(), "--dataset_test_split", "null", *data]
+        told = []
+        for _ in range(2):
+            assert main(given) == 0
+            count, _, files = capsys.readouterr().out.splitlines()[0].partition(" s, ")
+            told.append((count.split(" in ")[0], files))
+        assert told[0] == told[1]
+        assert told[0][1].startswith("in ")
+        assert told[0][1] != "in memory"
+
+
 def recipe_of(path, *overrides):
     from rahf.recipe.validation import checked_recipe
 

@@ -5,6 +5,7 @@ import yaml
 
 from rahf.recipe.reading import recipe_from_dict
 from rahf.report.card import model_card
+from rahf.report.curves import Point, change_within, tradeoff_figure
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, markdown, models_table, side_by_side
 
@@ -104,3 +105,26 @@ def test_the_card_names_data_base_layers_alpha_metrics_and_versions():
     assert head["library_name"] == "peft"
     for expected in ("org/pairs", "target layers: 9, 10", "alpha: 2.5", "75%", "transformers 5."):
         assert expected in card
+
+
+@pytest.mark.parametrize(
+    ("points", "cost", "change"),
+    [
+        ([(0.1, 0.4), (0.3, 0.8)], 0.1, 0.4),
+        ([(0.3, 0.8), (0.1, 0.4)], 0.2, 0.6),  # between two strengths, in any order
+        ([(0.4, 0.8)], 0.1, 0.2),  # from the base at the origin
+        ([(0.1, 0.5), (0.3, 0.2)], 0.3, 0.5),  # the best that is had for so much
+        ([(-0.1, 0.3), (0.2, 0.5)], 0.1, 0.4),  # a gain of ability is no cost
+        ([(0.1, -0.4), (0.3, -0.8)], 0.2, 0.0),  # no change is had for nothing
+    ],
+)
+def test_change_is_read_off_at_an_equal_cost(points, cost, change):
+    assert change_within(points, cost) == pytest.approx(change)
+
+
+def test_the_chart_draws_a_line_for_every_method(tmp_path):
+    dpo = [Point(0.1, 0.4, 0.3, 0.5, "1")]
+    dual = [Point(0.2, 0.7, 0.6, 0.8, "2"), Point(0.05, 0.5, 0.4, 0.6, "1")]
+    path = tmp_path / "tradeoff.png"
+    tradeoff_figure({"DPO": dpo, "RAHF": dual}, path, cost="loss", change="change")
+    assert path.stat().st_size > 5000

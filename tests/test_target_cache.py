@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -296,30 +297,28 @@ def test_held_out_pairs_neither_read_nor_fill_the_cache(family, tmp_path):
     assert len(files_in(tmp_path / "cache")) == STATES
 
 
-def test_more_than_the_folder_may_hold_is_refused_before_anything_is_trained(family, tmp_path):
-    with pytest.raises(ValueError, match=r"may hold 0\.00: raise target_cache_gib") as caught:
-        run(family, tmp_path / "out", tmp_path / "cache", target_cache_gib=1e-6)
-    assert "GiB more in" in str(caught.value)
+def test_more_than_the_disk_has_free_is_refused_before_anything_is_trained(
+    family, tmp_path, monkeypatch
+):
+    free = SimpleNamespace(free=0)
+    monkeypatch.setattr("rahf.target_cache.shutil.disk_usage", lambda folder: free)
+    with pytest.raises(ValueError, match=r"has 0\.00 GiB free: give a folder on another") as caught:
+        run(family, tmp_path / "out", tmp_path / "cache")
+    assert "target_cache: the states of this training take" in str(caught.value)
     assert not files_in(tmp_path / "cache")
-    # What stands there already is not counted twice.
+    free.free = 2**30
     run(family, tmp_path / "first", tmp_path / "cache")
-    held = sum(path.stat().st_size for path in files_in(tmp_path / "cache"))
-    limit = 1.01 * held / 2**30
-    run(family, tmp_path / "again", tmp_path / "cache", target_cache_gib=limit)
+    # What stands there already is not counted twice.
+    free.free = round(0.01 * sum(path.stat().st_size for path in files_in(tmp_path / "cache")))
+    run(family, tmp_path / "again", tmp_path / "cache")
     with pytest.raises(ValueError, match="target_cache: the states of this training take"):
-        run(
-            family,
-            tmp_path / "other",
-            tmp_path / "cache",
-            target_cache_gib=limit,
-            target_layers=[1],
-        )
+        run(family, tmp_path / "other", tmp_path / "cache", target_layers=[1])
 
 
 def test_the_room_that_is_asked_for_is_what_the_states_take(family, tmp_path, monkeypatch):
     asked = {}
 
-    def note(folder, held, missing, limit):
+    def note(folder, missing):
         asked["bytes"] = missing
 
     monkeypatch.setattr("rahf.target_cache._check_room", note)

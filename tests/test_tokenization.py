@@ -613,11 +613,11 @@ def test_describe_shows_counts_reasons_with_rows_and_the_mask_of_every_view(toke
     tokenizer = chatml_tokenizer()
     dataset = dataset_of(*[{"chosen": ""}] * 7, {}, {"prompt": "Is it?"})
     rows, report = tokenize(dataset, tokenizer, instructions=INSTRUCTIONS)
-    text = describe(report, rows, tokenizer, mark=("<<", ">>"))
+    text = describe(report, rows, tokenizer)
     assert "2 of 9 pairs kept, 7 dropped" in text
     assert "7  chosen is empty (rows 0, 1, 2, 3, 4, ...)" in text
-    assert f"<|im_start|>assistant\n<<{LOVED}<|im_end|>>>" in text
-    assert f"<<{HATED}<|im_end|>>>" in text
+    assert f"<|im_start|>assistant\n[[{LOVED}<|im_end|>]]" in text
+    assert f"[[{HATED}<|im_end|>]]" in text
     assert "--- row 7" in text
     assert "--- row 8" in text
     assert f"You complain.<|im_end|>\n<|im_start|>user\n{QUESTION}" in text
@@ -626,13 +626,12 @@ def test_describe_shows_counts_reasons_with_rows_and_the_mask_of_every_view(toke
 
 def test_describe_shows_three_rows_spread_over_the_data_and_shortens_long_texts(tokenize):
     tokenizer = chatml_tokenizer()
-    dataset = dataset_of(*({"prompt": f"{QUESTION} {i} " * 40} for i in range(9)))
+    dataset = dataset_of(*({"prompt": f"{QUESTION} {i} " * 100} for i in range(9)))
     rows, report = tokenize(dataset, tokenizer)
-    text = describe(report, rows, tokenizer, width=200)
+    text = describe(report, rows, tokenizer)
     shown = [line for line in text.splitlines() if line.startswith("--- row")]
     assert shown == ["--- row 0", "--- row 4", "--- row 8"]
     assert "characters ...]" in text
-    assert describe(report, rows, tokenizer, examples=1).count("--- row") == 1
 
 
 def test_describe_of_a_report_without_dropped_rows_names_none(tokenize):

@@ -31,12 +31,7 @@ def run_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.validation import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
-    from rahf.plan.prepared import still_prepared
+    from rahf.plan.prepare import prepare
 
-    told = still_prepared(recipe)
-    if told is None:
-        from rahf.plan.prepare import prepare
-
-        told = prepare(recipe)
-    print(told)
+    print(prepare(recipe))
     return 0

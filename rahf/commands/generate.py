@@ -43,15 +43,15 @@ def add(commands) -> None:
 OWN_URIAL = "ours"
 
 
-def decoding_options(parser: argparse.ArgumentParser, max_new_tokens: int = 512) -> None:
+def decoding_options(parser: argparse.ArgumentParser) -> None:
     """Add the fields of `Decoding` as options."""
     option = parser.add_argument
     option(
         "--max_new_tokens",
         metavar="N",
         type=int,
-        default=max_new_tokens,
-        help=f"tokens of a response, at most (default: {max_new_tokens})",
+        default=512,
+        help="tokens of a response, at most (default: 512)",
     )
     option("--temperature", metavar="T", type=float, default=0.0, help="0 (default): greedy")
     option(

@@ -43,12 +43,11 @@ def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> Non
     option("--trust_remote_code", action="store_true", help="run code that comes with the model")
 
 
-def load(options: argparse.Namespace, name: str | None = None, base: str | None = None) -> Loaded:
+def load(options: argparse.Namespace, name: str | None = None) -> Loaded:
     """The model `name`, or the one of --model, and its tokenizer."""
     from rahf.adapters import load_model, load_tokenizer_of
 
-    if name is None:
-        name, base = options.model, options.base
+    name, base = (options.model, options.base) if name is None else (name, None)
     tokenizer = load_tokenizer_of(name, base, trust_remote_code=options.trust_remote_code)
     return Loaded(load_model(name, loading(options), device(options), base), tokenizer)
 

@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from rahf.report.tradeoff import Point, change_within
+from rahf.report.curves import Point, change_within
 
 DRAWS = 1000
+SEED = 0  # of the draws
 
 Line = list[tuple[float, float]]
 """(cost, change) at every strength."""
@@ -71,9 +72,9 @@ def readable(found: Line) -> Line:
     return [at for at in found if not np.isnan(at[1])]
 
 
-def points(row: Curves, base: Curves, cost: Cost, sign: int, seed: int = 0) -> list[Point]:
+def points(row: Curves, base: Curves, cost: Cost, sign: int) -> list[Point]:
     """The row's curve, with the interval of the change at each strength that has one."""
-    draws = _draws(row, np.random.default_rng(seed))
+    draws = _draws(row, np.random.default_rng(SEED))
     drawn = np.array([line(row, base, draw, cost, sign) for draw in draws])[:, :, 1]
     found = line(row, base, everything(row), cost, sign)
     return [
@@ -96,13 +97,11 @@ Readings = tuple[dict[str, Reading], dict[tuple[str, str], Reading]]
 """Of every row, and the difference of any two rows."""
 
 
-def read_at(
-    rows: Mapping[str, Curves], base: Curves, at: float, cost: Cost, sign: int, seed: int = 0
-) -> Readings:
+def read_at(rows: Mapping[str, Curves], base: Curves, at: float, cost: Cost, sign: int) -> Readings:
     """The change of every row at the cost `at`, and the difference of any two rows; a row without
     a readable verdict is left out.
     """
-    return read_at_each(rows, base, [at], cost, sign, seed)[0]
+    return read_at_each(rows, base, [at], cost, sign)[0]
 
 
 def read_at_each(
@@ -111,7 +110,6 @@ def read_at_each(
     costs: Sequence[float],
     cost: Cost,
     sign: int,
-    seed: int = 0,
 ) -> list[Readings]:
     """`read_at` for each of `costs`, from the same draws."""
     whole = {
@@ -120,7 +118,7 @@ def read_at_each(
     # The same generator for all rows: prompts and texts are drawn alike.
     drawn = {
         name: [
-            line(row, base, draw, cost, sign) for draw in _draws(row, np.random.default_rng(seed))
+            line(row, base, draw, cost, sign) for draw in _draws(row, np.random.default_rng(SEED))
         ]
         for name, row in rows.items()
         if whole[name]

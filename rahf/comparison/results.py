@@ -8,7 +8,7 @@ from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, rea
 from rahf.evaluation.wins import place_figures
 from rahf.recipe.combinations import kind_of_row
 from rahf.report.comparison import comparison_table, place_line, readings_table, row_figures
-from rahf.report.tradeoff import tradeoff_figure
+from rahf.report.curves import tradeoff_figure
 
 if TYPE_CHECKING:
     from rahf.comparison.run import Comparison

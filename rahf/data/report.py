@@ -19,6 +19,8 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 SIDES = ("chosen", "rejected")
 
 _NAMED_ROWS = 5  # of the rows dropped for one reason
+_EXAMPLES = 3  # rows shown
+_WIDTH = 1200  # characters of a shown text, at most
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,11 @@ def describe(
     report: DataReport,
     rows: "Dataset",
     tokenizer: "PreTrainedTokenizerBase",
-    *,
-    examples: int = 3,
-    mark: tuple[str, str] = ("[[", "]]"),
-    width: int = 1200,
 ) -> str:
     """The report as text, with a few rows as the model reads them.
 
-    What stands between `mark` are the response tokens (for a terminal: the codes for bold on and
-    off); every view of the prompt is shown. Texts over `width` characters lose their middle.
+    What stands between `[[` and `]]` are the response tokens; every view of the prompt is shown.
+    Texts over `_WIDTH` characters lose their middle.
     """
     parts = [
         f"{report.kept:,} of {report.loaded:,} pairs kept, "
@@ -103,8 +101,8 @@ def describe(
     ]
     if report.dropped:
         parts.append("dropped (rows count from 0)\n" + dropped_text(report.dropped))
-    shown = np.linspace(0, len(rows) - 1, min(examples, len(rows))).round().astype(int)
-    parts += [_row_text(rows[int(index)], tokenizer, mark, width) for index in shown]
+    shown = np.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).round().astype(int)
+    parts += [_row_text(rows[int(index)], tokenizer) for index in shown]
     return "\n\n".join(parts)
 
 
@@ -122,27 +120,24 @@ def _length_table(report: DataReport) -> str:
     return "\n".join(lines)
 
 
-def _row_text(
-    row: Mapping, tokenizer: "PreTrainedTokenizerBase", mark: tuple[str, str], width: int
-) -> str:
+def _row_text(row: Mapping, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Prompt and both responses; then every other view, where the responses are the same ids."""
-    start, end = mark
-    chosen, rejected = (_shorten(tokenizer.decode(row[f"{s}_ids"]), width) for s in SIDES)
-    prompt = _shorten(tokenizer.decode(row["prompt_ids"]), width)
+    chosen, rejected = (_shorten(tokenizer.decode(row[f"{s}_ids"])) for s in SIDES)
+    prompt = _shorten(tokenizer.decode(row["prompt_ids"]))
     lines = [
         f"--- row {row['row']}",
-        f"prompt and chosen:\n{prompt}{start}{chosen}{end}",
-        f"rejected:\n{start}{rejected}{end}",
+        f"prompt and chosen:\n{prompt}[[{chosen}]]",
+        f"rejected:\n[[{rejected}]]",
     ]
     for name in row:
         if name.endswith("_prompt_ids"):
-            view = _shorten(tokenizer.decode(row[name]), width)
+            view = _shorten(tokenizer.decode(row[name]))
             label = name.removesuffix("_prompt_ids")
-            lines.append(f"{label} view:\n{view}{start}{_shorten(chosen, 80)}{end}")
+            lines.append(f"{label} view:\n{view}[[{_shorten(chosen, 80)}]]")
     return "\n".join(lines)
 
 
-def _shorten(text: str, width: int) -> str:
+def _shorten(text: str, width: int = _WIDTH) -> str:
     if len(text) <= width:
         return text
     left = len(text) - width

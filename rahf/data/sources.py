@@ -121,16 +121,6 @@ def load_mixture(
     return mixture.select(order.tolist())
 
 
-def available_splits(path: str | Path, name: str | None = None) -> tuple[str, ...]:
-    """Names of the splits; a single file or a single saved `Dataset` is one split, "train"."""
-    local = local_path(DataSource(str(path), name))
-    if local is not None:
-        return tuple(local_splits(local))
-    from datasets import get_dataset_split_names
-
-    return tuple(get_dataset_split_names(str(path), name))
-
-
 def local_path(source: DataSource) -> Path | None:
     """The file or folder meant; None for a data set of the Hub.
 

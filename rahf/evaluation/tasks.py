@@ -29,7 +29,6 @@ def run_tasks(
     batch_size: int = 8,
     few_shot: int | None = None,
     chat: bool = False,
-    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Figures of each task, by the harness's own names (`acc,none`, `acc_stderr,none`).
 
@@ -67,10 +66,10 @@ def run_tasks(
             limit=limit,
             num_fewshot=few_shot,
             apply_chat_template=chat,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
+            random_seed=0,
+            numpy_random_seed=0,
+            torch_random_seed=0,
+            fewshot_random_seed=0,
             bootstrap_iters=0,
         )
     return {task: _figures(values) for task, values in found["results"].items()}

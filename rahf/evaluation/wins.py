@@ -17,6 +17,8 @@ from rahf.evaluation.judges import Judge, Verdicts
 from rahf.intervals import mean_estimate
 
 RIDGE = 0.1
+NEWTON_STEPS = 25
+DRAWS = 200  # for the interval of the rate at equal length
 """Weight of the squared slope in the fit, beside the sum over prompts: where all wins go to the
 longer responses, the likelihood alone has no maximum."""
 
@@ -143,7 +145,7 @@ def _longer_wins(
 
 
 def rate_at_equal_length(
-    values: Sequence[float], lengths: Sequence[tuple[int, int]], seed: int = 0, draws: int = 200
+    values: Sequence[float], lengths: Sequence[tuple[int, int]]
 ) -> dict[str, float]:
     """The win rate of the first responses if both were of one length, by logistic regression.
 
@@ -155,21 +157,21 @@ def rate_at_equal_length(
     values, differences = np.asarray(values), np.diff(np.asarray(lengths), axis=1)[:, 0] * -1.0
     scale = differences.std() or 1.0
     lean = np.tanh(differences / scale)
-    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
     rates = [_sigmoid(_fit(values[rows], lean[rows])[0]) for rows in drawn]
     low, high = np.quantile(rates, (0.025, 0.975))
     mean = _sigmoid(_fit(values, lean)[0])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
-def _fit(values: np.ndarray, lean: np.ndarray, steps: int = 25) -> np.ndarray:
+def _fit(values: np.ndarray, lean: np.ndarray) -> np.ndarray:
     """Intercept and slope by Newton's method; the ridge holds back the slope alone, so that what
     length does not explain is kept.
     """
     design = np.stack([np.ones_like(lean), lean], axis=1)
     ridge = np.diag([1e-6, RIDGE])
     weights = np.zeros(2)
-    for _ in range(steps):
+    for _ in range(NEWTON_STEPS):
         chance = _sigmoid(design @ weights)
         gradient = design.T @ (chance - values) + ridge @ weights
         curvature = (design * (chance * (1 - chance))[:, None]).T @ design + ridge

@@ -12,7 +12,6 @@ from datasets import Dataset
 from rahf.artifacts import write_text
 from rahf.loading import load_tokenizer, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
-from rahf.plan.prepared import note_prepared, place, preparation_key
 from rahf.recipe.reading import Recipe
 
 SAMPLE = 1000
@@ -23,21 +22,19 @@ def prepare(recipe: Recipe) -> str:
     """Tokenise every split of the recipe into the cache; says where that is and how long it took,
     a split a line.
     """
-    key, tokenizer = preparation_key(recipe), load_tokenizer(recipe)
-    lines, splits = [], {}
+    tokenizer, lines = load_tokenizer(recipe), []
     train = recipe.data.dataset_train_split
     for split in filter(None, (train, recipe.data.dataset_test_split)):
         started = time.perf_counter()
         rows, _ = tokenized_split(recipe, tokenizer, split)
         seconds = time.perf_counter() - started
         files = sorted({file["filename"] for file in rows.cache_files})
-        splits[split] = len(rows), files
-        lines.append(f"{split}: {len(rows):,} rows in {seconds:.1f} s, {place(files)}")
+        place = f"in {', '.join(files)}" if files else "in memory"
+        lines.append(f"{split}: {len(rows):,} rows in {seconds:.1f} s, {place}")
         if split == train:
             path = recipe.output_dir / LENGTHS_FILE
             write_text(path, lengths_text(recipe, rows))
             lines.append(f"{split}: lengths for `rahf plan` in {path}")
-    note_prepared(recipe, key, splits)
     return "\n".join(lines)
 
 

@@ -67,17 +67,15 @@ class LogisticProbe:
     Laplace: Spiegelhalter and Lauritzen 1990), whose mode is found by Newton steps in the space of
     the batch (Rasmussen and Williams 2006, algorithm 3.1). So nothing is read twice, and memory is
     one d_model x d_model covariance per layer.
-
-    Args:
-        spread: prior standard deviation of the logit of a typical state, in units in which the
-            states of the first batch have a root mean square of 1 around their mean.
     """
 
     ROWS = 64  # samples in one step, which bounds its matrices
     STEPS = 12  # Newton steps; the mode of a few dozen samples is found in half as many
+    # Prior standard deviation of the logit of a typical state, in units in which the states of the
+    # first batch have a root mean square of 1 around their mean.
+    SPREAD = 3.0
 
-    def __init__(self, spread: float = 3.0):
-        self._spread = spread
+    def __init__(self):
         self._mean = MeanDifference()
         self._center: Tensor | None = None
 
@@ -104,8 +102,8 @@ class LogisticProbe:
         square = ((states - self._center).square() * share).sum((1, 2))
         self._scale = (square / width).sqrt()[:, None, None]
         self._mode = states.new_zeros(layers, width + 1)
-        prior = states.new_full((width + 1,), self._spread**2 / width)
-        prior[-1] = self._spread**2  # the intercept's feature is 1
+        prior = states.new_full((width + 1,), self.SPREAD**2 / width)
+        prior[-1] = self.SPREAD**2  # the intercept's feature is 1
         self._covariance = prior.diag().repeat(layers, 1, 1)
 
     def _step(self, states: Tensor, label: Tensor, weight: Tensor) -> None:
@@ -158,4 +156,8 @@ def along(
     return (mean * axes).sum(-1, keepdim=True) * axes
 
 
-FITTERS = {"mean": MeanDifference, "principal": PrincipalDifference, "probe": LogisticProbe}
+FITTERS: dict[str, type[Fitter]] = {
+    "mean": MeanDifference,
+    "principal": PrincipalDifference,
+    "probe": LogisticProbe,
+}

@@ -39,6 +39,7 @@ REMOVED = {
     "positions: predicting": "set response_and_tail, which aligns the end of the prompt as well",
     "prediction_alpha": "remove it; prediction_weight, beside which it was read, is gone too",
     "prediction_weight": "remove it, and set dpo_weight: 1 with pairs_together: true instead",
+    "target_cache_gib": "remove it; a training that needs more than the disk has free is refused",
 }
 
 # Names that people bring along from other projects' recipes.
@@ -78,6 +79,8 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
     full = f"{section}.{key}" if section else f"{key}"
     if not isinstance(key, str):
         return f"{full}: a key must be text, not {key!r}"
+    if full in REMOVED:
+        return f"{full}: has been removed: {REMOVED[full]}"
     for home, cls in SECTIONS.items():
         if not section and key in names(cls):
             return f"{full}: belongs under {home}: write {home}: {{{key}: ...}}"

@@ -151,9 +151,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
     return _build(given, str(path), problems + wrong)
 
 
-def recipe_from_dict(given: Mapping[str, Any], source: str = "recipe") -> Recipe:
+def recipe_from_dict(given: Mapping[str, Any]) -> Recipe:
     """The recipe of a mapping such as `Recipe.as_dict` gives."""
-    return _build(given, source, [])
+    return _build(given, "recipe", [])
 
 
 def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe:

@@ -26,8 +26,10 @@ _PRESETS = (
     "the recipe or the command line gives holds; num_train_epochs takes max_steps away."
 )
 
+_WIDTH = 96  # characters of a line in a terminal
 
-def as_text(width: int = 96) -> str:
+
+def as_text() -> str:
     """Name, default and help of every key, for a terminal."""
     lines = []
     for section, cls in _sections():
@@ -35,9 +37,9 @@ def as_text(width: int = 96) -> str:
         for spec in dataclasses.fields(cls):
             lines.append(f"  {_full(section, spec.name)} (default: {_default(spec)})")
             lines += textwrap.wrap(
-                spec.metadata["help"], width, initial_indent=" " * 6, subsequent_indent=" " * 6
+                spec.metadata["help"], _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
             )
-    return "\n".join(["recipe keys:", *lines, "", *textwrap.wrap(_TRAINING, width)])
+    return "\n".join(["recipe keys:", *lines, "", *textwrap.wrap(_TRAINING, _WIDTH)])
 
 
 def as_markdown() -> str:

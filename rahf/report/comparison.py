@@ -54,12 +54,12 @@ def row_figures(
     return figures
 
 
-def repeated_share(text: str, words: int = 3) -> float:
+def repeated_share(text: str) -> float:
     """Share of the runs of three words that stood in the text before: language that goes round in
     circles, which neither a judge of single words nor unrelated text shows.
     """
     given = text.lower().split()
-    runs = [tuple(given[at : at + words]) for at in range(len(given) - words + 1)]
+    runs = [tuple(given[at : at + 3]) for at in range(len(given) - 2)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 

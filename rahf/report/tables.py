@@ -13,6 +13,8 @@ COLUMNS = (
     ("unrelated_loss", "loss on unrelated text", "{:.3f}"),
 )
 
+SHOWN = 4  # prompts of `side_by_side`
+
 
 def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     """One row a model: base, teachers, policy. Change of the loss on unrelated text beside it."""
@@ -33,25 +35,23 @@ def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown(["model", *(title for _, title, _ in columns)], rows)
 
 
-def layers_table(metrics: Mapping[str, float], prefix: str = "eval_repr/") -> str:
+def layers_table(metrics: Mapping[str, float]) -> str:
     """Share of the asked shift that the policy reached, and its cosine, per target layer."""
     layers = sorted(
-        int(key.rpartition("_")[2]) for key in metrics if key.startswith(f"{prefix}reached/layer_")
+        int(key.rpartition("_")[2]) for key in metrics if key.startswith("eval_repr/reached/layer_")
     )
     rows = [
-        [name, *(f"{metrics[f'{prefix}{key}/layer_{layer}']:.2f}" for layer in layers)]
+        [name, *(f"{metrics[f'eval_repr/{key}/layer_{layer}']:.2f}" for layer in layers)]
         for key, name in (("reached", "share of the asked shift"), ("cosine", "cosine"))
     ]
     return markdown(["layer", *map(str, layers)], rows)
 
 
-def side_by_side(
-    answers: Sequence[Mapping[str, Any]], only: Sequence[str] | None = None, count: int = 4
-) -> str:
+def side_by_side(answers: Sequence[Mapping[str, Any]], only: Sequence[str] | None = None) -> str:
     """A few prompts, spread over the file, with the answers of the models named in `only`."""
-    step = max(1, len(answers) // count)
+    step = max(1, len(answers) // SHOWN)
     parts = []
-    for answer in answers[::step][:count]:
+    for answer in answers[::step][:SHOWN]:
         lines = [f"> {answer['prompt']}"]
         lines += [
             f"- **{name}**: {' '.join(text.split())}"
