@@ -9,7 +9,7 @@ import yaml
 
 from rahf.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
 from rahf.recipe import training_arguments
-from rahf.recipe.keys import REMOVED, key_annotation
+from rahf.recipe.keys import REMOVED
 from rahf.recipe.reading import Recipe, RecipeError, load_recipe, recipe_from_dict
 from rahf.recipe.training_arguments import REPLACED, trackers, training_annotations
 
@@ -129,14 +129,6 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(write, keys, said):
     path = write(yaml.safe_dump({**SMALL, **keys}, sort_keys=False))
     [problem] = problems(path)
     assert problem.startswith(said) or said in problem
-
-
-@pytest.mark.parametrize("key", sorted(REMOVED))
-def test_a_key_that_has_been_removed_is_refused_with_what_to_do_instead(write, key):
-    assert key_annotation(key) is Any
-    section, _, name = key.rpartition(".")
-    keys = {section: {name: 1}} if section else {name: 1}
-    assert problems(write(**keys)) == (f"{key}: has been removed: {REMOVED[key]}",)
 
 
 @pytest.mark.parametrize("name", sorted(REPLACED))

@@ -79,8 +79,6 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
     full = f"{section}.{key}" if section else f"{key}"
     if not isinstance(key, str):
         return f"{full}: a key must be text, not {key!r}"
-    if full in REMOVED:
-        return f"{full}: has been removed: {REMOVED[full]}"
     for home, cls in SECTIONS.items():
         if not section and key in names(cls):
             return f"{full}: belongs under {home}: write {home}: {{{key}: ...}}"
