@@ -16,12 +16,13 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rahf.adapters import add_teachers, attach_policy, depth_of, frozen_pass
-from rahf.capture import record
 from rahf.config import MethodOptions, resolve_layers
 from rahf.contrast import Batch, Rows, first_rows, packed_tokens_until, row_count
 from rahf.directions import Directions, MeanFitter
-from rahf.likelihood import forward_columns, model_inputs, response_logits
+from rahf.models.adapters import add_teachers, attach_policy, depth_of, frozen_pass
+from rahf.models.capture import record
+from rahf.models.likelihood import forward_columns, model_inputs, response_logits
+from rahf.models.packing import use_packed_attention
 from rahf.objective import (
     Asked,
     Progress,
@@ -33,7 +34,6 @@ from rahf.objective import (
     random_units,
     row_loss,
 )
-from rahf.packing import use_packed_attention
 from rahf.prediction_terms import prediction_terms, scored_tokens
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}

@@ -18,7 +18,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rahf.adapters import POLICY
+from rahf.models.adapters import POLICY
 
 ADAPTER_FILE = "adapter_model.safetensors"
 MANIFEST = "manifest.json"

@@ -16,7 +16,6 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rahf.adapters import depth_of, frozen_pass
 from rahf.alignment import build_alignment
 from rahf.artifacts import read_json, write_json, write_text
 from rahf.config import MethodOptions, resolve_layers
@@ -25,6 +24,7 @@ from rahf.directions import Directions
 from rahf.evaluation.strengths import at_strength
 from rahf.generation import pad_id, sample_texts
 from rahf.loading import load_base, load_tokenizer, lora_config, teachers_of, train_rows
+from rahf.models.adapters import depth_of, frozen_pass
 from rahf.reading.choice import (
     Calibration,
     Choice,

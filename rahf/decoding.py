@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from rahf.kv_cache import kept_cache, with_cache
+from rahf.models.kv_cache import kept_cache, with_cache
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rahf.adapters import base_model
 from rahf.config import TEACHERS
 from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import usable_pairs
@@ -28,6 +27,7 @@ from rahf.data.sources import DataSource, load_mixture, load_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.evaluation.lexicon import lexicon_tone, wanted_sign
 from rahf.evaluation.table import HeldOut
+from rahf.models.adapters import base_model
 from rahf.recipe.reading import Recipe
 
 

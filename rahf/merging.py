@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from rahf.adapters import load_model
+from rahf.models.adapters import load_model
 
 TOLERANCE = 0.01
 """Mean KL divergence, nats per token, above which merged weights are another model."""

@@ -17,7 +17,6 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 
-from rahf.adapters import POLICY, frozen_pass, is_adapter, scaled
 from rahf.alignment import build_alignment
 from rahf.artifacts import (
     ANSWERS_FILE,
@@ -48,6 +47,7 @@ from rahf.loading import (
     tokenized_split,
     train_rows,
 )
+from rahf.models.adapters import POLICY, frozen_pass, is_adapter, scaled
 from rahf.recipe.reading import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure

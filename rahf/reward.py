@@ -13,10 +13,10 @@ from datasets import Dataset, Features, List, Value
 from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from rahf.adapters import load_tokenizer_of
 from rahf.data.chat_format import ChatFormat, chat_format, prompt_messages
 from rahf.data.pairs import usable_pairs
 from rahf.generation import pad_id
+from rahf.models.adapters import load_tokenizer_of
 from rahf.overrides import overrides
 from rahf.resuming import ResumableTrainer
 

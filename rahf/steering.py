@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rahf.capture import find_blocks
 from rahf.decoding import PrefixCache
 from rahf.directions import Directions
-from rahf.kv_cache import cache_name, given_cache
+from rahf.models.capture import find_blocks
+from rahf.models.kv_cache import cache_name, given_cache
 
 Mode = Literal["add", "ablate"]
 Start = int | Sequence[int] | Literal["generated"] | None

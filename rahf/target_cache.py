@@ -34,11 +34,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rahf.adapters import fingerprint
 from rahf.alignment import Alignment, Frozen, without_retained
 from rahf.artifacts import read_json
 from rahf.config import MethodOptions
 from rahf.contrast import Batch, ContrastCollator, retained_name
+from rahf.models.adapters import fingerprint
 
 logger = logging.getLogger(__name__)
 GIB = 2**30

@@ -17,12 +17,12 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from rahf.adapters import attach_policy, depth_of, frozen_pass
 from rahf.contrast import rows_of_ids
 from rahf.generation import pad_id
-from rahf.likelihood import likelihood, with_context
+from rahf.models.adapters import attach_policy, depth_of, frozen_pass
+from rahf.models.likelihood import likelihood, with_context
+from rahf.models.packing import use_packed_attention
 from rahf.objective import dpo_loss
-from rahf.packing import use_packed_attention
 from rahf.training import AdapterTrainer, ItemLoss
 
 TEACHER_DEFAULTS = {

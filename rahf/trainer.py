@@ -27,7 +27,6 @@ from transformers import (
     set_seed,
 )
 
-from rahf.adapters import base_model, base_name, frozen_pass
 from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_asked
 from rahf.config import MethodOptions
 from rahf.contrast import Batch, ContrastCollator, PairsTogether, Responses
@@ -36,7 +35,8 @@ from rahf.data.pairs import normalize_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.directions import Directions
 from rahf.generation import pad_id, sample_texts
-from rahf.likelihood import preference_margins
+from rahf.models.adapters import base_model, base_name, frozen_pass
+from rahf.models.likelihood import preference_margins
 from rahf.objective import Progress
 from rahf.overrides import overrides
 from rahf.recipe.combinations import batch_problems

@@ -3,7 +3,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from tiny_models import ARCHITECTURES, DEPTH, EOS, lora, make_family, randomize, tiny_model
 
-from rahf.adapters import (
+from rahf.models.adapters import (
     add_teachers,
     attach_policy,
     check_same_base,
@@ -13,7 +13,7 @@ from rahf.adapters import (
     load_blocks,
     trainable,
 )
-from rahf.capture import record
+from rahf.models.capture import record
 from rahf.training import save_policy
 
 IDS = torch.tensor([[5, 6, 7, 8, EOS]])

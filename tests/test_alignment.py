@@ -6,12 +6,12 @@ from matrices import slow_unless
 from reference import objective as loops
 from tiny_models import D_MODEL, EOS, Family, lora, randomize, tiny_pairs
 
-from rahf.adapters import add_teachers, attach_policy, trainable
 from rahf.alignment import CHOSEN_SHARE, Alignment, mean_shift, views_of
 from rahf.config import MethodOptions
 from rahf.contrast import ContrastCollator, Responses
 from rahf.directions import Directions
-from rahf.packing import use_packed_attention
+from rahf.models.adapters import add_teachers, attach_policy, trainable
+from rahf.models.packing import use_packed_attention
 from rahf.recipe.presets import PLAIN
 
 LAYERS = (0, 2)

@@ -3,8 +3,8 @@ import torch
 from tiny_models import ARCHITECTURES, DEPTH, VOCABULARY, lora, randomize, tiny_model
 from torch import nn
 
-from rahf.adapters import attach_policy, load_blocks
-from rahf.capture import find_blocks, record
+from rahf.models.adapters import attach_policy, load_blocks
+from rahf.models.capture import find_blocks, record
 
 
 def some_ids(rows=2, width=9, seed=1):

@@ -11,13 +11,13 @@ import yaml
 from safetensors.torch import load_file
 from tiny_models import EOS, lora, tiny_dataset, tiny_tokenizer
 
-from rahf.adapters import load_model
 from rahf.artifacts import read_json, read_lines, write_json
 from rahf.checkpoints import MANIFEST, write_manifest
 from rahf.cli import main
 from rahf.costs import CLOCK_FILE
 from rahf.dpo import train_dpo
-from rahf.likelihood import pair_likelihoods
+from rahf.models.adapters import load_model
+from rahf.models.likelihood import pair_likelihoods
 from rahf.resuming import STAGING
 from rahf.termination import StopOnSigterm
 

@@ -6,10 +6,10 @@ from tiny_models import ARCHITECTURES, tiny_model
 from torch import nn
 from transformers import DynamicCache
 
-from rahf.capture import find_blocks
 from rahf.decoding import Prefix
 from rahf.directions import Directions
-from rahf.kv_cache import NAMES, cache_name, given_cache, with_cache
+from rahf.models.capture import find_blocks
+from rahf.models.kv_cache import NAMES, cache_name, given_cache, with_cache
 from rahf.steering import steer
 
 
@@ -56,7 +56,7 @@ def test_a_name_that_nobody_knows_is_an_error_and_not_an_empty_cache():
 
 def test_steering_from_a_column_is_refused_where_the_cache_cannot_be_read(monkeypatch):
     model = tiny_model()
-    monkeypatch.setattr("rahf.kv_cache.NAMES", ("kv_store",))
+    monkeypatch.setattr("rahf.models.kv_cache.NAMES", ("kv_store",))
     directions = Directions((0,), torch.ones(1, model.config.hidden_size))
     with pytest.raises(ValueError, match="cannot be read"), steer(model, directions, start=2):
         pass

@@ -5,11 +5,11 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_model, tiny_pairs
 
-from rahf import scoring
 from rahf.contrast import sequence_rows
-from rahf.likelihood import likelihood, pair_likelihoods, preference_margins
-from rahf.packing import use_packed_attention
-from rahf.scoring import scored_together
+from rahf.models import scoring
+from rahf.models.likelihood import likelihood, pair_likelihoods, preference_margins
+from rahf.models.packing import use_packed_attention
+from rahf.models.scoring import scored_together
 
 
 def log_probability_by_loop(model, prompt, response):

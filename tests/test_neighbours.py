@@ -21,13 +21,13 @@ from tiny_runs import (
     policy_weights,
 )
 
-from rahf.adapters import attach_policy, trainable
 from rahf.alignment import build_alignment, terms_of
 from rahf.config import MethodOptions
 from rahf.contrast import ContrastCollator, Responses
 from rahf.directions import Directions
+from rahf.models.adapters import attach_policy, trainable
+from rahf.models.packing import use_packed_attention
 from rahf.objective import Asked, Term, dissimilarity, random_units, row_loss
-from rahf.packing import use_packed_attention
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.presets import PRESETS, preset
 from rahf.recipe.reading import recipe_from_dict

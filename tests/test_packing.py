@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, EOS, tiny_model, tiny_pairs
 
-from rahf.capture import record
 from rahf.contrast import ContrastCollator, Responses, first_rows, packed_rows, sequence_rows
-from rahf.likelihood import likelihood, model_inputs
-from rahf.packing import (
+from rahf.models.capture import record
+from rahf.models.likelihood import likelihood, model_inputs
+from rahf.models.packing import (
     PACKED,
     PIECE,
     attention_in_pieces,

@@ -17,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from rahf.alignment import views_of
-from rahf.capture import Narrowed, find_blocks, replaced_blocks
 from rahf.cli import main
 from rahf.contrast import packed_rows
+from rahf.models.capture import Narrowed, find_blocks, replaced_blocks
+from rahf.models.scoring import scored_together
+from rahf.models.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
 from rahf.plan.command import PlanOptions, case_of
 from rahf.plan.estimate import estimate, formats_of
 from rahf.plan.lengths import Extent, Lengths, bounds, count_rows, read_measured
@@ -35,11 +37,9 @@ from rahf.plan.memory import (
 )
 from rahf.plan.passes import Case, stages_of, steps_of
 from rahf.plan.savings import changes, fitting, largest
-from rahf.plan.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
 from rahf.plan.work import Pass, Upper, pass_work
 from rahf.recipe.launch import Launch, read_launch
 from rahf.recipe.reading import recipe_from_dict
-from rahf.scoring import scored_together
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "docs" / "shapes"

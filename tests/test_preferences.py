@@ -5,7 +5,7 @@ import torch
 from tiny_models import EOS, tiny_pairs, tiny_tokenizer
 
 from rahf.evaluation.preferences import pair_sizes, preference_figures
-from rahf.likelihood import PairLikelihoods, pair_likelihoods
+from rahf.models.likelihood import PairLikelihoods, pair_likelihoods
 
 
 def by_loop(model, prompt, response):

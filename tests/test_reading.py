@@ -18,9 +18,9 @@ from tiny_models import D_MODEL, EOS, tiny_dataset, tiny_pairs
 
 from rahf.cli import main
 from rahf.directions import Directions
-from rahf.likelihood import preference_margins
 from rahf.loading import load_base, load_tokenizer
 from rahf.loading import test_rows as held_out_rows
+from rahf.models.likelihood import preference_margins
 from rahf.pipeline import run_pipeline
 from rahf.reading.choice import (
     REACHED,

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.modeling_outputs import CausalLMOutput
 
-from rahf.adapters import attach_policy, trainable
-from rahf.likelihood import likelihood, preference_margins
+from rahf.models.adapters import attach_policy, trainable
+from rahf.models.likelihood import likelihood, preference_margins
 from rahf.teachers import (
     InstructionCollator,
     InstructionTrainer,

@@ -17,11 +17,11 @@ from tiny_runs import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from rahf.adapters import attach_policy, frozen_pass, trainable
 from rahf.alignment import mean_shift
-from rahf.capture import record
 from rahf.directions import Directions
-from rahf.likelihood import preference_margins
+from rahf.models.adapters import attach_policy, frozen_pass, trainable
+from rahf.models.capture import record
+from rahf.models.likelihood import preference_margins
 from rahf.trainer import RAHFConfig, RAHFTrainer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

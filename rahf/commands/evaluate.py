@@ -66,13 +66,13 @@ def _tasks(kinds) -> None:
 def run_preferences(options: argparse.Namespace) -> int:
     from peft import PeftModel
 
-    from rahf.adapters import frozen_pass
     from rahf.data.sources import load_pairs
     from rahf.data.tokenization import tokenize_pairs
     from rahf.evaluation.preferences import pair_sizes, preference_figures
     from rahf.generation import answering, pad_id
-    from rahf.likelihood import pair_likelihoods
-    from rahf.packing import use_packed_attention
+    from rahf.models.adapters import frozen_pass
+    from rahf.models.likelihood import pair_likelihoods
+    from rahf.models.packing import use_packed_attention
     from rahf.report.judgements import preferences_table
 
     pairs = load_pairs(options.pairs, split=options.split)

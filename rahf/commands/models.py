@@ -45,7 +45,7 @@ def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> Non
 
 def load(options: argparse.Namespace, name: str | None = None) -> Loaded:
     """The model `name`, or the one of --model, and its tokenizer."""
-    from rahf.adapters import load_model, load_tokenizer_of
+    from rahf.models.adapters import load_model, load_tokenizer_of
 
     name, base = (options.model, options.base) if name is None else (name, None)
     tokenizer = load_tokenizer_of(name, base, trust_remote_code=options.trust_remote_code)
@@ -69,7 +69,7 @@ def device(options: argparse.Namespace) -> "torch.device":
 
 def identity(options: argparse.Namespace, name: str | None = None) -> dict[str, Any]:
     """What a result that a model took part in is remembered by."""
-    from rahf.adapters import fingerprint
+    from rahf.models.adapters import fingerprint
 
     name = name or options.model
     return {"model": name, "dtype": options.dtype, "weights": fingerprint(name)}

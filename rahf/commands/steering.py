@@ -47,9 +47,9 @@ def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContext
     check_strengths(options)
     if not options.directions:
         return nullcontext()
-    from rahf.adapters import depth_of
     from rahf.config import resolve_layers
     from rahf.directions import Directions
+    from rahf.models.adapters import depth_of
     from rahf.steering import steer
 
     directions = [Directions.load(path) for path in options.directions]

@@ -13,7 +13,6 @@ from typing import Any
 from accelerate import PartialState
 from peft import PeftModel
 
-from rahf.adapters import fingerprint
 from rahf.artifacts import alone, read_json, write_json
 from rahf.comparison.curves import change_at_most, curves_of, everything, line, readable
 from rahf.comparison.held_out import asked_of, under_urial, with_validation
@@ -26,6 +25,7 @@ from rahf.evaluation.judges import Judge, Verdicts, prompt_hash
 from rahf.evaluation.named_judges import NamedJudge, comparing_judge
 from rahf.evaluation.strengths import Asked, measure_strengths
 from rahf.loading import load_base, load_split, load_tokenizer
+from rahf.models.adapters import fingerprint
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.comparing import UNTRAINED, RowRun, check_comparison, row_run
 from rahf.recipe.reading import Recipe, RecipeError

@@ -7,8 +7,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from rahf.contrast import sequence_rows
-from rahf.likelihood import likelihood
-from rahf.scoring import scored_together
+from rahf.models.likelihood import likelihood
+from rahf.models.scoring import scored_together
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from rahf.evaluation.questions import (
     better_as_letter,
 )
 from rahf.generation import pad_id
-from rahf.likelihood import predictions
+from rahf.models.likelihood import predictions
 
 
 class RewardJudge:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from rahf.adapters import fingerprint, label_count, load_classifier, load_model, load_tokenizer_of
 from rahf.evaluation import questions
 from rahf.evaluation.api_judge import Api, ApiJudge
 from rahf.evaluation.judge_names import parse_judge, url_problems
@@ -26,6 +25,13 @@ from rahf.evaluation.model_judges import (
     response_reader,
 )
 from rahf.evaluation.rules import rule
+from rahf.models.adapters import (
+    fingerprint,
+    label_count,
+    load_classifier,
+    load_model,
+    load_tokenizer_of,
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rahf.contrast import Pairs
 from rahf.intervals import mean_estimate
-from rahf.likelihood import PairLikelihoods
+from rahf.models.likelihood import PairLikelihoods
 
 
 class PairSizes(NamedTuple):

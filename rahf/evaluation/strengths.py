@@ -16,20 +16,20 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.adapters import POLICY, frozen_pass, scaled
 from rahf.contrast import Pairs, row_count, sequence_rows
 from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
 from rahf.decoding import Decoding
 from rahf.evaluation.table import ANSWERS_AT_ONCE
 from rahf.generation import answering, answers, pad_id
-from rahf.likelihood import (
+from rahf.models.adapters import POLICY, frozen_pass, scaled
+from rahf.models.likelihood import (
     pair_likelihoods,
     predictions,
     token_likelihood,
     with_context,
 )
-from rahf.scoring import scored_together
+from rahf.models.scoring import scored_together
 
 TEXTS_AT_ONCE = 8
 

@@ -16,7 +16,7 @@ from rahf.contrast import Pairs
 from rahf.evaluation.ability import text_loss
 from rahf.evaluation.lexicon import Judge, shows
 from rahf.generation import generate, pad_id
-from rahf.likelihood import preference_margins
+from rahf.models.likelihood import preference_margins
 
 ANSWERS_AT_ONCE = 64
 """Prompts in a batch of generation, whose cost is reading the weights once a token."""

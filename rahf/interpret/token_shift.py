@@ -16,9 +16,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.adapters import frozen_pass
 from rahf.contrast import sequence_rows
-from rahf.likelihood import predictions, with_context
+from rahf.models.adapters import frozen_pass
+from rahf.models.likelihood import predictions, with_context
 
 BUCKETS = ("unshifted", "marginal", "shifted")
 """Rank in the base's predictions: 1; 2 or 3; beyond."""

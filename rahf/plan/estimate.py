@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from rahf.config import ALL_TEACHERS
+from rahf.models.shapes import Decoder
 from rahf.plan.memory import ALLOCATOR, CONTEXT, Formats, Moment, Resident, moment, resident
 from rahf.plan.passes import Case, Stage, stages_of
-from rahf.plan.shapes import Decoder
 from rahf.plan.work import Work, pass_work
 
 OPTIMISER = {"adafactor": 0.1, "sgd": 0, "lion_32bit": 4, "rmsprop": 4}

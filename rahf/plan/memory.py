@@ -8,7 +8,7 @@ and formats; knows no recipe.
 
 from typing import NamedTuple
 
-from rahf.plan.shapes import Decoder, Linear, Lora
+from rahf.models.shapes import Decoder, Linear, Lora
 from rahf.plan.work import Pass
 from rahf.recipe.launch import Launch
 

@@ -8,7 +8,7 @@ that skip the upper triangle halve. Knows no recipe, no memory and no number for
 
 from typing import NamedTuple
 
-from rahf.plan.shapes import Decoder, Linear, Lora
+from rahf.models.shapes import Decoder, Linear, Lora
 
 
 class Upper(NamedTuple):

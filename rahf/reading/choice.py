@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rahf.contrast import Pairs, sequence_rows
 from rahf.directions import Directions
-from rahf.likelihood import predictions, preference_margins, with_context
+from rahf.models.likelihood import predictions, preference_margins, with_context
 from rahf.prediction_terms import kl_divergence
 from rahf.recipe.layers import resolve_layers
 from rahf.steering import steer

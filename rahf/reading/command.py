@@ -16,12 +16,12 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
-from rahf.adapters import base_name, check_same_base, depth_of
 from rahf.artifacts import write_json, write_text
 from rahf.config import MethodOptions, resolve_layers
 from rahf.directions import Directions
 from rahf.generation import pad_id
 from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
+from rahf.models.adapters import base_name, check_same_base, depth_of
 from rahf.reading.effect import candidates, effect_on_predictions
 from rahf.reading.fitters import FITTERS
 from rahf.reading.fitting import Fitted, Measured, cosines, fit, measure

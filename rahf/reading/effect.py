@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rahf.contrast import Rows, sequence_rows
 from rahf.directions import Directions
-from rahf.likelihood import predictions
+from rahf.models.likelihood import predictions
 from rahf.prediction_terms import kl_divergence
 from rahf.reading.samples import Reader, Side
 from rahf.steering import steer

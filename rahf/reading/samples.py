@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rahf.adapters import frozen_pass
-from rahf.capture import record
 from rahf.contrast import sequence_rows
-from rahf.likelihood import model_inputs
+from rahf.models.adapters import frozen_pass
+from rahf.models.capture import record
+from rahf.models.likelihood import model_inputs
 
 Source = Literal["responses", "instructions", "adapters"]
 Tokens = Literal["last", "mean", "every"]

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import Cache
 
-from rahf.capture import without_adapters
+from rahf.models.capture import without_adapters
 
 NAMES = ("cache", "past_key_values")
 """The newest name first."""

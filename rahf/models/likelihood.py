@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rahf.contrast import Pairs, Rows, row_count, rows_of_ids
-from rahf.packing import packed_inputs, takes_packed_rows
-from rahf.scoring import scored_together
+from rahf.models.packing import packed_inputs, takes_packed_rows
+from rahf.models.scoring import scored_together
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 

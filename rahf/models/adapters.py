@@ -31,7 +31,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, find_adapter_config_file
 
-from rahf.capture import find_blocks
+from rahf.models.capture import find_blocks
 from rahf.sharding import load_placed, without_engine
 
 POLICY = "default"
