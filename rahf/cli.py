@@ -72,7 +72,7 @@ def _told_to_launcher(error: Exception) -> bool:
     """Whether a launcher of ours prints the error, once for all ranks."""
     if "RAHF_LAUNCHED" not in os.environ:
         return False
-    from rahf.launching import tell_launcher
+    from rahf.distributed.launching import tell_launcher
 
     tell_launcher(error)
     return True

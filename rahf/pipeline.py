@@ -34,6 +34,7 @@ from rahf.choosing import kept_to_choice, run_choice, with_choice
 from rahf.config import TEACHERS
 from rahf.data.report import describe
 from rahf.directions import Directions
+from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.evaluation.table import measure
 from rahf.generation import pad_id
 from rahf.loading import (
@@ -52,7 +53,6 @@ from rahf.recipe.reading import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
-from rahf.sharding import take_over_sharding, without_engine
 from rahf.stages import is_complete, run_recorded
 from rahf.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift

@@ -16,8 +16,8 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from rahf.checkpoints import damage, newest_first, write_manifest
 from rahf.costs import Clock
+from rahf.distributed.sigterm import StopOnSigterm, handling_sigterm
 from rahf.overrides import overrides
-from rahf.termination import StopOnSigterm, handling_sigterm
 
 STAGING = "unfinished"
 

@@ -34,6 +34,7 @@ from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import normalize_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.directions import Directions
+from rahf.distributed.sharding import gathered, take_over_sharding
 from rahf.generation import pad_id, sample_texts
 from rahf.models.adapters import base_model, base_name, frozen_pass
 from rahf.models.likelihood import preference_margins
@@ -42,7 +43,6 @@ from rahf.overrides import overrides
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.options import raise_problems
 from rahf.recipe.training_arguments import tracker_problems
-from rahf.sharding import gathered, take_over_sharding
 from rahf.target_cache import open_cache
 from rahf.teachers import train_teachers
 from rahf.training import AdapterTrainer, ItemLoss, counting

@@ -15,11 +15,11 @@ from rahf.artifacts import read_json, read_lines, write_json
 from rahf.checkpoints import MANIFEST, write_manifest
 from rahf.cli import main
 from rahf.costs import CLOCK_FILE
+from rahf.distributed.sigterm import StopOnSigterm
 from rahf.dpo import train_dpo
 from rahf.models.adapters import load_model
 from rahf.models.likelihood import pair_likelihoods
 from rahf.resuming import STAGING
-from rahf.termination import StopOnSigterm
 
 
 def trained(family, folder, rows, **arguments):

@@ -20,7 +20,7 @@ from test_pipeline import WORDS, recipe_file, write_lines  # noqa: F401
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
-from rahf.launching import port_of
+from rahf.distributed.launching import port_of
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

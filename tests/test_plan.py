@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from rahf.alignment import views_of
 from rahf.cli import main
 from rahf.contrast import packed_rows
+from rahf.distributed.accelerate import Launch, read_launch
 from rahf.models.capture import Narrowed, find_blocks, replaced_blocks
 from rahf.models.scoring import scored_together
 from rahf.models.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
@@ -38,7 +39,6 @@ from rahf.plan.memory import (
 from rahf.plan.passes import Case, stages_of, steps_of
 from rahf.plan.savings import changes, fitting, largest
 from rahf.plan.work import Pass, Upper, pass_work
-from rahf.recipe.launch import Launch, read_launch
 from rahf.recipe.reading import recipe_from_dict
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ from rahf.artifacts import read_json
 from rahf.cli import main
 from rahf.data.chat_format import chat_format
 from rahf.data.pairs import normalize_pairs
+from rahf.distributed.sigterm import StopOnSigterm
 from rahf.reward import chats_of
-from rahf.termination import StopOnSigterm
 
 
 def save_lines(path, rows):

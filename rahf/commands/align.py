@@ -29,8 +29,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
             "--num_processes says how many processes --accelerate_config starts; give both, as in "
             "--accelerate_config ddp --num_processes 8"
         )
+    from rahf.distributed.sigterm import handling_sigterm, leave
     from rahf.pipeline import run_pipeline
-    from rahf.termination import handling_sigterm, leave
 
     with handling_sigterm(leave):
         run_pipeline(recipe, stage=options.stage)
@@ -38,8 +38,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _on_ranks(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.launching import launch
-    from rahf.recipe.launch import find_config, read_launch
+    from rahf.distributed.accelerate import find_config, read_launch
+    from rahf.distributed.launching import launch
 
     config = find_config(options.accelerate_config)
     read_launch(str(config), options.num_processes)  # refuses what cannot be launched

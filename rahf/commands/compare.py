@@ -23,7 +23,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     recipe = checked_recipe(options.recipe, overrides, check_comparison)
     from rahf.comparison.run import compare
-    from rahf.termination import handling_sigterm, leave
+    from rahf.distributed.sigterm import handling_sigterm, leave
 
     with handling_sigterm(leave):
         compare(recipe, options.only)

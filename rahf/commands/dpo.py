@@ -19,7 +19,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     recipe = checked_recipe(options.recipe, overrides)
     from rahf.baselines import run_dpo
-    from rahf.termination import handling_sigterm, leave
+    from rahf.distributed.sigterm import handling_sigterm, leave
 
     with handling_sigterm(leave):
         run_dpo(recipe, options.beta, options.output or recipe.output_dir / "dpo")

@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from rahf.artifacts import StageRecord
+    from rahf.distributed.sigterm import handling_sigterm, leave
     from rahf.pipeline import deciding
     from rahf.stages import is_complete, run_recorded
-    from rahf.termination import handling_sigterm, leave
 
     PartialState(cpu=options.use_cpu)
     given = {name: getattr(options, name) for name in (*ARGUMENTS, *SWITCHES)}

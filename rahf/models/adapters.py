@@ -31,8 +31,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, find_adapter_config_file
 
+from rahf.distributed.sharding import load_placed, without_engine
 from rahf.models.capture import find_blocks
-from rahf.sharding import load_placed, without_engine
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`

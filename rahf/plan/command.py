@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rahf.distributed.accelerate import read_launch
 from rahf.models.shapes import Decoder, read_decoder
 from rahf.plan.lengths import LENGTHS_FILE, Lengths, bounds, count_rows, read_measured
 from rahf.plan.passes import Case
 from rahf.plan.report import refusal, report
-from rahf.recipe.launch import read_launch
 from rahf.recipe.reading import Recipe
 from rahf.recipe.validation import is_local
 

@@ -8,9 +8,9 @@ and formats; knows no recipe.
 
 from typing import NamedTuple
 
+from rahf.distributed.accelerate import Launch
 from rahf.models.shapes import Decoder, Linear, Lora
 from rahf.plan.work import Pass
-from rahf.recipe.launch import Launch
 
 GIB = 2**30
 

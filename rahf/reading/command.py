@@ -19,6 +19,7 @@ from torch import nn
 from rahf.artifacts import write_json, write_text
 from rahf.config import MethodOptions, resolve_layers
 from rahf.directions import Directions
+from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.generation import pad_id
 from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
 from rahf.models.adapters import base_name, check_same_base, depth_of
@@ -28,7 +29,6 @@ from rahf.reading.fitting import Fitted, Measured, cosines, fit, measure
 from rahf.reading.samples import Reader
 from rahf.recipe.reading import Recipe
 from rahf.report.directions import as_markdown, evidence_figure
-from rahf.sharding import take_over_sharding, without_engine
 
 EVIDENCE_FILE = "evidence.json"
 BASE = "base"  # in place of an adapter

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
+from rahf.distributed.accelerate import NOT_READ
 from rahf.overrides import set_existing
-from rahf.recipe.launch import NOT_READ
 
 ASKED = "RAHF_SHARD_BASE"
 """Environment variable under which the wish of the launch is kept for the rest of the process."""

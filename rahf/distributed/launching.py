@@ -22,8 +22,8 @@ from torch.distributed.elastic.multiprocessing.errors import (
     get_error_handler,
 )
 
+from rahf.distributed.accelerate import names_port
 from rahf.overrides import set_existing
-from rahf.recipe.launch import names_port
 
 LAUNCHED = "RAHF_LAUNCHED"
 """Environment variable that tells a rank that the launcher will print its error."""
