@@ -22,7 +22,7 @@ from rahf.config import MethodOptions, resolve_layers
 from rahf.data.tokenization import tokenize_texts
 from rahf.directions import Directions
 from rahf.evaluation.strengths import at_strength
-from rahf.generation import pad_id, sample_texts
+from rahf.generation.answers import pad_id, sample_texts
 from rahf.loading import load_base, load_tokenizer, lora_config, teachers_of, train_rows
 from rahf.models.adapters import depth_of, frozen_pass
 from rahf.reading.choice import (

@@ -36,7 +36,7 @@ from rahf.data.report import describe
 from rahf.directions import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.evaluation.table import measure
-from rahf.generation import pad_id
+from rahf.generation.answers import pad_id
 from rahf.loading import (
     directions_of,
     held_out_of,

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 
 from rahf.data.chat_format import ChatFormat, chat_format, prompt_messages
 from rahf.data.pairs import usable_pairs
-from rahf.generation import pad_id
+from rahf.generation.answers import pad_id
 from rahf.models.adapters import load_tokenizer_of
 from rahf.overrides import overrides
 from rahf.resuming import ResumableTrainer

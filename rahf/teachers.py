@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from rahf.contrast import rows_of_ids
-from rahf.generation import pad_id
+from rahf.generation.answers import pad_id
 from rahf.models.adapters import attach_policy, depth_of, frozen_pass
 from rahf.models.likelihood import likelihood, with_context
 from rahf.models.packing import use_packed_attention

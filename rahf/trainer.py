@@ -35,7 +35,7 @@ from rahf.data.pairs import normalize_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.directions import Directions
 from rahf.distributed.sharding import gathered, take_over_sharding
-from rahf.generation import pad_id, sample_texts
+from rahf.generation.answers import pad_id, sample_texts
 from rahf.models.adapters import base_model, base_name, frozen_pass
 from rahf.models.likelihood import preference_margins
 from rahf.objective import Progress

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_model
 
-from rahf.decoding import (
+from rahf.generation.decoding import (
     Decoding,
     Prefix,
     _drawn_from_likeliest,
@@ -139,16 +139,16 @@ def test_drawing_from_the_likeliest_tokens_is_drawing_from_all_in_order(monkeypa
     uniforms = torch.rand(64, dtype=torch.float64, generator=generator)
     uniforms[:2] = torch.tensor([0.0, 1 - 2.0**-53])
     decoding, told = Decoding(temperature=1.0, top_p=top_p), []
-    monkeypatch.setattr("rahf.decoding.LIKELIEST", 500)
+    monkeypatch.setattr("rahf.generation.decoding.LIKELIEST", 500)
     in_order = choose(logits, decoding, uniforms)
-    monkeypatch.setattr("rahf.decoding.LIKELIEST", 40)
+    monkeypatch.setattr("rahf.generation.decoding.LIKELIEST", 40)
     whole = _drawn_from_likeliest
 
     def watched(*given):
         told.append(whole(*given))
         return told[-1].clone()
 
-    monkeypatch.setattr("rahf.decoding._drawn_from_likeliest", watched)
+    monkeypatch.setattr("rahf.generation.decoding._drawn_from_likeliest", watched)
     assert choose(logits, decoding, uniforms).tolist() == in_order.tolist()
     found = (told[0] >= 0).float().mean()
     # Of a flat distribution hardly any draw falls among them, of a steep one nearly every one.

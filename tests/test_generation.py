@@ -2,14 +2,14 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_model, tiny_tokenizer
 
-from rahf.decoding import Decoding, choose, decode, row_uniforms
-from rahf.generation import (
+from rahf.generation.answers import (
     answers,
     generate,
     pad_id,
     sample_texts,
     shared_beginning,
 )
+from rahf.generation.decoding import Decoding, choose, decode, row_uniforms
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14, 15, 16, 17], [18, 19]]
 
@@ -103,9 +103,9 @@ def test_an_answer_does_not_depend_on_which_others_are_asked():
 def test_a_beginning_that_all_prompts_share_is_computed_once(batch_size, monkeypatch):
     model, tokenizer, decoding = tiny_model(), tiny_tokenizer(), Decoding(9, temperature=1.0)
     prompts = [[*range(4, 24), *prompt] for prompt in PROMPTS]
-    monkeypatch.setattr("rahf.generation.WORTH_SHARING", 99)
+    monkeypatch.setattr("rahf.generation.answers.WORTH_SHARING", 99)
     expected = dict(answers(model, tokenizer, prompts, decoding))
-    monkeypatch.setattr("rahf.generation.WORTH_SHARING", 20)
+    monkeypatch.setattr("rahf.generation.answers.WORTH_SHARING", 20)
     computed = []
     model.register_forward_pre_hook(
         lambda _, args, kwargs: computed.append(kwargs["input_ids"].shape), with_kwargs=True

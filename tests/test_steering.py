@@ -6,9 +6,9 @@ from peft import PeftModel
 from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, EOS, tiny_model, tiny_pairs, tiny_tokenizer
 
 from rahf.contrast import sequence_rows
-from rahf.decoding import Decoding, Prefix, left_padded
 from rahf.directions import Directions
-from rahf.generation import WORTH_SHARING, answers
+from rahf.generation.answers import WORTH_SHARING, answers
+from rahf.generation.decoding import Decoding, Prefix, left_padded
 from rahf.models.capture import find_blocks, record
 from rahf.models.likelihood import model_inputs
 from rahf.steering import steer

@@ -8,9 +8,9 @@ from tokenizers_for_tests import chatml_tokenizer, gpt2_tokenizer, llama_tokeniz
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
-from rahf.decoding import Decoding
-from rahf.generation import answers, shared_beginning
-from rahf.urial import Urial, answer_body, own_urial, read_urial, urial_prompt_form
+from rahf.generation.answers import answers, shared_beginning
+from rahf.generation.decoding import Decoding
+from rahf.generation.urial import Urial, answer_body, own_urial, read_urial, urial_prompt_form
 
 SMALL = Urial(
     "Answer well.", (("Hi", "Hello!"), ("Code?", "Here:\n\n```python\nx = 1\n```\n\nBye"))

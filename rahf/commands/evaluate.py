@@ -69,7 +69,7 @@ def run_preferences(options: argparse.Namespace) -> int:
     from rahf.data.sources import load_pairs
     from rahf.data.tokenization import tokenize_pairs
     from rahf.evaluation.preferences import pair_sizes, preference_figures
-    from rahf.generation import answering, pad_id
+    from rahf.generation.answers import answering, pad_id
     from rahf.models.adapters import frozen_pass
     from rahf.models.likelihood import pair_likelihoods
     from rahf.models.packing import use_packed_attention

@@ -65,8 +65,8 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.data.prompts import read_prompts, response_layout
-    from rahf.decoding import Decoding
-    from rahf.responses import write_responses
+    from rahf.generation.decoding import Decoding
+    from rahf.generation.responses import write_responses
 
     response_layout(options.output)  # a wrong name is told before anything is loaded
     check_strengths(options)
@@ -105,7 +105,7 @@ def prompt_form(options: argparse.Namespace, tokenizer) -> "PromptForm":
         from rahf.data.prompts import chat_prompt_form
 
         return chat_prompt_form(tokenizer, options.chat_template)
-    from rahf.urial import own_urial, read_urial, urial_prompt_form
+    from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
 
     urial = own_urial() if options.urial == OWN_URIAL else read_urial(options.urial)
     return urial_prompt_form(tokenizer, urial)

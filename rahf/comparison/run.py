@@ -24,12 +24,12 @@ from rahf.evaluation.judge_names import parse_judge
 from rahf.evaluation.judges import Judge, Verdicts, prompt_hash
 from rahf.evaluation.named_judges import NamedJudge, comparing_judge
 from rahf.evaluation.strengths import Asked, measure_strengths
+from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
 from rahf.loading import load_base, load_split, load_tokenizer
 from rahf.models.adapters import fingerprint
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.comparing import UNTRAINED, RowRun, check_comparison, row_run
 from rahf.recipe.reading import Recipe, RecipeError
-from rahf.urial import own_urial, read_urial, urial_prompt_form
 
 
 class Comparison:

@@ -26,7 +26,7 @@ from rahf.evaluation.questions import (
     aspects_question,
     better_as_letter,
 )
-from rahf.generation import pad_id
+from rahf.generation.answers import pad_id
 from rahf.models.likelihood import predictions
 
 

@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from rahf.contrast import Pairs, row_count, sequence_rows
 from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
-from rahf.decoding import Decoding
 from rahf.evaluation.table import ANSWERS_AT_ONCE
-from rahf.generation import answering, answers, pad_id
+from rahf.generation.answers import answering, answers, pad_id
+from rahf.generation.decoding import Decoding
 from rahf.models.adapters import POLICY, frozen_pass, scaled
 from rahf.models.likelihood import (
     pair_likelihoods,

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rahf.contrast import Pairs
 from rahf.evaluation.ability import text_loss
 from rahf.evaluation.lexicon import Judge, shows
-from rahf.generation import generate, pad_id
+from rahf.generation.answers import generate, pad_id
 from rahf.models.likelihood import preference_margins
 
 ANSWERS_AT_ONCE = 64

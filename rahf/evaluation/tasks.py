@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.generation import answering
+from rahf.generation.answers import answering
 
 
 def run_tasks(

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from rahf.artifacts import ResumableFile
 from rahf.data.messages import Message
 from rahf.data.prompts import prompt_text
-from rahf.decoding import Decoding
-from rahf.generation import answering, answers, end_ids, pad_id
+from rahf.generation.answers import answering, answers, end_ids, pad_id
+from rahf.generation.decoding import Decoding
 from rahf.interpret.token_kinds import token_kinds
 from rahf.interpret.token_shift import Shift, bucket_of, token_shift
 

@@ -20,7 +20,7 @@ from rahf.artifacts import write_json, write_text
 from rahf.config import MethodOptions, resolve_layers
 from rahf.directions import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
-from rahf.generation import pad_id
+from rahf.generation.answers import pad_id
 from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
 from rahf.models.adapters import base_name, check_same_base, depth_of
 from rahf.reading.effect import candidates, effect_on_predictions

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rahf.artifacts import ResumableFile
 from rahf.data.prompts import Prompt, PromptForm, prompt_text, response_layout
-from rahf.decoding import Decoding
-from rahf.generation import Answer, answering, answers
+from rahf.generation.answers import Answer, answering, answers
+from rahf.generation.decoding import Decoding
 
 
 def write_responses(

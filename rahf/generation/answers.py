@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rahf.decoding import Decoding, Prefix, decode, row_uniforms
+from rahf.generation.decoding import Decoding, Prefix, decode, row_uniforms
 
 
 class Answer(NamedTuple):
