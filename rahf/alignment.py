@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rahf.config import MethodOptions, resolve_layers
-from rahf.contrast import Batch, Rows, first_rows, packed_tokens_until, row_count
+from rahf.data.contrast import Batch, Rows, first_rows, packed_tokens_until, row_count
 from rahf.directions import Directions, MeanFitter
 from rahf.models.adapters import add_teachers, attach_policy, depth_of, frozen_pass
 from rahf.models.capture import record

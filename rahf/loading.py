@@ -22,8 +22,8 @@ from rahf.config import TEACHERS
 from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_prompts
-from rahf.data.report import DataReport
 from rahf.data.sources import DataSource, load_mixture, load_pairs
+from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.evaluation.lexicon import lexicon_tone, wanted_sign
 from rahf.evaluation.table import HeldOut

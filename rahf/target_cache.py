@@ -37,7 +37,7 @@ from transformers import PreTrainedModel
 from rahf.alignment import Alignment, Frozen, without_retained
 from rahf.artifacts import read_json
 from rahf.config import MethodOptions
-from rahf.contrast import Batch, ContrastCollator, retained_name
+from rahf.data.contrast import Batch, ContrastCollator, retained_name
 from rahf.models.adapters import fingerprint
 
 logger = logging.getLogger(__name__)

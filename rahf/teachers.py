@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from rahf.contrast import rows_of_ids
+from rahf.data.contrast import rows_of_ids
 from rahf.generation.answers import pad_id
 from rahf.models.adapters import attach_policy, depth_of, frozen_pass
 from rahf.models.likelihood import likelihood, with_context

@@ -29,8 +29,8 @@ from transformers import (
 
 from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_asked
 from rahf.config import MethodOptions
-from rahf.contrast import Batch, ContrastCollator, PairsTogether, Responses
 from rahf.data.chat_format import with_chat_template
+from rahf.data.contrast import Batch, ContrastCollator, PairsTogether, Responses
 from rahf.data.pairs import normalize_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.directions import Directions

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_pairs
 
-from rahf.contrast import ContrastCollator, PairsTogether, Responses, sequence_rows
+from rahf.data.contrast import ContrastCollator, PairsTogether, Responses, sequence_rows
 
 PAIR = {
     "row": 7,

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from rahf.alignment import views_of
 from rahf.cli import main
-from rahf.contrast import packed_rows
+from rahf.data.contrast import packed_rows
 from rahf.distributed.accelerate import Launch, read_launch
 from rahf.models.capture import Narrowed, find_blocks, replaced_blocks
 from rahf.models.scoring import scored_together

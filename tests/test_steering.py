@@ -5,7 +5,7 @@ import torch
 from peft import PeftModel
 from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, EOS, tiny_model, tiny_pairs, tiny_tokenizer
 
-from rahf.contrast import sequence_rows
+from rahf.data.contrast import sequence_rows
 from rahf.directions import Directions
 from rahf.generation.answers import WORTH_SHARING, answers
 from rahf.generation.decoding import Decoding, Prefix, left_padded

@@ -16,7 +16,7 @@ from tiny_runs import (
     policy_weights,
 )
 
-from rahf.contrast import row_count
+from rahf.data.contrast import row_count
 from rahf.recipe.options import OptionError
 from rahf.target_cache import digest_of_rows, weights_of
 

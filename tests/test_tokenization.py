@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 import rahf.data.tokenization
 from rahf.data.chat_format import PLAIN_CHAT_TEMPLATE, chat_format, resolve_chat_template
-from rahf.data.report import QUANTILES, describe
+from rahf.data.summary import QUANTILES, describe
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts, tokenizer_key
 
 datasets.disable_progress_bars()

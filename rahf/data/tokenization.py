@@ -28,7 +28,7 @@ from rahf.data.chat_format import (
 )
 from rahf.data.pairs import normalize_pairs
 from rahf.data.records import read_records
-from rahf.data.report import SIDES, DataReport, dropped_text, summarize
+from rahf.data.summary import SIDES, DataReport, dropped_text, summarize
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rahf.contrast import sequence_rows
 from rahf.data.chat_format import chat_format, prompt_messages, render
+from rahf.data.contrast import sequence_rows
 from rahf.data.messages import Message
 from rahf.data.tokenization import tokenize_responses
 from rahf.evaluation.judges import Value, Verdict

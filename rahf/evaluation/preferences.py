@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rahf.contrast import Pairs
+from rahf.data.contrast import Pairs
 from rahf.intervals import mean_estimate
 from rahf.models.likelihood import PairLikelihoods
 

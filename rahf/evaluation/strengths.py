@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.contrast import Pairs, row_count, sequence_rows
+from rahf.data.contrast import Pairs, row_count, sequence_rows
 from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
 from rahf.evaluation.table import ANSWERS_AT_ONCE

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.contrast import Pairs
+from rahf.data.contrast import Pairs
 from rahf.evaluation.ability import text_loss
 from rahf.evaluation.lexicon import Judge, shows
 from rahf.generation.answers import generate, pad_id

@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.contrast import sequence_rows
+from rahf.data.contrast import sequence_rows
 from rahf.models.adapters import frozen_pass
 from rahf.models.likelihood import predictions, with_context
 

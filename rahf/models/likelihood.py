@@ -11,7 +11,7 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rahf.contrast import Pairs, Rows, row_count, rows_of_ids
+from rahf.data.contrast import Pairs, Rows, row_count, rows_of_ids
 from rahf.models.packing import packed_inputs, takes_packed_rows
 from rahf.models.scoring import scored_together
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rahf.contrast import Pairs, sequence_rows
+from rahf.data.contrast import Pairs, sequence_rows
 from rahf.directions import Directions
 from rahf.models.likelihood import predictions, preference_margins, with_context
 from rahf.prediction_terms import kl_divergence

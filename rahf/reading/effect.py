@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float
 from torch import Tensor
 
-from rahf.contrast import Rows, sequence_rows
+from rahf.data.contrast import Rows, sequence_rows
 from rahf.directions import Directions
 from rahf.models.likelihood import predictions
 from rahf.prediction_terms import kl_divergence
