@@ -25,8 +25,8 @@ from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.data.sources import DataSource, load_mixture, load_pairs
 from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
-from rahf.evaluation.lexicon import lexicon_tone, wanted_sign
 from rahf.evaluation.table import HeldOut
+from rahf.judges.lexicon import lexicon_tone, wanted_sign
 from rahf.models.adapters import base_model
 from rahf.recipe.reading import Recipe
 

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rahf.evaluation.api_judge import Api, ApiJudge
-from rahf.evaluation.judges import Verdicts
-from rahf.evaluation.questions import read_better
+from rahf.judges.api import Api, ApiJudge
+from rahf.judges.judge import Verdicts
+from rahf.judges.questions import read_better
 
 
 @contextmanager

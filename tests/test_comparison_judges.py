@@ -16,7 +16,7 @@ from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import curves_of, everything, line, points, read_at
 from rahf.comparison.judging import outcomes_of
-from rahf.evaluation.judges import Verdict, Verdicts
+from rahf.judges.judge import Verdict, Verdicts
 from rahf.report.comparison import comparison_table, row_figures
 
 ASKED = [{"role": "user", "content": "w2"}]

@@ -7,8 +7,8 @@ import torch
 from tiny_models import EOS, tiny_model, tiny_pairs, tiny_tokenizer
 
 from rahf.evaluation.ability import text_loss
-from rahf.evaluation.lexicon import lexicon_tone, shows, wanted_sign
 from rahf.evaluation.table import HeldOut, measure
+from rahf.judges.lexicon import lexicon_tone, shows, wanted_sign
 
 
 def test_the_lexicon_tells_praise_from_complaint():

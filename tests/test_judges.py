@@ -8,14 +8,14 @@ from tiny_models import tiny_model, tiny_tokenizer
 from tokenizers_for_tests import chatml_tokenizer, llama_tokenizer
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from rahf.evaluation.judges import Verdict, Verdicts, first_json_object
-from rahf.evaluation.model_judges import (
+from rahf.judges.judge import Verdict, Verdicts, first_json_object
+from rahf.judges.local_models import (
     Choices,
     RewardJudge,
     aspects_choice_judge,
     better_choice_judge,
 )
-from rahf.evaluation.questions import (
+from rahf.judges.questions import (
     ASPECTS,
     aspect_figures,
     aspects_as_json,
@@ -24,7 +24,7 @@ from rahf.evaluation.questions import (
     read_better,
     score_figures,
 )
-from rahf.evaluation.rules import declines, rule
+from rahf.judges.rules import declines, rule
 
 ASKED = [{"role": "user", "content": "How is the soup?"}]
 

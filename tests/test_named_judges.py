@@ -8,11 +8,11 @@ import torch
 from test_judges import classifier, tiny_model_of_bytes
 from tokenizers_for_tests import chatml_tokenizer
 
-from rahf.evaluation import named_judges
-from rahf.evaluation.judge_names import JudgeName, name_problems, parse_judge, url_problems
-from rahf.evaluation.judges import Verdicts
-from rahf.evaluation.model_judges import Choices, RewardJudge, better_choice_judge
-from rahf.evaluation.named_judges import NamedJudge, aspects_judge, comparing_judge, scoring_judge
+from rahf.judges import by_name as named_judges
+from rahf.judges.by_name import NamedJudge, aspects_judge, comparing_judge, scoring_judge
+from rahf.judges.judge import Verdicts
+from rahf.judges.local_models import Choices, RewardJudge, better_choice_judge
+from rahf.judges.names import JudgeName, name_problems, parse_judge, url_problems
 
 CPU = torch.device("cpu")
 ASKED = [{"role": "user", "content": "How is the soup?"}]

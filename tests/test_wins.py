@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from rahf.data.prompts import Response
-from rahf.evaluation.judges import Verdict, Verdicts
 from rahf.evaluation.wins import (
     Contest,
     by_orders,
@@ -14,6 +13,7 @@ from rahf.evaluation.wins import (
     rate_at_equal_length,
     win_rates,
 )
+from rahf.judges.judge import Verdict, Verdicts
 
 
 class Chooser:

@@ -100,7 +100,7 @@ def run_preferences(options: argparse.Namespace) -> int:
 
 def run_responses(options: argparse.Namespace) -> int:
     from rahf.data.prompts import read_responses
-    from rahf.evaluation.judges import Verdicts
+    from rahf.judges.judge import Verdicts
 
     if options.against is not None and options.aspects:
         raise ValueError("--aspects scores one file; leave --against or --aspects away")
@@ -113,8 +113,8 @@ def run_responses(options: argparse.Namespace) -> int:
 
 
 def _scores(options: argparse.Namespace, responses, verdicts):
-    from rahf.evaluation.named_judges import aspects_judge, scoring_judge
-    from rahf.evaluation.questions import aspect_figures, score_figures
+    from rahf.judges.by_name import aspects_judge, scoring_judge
+    from rahf.judges.questions import aspect_figures, score_figures
     from rahf.report.judgements import aspects_table, score_table
 
     judge = (aspects_judge if options.aspects else scoring_judge)(named_judge(options))
@@ -129,8 +129,8 @@ def _scores(options: argparse.Namespace, responses, verdicts):
 
 
 def _wins(options: argparse.Namespace, first, second, verdicts):
-    from rahf.evaluation.named_judges import comparing_judge
     from rahf.evaluation.wins import contests_of, decide, win_rates
+    from rahf.judges.by_name import comparing_judge
     from rahf.report.judgements import wins_table
 
     contests = contests_of(first, second)

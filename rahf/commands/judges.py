@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rahf.commands.models import device, loading, model_options
 
 if TYPE_CHECKING:
-    from rahf.evaluation.named_judges import NamedJudge
+    from rahf.judges.by_name import NamedJudge
 
 JUDGES = """\
 Judges: lexicon (tone), length, refusal, regex:PATTERN (plain rules);
@@ -28,7 +28,7 @@ def judge_options(parser: argparse.ArgumentParser) -> None:
 
 def named_judge(options: argparse.Namespace) -> "NamedJudge":
     """What the options say of the judge."""
-    from rahf.evaluation.named_judges import NamedJudge
+    from rahf.judges.by_name import NamedJudge
 
     return NamedJudge(
         options.judge,

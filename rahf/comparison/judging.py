@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Dataset
 
 from rahf.data.messages import Message
-from rahf.evaluation.judges import Judge, Verdicts
 from rahf.evaluation.wins import Contest, Outcome, decide
+from rahf.judges.judge import Judge, Verdicts
 from rahf.report.comparison import repeated_share
 
 ROWS_READ = 500

@@ -20,11 +20,11 @@ from rahf.comparison.judging import outcomes_of, wanted_side, without_loops
 from rahf.comparison.results import Measured, tell
 from rahf.comparison.rows import Trained, train_row
 from rahf.data.pairs import usable_pairs
-from rahf.evaluation.judge_names import parse_judge
-from rahf.evaluation.judges import Judge, Verdicts, prompt_hash
-from rahf.evaluation.named_judges import NamedJudge, comparing_judge
 from rahf.evaluation.strengths import Asked, measure_strengths
 from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
+from rahf.judges.by_name import NamedJudge, comparing_judge
+from rahf.judges.judge import Judge, Verdicts, prompt_hash
+from rahf.judges.names import parse_judge
 from rahf.loading import load_base, load_split, load_tokenizer
 from rahf.models.adapters import fingerprint
 from rahf.recipe.combinations import kind_of_row

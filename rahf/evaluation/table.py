@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rahf.data.contrast import Pairs
 from rahf.evaluation.ability import text_loss
-from rahf.evaluation.lexicon import Judge, shows
 from rahf.generation.answers import generate, pad_id
+from rahf.judges.lexicon import Judge, shows
 from rahf.models.likelihood import preference_margins
 
 ANSWERS_AT_ONCE = 64

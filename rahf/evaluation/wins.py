@@ -13,8 +13,8 @@ import numpy as np
 
 from rahf.data.messages import Message
 from rahf.data.prompts import Response, prompt_text
-from rahf.evaluation.judges import Judge, Verdicts
 from rahf.intervals import mean_estimate
+from rahf.judges.judge import Judge, Verdicts
 
 RIDGE = 0.1
 NEWTON_STEPS = 25

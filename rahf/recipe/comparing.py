@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rahf.config import ALL_TEACHERS, TEACHERS, CompareOptions
-from rahf.evaluation.judge_names import name_problems, parse_judge
+from rahf.judges.names import name_problems, parse_judge
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.measuring import ROW_KINDS
 from rahf.recipe.options import Limits, coerce, value_problem

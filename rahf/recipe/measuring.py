@@ -6,7 +6,7 @@ Knows no model, no data and no file.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rahf.evaluation.judge_names import name_problems, url_problems
+from rahf.judges.names import name_problems, url_problems
 from rahf.recipe.combinations import comparison_problems
 from rahf.recipe.options import (
     Count,

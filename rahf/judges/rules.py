@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rahf.data.messages import Message
-from rahf.evaluation.judge_names import parse_judge
-from rahf.evaluation.judges import Verdict
-from rahf.evaluation.lexicon import lexicon_tone
+from rahf.judges.judge import Verdict
+from rahf.judges.lexicon import lexicon_tone
+from rahf.judges.names import parse_judge
 
 REFUSAL = re.compile(
     r"\b(?:"

@@ -10,8 +10,8 @@ from typing import Any
 
 from rahf.data.messages import Message
 from rahf.data.prompts import prompt_text
-from rahf.evaluation.judges import Value, first_json_object
 from rahf.intervals import mean_estimate
+from rahf.judges.judge import Value, first_json_object
 
 ASPECTS = {
     "helpfulness": "it does what the query asks for and is of use to the person who asks",

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from rahf.data.messages import Message
-from rahf.evaluation.judges import Value, Verdict
+from rahf.judges.judge import Value, Verdict
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses that another try may change."""

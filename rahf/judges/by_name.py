@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from rahf.evaluation import questions
-from rahf.evaluation.api_judge import Api, ApiJudge
-from rahf.evaluation.judge_names import parse_judge, url_problems
-from rahf.evaluation.judges import Judge, Value, Verdict
-from rahf.evaluation.model_judges import (
+from rahf.judges import questions
+from rahf.judges.api import Api, ApiJudge
+from rahf.judges.judge import Judge, Value, Verdict
+from rahf.judges.local_models import (
     ChoiceJudge,
     Choices,
     RewardJudge,
@@ -24,7 +23,8 @@ from rahf.evaluation.model_judges import (
     label_id,
     response_reader,
 )
-from rahf.evaluation.rules import rule
+from rahf.judges.names import parse_judge, url_problems
+from rahf.judges.rules import rule
 from rahf.models.adapters import (
     fingerprint,
     label_count,

@@ -18,15 +18,15 @@ from rahf.data.chat_format import chat_format, prompt_messages, render
 from rahf.data.contrast import sequence_rows
 from rahf.data.messages import Message
 from rahf.data.tokenization import tokenize_responses
-from rahf.evaluation.judges import Value, Verdict
-from rahf.evaluation.questions import (
+from rahf.generation.answers import pad_id
+from rahf.judges.judge import Value, Verdict
+from rahf.judges.questions import (
     ASPECTS,
     MARKS,
     aspect_as_digit,
     aspects_question,
     better_as_letter,
 )
-from rahf.generation.answers import pad_id
 from rahf.models.likelihood import predictions
 
 
