@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rahf.data.contrast import Pairs
-from rahf.intervals import mean_estimate
+from rahf.evaluation.intervals import mean_estimate
 from rahf.models.likelihood import PairLikelihoods
 
 

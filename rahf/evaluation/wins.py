@@ -13,7 +13,7 @@ import numpy as np
 
 from rahf.data.messages import Message
 from rahf.data.prompts import Response, prompt_text
-from rahf.intervals import mean_estimate
+from rahf.evaluation.intervals import mean_estimate
 from rahf.judges.judge import Judge, Verdicts
 
 RIDGE = 0.1

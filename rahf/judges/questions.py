@@ -10,7 +10,7 @@ from typing import Any
 
 from rahf.data.messages import Message
 from rahf.data.prompts import prompt_text
-from rahf.intervals import mean_estimate
+from rahf.evaluation.intervals import mean_estimate
 from rahf.judges.judge import Value, first_json_object
 
 ASPECTS = {
