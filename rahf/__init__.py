@@ -6,12 +6,12 @@ Importing this package loads nothing: every name below is fetched when it is fir
 import importlib
 
 _HOME = {
-    "Directions": "rahf.directions",
+    "Directions": "rahf.directions.vectors",
     "RAHFConfig": "rahf.trainer",
     "RAHFTrainer": "rahf.trainer",
     "load_recipe": "rahf.recipe.reading",
     "preset": "rahf.recipe.presets",
-    "steer": "rahf.steering",
+    "steer": "rahf.directions.steering",
 }
 
 __all__ = ["Directions", "RAHFConfig", "RAHFTrainer", "load_recipe", "preset", "steer"]

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rahf.config import MethodOptions, resolve_layers
 from rahf.data.contrast import Batch, Rows, first_rows, packed_tokens_until, row_count
-from rahf.directions import Directions, MeanFitter
+from rahf.directions.vectors import Directions, MeanFitter
 from rahf.models.adapters import add_teachers, attach_policy, depth_of, frozen_pass
 from rahf.models.capture import record
 from rahf.models.likelihood import forward_columns, model_inputs, response_logits

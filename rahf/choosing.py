@@ -20,12 +20,7 @@ from rahf.alignment import build_alignment
 from rahf.artifacts import read_json, write_json, write_text
 from rahf.config import MethodOptions, resolve_layers
 from rahf.data.tokenization import tokenize_texts
-from rahf.directions import Directions
-from rahf.evaluation.strengths import at_strength
-from rahf.generation.answers import pad_id, sample_texts
-from rahf.loading import load_base, load_tokenizer, lora_config, teachers_of, train_rows
-from rahf.models.adapters import depth_of, frozen_pass
-from rahf.reading.choice import (
+from rahf.directions.calibration import (
     Calibration,
     Choice,
     NeutralText,
@@ -33,8 +28,13 @@ from rahf.reading.choice import (
     strength_within,
     windows,
 )
-from rahf.reading.fitting import measure
-from rahf.reading.samples import Reader
+from rahf.directions.evidence import measure
+from rahf.directions.states import Reader
+from rahf.directions.vectors import Directions
+from rahf.evaluation.strengths import at_strength
+from rahf.generation.answers import pad_id, sample_texts
+from rahf.loading import load_base, load_tokenizer, lora_config, teachers_of, train_rows
+from rahf.models.adapters import depth_of, frozen_pass
 from rahf.recipe.reading import AUTO, Recipe
 from rahf.report.directions import choice_table
 from rahf.trainer import RAHFConfig, fit_mean_shift

@@ -7,7 +7,7 @@ for block 0.
 
 from pathlib import Path
 
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 
 ARCHITECTURE = "controlvector"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rahf.config import resolve_layers
 from rahf.control_vector import that_llama_cpp_steers, write_control_vector
-from rahf.directions import FILE_NAME, Directions
+from rahf.directions.vectors import FILE_NAME, Directions
 from rahf.hub import ADAPTER_FILES
 from rahf.merging import write_merged
 from rahf.models.adapters import is_adapter, load_tokenizer_of

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
-from rahf.directions import FILE_NAME, Directions
+from rahf.directions.vectors import FILE_NAME, Directions
 from rahf.report.card import directions_card, model_card
 
 ADAPTER_FILES = (

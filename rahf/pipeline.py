@@ -33,7 +33,7 @@ from rahf.artifacts import (
 from rahf.choosing import kept_to_choice, run_choice, with_choice
 from rahf.config import TEACHERS
 from rahf.data.summary import describe
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.evaluation.table import measure
 from rahf.generation.answers import pad_id

@@ -33,7 +33,7 @@ from rahf.data.chat_format import with_chat_template
 from rahf.data.contrast import Batch, ContrastCollator, PairsTogether, Responses
 from rahf.data.pairs import normalize_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import gathered, take_over_sharding
 from rahf.generation.answers import pad_id, sample_texts
 from rahf.models.adapters import base_model, base_name, frozen_pass

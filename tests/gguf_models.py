@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rahf.control_vector import LLAMA_CPP_NAMES
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 
 
 def write_model(model: PreTrainedModel, path: Path) -> None:

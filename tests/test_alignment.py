@@ -9,7 +9,7 @@ from tiny_models import D_MODEL, EOS, Family, lora, randomize, tiny_pairs
 from rahf.alignment import CHOSEN_SHARE, Alignment, mean_shift, views_of
 from rahf.config import MethodOptions
 from rahf.data.contrast import ContrastCollator, Responses
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, trainable
 from rahf.models.packing import use_packed_attention
 from rahf.recipe.presets import PLAIN

@@ -3,7 +3,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from rahf.directions import FILE_NAME, Directions, MeanFitter
+from rahf.directions.vectors import FILE_NAME, Directions, MeanFitter
 
 
 def some_directions():
@@ -36,7 +36,7 @@ def test_a_failed_save_leaves_the_old_file_as_it_was(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rahf.directions.save_file", half)
+    monkeypatch.setattr("rahf.directions.vectors.save_file", half)
     with pytest.raises(OSError, match="No space left"):
         Directions((2,), torch.zeros(1, 5)).save(tmp_path)
     assert torch.equal(Directions.load(tmp_path).vectors, directions.vectors)

@@ -20,7 +20,7 @@ from rahf.control_vector import (
     that_llama_cpp_steers,
     write_control_vector,
 )
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 from rahf.hub import collect
 
 BASE = "someone/tiny-llama"

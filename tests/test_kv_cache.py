@@ -6,11 +6,11 @@ from tiny_models import ARCHITECTURES, tiny_model
 from torch import nn
 from transformers import DynamicCache
 
-from rahf.directions import Directions
+from rahf.directions.steering import steer
+from rahf.directions.vectors import Directions
 from rahf.generation.decoding import Prefix
 from rahf.models.capture import find_blocks
 from rahf.models.kv_cache import NAMES, cache_name, given_cache, with_cache
-from rahf.steering import steer
 
 
 class Renamed(nn.Module):

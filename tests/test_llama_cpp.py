@@ -15,8 +15,8 @@ from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, VOCABULARY, tiny_model
 from torch import Tensor
 
 from rahf.cli import main
-from rahf.directions import Directions
-from rahf.steering import steer
+from rahf.directions.steering import steer
+from rahf.directions.vectors import Directions
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 

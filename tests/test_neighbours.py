@@ -24,7 +24,7 @@ from tiny_runs import (
 from rahf.alignment import build_alignment, terms_of
 from rahf.config import MethodOptions
 from rahf.data.contrast import ContrastCollator, Responses
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 from rahf.models.adapters import attach_policy, trainable
 from rahf.models.packing import use_packed_attention
 from rahf.objective import Asked, Term, dissimilarity, random_units, row_loss

@@ -17,12 +17,7 @@ from test_steering import logits_by_loops, some_directions
 from tiny_models import D_MODEL, EOS, tiny_dataset, tiny_pairs
 
 from rahf.cli import main
-from rahf.directions import Directions
-from rahf.loading import load_base, load_tokenizer
-from rahf.loading import test_rows as held_out_rows
-from rahf.models.likelihood import preference_margins
-from rahf.pipeline import run_pipeline
-from rahf.reading.choice import (
+from rahf.directions.calibration import (
     REACHED,
     Calibration,
     NeutralText,
@@ -32,12 +27,17 @@ from rahf.reading.choice import (
     strength_within,
     windows,
 )
-from rahf.reading.effect import candidates, effect_on_predictions
-from rahf.reading.fitters import FITTERS, MeanDifference
-from rahf.reading.fitting import area_under_curve, fit, measure
-from rahf.reading.samples import SIDES, Reader, Samples
+from rahf.directions.effect import candidates, effect_on_predictions
+from rahf.directions.evidence import area_under_curve, fit, measure
+from rahf.directions.fitters import FITTERS, MeanDifference
+from rahf.directions.states import SIDES, Reader, Samples
+from rahf.directions.steering import steer
+from rahf.directions.vectors import Directions
+from rahf.loading import load_base, load_tokenizer
+from rahf.loading import test_rows as held_out_rows
+from rahf.models.likelihood import preference_margins
+from rahf.pipeline import run_pipeline
 from rahf.recipe.validation import checked_recipe
-from rahf.steering import steer
 from rahf.trainer import RAHFConfig
 
 LAYERS = (0, 1, 2)

@@ -10,10 +10,10 @@ from tiny_runs import KilledError
 from rahf.artifacts import read_lines
 from rahf.cli import main
 from rahf.data.prompts import chat_prompt_form, read_prompts
-from rahf.directions import Directions
+from rahf.directions.steering import steer
+from rahf.directions.vectors import Directions
 from rahf.generation.decoding import Decoding
 from rahf.generation.responses import write_responses
-from rahf.steering import steer
 
 RECORDS = [{"prompt": " ".join(f"w{2 + row + i}" for i in range(1 + row % 4))} for row in range(9)]
 

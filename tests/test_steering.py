@@ -6,12 +6,12 @@ from peft import PeftModel
 from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, EOS, tiny_model, tiny_pairs, tiny_tokenizer
 
 from rahf.data.contrast import sequence_rows
-from rahf.directions import Directions
+from rahf.directions.steering import steer
+from rahf.directions.vectors import Directions
 from rahf.generation.answers import WORTH_SHARING, answers
 from rahf.generation.decoding import Decoding, Prefix, left_padded
 from rahf.models.capture import find_blocks, record
 from rahf.models.likelihood import model_inputs
-from rahf.steering import steer
 
 LAYERS = (0, 2)
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]

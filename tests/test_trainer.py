@@ -18,7 +18,7 @@ from tiny_runs import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rahf.alignment import mean_shift
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 from rahf.models.adapters import attach_policy, frozen_pass, trainable
 from rahf.models.capture import record
 from rahf.models.likelihood import preference_margins

@@ -48,9 +48,9 @@ def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContext
     if not options.directions:
         return nullcontext()
     from rahf.config import resolve_layers
-    from rahf.directions import Directions
+    from rahf.directions.steering import steer
+    from rahf.directions.vectors import Directions
     from rahf.models.adapters import depth_of
-    from rahf.steering import steer
 
     directions = [Directions.load(path) for path in options.directions]
     if options.steered_layers:
@@ -80,7 +80,7 @@ def steering_identity(options: argparse.Namespace) -> dict[str, Any]:
     """What results of a steered model are remembered by; empty where none is steered."""
     if not options.directions:
         return {}
-    from rahf.directions import Directions
+    from rahf.directions.vectors import Directions
 
     return {
         "steering": {

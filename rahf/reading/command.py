@@ -18,15 +18,15 @@ from torch import nn
 
 from rahf.artifacts import write_json, write_text
 from rahf.config import MethodOptions, resolve_layers
-from rahf.directions import Directions
+from rahf.directions.effect import candidates, effect_on_predictions
+from rahf.directions.evidence import Fitted, Measured, cosines, fit, measure
+from rahf.directions.fitters import FITTERS
+from rahf.directions.states import Reader
+from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.generation.answers import pad_id
 from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
 from rahf.models.adapters import base_name, check_same_base, depth_of
-from rahf.reading.effect import candidates, effect_on_predictions
-from rahf.reading.fitters import FITTERS
-from rahf.reading.fitting import Fitted, Measured, cosines, fit, measure
-from rahf.reading.samples import Reader
 from rahf.recipe.reading import Recipe
 from rahf.report.directions import as_markdown, evidence_figure
 

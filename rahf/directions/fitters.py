@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rahf.reading.samples import Samples
+from rahf.directions.states import Samples
 
 
 class Fitter(Protocol):

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rahf.data.contrast import Rows, sequence_rows
-from rahf.directions import Directions
+from rahf.directions.states import Reader, Side
+from rahf.directions.steering import steer
+from rahf.directions.vectors import Directions
 from rahf.models.likelihood import predictions
 from rahf.prediction_terms import kl_divergence
-from rahf.reading.samples import Reader, Side
-from rahf.steering import steer
 
 
 class Effect(NamedTuple):

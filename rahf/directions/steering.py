@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rahf.directions import Directions
+from rahf.directions.vectors import Directions
 from rahf.generation.decoding import PrefixCache
 from rahf.models.capture import find_blocks
 from rahf.models.kv_cache import cache_name, given_cache

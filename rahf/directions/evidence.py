@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rahf.reading.fitters import FITTERS
-from rahf.reading.samples import Reader, Samples, gathered
+from rahf.directions.fitters import FITTERS
+from rahf.directions.states import Reader, Samples, gathered
 
 Vectors = Mapping[str, Float[Tensor, "layers d_model"]]
 
