@@ -54,9 +54,9 @@ from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
 from rahf.stages import is_complete, run_recorded
-from rahf.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
-from rahf.training import AdapterTrainer
+from rahf.training.adapter_trainer import AdapterTrainer
+from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
 
 
 def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = False) -> None:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from rahf.artifacts import StageRecord
-from rahf.costs import PeakMemory
+from rahf.training.cost import PeakMemory
 
 
 def is_complete(record: StageRecord, name: str) -> bool:

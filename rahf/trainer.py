@@ -43,9 +43,9 @@ from rahf.overrides import overrides
 from rahf.recipe.combinations import batch_problems
 from rahf.recipe.options import raise_problems
 from rahf.recipe.training_arguments import tracker_problems
-from rahf.target_cache import open_cache
-from rahf.teachers import train_teachers
-from rahf.training import AdapterTrainer, ItemLoss, counting
+from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
+from rahf.training.target_cache import open_cache
+from rahf.training.teachers import train_teachers
 
 
 @dataclass

@@ -14,7 +14,7 @@ from rahf.models.adapters import (
     trainable,
 )
 from rahf.models.capture import record
-from rahf.training import save_policy
+from rahf.training.adapter_trainer import save_policy
 
 IDS = torch.tensor([[5, 6, 7, 8, EOS]])
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_runs import KillAfter, KilledError, alignment_trainer, assert_same_weights, policy_weights
 
-from rahf.checkpoints import damage, newest_first, optimizer_state, restore, write_manifest
-from rahf.training import STAGING
+from rahf.training.adapter_trainer import STAGING
+from rahf.training.checkpoints import damage, newest_first, optimizer_state, restore, write_manifest
 
 
 def killed_after(family, folder, steps, **options):
@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_the_one_before_i
     killed_after(family, tmp_path / "run", 3)
     spoil(tmp_path / "run" / "checkpoint-3")
     trainer = alignment_trainer(family, tmp_path / "run")
-    with caplog.at_level(logging.WARNING, "rahf.training"):
+    with caplog.at_level(logging.WARNING, "rahf.training.adapter_trainer"):
         checkpoint = trainer.last_checkpoint()
     assert checkpoint == str(tmp_path / "run" / "checkpoint-2")
     assert f"{tmp_path / 'run' / 'checkpoint-3'} is passed over: {told}" in caplog.text
@@ -90,7 +90,7 @@ def test_a_whole_folder_has_no_damage(tmp_path):
     assert damage(tmp_path) is None
 
 
-@pytest.mark.parametrize("broken", ["torch.save", "rahf.checkpoints.Path.write_text"])
+@pytest.mark.parametrize("broken", ["torch.save", "rahf.training.checkpoints.Path.write_text"])
 def test_a_full_disk_leaves_the_checkpoints_there_were(family, tmp_path, monkeypatch, broken):
     trainer = killed_after(family, tmp_path, 2)
 

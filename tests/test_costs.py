@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_runs import KillAfter, KilledError, alignment_trainer
 
-import rahf.costs
+import rahf.training.cost
 from rahf.artifacts import StageRecord, read_json, write_json
-from rahf.checkpoints import MANIFEST, write_manifest
-from rahf.costs import CLOCK_FILE, Clock, PeakMemory
 from rahf.stages import run_recorded
+from rahf.training.checkpoints import MANIFEST, write_manifest
+from rahf.training.cost import CLOCK_FILE, Clock, PeakMemory
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_on_a_gpu_the_allocators_peak_counts():
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_where_the_system_does_not_tell_there_is_no_figure(monkeypatch, tmp_path, device):
-    monkeypatch.setattr(rahf.costs, "FORGET_PEAK", Path("/proc/nowhere"))
+    monkeypatch.setattr(rahf.training.cost, "FORGET_PEAK", Path("/proc/nowhere"))
     assert PeakMemory(torch.device(device)).so_far() is None
     record = StageRecord(tmp_path, {})
     run_recorded(record, "stage", lambda: {"loss": 1.0})

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from tiny_models import EOS, lora, tiny_dataset, tiny_tokenizer
 
 from rahf.artifacts import read_json, read_lines, write_json
-from rahf.checkpoints import MANIFEST, write_manifest
 from rahf.cli import main
-from rahf.costs import CLOCK_FILE
 from rahf.distributed.sigterm import StopOnSigterm
-from rahf.dpo import train_dpo
 from rahf.models.adapters import load_model
 from rahf.models.likelihood import pair_likelihoods
-from rahf.resuming import STAGING
+from rahf.training.checkpoints import MANIFEST, write_manifest
+from rahf.training.cost import CLOCK_FILE
+from rahf.training.resumable_trainer import STAGING
+from rahf.training.trl_dpo import train_dpo
 
 
 def trained(family, folder, rows, **arguments):
@@ -88,7 +88,7 @@ def begun(monkeypatch):
             if len(begun) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("rahf.resuming.StopOnSigterm", TakenAway)
+    monkeypatch.setattr("rahf.training.resumable_trainer.StopOnSigterm", TakenAway)
     return begun
 
 

@@ -12,7 +12,7 @@ from rahf.artifacts import read_lines
 from rahf.loading import load_base
 from rahf.pipeline import run_pipeline
 from rahf.recipe.validation import checked_recipe
-from rahf.training import AdapterTrainer
+from rahf.training.adapter_trainer import AdapterTrainer
 
 EIGHT = pytest.param("load_in_8bit", "Int8Params", ())
 FOUR = pytest.param("load_in_4bit", "Params4bit", ("--use_cpu", "false"), marks=pytest.mark.gpu)

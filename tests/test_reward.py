@@ -14,7 +14,7 @@ from rahf.cli import main
 from rahf.data.chat_format import chat_format
 from rahf.data.pairs import normalize_pairs
 from rahf.distributed.sigterm import StopOnSigterm
-from rahf.reward import chats_of
+from rahf.training.trl_reward import chats_of
 
 
 def save_lines(path, rows):
@@ -74,7 +74,7 @@ def begun(monkeypatch):
             if len(begun) == 3:
                 raise KilledError
 
-    monkeypatch.setattr("rahf.resuming.StopOnSigterm", SwitchedOff)
+    monkeypatch.setattr("rahf.training.resumable_trainer.StopOnSigterm", SwitchedOff)
     return begun
 
 

@@ -18,7 +18,7 @@ from tiny_runs import (
 
 from rahf.data.contrast import row_count
 from rahf.recipe.options import OptionError
-from rahf.target_cache import digest_of_rows, weights_of
+from rahf.training.target_cache import digest_of_rows, weights_of
 
 RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 STATES = 4 * 2  # files: four pairs, both responses
@@ -301,7 +301,7 @@ def test_more_than_the_disk_has_free_is_refused_before_anything_is_trained(
     family, tmp_path, monkeypatch
 ):
     free = SimpleNamespace(free=0)
-    monkeypatch.setattr("rahf.target_cache.shutil.disk_usage", lambda folder: free)
+    monkeypatch.setattr("rahf.training.target_cache.shutil.disk_usage", lambda folder: free)
     with pytest.raises(ValueError, match=r"has 0\.00 GiB free: give a folder on another") as caught:
         run(family, tmp_path / "out", tmp_path / "cache")
     assert "target_cache: the states of this training take" in str(caught.value)
@@ -321,7 +321,7 @@ def test_the_room_that_is_asked_for_is_what_the_states_take(family, tmp_path, mo
     def note(folder, missing):
         asked["bytes"] = missing
 
-    monkeypatch.setattr("rahf.target_cache._check_room", note)
+    monkeypatch.setattr("rahf.training.target_cache._check_room", note)
     run(family, tmp_path / "out", tmp_path / "cache", method="scit", response_source="chosen")
     tensors = [part for path in files_in(tmp_path / "cache") for part in load_file(path).values()]
     taken = sum(part.numel() * part.element_size() for part in tensors)
@@ -332,7 +332,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_training(family, tmp_path, mon
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("rahf.target_cache.save_file", full)
+    monkeypatch.setattr("rahf.training.target_cache.save_file", full)
     plain, _ = run(family, tmp_path / "plain")
     cached, asked = run(family, tmp_path / "cached", tmp_path / "cache")
     assert_same_weights(policy_weights(cached), policy_weights(plain))

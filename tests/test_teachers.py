@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from rahf.models.adapters import attach_policy, trainable
 from rahf.models.likelihood import likelihood, preference_margins
-from rahf.teachers import (
+from rahf.training.teachers import (
     InstructionCollator,
     InstructionTrainer,
     PairCollator,
@@ -80,7 +80,7 @@ def test_dpo_is_that_of_its_paper(tmp_path, packed, monkeypatch):
     # Chosen 2 3 after 0: p = .3 * .7, the base 1/16; rejected 3 after 0: p = .4, the base 1/4.
     pair = {"row": 4, "prompt_ids": [0], "chosen_ids": [2, 3], "rejected_ids": [3]}
     batch, models = PairCollator(0, packed)([pair, pair]), Scorer()
-    monkeypatch.setattr("rahf.teachers.frozen_pass", lambda *_: torch.no_grad())
+    monkeypatch.setattr("rahf.training.teachers.frozen_pass", lambda *_: torch.no_grad())
     trainer = untrained(PreferenceTrainer, tmp_path, beta=0.5)
     trainer.unwrapped = models.base
     result = trainer.item_loss(models.own, batch)

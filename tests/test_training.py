@@ -20,8 +20,8 @@ from tiny_runs import (
 from torch.utils.data import BatchSampler
 from transformers import TrainerCallback, set_seed
 
-from rahf.checkpoints import write_manifest
-from rahf.training import STAGING, NonFiniteError, first_time
+from rahf.training.adapter_trainer import STAGING, NonFiniteError, first_time
+from rahf.training.checkpoints import write_manifest
 
 RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 
@@ -275,10 +275,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_next_run_goes_on_from_it(
 
     with monkeypatch.context() as patched:
         if place == "weights":
-            import rahf.training
+            import rahf.training.adapter_trainer
 
             patched.setattr(
-                "rahf.training.save_policy", only_at_the_third_step(rahf.training.save_policy)
+                "rahf.training.adapter_trainer.save_policy",
+                only_at_the_third_step(rahf.training.adapter_trainer.save_policy),
             )
         elif place == "optimizer":
             patched.setattr(torch, "save", only_at_the_third_step(torch.save))

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from rahf.alignment import views_of
 from rahf.trainer import RAHFConfig, RAHFTrainer
-from rahf.training import AdapterTrainer
+from rahf.training.adapter_trainer import AdapterTrainer
 
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
 

@@ -74,7 +74,7 @@ def _train(options: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, 
 
     from rahf.artifacts import METRICS_FILE, write_json
     from rahf.data.sources import load_pairs
-    from rahf.reward import train_reward_model
+    from rahf.training.trl_reward import train_reward_model
 
     held_out = options.test_split and load_pairs(options.pairs, split=options.test_split)
     figures = train_reward_model(

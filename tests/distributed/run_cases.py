@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from rahf.cli import main
-from rahf.training import AdapterTrainer
+from rahf.training.adapter_trainer import AdapterTrainer
 
 engines: list[dict] = []
 prepare = AdapterTrainer._prepare_for_training

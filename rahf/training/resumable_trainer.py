@@ -14,10 +14,10 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from rahf.checkpoints import damage, newest_first, write_manifest
-from rahf.costs import Clock
 from rahf.distributed.sigterm import StopOnSigterm, handling_sigterm
 from rahf.overrides import overrides
+from rahf.training.checkpoints import damage, newest_first, write_manifest
+from rahf.training.cost import Clock
 
 STAGING = "unfinished"
 

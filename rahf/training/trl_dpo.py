@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rahf.artifacts import write_lines
 from rahf.overrides import overrides
-from rahf.resuming import ResumableTrainer
-from rahf.training import save_policy
+from rahf.training.adapter_trainer import save_policy
+from rahf.training.resumable_trainer import ResumableTrainer
 
 DEFAULTS = {
     "learning_rate": 1e-4,

@@ -26,11 +26,11 @@ from transformers import (
 )
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from rahf.checkpoints import load_policy, optimizer_state, policy_weights, restore
 from rahf.distributed.sharding import is_sharded, leave_to_data_parallelism
 from rahf.models.adapters import POLICY
 from rahf.overrides import overrides, set_existing
-from rahf.resuming import STAGING, ResumableTrainer
+from rahf.training.checkpoints import load_policy, optimizer_state, policy_weights, restore
+from rahf.training.resumable_trainer import STAGING, ResumableTrainer
 
 logger = logging.getLogger(__name__)
 

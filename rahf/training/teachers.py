@@ -23,7 +23,7 @@ from rahf.models.adapters import attach_policy, depth_of, frozen_pass
 from rahf.models.likelihood import likelihood, with_context
 from rahf.models.packing import use_packed_attention
 from rahf.objective import dpo_loss
-from rahf.training import AdapterTrainer, ItemLoss
+from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss
 
 TEACHER_DEFAULTS = {
     "learning_rate": 1e-3,

@@ -18,7 +18,7 @@ from rahf.data.pairs import usable_pairs
 from rahf.generation.answers import pad_id
 from rahf.models.adapters import load_tokenizer_of
 from rahf.overrides import overrides
-from rahf.resuming import ResumableTrainer
+from rahf.training.resumable_trainer import ResumableTrainer
 
 DEFAULTS = {
     "learning_rate": 1e-4,
