@@ -9,7 +9,7 @@ _HOME = {
     "Directions": "rahf.directions.vectors",
     "RAHFConfig": "rahf.trainer",
     "RAHFTrainer": "rahf.trainer",
-    "load_recipe": "rahf.recipe.reading",
+    "load_recipe": "rahf.recipe.recipe",
     "preset": "rahf.recipe.presets",
     "steer": "rahf.directions.steering",
 }

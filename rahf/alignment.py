@@ -16,7 +16,6 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rahf.config import MethodOptions, resolve_layers
 from rahf.data.contrast import Batch, Rows, first_rows, packed_tokens_until, row_count
 from rahf.directions.vectors import Directions, MeanFitter
 from rahf.models.adapters import add_teachers, attach_policy, depth_of, frozen_pass
@@ -35,6 +34,7 @@ from rahf.objective import (
     row_loss,
 )
 from rahf.prediction_terms import prediction_terms, scored_tokens
+from rahf.recipe.config import MethodOptions, resolve_layers
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
 REJECTED_SHARE = {"rejected": 1.0, "both": 0.5, "random": 0.5}

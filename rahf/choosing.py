@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.alignment import build_alignment
 from rahf.artifacts import read_json, write_json, write_text
-from rahf.config import MethodOptions, resolve_layers
 from rahf.data.tokenization import tokenize_texts
 from rahf.directions.calibration import (
     Calibration,
@@ -35,7 +34,8 @@ from rahf.evaluation.strengths import at_strength
 from rahf.generation.answers import pad_id, sample_texts
 from rahf.loading import load_base, load_tokenizer, lora_config, teachers_of, train_rows
 from rahf.models.adapters import depth_of, frozen_pass
-from rahf.recipe.reading import AUTO, Recipe
+from rahf.recipe.config import MethodOptions, resolve_layers
+from rahf.recipe.recipe import AUTO, Recipe
 from rahf.report.directions import choice_table
 from rahf.trainer import RAHFConfig, fit_mean_shift
 

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rahf.config import TEACHERS
 from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_prompts
@@ -28,7 +27,8 @@ from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.evaluation.table import HeldOut
 from rahf.judges.lexicon import lexicon_tone, wanted_sign
 from rahf.models.adapters import base_model
-from rahf.recipe.reading import Recipe
+from rahf.recipe.config import TEACHERS
+from rahf.recipe.recipe import Recipe
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

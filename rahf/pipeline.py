@@ -31,7 +31,6 @@ from rahf.artifacts import (
     write_text,
 )
 from rahf.choosing import kept_to_choice, run_choice, with_choice
-from rahf.config import TEACHERS
 from rahf.data.summary import describe
 from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
@@ -49,7 +48,8 @@ from rahf.loading import (
     train_rows,
 )
 from rahf.models.adapters import POLICY, frozen_pass, is_adapter, scaled
-from rahf.recipe.reading import Recipe
+from rahf.recipe.config import TEACHERS
+from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side

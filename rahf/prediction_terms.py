@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from rahf.config import MethodOptions
 from rahf.data.contrast import Batch, Rows, row_count
 from rahf.models.likelihood import Likelihood, token_likelihood, with_context
 from rahf.objective import RowKind, dpo_loss, row_mean
+from rahf.recipe.config import MethodOptions
 from rahf.recipe.presets import KL_TEMPERATURE
 
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 
 from rahf.artifacts import METRICS_FILE, read_json, write_json, write_text
-from rahf.config import TEACHERS
 from rahf.pipeline import run_pipeline, run_stage
-from rahf.recipe.reading import Recipe
-from rahf.recipe.validation import checked_recipe
+from rahf.recipe.config import TEACHERS
+from rahf.recipe.files import checked_recipe
+from rahf.recipe.recipe import Recipe
 from rahf.report.sweep import heat_map, sweep_table
 
 TOUCH_NO_TEACHER = (

@@ -28,7 +28,6 @@ from transformers import (
 )
 
 from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_asked
-from rahf.config import MethodOptions
 from rahf.data.chat_format import with_chat_template
 from rahf.data.contrast import Batch, ContrastCollator, PairsTogether, Responses
 from rahf.data.pairs import normalize_pairs
@@ -41,7 +40,8 @@ from rahf.models.likelihood import preference_margins
 from rahf.objective import Progress
 from rahf.overrides import overrides
 from rahf.recipe.combinations import batch_problems
-from rahf.recipe.options import raise_problems
+from rahf.recipe.config import MethodOptions
+from rahf.recipe.fields import raise_problems
 from rahf.recipe.training_arguments import tracker_problems
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
 from rahf.training.target_cache import open_cache

@@ -19,7 +19,7 @@ from pathlib import Path
 from rahf.plan.command import PlanOptions, case_of
 from rahf.plan.estimate import estimate
 from rahf.plan.memory import GIB
-from rahf.recipe.validation import checked_recipe
+from rahf.recipe.files import checked_recipe
 
 TIGHT = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """Blocks of glibc that are larger go back to the system when they are freed: tensors alone are

@@ -9,7 +9,7 @@ from typing import Any
 
 from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_json, read_lines
 from rahf.pipeline import run_pipeline
-from rahf.recipe.validation import checked_recipe
+from rahf.recipe.files import checked_recipe
 from rahf.report.tables import layers_table, markdown, models_table, side_by_side
 
 FOLDER = Path("recipes/smollm2-135m")

@@ -7,11 +7,11 @@ from reference import objective as loops
 from tiny_models import D_MODEL, EOS, Family, lora, randomize, tiny_pairs
 
 from rahf.alignment import CHOSEN_SHARE, Alignment, mean_shift, views_of
-from rahf.config import MethodOptions
 from rahf.data.contrast import ContrastCollator, Responses
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, trainable
 from rahf.models.packing import use_packed_attention
+from rahf.recipe.config import MethodOptions
 from rahf.recipe.presets import PLAIN
 
 LAYERS = (0, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rahf.config import (
+from rahf.recipe.config import (
     DEFAULT_INSTRUCTIONS,
     TEACHERS,
     DataOptions,
@@ -17,9 +17,9 @@ from rahf.config import (
     TeacherOptions,
     resolve_layers,
 )
-from rahf.recipe.options import OptionError, coerce, fits
+from rahf.recipe.fields import OptionError, coerce, fits
 from rahf.recipe.presets import LEFT_TO_METHOD, PLAIN
-from rahf.recipe.reading import Recipe
+from rahf.recipe.recipe import Recipe
 from rahf.recipe.reference import as_markdown, as_text
 
 SECTIONS = [ModelOptions, DataOptions, MethodOptions, TeacherOptions, EvaluationOptions]
@@ -423,13 +423,13 @@ def test_a_bool_is_not_a_number():
 def test_the_reference_in_docs_is_up_to_date():
     path = Path(__file__).parents[1] / "docs" / "recipe.md"
     assert path.read_text(encoding="utf-8") == as_markdown() + "\n", (
-        "run: python -m rahf.config > docs/recipe.md"
+        "run: python -m rahf.recipe.config > docs/recipe.md"
     )
 
 
 def test_the_reference_is_printed_by_the_module():
     printed = subprocess.run(
-        [sys.executable, "-m", "rahf.config"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "rahf.recipe.config"], capture_output=True, text=True, check=True
     )
     assert printed.stdout == as_markdown() + "\n"
 

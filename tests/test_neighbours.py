@@ -22,15 +22,15 @@ from tiny_runs import (
 )
 
 from rahf.alignment import build_alignment, terms_of
-from rahf.config import MethodOptions
 from rahf.data.contrast import ContrastCollator, Responses
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import attach_policy, trainable
 from rahf.models.packing import use_packed_attention
 from rahf.objective import Asked, Term, dissimilarity, random_units, row_loss
+from rahf.recipe.config import MethodOptions
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.presets import PRESETS, preset
-from rahf.recipe.reading import recipe_from_dict
+from rahf.recipe.recipe import recipe_from_dict
 from rahf.trainer import RAHFConfig
 
 LAYERS, SEED = (0, 2), 5

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from rahf.artifacts import read_lines
 from rahf.cli import main
 from rahf.pipeline import describe_data, run_pipeline, summary
-from rahf.recipe.validation import checked_recipe
+from rahf.recipe.files import checked_recipe
 from rahf.trainer import RAHFTrainer
 
 MODELS = ("base", "positive", "negative", "policy")

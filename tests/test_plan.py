@@ -39,7 +39,7 @@ from rahf.plan.memory import (
 from rahf.plan.passes import Case, stages_of, steps_of
 from rahf.plan.savings import changes, fitting, largest
 from rahf.plan.work import Pass, Upper, pass_work
-from rahf.recipe.reading import recipe_from_dict
+from rahf.recipe.recipe import recipe_from_dict
 
 ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "docs" / "shapes"
@@ -845,7 +845,7 @@ def test_prepare_names_the_same_cached_rows_again(place, capsys):
 
 
 def recipe_of(path, *overrides):
-    from rahf.recipe.validation import checked_recipe
+    from rahf.recipe.files import checked_recipe
 
     return checked_recipe(path, overrides)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rahf.artifacts import read_lines
 from rahf.loading import load_base
 from rahf.pipeline import run_pipeline
-from rahf.recipe.validation import checked_recipe
+from rahf.recipe.files import checked_recipe
 from rahf.training.adapter_trainer import AdapterTrainer
 
 EIGHT = pytest.param("load_in_8bit", "Int8Params", ())

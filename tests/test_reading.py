@@ -37,7 +37,7 @@ from rahf.loading import load_base, load_tokenizer
 from rahf.loading import test_rows as held_out_rows
 from rahf.models.likelihood import preference_margins
 from rahf.pipeline import run_pipeline
-from rahf.recipe.validation import checked_recipe
+from rahf.recipe.files import checked_recipe
 from rahf.trainer import RAHFConfig
 
 LAYERS = (0, 1, 2)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rahf.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
 from rahf.recipe import training_arguments
+from rahf.recipe.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
 from rahf.recipe.keys import REMOVED
-from rahf.recipe.reading import Recipe, RecipeError, load_recipe, recipe_from_dict
+from rahf.recipe.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict
 from rahf.recipe.training_arguments import REPLACED, trackers, training_annotations
 
 SMALL = {

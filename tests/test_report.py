@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from rahf.recipe.reading import recipe_from_dict
+from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import model_card
 from rahf.report.curves import Point, change_within, tradeoff_figure
 from rahf.report.figures import training_figure

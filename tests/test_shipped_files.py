@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rahf.recipe.reading import load_recipe
+from rahf.recipe.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(ROOT.glob("recipes/*/*.yaml"))

@@ -17,7 +17,7 @@ from tiny_runs import (
 )
 
 from rahf.data.contrast import row_count
-from rahf.recipe.options import OptionError
+from rahf.recipe.fields import OptionError
 from rahf.training.target_cache import digest_of_rows, weights_of
 
 RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]

@@ -19,7 +19,7 @@ def add(commands, *, with_keys: bool) -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe.validation import checked_recipe
+    from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
     if options.accelerate_config is not None:

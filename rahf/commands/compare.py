@@ -19,7 +19,7 @@ def add(commands) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.comparing import check_comparison
-    from rahf.recipe.validation import checked_recipe
+    from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides, check_comparison)
     from rahf.comparison.run import compare

@@ -18,7 +18,7 @@ def add(commands) -> None:
 
 
 def run_data(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe.validation import checked_recipe
+    from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
     from rahf.pipeline import describe_data
@@ -28,7 +28,7 @@ def run_data(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def run_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe.validation import checked_recipe
+    from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
     from rahf.plan.prepare import prepare

@@ -54,7 +54,7 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe.validation import checked_recipe
+    from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
     from rahf.reading.command import ReadingOptions, read_directions

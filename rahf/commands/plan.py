@@ -19,7 +19,7 @@ def add(commands) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.plan.command import PlanOptions, plan
-    from rahf.recipe.validation import checked_recipe
+    from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
     chosen = PlanOptions(**{name: getattr(options, name) for name in PlanOptions._fields})

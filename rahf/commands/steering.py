@@ -47,10 +47,10 @@ def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContext
     check_strengths(options)
     if not options.directions:
         return nullcontext()
-    from rahf.config import resolve_layers
     from rahf.directions.steering import steer
     from rahf.directions.vectors import Directions
     from rahf.models.adapters import depth_of
+    from rahf.recipe.config import resolve_layers
 
     directions = [Directions.load(path) for path in options.directions]
     if options.steered_layers:

@@ -12,8 +12,8 @@ def add(commands) -> None:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.comparing import check_given_comparison
-    from rahf.recipe.reading import RecipeError
-    from rahf.recipe.validation import checked_recipe, summary
+    from rahf.recipe.files import checked_recipe, summary
+    from rahf.recipe.recipe import RecipeError
 
     try:
         recipe = checked_recipe(options.recipe, overrides, check_given_comparison)

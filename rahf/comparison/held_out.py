@@ -20,7 +20,7 @@ from rahf.data.sources import load_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.evaluation.strengths import Asked
 from rahf.loading import load_split
-from rahf.recipe.reading import Recipe
+from rahf.recipe.recipe import Recipe
 
 SPLIT_SEED = 0
 """Of the held-out training prompts: the same for every seed of a run."""

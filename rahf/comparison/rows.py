@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from rahf.artifacts import STAGE_FILE, alone, read_json
 from rahf.baselines import run_dpo
-from rahf.config import TEACHERS
 from rahf.pipeline import run_stage, stage_folder, stage_settings
 from rahf.recipe.comparing import RowRun
-from rahf.recipe.reading import Recipe
+from rahf.recipe.config import TEACHERS
+from rahf.recipe.recipe import Recipe
 
 
 class Trained(NamedTuple):

@@ -29,7 +29,7 @@ from rahf.loading import load_base, load_split, load_tokenizer
 from rahf.models.adapters import fingerprint
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.comparing import UNTRAINED, RowRun, check_comparison, row_run
-from rahf.recipe.reading import Recipe, RecipeError
+from rahf.recipe.recipe import Recipe, RecipeError
 
 
 class Comparison:

@@ -13,8 +13,8 @@ from rahf.models.shapes import Decoder, read_decoder
 from rahf.plan.lengths import LENGTHS_FILE, Lengths, bounds, count_rows, read_measured
 from rahf.plan.passes import Case
 from rahf.plan.report import refusal, report
-from rahf.recipe.reading import Recipe
-from rahf.recipe.validation import is_local
+from rahf.recipe.files import is_local
+from rahf.recipe.recipe import Recipe
 
 
 class PlanOptions(NamedTuple):

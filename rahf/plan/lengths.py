@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
-from rahf.recipe.reading import Recipe
+from rahf.recipe.recipe import Recipe
 
 LENGTHS_FILE = "lengths.json"
 INSTRUCTION_MARKERS = 16

@@ -10,14 +10,14 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rahf.config import TEACHERS, MethodOptions
 from rahf.distributed.accelerate import Launch
 from rahf.models.scoring import SCORED_AT_ONCE
 from rahf.models.shapes import Decoder, Lora, read_lora
 from rahf.plan.lengths import Extent, Lengths
 from rahf.plan.work import Pass, Upper
+from rahf.recipe.config import TEACHERS, MethodOptions
 from rahf.recipe.layers import resolve_layers
-from rahf.recipe.reading import AUTO, Recipe
+from rahf.recipe.recipe import AUTO, Recipe
 
 SIDES = {"chosen": ("chosen",), "rejected": ("rejected",)}
 BOTH = ("chosen", "rejected")

@@ -12,7 +12,7 @@ from datasets import Dataset
 from rahf.artifacts import write_text
 from rahf.loading import load_tokenizer, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
-from rahf.recipe.reading import Recipe
+from rahf.recipe.recipe import Recipe
 
 SAMPLE = 1000
 """Rows whose lengths are kept: evenly over their ranks by length, the longest among them."""

@@ -17,7 +17,6 @@ from peft import PeftModel
 from torch import nn
 
 from rahf.artifacts import write_json, write_text
-from rahf.config import MethodOptions, resolve_layers
 from rahf.directions.effect import candidates, effect_on_predictions
 from rahf.directions.evidence import Fitted, Measured, cosines, fit, measure
 from rahf.directions.fitters import FITTERS
@@ -27,7 +26,8 @@ from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.generation.answers import pad_id
 from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
 from rahf.models.adapters import base_name, check_same_base, depth_of
-from rahf.recipe.reading import Recipe
+from rahf.recipe.config import MethodOptions, resolve_layers
+from rahf.recipe.recipe import Recipe
 from rahf.report.directions import as_markdown, evidence_figure
 
 EVIDENCE_FILE = "evidence.json"

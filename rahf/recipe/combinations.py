@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rahf.recipe.options import describe_type, fits
+from rahf.recipe.fields import describe_type, fits
 
 if TYPE_CHECKING:
-    from rahf.config import CompareOptions, DataOptions, MethodOptions
+    from rahf.recipe.config import CompareOptions, DataOptions, MethodOptions
 
 
 def pattern_problems(modules: str) -> list[str]:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from rahf.config import ALL_TEACHERS, TEACHERS, CompareOptions
 from rahf.judges.names import name_problems, parse_judge
 from rahf.recipe.combinations import kind_of_row
+from rahf.recipe.config import ALL_TEACHERS, TEACHERS, CompareOptions
+from rahf.recipe.fields import Limits, coerce, value_problem
+from rahf.recipe.files import check_named_files, is_local, missing_file
 from rahf.recipe.measuring import ROW_KINDS
-from rahf.recipe.options import Limits, coerce, value_problem
-from rahf.recipe.reading import Recipe, RecipeError, recipe_from_dict
-from rahf.recipe.validation import check_named_files, is_local, missing_file
+from rahf.recipe.recipe import Recipe, RecipeError, recipe_from_dict
 from rahf.recipe.yaml_file import merge_overrides
 
 UNTRAINED = ("base", "urial")

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from rahf.config import (
+from rahf.recipe.config import (
     CompareOptions,
     DataOptions,
     EvaluationOptions,
@@ -17,7 +17,7 @@ from rahf.config import (
     ModelOptions,
     TeacherOptions,
 )
-from rahf.recipe.options import annotations
+from rahf.recipe.fields import annotations
 from rahf.recipe.training_arguments import REPLACED, training_annotations
 
 FLAT = (ModelOptions, DataOptions, MethodOptions)

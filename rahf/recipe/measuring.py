@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from rahf.judges.names import name_problems, url_problems
 from rahf.recipe.combinations import comparison_problems
-from rahf.recipe.options import (
+from rahf.recipe.fields import (
     Count,
     CountFromZero,
     Limits,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rahf.config import MethodOptions
+    from rahf.recipe.config import MethodOptions
 
 # The two views of `scit` and `lorra`. They differ in the words that name the preference and in
 # nothing else: same sentence, same punctuation, about the same length, so that the difference of

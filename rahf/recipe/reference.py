@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from rahf.recipe.fields import annotations, describe_type
 from rahf.recipe.keys import FLAT, SECTIONS
-from rahf.recipe.options import annotations, describe_type
 from rahf.recipe.presets import PRESETS
 
 _TRAINING = (
@@ -47,7 +47,7 @@ def as_markdown() -> str:
     lines = [
         "# Keys of a recipe",
         "",
-        "Made by `python -m rahf.config > docs/recipe.md` from `rahf/config.py`; do not edit.",
+        "Made by `python -m rahf.recipe.config > docs/recipe.md` from `rahf/config.py`; do not edit.",
         "",
         "A recipe is a YAML file. On the command line every key can be set anew: `--alpha 3`,",
         "`--teachers.learning_rate 1e-4`. `rahf validate RECIPE.yaml` tells what is wrong with "

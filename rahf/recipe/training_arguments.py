@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from rahf.recipe.options import Count, Weight
+from rahf.recipe.fields import Count, Weight
 
 # Fields of earlier releases, with what takes their place. Looked at only for names that the
 # installed release does not have.

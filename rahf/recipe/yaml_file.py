@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from rahf.recipe.options import fits
+from rahf.recipe.fields import fits
 
 
 def read_yaml(path: Path) -> tuple[dict[Any, Any], list[str]]:

@@ -36,9 +36,9 @@ from transformers import PreTrainedModel
 
 from rahf.alignment import Alignment, Frozen, without_retained
 from rahf.artifacts import read_json
-from rahf.config import MethodOptions
 from rahf.data.contrast import Batch, ContrastCollator, retained_name
 from rahf.models.adapters import fingerprint
+from rahf.recipe.config import MethodOptions
 
 logger = logging.getLogger(__name__)
 GIB = 2**30

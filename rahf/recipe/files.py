@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rahf.config import TEACHERS
 from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
 from rahf.data.sources import FILE_SUFFIXES, DataSource, local_path, local_splits
 from rahf.models.shapes import KNOWN, read_decoder, read_lora
 from rahf.recipe.combinations import column_problems, part_problems
+from rahf.recipe.config import TEACHERS
 from rahf.recipe.layers import resolve_layers
-from rahf.recipe.reading import AUTO, Recipe, RecipeError, load_recipe
+from rahf.recipe.recipe import AUTO, Recipe, RecipeError, load_recipe
 
 ROWS_READ = 200
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from rahf.config import (
+from rahf.recipe.combinations import batch_problems
+from rahf.recipe.config import (
     ALL_TEACHERS,
     TEACHERS,
     CompareOptions,
@@ -25,9 +26,8 @@ from rahf.config import (
     ModelOptions,
     TeacherOptions,
 )
-from rahf.recipe.combinations import batch_problems
+from rahf.recipe.fields import Count, OptionError, annotations, coerce, value_problem
 from rahf.recipe.keys import FLAT, REFUSED, REMOVED, SECTIONS, key_annotation, unknown_keys
-from rahf.recipe.options import Count, OptionError, annotations, coerce, value_problem
 from rahf.recipe.presets import LEFT_TO_METHOD, PLAIN, with_preset
 from rahf.recipe.training_arguments import tracker_problems, training_annotations
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml

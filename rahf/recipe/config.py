@@ -3,7 +3,7 @@
 Knows no model, no data and no file: a check here uses the values alone. Reading YAML is
 `recipe.py`, checks against files are `validation.py`. Imports neither torch nor transformers.
 
-`python -m rahf.config` prints the reference of all recipe keys (docs/recipe.md).
+`python -m rahf.recipe.config` prints the reference of all recipe keys (docs/recipe.md).
 """
 
 from dataclasses import dataclass, field
@@ -18,9 +18,7 @@ from rahf.recipe.combinations import (
     term_problems,
     unread_problems,
 )
-from rahf.recipe.layers import check_layers, resolve_layers
-from rahf.recipe.measuring import CompareOptions, EvaluationOptions
-from rahf.recipe.options import (
+from rahf.recipe.fields import (
     Count,
     CountFromZero,
     Limits,
@@ -31,6 +29,8 @@ from rahf.recipe.options import (
     raise_problems,
     value_problems,
 )
+from rahf.recipe.layers import check_layers, resolve_layers
+from rahf.recipe.measuring import CompareOptions, EvaluationOptions
 from rahf.recipe.presets import ALL_TEACHERS, DEFAULT_INSTRUCTIONS, TEACHERS, own_settings
 
 __all__ = [
