@@ -86,8 +86,8 @@ def fixed_keys(folder: Path, tokens: int) -> list[str]:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> None:
     """The stage, after the data has been prepared in the same way as by `rahf prepare`."""
-    from rahf import pipeline
-    from rahf.plan.prepare import prepare
+    from rahf.pipeline import run as pipeline
+    from rahf.pipeline.prepare import prepare
 
     recipe = checked_recipe(options.recipe, overrides)
     print(prepare(recipe))

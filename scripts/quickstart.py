@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_json, read_lines
-from rahf.pipeline import run_pipeline
+from rahf.pipeline.run import run_pipeline
 from rahf.recipe.files import checked_recipe
 from rahf.report.tables import layers_table, markdown, models_table, side_by_side
 

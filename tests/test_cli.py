@@ -342,11 +342,11 @@ def spec_without(missing):
 @pytest.fixture
 def pipeline(monkeypatch):
     """A stand-in for the pipeline that keeps what it was called with."""
-    module = types.ModuleType("rahf.pipeline")
+    module = types.ModuleType("rahf.pipeline.run")
     module.calls = []
     module.run_pipeline = lambda recipe, stage=None: module.calls.append((recipe, stage))
     module.describe_data = lambda recipe: f"data of {recipe.data.dataset_name}"
-    monkeypatch.setitem(sys.modules, "rahf.pipeline", module)
+    monkeypatch.setitem(sys.modules, "rahf.pipeline.run", module)
     return module
 
 

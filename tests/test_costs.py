@@ -11,7 +11,7 @@ from tiny_runs import KillAfter, KilledError, alignment_trainer
 
 import rahf.training.cost
 from rahf.artifacts import StageRecord, read_json, write_json
-from rahf.stages import run_recorded
+from rahf.pipeline.stages import run_recorded
 from rahf.training.checkpoints import MANIFEST, write_manifest
 from rahf.training.cost import CLOCK_FILE, Clock, PeakMemory
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
-from rahf.pipeline import describe_data, run_pipeline, summary
+from rahf.pipeline.run import describe_data, run_pipeline, summary
 from rahf.recipe.files import checked_recipe
 from rahf.trainer import RAHFTrainer
 

@@ -9,8 +9,8 @@ from tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rahf.artifacts import read_lines
-from rahf.loading import load_base
-from rahf.pipeline import run_pipeline
+from rahf.pipeline.inputs import load_base
+from rahf.pipeline.run import run_pipeline
 from rahf.recipe.files import checked_recipe
 from rahf.training.adapter_trainer import AdapterTrainer
 

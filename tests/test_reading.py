@@ -33,10 +33,10 @@ from rahf.directions.fitters import FITTERS, MeanDifference
 from rahf.directions.states import SIDES, Reader, Samples
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
-from rahf.loading import load_base, load_tokenizer
-from rahf.loading import test_rows as held_out_rows
 from rahf.models.likelihood import preference_margins
-from rahf.pipeline import run_pipeline
+from rahf.pipeline.inputs import load_base, load_tokenizer
+from rahf.pipeline.inputs import test_rows as held_out_rows
+from rahf.pipeline.run import run_pipeline
 from rahf.recipe.files import checked_recipe
 from rahf.trainer import RAHFConfig
 

@@ -7,7 +7,7 @@ import pytest
 from test_pipeline import recipe_file  # noqa: F401
 
 from rahf.cli import main
-from rahf.sweep import read_grid
+from rahf.pipeline.sweep import read_grid
 
 
 def test_keys_with_several_values_are_axes():

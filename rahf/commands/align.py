@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
             "--accelerate_config ddp --num_processes 8"
         )
     from rahf.distributed.sigterm import handling_sigterm, leave
-    from rahf.pipeline import run_pipeline
+    from rahf.pipeline.run import run_pipeline
 
     with handling_sigterm(leave):
         run_pipeline(recipe, stage=options.stage)

@@ -21,7 +21,7 @@ def run_data(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
-    from rahf.pipeline import describe_data
+    from rahf.pipeline.run import describe_data
 
     print(describe_data(recipe))
     return 0
@@ -31,7 +31,7 @@ def run_prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
-    from rahf.plan.prepare import prepare
+    from rahf.pipeline.prepare import prepare
 
     print(prepare(recipe))
     return 0

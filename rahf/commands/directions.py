@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
-    from rahf.reading.command import ReadingOptions, read_directions
+    from rahf.pipeline.fit_directions import ReadingOptions, read_directions
 
     chosen = {name: getattr(options, name) for name in ReadingOptions._fields}
     read_directions(recipe, ReadingOptions(**chosen))

@@ -18,8 +18,8 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides)
-    from rahf.baselines import run_dpo
     from rahf.distributed.sigterm import handling_sigterm, leave
+    from rahf.pipeline.dpo_baseline import run_dpo
 
     with handling_sigterm(leave):
         run_dpo(recipe, options.beta, options.output or recipe.output_dir / "dpo")

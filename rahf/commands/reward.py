@@ -54,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
 
     from rahf.artifacts import StageRecord
     from rahf.distributed.sigterm import handling_sigterm, leave
-    from rahf.pipeline import deciding
-    from rahf.stages import is_complete, run_recorded
+    from rahf.pipeline.run import deciding
+    from rahf.pipeline.stages import is_complete, run_recorded
 
     PartialState(cpu=options.use_cpu)
     given = {name: getattr(options, name) for name in (*ARGUMENTS, *SWITCHES)}

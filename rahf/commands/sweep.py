@@ -11,7 +11,7 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.sweep import sweep
+    from rahf.pipeline.sweep import sweep
 
     sweep(options.recipe, overrides)
     return 0

@@ -19,7 +19,7 @@ from rahf.data.prompts import PromptForm, chat_prompt_form, read_prompts
 from rahf.data.sources import load_pairs
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.evaluation.strengths import Asked
-from rahf.loading import load_split
+from rahf.pipeline.inputs import load_split
 from rahf.recipe.recipe import Recipe
 
 SPLIT_SEED = 0

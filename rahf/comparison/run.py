@@ -25,8 +25,8 @@ from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
 from rahf.judges.by_name import NamedJudge, comparing_judge
 from rahf.judges.judge import Judge, Verdicts, prompt_hash
 from rahf.judges.names import parse_judge
-from rahf.loading import load_base, load_split, load_tokenizer
 from rahf.models.adapters import fingerprint
+from rahf.pipeline.inputs import load_base, load_split, load_tokenizer
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.comparing import UNTRAINED, RowRun, check_comparison, row_run
 from rahf.recipe.recipe import Recipe, RecipeError

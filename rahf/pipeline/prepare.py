@@ -10,7 +10,7 @@ import pyarrow.compute as arrow
 from datasets import Dataset
 
 from rahf.artifacts import write_text
-from rahf.loading import load_tokenizer, tokenized_split
+from rahf.pipeline.inputs import load_tokenizer, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
 from rahf.recipe.recipe import Recipe
 

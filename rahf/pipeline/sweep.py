@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 
 from rahf.artifacts import METRICS_FILE, read_json, write_json, write_text
-from rahf.pipeline import run_pipeline, run_stage
+from rahf.pipeline.run import run_pipeline, run_stage
 from rahf.recipe.config import TEACHERS
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.recipe import Recipe

@@ -24,8 +24,8 @@ from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.generation.answers import pad_id
-from rahf.loading import load_base, load_tokenizer, test_rows, train_rows
 from rahf.models.adapters import base_name, check_same_base, depth_of
+from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
 from rahf.recipe.config import MethodOptions, resolve_layers
 from rahf.recipe.recipe import Recipe
 from rahf.report.directions import as_markdown, evidence_figure

@@ -30,13 +30,14 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
-from rahf.choosing import kept_to_choice, run_choice, with_choice
 from rahf.data.summary import describe
 from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.evaluation.table import measure
 from rahf.generation.answers import pad_id
-from rahf.loading import (
+from rahf.models.adapters import POLICY, frozen_pass, is_adapter, scaled
+from rahf.pipeline.choice import kept_to_choice, run_choice, with_choice
+from rahf.pipeline.inputs import (
     directions_of,
     held_out_of,
     load_base,
@@ -47,13 +48,12 @@ from rahf.loading import (
     tokenized_split,
     train_rows,
 )
-from rahf.models.adapters import POLICY, frozen_pass, is_adapter, scaled
+from rahf.pipeline.stages import is_complete, run_recorded
 from rahf.recipe.config import TEACHERS
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
-from rahf.stages import is_complete, run_recorded
 from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
 from rahf.training.adapter_trainer import AdapterTrainer
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher

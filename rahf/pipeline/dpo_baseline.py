@@ -10,10 +10,10 @@ from typing import Any
 from accelerate import PartialState
 
 from rahf.artifacts import METRICS_FILE, StageRecord, write_json
-from rahf.loading import load_base, load_tokenizer, lora_config, train_rows
-from rahf.pipeline import deciding
+from rahf.pipeline.inputs import load_base, load_tokenizer, lora_config, train_rows
+from rahf.pipeline.run import deciding
+from rahf.pipeline.stages import is_complete, run_recorded
 from rahf.recipe.recipe import Recipe
-from rahf.stages import is_complete, run_recorded
 from rahf.training.trl_dpo import train_dpo
 
 
