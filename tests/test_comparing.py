@@ -8,7 +8,7 @@ import yaml
 from test_pipeline import recipe_file  # noqa: F401
 
 from rahf.cli import main
-from rahf.recipe.comparing import check_comparison, check_given_comparison, row_run
+from rahf.comparison.row_recipes import check_comparison, check_given_comparison, row_run
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.presets import LEFT_TO_METHOD
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe

@@ -18,10 +18,10 @@ from rahf.cli import main
 from rahf.comparison.curves import Curves, Draw, everything, line, points, read_at, read_at_each
 from rahf.comparison.judging import without_loops
 from rahf.comparison.results import READ_AT, readings_of
-from rahf.comparison.rows import cost_of, train_row
+from rahf.comparison.row_recipes import row_run
+from rahf.comparison.training import cost_of, train_row
 from rahf.data.prompts import PromptForm
 from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
-from rahf.recipe.comparing import row_run
 from rahf.recipe.config import CompareOptions
 from rahf.recipe.files import checked_recipe
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures

@@ -18,7 +18,7 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe.comparing import check_comparison
+    from rahf.comparison.row_recipes import check_comparison
     from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, overrides, check_comparison)

@@ -11,7 +11,7 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe.comparing import check_given_comparison
+    from rahf.comparison.row_recipes import check_given_comparison
     from rahf.recipe.files import checked_recipe, summary
     from rahf.recipe.recipe import RecipeError
 

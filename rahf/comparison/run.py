@@ -18,7 +18,8 @@ from rahf.comparison.curves import change_at_most, curves_of, everything, line, 
 from rahf.comparison.held_out import asked_of, under_urial, with_validation
 from rahf.comparison.judging import outcomes_of, wanted_side, without_loops
 from rahf.comparison.results import Measured, tell
-from rahf.comparison.rows import Trained, train_row
+from rahf.comparison.row_recipes import UNTRAINED, RowRun, check_comparison, row_run
+from rahf.comparison.training import Trained, train_row
 from rahf.data.pairs import usable_pairs
 from rahf.evaluation.strengths import Asked, measure_strengths
 from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
@@ -28,7 +29,6 @@ from rahf.judges.names import parse_judge
 from rahf.models.adapters import fingerprint
 from rahf.pipeline.inputs import load_base, load_split, load_tokenizer
 from rahf.recipe.combinations import kind_of_row
-from rahf.recipe.comparing import UNTRAINED, RowRun, check_comparison, row_run
 from rahf.recipe.recipe import Recipe, RecipeError
 
 

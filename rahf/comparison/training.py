@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rahf.artifacts import STAGE_FILE, alone, read_json
+from rahf.comparison.row_recipes import RowRun
 from rahf.pipeline.dpo_baseline import run_dpo
 from rahf.pipeline.run import run_stage, stage_folder, stage_settings
-from rahf.recipe.comparing import RowRun
 from rahf.recipe.config import TEACHERS
 from rahf.recipe.recipe import Recipe
 
