@@ -11,10 +11,10 @@ from tokenizers_for_tests import chatml_tokenizer, llama_tokenizer
 from rahf.artifacts import ResumableFile, read_json, read_lines
 from rahf.cli import main
 from rahf.evaluation.intervals import mean_estimate, ratio_estimate
-from rahf.interpret.shift_records import given_responses, text_pieces, write_shifts
-from rahf.interpret.shift_summary import summarize
-from rahf.interpret.token_kinds import FUNCTION_WORDS, STYLE_WORDS, token_kinds
-from rahf.interpret.token_shift import compare, token_shift
+from rahf.interpret.token_shift.kinds import FUNCTION_WORDS, STYLE_WORDS, token_kinds
+from rahf.interpret.token_shift.records import given_responses, text_pieces, write_shifts
+from rahf.interpret.token_shift.shift import compare, token_shift
+from rahf.interpret.token_shift.summary import summarize
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11]]
 RESPONSES = [[12, 13, EOS], [14, 15, 16, 17, 18, 19], [20]]

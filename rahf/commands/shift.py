@@ -32,8 +32,8 @@ def add(commands) -> None:
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import ResumableFile
     from rahf.data.prompts import read_prompts, read_responses
-    from rahf.interpret.shift_records import write_shifts
-    from rahf.interpret.token_shift import check_same_tokenizer, speaking_as_base
+    from rahf.interpret.token_shift.records import write_shifts
+    from rahf.interpret.token_shift.shift import check_same_tokenizer, speaking_as_base
 
     read = read_responses if options.responses else read_prompts
     given = read(options.responses or options.prompts)[: options.limit]
@@ -64,7 +64,7 @@ def _responses(options: argparse.Namespace, model, tokenizer, given):
     """Ids that the models are given, and where the responses come from."""
     from rahf.data.prompts import chat_prompt_form
     from rahf.data.tokenization import tokenize_responses
-    from rahf.interpret.shift_records import given_responses, greedy_responses
+    from rahf.interpret.token_shift.records import given_responses, greedy_responses
 
     if options.responses is None:
         form = chat_prompt_form(tokenizer, options.chat_template)
@@ -79,7 +79,7 @@ def _responses(options: argparse.Namespace, model, tokenizer, given):
 def _report(options: argparse.Namespace) -> str:
     """Write summary, figure and page from the records; returns the tables."""
     from rahf.artifacts import read_lines, write_json, write_text
-    from rahf.interpret.shift_summary import summarize
+    from rahf.interpret.token_shift.summary import summarize
     from rahf.report.shift import shift_figure, shift_page, shift_table, top_table
 
     folder = options.output

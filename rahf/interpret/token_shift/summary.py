@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from rahf.evaluation.intervals import ratio_estimate
-from rahf.interpret.token_kinds import KINDS
-from rahf.interpret.token_shift import BUCKETS
+from rahf.interpret.token_shift.kinds import KINDS
+from rahf.interpret.token_shift.shift import BUCKETS
 
 POSITION_BINS = (0, 1, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 """Where the ranges of positions begin, counted in tokens from the start of the response."""

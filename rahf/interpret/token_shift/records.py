@@ -17,8 +17,8 @@ from rahf.data.messages import Message
 from rahf.data.prompts import prompt_text
 from rahf.generation.answers import answering, answers, end_ids, pad_id
 from rahf.generation.decoding import Decoding
-from rahf.interpret.token_kinds import token_kinds
-from rahf.interpret.token_shift import Shift, bucket_of, token_shift
+from rahf.interpret.token_shift.kinds import token_kinds
+from rahf.interpret.token_shift.shift import Shift, bucket_of, token_shift
 
 
 class Spoken(NamedTuple):
