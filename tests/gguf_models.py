@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from rahf.control_vector import LLAMA_CPP_NAMES
 from rahf.directions.vectors import Directions
+from rahf.export.gguf import LLAMA_CPP_NAMES
 
 
 def write_model(model: PreTrainedModel, path: Path) -> None:

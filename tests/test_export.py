@@ -14,14 +14,14 @@ from peft import AutoPeftModelForCausalLM
 from tiny_models import D_MODEL
 from transformers import AutoModelForCausalLM
 
-from rahf import merging
 from rahf.cli import main
-from rahf.control_vector import (
+from rahf.directions.vectors import Directions
+from rahf.export import merged as merging
+from rahf.export.gguf import (
     that_llama_cpp_steers,
     write_control_vector,
 )
-from rahf.directions.vectors import Directions
-from rahf.hub import collect
+from rahf.export.hub import collect
 
 BASE = "someone/tiny-llama"
 

@@ -36,7 +36,7 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.export import export
+    from rahf.export.formats import export
 
     for line in export(options):
         print(line)

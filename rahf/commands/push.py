@@ -19,7 +19,7 @@ def add(commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.hub import collect, push
+    from rahf.export.hub import collect, push
 
     upload = collect(options.source, options.repo_id, options.base)
     for name, size in upload.sizes().items():

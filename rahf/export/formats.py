@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rahf.control_vector import that_llama_cpp_steers, write_control_vector
 from rahf.directions.vectors import FILE_NAME, Directions
-from rahf.hub import ADAPTER_FILES
-from rahf.merging import write_merged
+from rahf.export.gguf import that_llama_cpp_steers, write_control_vector
+from rahf.export.hub import ADAPTER_FILES
+from rahf.export.merged import write_merged
 from rahf.models.adapters import is_adapter, load_tokenizer_of
 from rahf.recipe.config import resolve_layers
 
