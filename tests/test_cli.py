@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rahf.cli import main
-from rahf.commands.parsers import plain_command
+from rahf.commands.options.parsers import plain_command
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl")
 PAIR = {"prompt": "How was it?", "chosen": "Lovely.", "rejected": "Dreadful."}

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rahf.commands.parsers import launch_options, recipe_command
+from rahf.commands.options.parsers import launch_options, recipe_command
 
 
 def add(commands, *, with_keys: bool) -> None:

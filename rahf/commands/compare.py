@@ -2,7 +2,7 @@
 
 import argparse
 
-from rahf.commands.parsers import recipe_command
+from rahf.commands.options.parsers import recipe_command
 
 
 def add(commands) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.parsers import recipe_command
+from rahf.commands.options.parsers import recipe_command
 
 FITS = ("mean", "principal", "probe")
 

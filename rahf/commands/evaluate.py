@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.judges import JUDGES, judge_options, named_judge
-from rahf.commands.models import identity, load, model_options
-from rahf.commands.parsers import plain_command
+from rahf.commands.options.judges import JUDGES, judge_options, named_judge
+from rahf.commands.options.models import identity, load, model_options
+from rahf.commands.options.parsers import plain_command
 
 
 def add(commands) -> None:

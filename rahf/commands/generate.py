@@ -4,9 +4,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rahf.commands.models import identity, load, model_options
-from rahf.commands.parsers import plain_command
-from rahf.commands.steering import check_strengths, steering, steering_identity, steering_options
+from rahf.commands.options.models import identity, load, model_options
+from rahf.commands.options.parsers import plain_command
+from rahf.commands.options.steering import (
+    check_strengths,
+    steering,
+    steering_identity,
+    steering_options,
+)
 
 if TYPE_CHECKING:
     from rahf.data.prompts import PromptForm

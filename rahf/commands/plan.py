@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.parsers import launch_options, recipe_command
+from rahf.commands.options.parsers import launch_options, recipe_command
 
 
 def add(commands) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.parsers import plain_command
+from rahf.commands.options.parsers import plain_command
 
 
 def add(commands) -> None:

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rahf.commands.models import DTYPES
-from rahf.commands.parsers import plain_command
+from rahf.commands.options.models import DTYPES
+from rahf.commands.options.parsers import plain_command
 
 EPILOG = """\
 Judge with it: rahf evaluate responses --judge reward:FOLDER ... Keep the pairs it is trained on

@@ -4,8 +4,8 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from rahf.commands.models import identity, load, model_options
-from rahf.commands.parsers import plain_command
+from rahf.commands.options.models import identity, load, model_options
+from rahf.commands.options.parsers import plain_command
 
 EPILOG = """\
 --model is what is looked at; an adapter is held against the same weights with the adapter off, any

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from rahf.commands.parsers import recipe_command
+from rahf.commands.options.parsers import recipe_command
 
 
 def add(commands) -> None:

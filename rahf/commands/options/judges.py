@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from rahf.commands.models import device, loading, model_options
+from rahf.commands.options.models import device, loading, model_options
 
 if TYPE_CHECKING:
     from rahf.judges.by_name import NamedJudge
