@@ -33,8 +33,8 @@ from rahf.objective import (
     random_units,
     row_loss,
 )
-from rahf.prediction_terms import prediction_terms, scored_tokens
 from rahf.recipe.config import MethodOptions, resolve_layers
+from rahf.terms import prediction_terms, scored_tokens
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
 REJECTED_SHARE = {"rejected": 1.0, "both": 0.5, "random": 0.5}

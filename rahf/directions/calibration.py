@@ -20,8 +20,8 @@ from rahf.data.contrast import Pairs, sequence_rows
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
 from rahf.models.likelihood import predictions, preference_margins, with_context
-from rahf.prediction_terms import kl_divergence
 from rahf.recipe.layers import resolve_layers
+from rahf.terms import kl_divergence
 
 WINDOWS = ("0.2-0.5", "0.35-0.65", "0.5-0.8", "0.65-0.95")
 """As `target_layers` says them; the lowest blocks have no semantic directions."""

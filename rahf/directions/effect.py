@@ -18,7 +18,7 @@ from rahf.directions.states import Reader, Side
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
 from rahf.models.likelihood import predictions
-from rahf.prediction_terms import kl_divergence
+from rahf.terms import kl_divergence
 
 
 class Effect(NamedTuple):
