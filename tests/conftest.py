@@ -15,29 +15,32 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.g
 # Modules of options are left out: they are given wrong values on purpose and answer with their own
 # messages.
 CHECKED = (
-    "adapters",
     "alignment",
-    "capture",
-    "contrast",
-    "decoding",
-    "directions",
-    "generation",
-    "likelihood",
+    "data.contrast",
+    "directions.evidence",
+    "directions.fitters",
+    "directions.states",
+    "directions.steering",
+    "directions.vectors",
+    "generation.answers",
+    "generation.decoding",
+    "models.adapters",
+    "models.capture",
+    "models.likelihood",
     "objective",
-    "reading.fitters",
-    "reading.fitting",
-    "reading.samples",
-    "steering",
-    "teachers",
-    "training",
+    "training.adapter_trainer",
+    "training.teachers",
 )
 install_import_hook([f"rahf.{name}" for name in CHECKED], "beartype.beartype")
 
 import gc  # noqa: E402
+import json  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
 from tiny_models import Family, make_family  # noqa: E402
+from tiny_recipes import WORDS, write_lines  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # noqa: E402
 
@@ -72,3 +75,69 @@ def tracked(monkeypatch) -> list[tuple[str, int, dict]]:
 
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", Tracker)
     return told
+
+
+@pytest.fixture
+def recipe_file(family: Family, tmp_path: Path, monkeypatch) -> Path:
+    """A DUAL recipe on six pairs, with held-out pairs, prompts and unrelated text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pairs = [
+        {
+            "prompt": f"{WORDS[index]} {WORDS[index + 1]}",
+            "chosen": " ".join(WORDS[index + 2 : index + 5]),
+            "rejected": " ".join(WORDS[index + 7 : index + 9]),
+        }
+        for index in range(6)
+    ]
+    write_lines(tmp_path / "pairs/train.jsonl", pairs)
+    write_lines(tmp_path / "pairs/test.jsonl", pairs[:3])
+    write_lines(tmp_path / "texts.jsonl", [{"text": " ".join(WORDS[:8])}] * 2)
+    recipe = {
+        "method": "dual",
+        "model_name_or_path": str(family.base),
+        "dataset_name": "pairs",
+        "output_dir": "out",
+        "target_layers": "1-2",
+        "lora_r": 2,
+        "shift": "token",
+        "retain_weight": 0.0,
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "teachers": {"max_steps": 2},
+        "evaluation": {
+            "prompts": "pairs/test.jsonl",
+            "unrelated_text": "texts.jsonl",
+            "max_new_tokens": 3,
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture
+def compared(recipe_file: Path) -> Path:
+    """The recipe with every row, two seeds, and two trials of sft and of dual."""
+    recipe = yaml.safe_load(recipe_file.read_text())
+    Path("urial.md").write_text(
+        "# Instruction\n\nw2\n\n# Query:\n```\nw3\n```\n\n# Answer:\n```\nw4\n```\n"
+    )
+    texts = [{"text": " ".join(f"w{n}" for n in range(start, start + 6))} for start in range(2, 8)]
+    Path("texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    recipe |= {"shift": "mean", "mean_responses": 4, "max_steps": 1, "learning_rate": 0.05}
+    recipe["compare"] = {
+        "seeds": [0, 1],
+        "strengths": [1, 2],
+        "judge": "length",
+        "urial": "urial.md",
+        "validation_share": 0.34,
+        "trials": {
+            "sft": [{"learning_rate": 0.01}, {"learning_rate": "2e-2"}],
+            "dual": [{"alpha": 2}, {"alpha": 3}],
+        },
+    }
+    recipe_file.write_text(yaml.safe_dump(recipe))
+    return recipe_file

@@ -157,3 +157,31 @@ def tiny_pairs(
 
 def tiny_dataset(count: int, **options) -> datasets.Dataset:
     return datasets.Dataset.from_list(tiny_pairs(count, **options))
+
+
+def classifier(labels=1, seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
+        num_labels=labels,
+        pad_token_id=None,
+    )
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def tiny_model_of_bytes():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()

@@ -1,3 +1,1 @@
-"""Methods side by side on one recipe: each tuned with as many trials, trained with several seeds,
-measured on the same prompts and texts, at several strengths.
-"""
+"""Methods side by side on one recipe: equal trials, several seeds, the same measures."""

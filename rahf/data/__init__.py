@@ -1,3 +1,1 @@
-"""Preference pairs from where they lie to rows of ids: sources, formats, templates, tokens,
-report.
-"""
+"""Preference pairs from where they lie to batches of token ids. Knows no method, no model."""

@@ -1,0 +1,1 @@
+"""One vector per layer: fitted from contrasting states, measured, added to a running model."""

@@ -1,0 +1,1 @@
+"""Several processes: how they are started, how the frozen base is sharded, SIGTERM."""

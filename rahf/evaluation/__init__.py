@@ -1,1 +1,1 @@
-"""What an alignment did: preferences, answers and general ability, measured on held-out data."""
+"""What an alignment did: preferences, answers and general ability on held-out data."""

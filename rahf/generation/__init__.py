@@ -1,0 +1,1 @@
+"""Text from a model: tokens after prompts, answers, files of responses, URIAL."""

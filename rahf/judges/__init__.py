@@ -1,0 +1,1 @@
+"""Judges of responses behind one protocol: rules, local models, any OpenAI-compatible URL."""

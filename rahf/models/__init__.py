@@ -1,0 +1,1 @@
+"""Models and adapters: loading, decoder blocks, packed attention, likelihoods, shapes."""

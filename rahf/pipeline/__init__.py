@@ -1,0 +1,1 @@
+"""A recipe's stages: what each reads, runs and leaves; resumable."""

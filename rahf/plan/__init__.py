@@ -1,1 +1,1 @@
-"""What a recipe will cost, told before it is run: sizes, work, memory. Loads no weights."""
+"""What a recipe costs: sizes, work and memory, computed without weights."""

@@ -1,3 +1,1 @@
-"""Recipes without torch: options and their checks, YAML and overrides, files named, reference
-text.
-"""
+"""Recipes: the options and their checks, the table of methods, YAML. Imports no torch."""

@@ -47,7 +47,7 @@ def as_markdown() -> str:
     lines = [
         "# Keys of a recipe",
         "",
-        "Made by `python -m rahf.recipe.config > docs/recipe.md` from `rahf/config.py`; do not edit.",
+        "Made by `make docs` from the options in `rahf/recipe`; do not edit.",
         "",
         "A recipe is a YAML file. On the command line every key can be set anew: `--alpha 3`,",
         "`--teachers.learning_rate 1e-4`. `rahf validate RECIPE.yaml` tells what is wrong with "

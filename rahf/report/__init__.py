@@ -1,1 +1,1 @@
-"""Tables and figures of a finished run. Reads artifacts, never loads a model."""
+"""Files of a run in; tables, figures, cards and pages out. Loads no model."""

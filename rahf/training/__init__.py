@@ -1,0 +1,1 @@
+"""Training of adapters: the shared trainer, checkpoints, teachers, baselines by TRL."""

@@ -1,1 +1,0 @@
-"""Reading directions from a model: contrasting states in, one vector per layer out."""

@@ -1,0 +1,112 @@
+"""FLOPs of a step from the lengths of its rows: what `flops.py` counts, and no model is run.
+
+By the formulas of `rahf plan`: attention is each token of a row against all of its tokens. What is
+counted on a machine differs by some hundredths: attention's kernels return three gradients in the
+lowest block, where one or two are needed, and on a CPU the package takes long rows in pieces.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from parts.workload import Workload, lora, responses_of
+
+from rahf.data.contrast import packed_rows
+from rahf.models.shapes import read_decoder, read_lora
+from rahf.plan.work import Pass, Work, pass_work
+
+Pairs = Sequence[Mapping[str, Any]]
+
+
+def step_flops(workload: Workload, variant: str, pairs: Pairs) -> float:
+    """FLOPs of one step of `variant` on `pairs`."""
+    return FORMULAS[variant](Shapes(workload), list(pairs))
+
+
+class Shapes:
+    """A workload's passes through its decoder, as FLOPs."""
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        config = workload.config().to_dict()
+        self._decoder = read_decoder(config, workload.shape or workload.model)
+        given = lora()
+        self._lora = read_lora(
+            self._decoder, given.r, given.lora_dropout, sorted(given.target_modules)
+        )
+        self.blocks, self.top = self._decoder.layers, workload.layers()[-1] + 1
+
+    def forward(self, rows: float, width: float, adapted: bool, columns: float) -> float:
+        """Through all blocks, and the head over `columns` tokens of a row."""
+        return self._of(Pass("", rows, width, self.blocks, adapted, False, columns)).total
+
+    def packed(self, view: str, pairs: Pairs, trained: bool = False) -> float:
+        """Both responses of the pairs without padding, up to the top target layer, no head.
+
+        A pack counts as rows of one width with as many tokens and as many products of attention.
+        """
+        instructed = self.workload.method == "scit" and view in ("positive", "negative")
+        prompt = f"{view}_prompt_ids" if instructed else "prompt_ids"
+        given = responses_of(list(pairs), self.workload.max_response_tokens)
+        packed = packed_rows([pair[prompt] for pair, _ in given], [ids for _, ids in given])
+        rows = [[stop - start for start, stop in spans] for spans in packed["spans"]]
+        tokens = packed["input_ids"].numel()
+        width = sum(row[-1] * sum(row) for row in rows) / tokens
+        return self._of(Pass("", tokens / width, width, self.top, True, trained, columns=0)).total
+
+    def backward(self, rows: float, width: float, blocks: int, scored: float = 0) -> float:
+        """Of a policy, from the output of `blocks` blocks, or of the head over `scored` tokens."""
+        return self._of(Pass("", rows, width, blocks, True, True, scored, scored)).backward
+
+    def _of(self, made: Pass) -> Work:
+        return pass_work(self._decoder, self._lora, made, checkpointing=False)
+
+
+def naive(shapes: Shapes, pairs: Pairs) -> float:
+    """A forward of three frozen models and of the policy, whose backward starts at the top target
+    layer.
+    """
+    rows, width = 2 * len(pairs), shapes.workload.naive_width
+    frozen = shapes.forward(rows, width, adapted=False, columns=width)
+    policy = shapes.forward(rows, width, adapted=True, columns=width)
+    return 3 * frozen + policy + shapes.backward(rows, width, shapes.top)
+
+
+def rahf(shapes: Shapes, pairs: Pairs) -> float:
+    """The reference, the views that say something else, and the policy."""
+    views = {"positive", "negative"} - {shapes.workload.reference}
+    return rahf_mean(shapes, pairs) + sum(shapes.packed(view, pairs) for view in views)
+
+
+def rahf_mean(shapes: Shapes, pairs: Pairs) -> float:
+    """The reference and the policy."""
+    return rahf_cached(shapes, pairs) + shapes.packed("reference", pairs)
+
+
+def rahf_cached(shapes: Shapes, pairs: Pairs) -> float:
+    """The policy alone."""
+    return shapes.packed("reference", pairs, trained=True)
+
+
+def dpo(shapes: Shapes, pairs: Pairs) -> float:
+    """A forward of the base and the policy, whole, on rows as wide as the longest of the batch;
+    what follows the last token is not predicted.
+    """
+    rows = 2 * len(pairs)
+    width = max(
+        len(pair["prompt_ids"]) + len(pair[side])
+        for pair in pairs
+        for side in ("chosen_ids", "rejected_ids")
+    )
+    base = shapes.forward(rows, width, adapted=False, columns=width - 1)
+    policy = shapes.forward(rows, width, adapted=True, columns=width - 1)
+    return base + policy + shapes.backward(rows, width, shapes.blocks, scored=width - 1)
+
+
+FORMULAS: dict[str, Callable[[Shapes, Pairs], float]] = {
+    "naive": naive,
+    "rahf": rahf,
+    "rahf-keeping": rahf,
+    "rahf-mean": rahf_mean,
+    "rahf-cached": rahf_cached,
+    "dpo": dpo,
+}

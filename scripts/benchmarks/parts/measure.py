@@ -1,0 +1,110 @@
+"""One variant in one process: seconds of its steps, peak memory, counted FLOPs.
+
+Memory on a CPU is the peak of the resident memory above what the process held once everything was
+imported; on a GPU what its allocator had handed out at most. FLOPs are those that torch counts
+(products of matrices, attention's whole square), in a run of their own, since counting takes time.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from parts.flops import counting
+from parts.variants import VARIANTS
+from parts.workload import Workload
+
+
+def measure(
+    workload: Workload, variant: str, steps: int, warmup: int, clock: str
+) -> dict[str, Any]:
+    """Train `warmup` + `steps` steps; seconds of the last `steps`, losses, bytes."""
+    import_everything(variant)
+    seconds = clock_of(clock, workload.device)
+    before, started = resident("VmRSS"), seconds()
+    trained = VARIANTS[variant](workload, warmup + steps, seconds)
+    on_gpu = workload.device == "cuda"
+    return {
+        "seconds": differences(trained.ends)[warmup - 1 :],
+        "losses": trained.losses,
+        "until_first_step_ended": trained.ends[0] - started,
+        "memory": torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM") - before,
+        "process": resident("VmHWM"),
+    }
+
+
+def count(workload: Workload, variant: str, steps: int, warmup: int) -> dict[str, Any]:
+    """FLOPs a step, mean over the same steps."""
+    with counting() as counter:
+        trained = VARIANTS[variant](workload, warmup + steps, counter.get_total_flops)
+    return {"flops": sum(differences(trained.ends)[warmup - 1 :]) / steps}
+
+
+def import_everything(variant: str) -> None:
+    """Import what a variant will, so that no module counts as its memory."""
+    import rahf.trainer
+
+    assert rahf.trainer.RAHFTrainer
+    if variant == "dpo":
+        import trl
+
+        assert trl.DPOTrainer
+
+
+def clock_of(name: str, device: str) -> Callable[[], float]:
+    """`cpu`: time that this process has computed; `wall`: time that has passed."""
+    return time.process_time if name == "cpu" else seconds_on(device)
+
+
+def seconds_on(device: str) -> Callable[[], float]:
+    """A clock that waits until the device has done all that was asked of it."""
+
+    def seconds() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return seconds
+
+
+def differences(values: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in itertools.pairwise(values)]
+
+
+def resident(name: str) -> int:
+    """Bytes of this process by a name of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def in_new_process(function: str, workload: Workload, **arguments: Any) -> dict[str, Any]:
+    """What `measure` or `count` returns, called in a process of its own."""
+    given = json.dumps({"workload": workload.as_dict(), **arguments})
+    command = [sys.executable, sys.argv[0], "--worker", function, given]
+    environment = dict(os.environ)
+    if arguments.get("clock") == "cpu":
+        # A waiting thread that spins takes time from others, and counts as work. Where time that
+        # passes is measured it spins as it does for users: waking it costs more than a small step.
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{function}({given}) failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def work(function: str, given: str) -> None:
+    """The other side of `in_new_process`: the result is the last line that is printed."""
+    arguments = json.loads(given)
+    workload = Workload.from_dict(arguments.pop("workload"))
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        result = {"measure": measure, "count": count}[function](workload, **arguments)
+    print(json.dumps(result))

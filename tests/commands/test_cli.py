@@ -1,0 +1,465 @@
+"""The command line, the checks against files, and what importing rahf costs."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rahf.cli import main
+from rahf.commands.options.parsers import plain_command
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl")
+PAIR = {"prompt": "How was it?", "chosen": "Lovely.", "rejected": "Dreadful."}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a model of 12 blocks, pairs and prompts, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    save("model/config.json", {"num_hidden_layers": 12})
+    for split in ("train", "test"):
+        save_lines(f"pairs/{split}.jsonl", [PAIR, PAIR])
+    save_lines("prompts.jsonl", [{"prompt": "How is it?"}])
+    return tmp_path
+
+
+def save(path, content):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def save_lines(path, rows):
+    save(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe(**keys):
+    given = {
+        "model_name_or_path": "model",
+        "dataset_name": "pairs",
+        "output_dir": "out",
+        "max_steps": 3,
+        **keys,
+    }
+    save("recipe.yaml", yaml.safe_dump(given))
+    return "recipe.yaml"
+
+
+def told(capsys, **keys):
+    """The problems that `rahf validate` tells."""
+    assert main(["validate", recipe(**keys)]) == 1
+    title, *lines = capsys.readouterr().err.splitlines()
+    count = int(title.split()[-2])
+    assert len(lines) == count
+    return [line.removeprefix("- ") for line in lines]
+
+
+def python(code, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    ).stdout
+
+
+def test_importing_rahf_is_fast_and_loads_nothing_heavy():
+    code = (
+        "import sys, time; start = time.perf_counter(); import rahf; dir(rahf); rahf.load_recipe;"
+        f"print(time.perf_counter() - start, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    seconds, loaded = python(code).split(maxsplit=1)
+    assert loaded.strip() == "[]"
+    assert float(seconds) < 0.5
+
+
+def test_rahf_tells_its_names_and_refuses_others():
+    import rahf
+
+    assert {"RAHFTrainer", "RAHFConfig", "Directions", "load_recipe"} <= set(dir(rahf))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = rahf.nothing
+
+
+def test_validate_is_fast_and_loads_nothing_heavy(place):
+    code = (
+        "import sys; from rahf.cli import main; status = main(['validate', 'recipe.yaml']);"
+        f"print(status, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    recipe()
+    start = time.perf_counter()
+    lines = python(code).splitlines()
+    assert time.perf_counter() - start < 2
+    assert lines[-1] == "0 []"
+
+
+def test_validate_says_what_the_recipe_will_do(place, capsys):
+    assert main(["validate", recipe(method="scit", target_layers="3-5"), "--alpha", "4"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "ok: recipe.yaml",
+        "  method   scit, reference base, alpha 4, response_source chosen; weights: align 1, "
+        "retain 0.5, sft 2",
+        "  model    model, target layers 3, 4, 5 of 12",
+        "  data     pairs",
+        "  stages   contrast (steps: 3), directions, alignment (steps: 3), evaluation",
+        "  results  out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("circuit_breakers", "circuit_breakers; weights (crossing): rejected 10, chosen 5, retain"),
+        ("rmu", "rmu, vector of length 6.5; weights (constant): rejected 1, retain 1200"),
+        ("repbend", "repbend; weights (constant): rejected 0.5, chosen 0.5, similarity 0.1, kl"),
+    ],
+)
+def test_validate_tells_the_weights_of_a_preset(place, capsys, method, told):
+    assert main(["validate", recipe(), "--method", method]) == 0
+    assert told in capsys.readouterr().out
+    assert main(["validate", recipe(), "--method", method, "--layer_scale", "shift"]) == 1
+    assert "layer_scale: shift is the size of a shift" in capsys.readouterr().err
+
+
+def test_validate_accepts_what_only_another_machine_can_run(place, capsys):
+    keys = {"load_in_4bit": True, "bf16": True, "tf32": True, "model_name_or_path": "org/large"}
+    assert main(["validate", recipe(**keys)]) == 0
+    assert "org/large (from the Hub), target layers 0.5-0.8" in capsys.readouterr().out
+
+
+def test_validate_tells_problems_of_keys_and_of_files_at_once(place, capsys):
+    lines = told(
+        capsys,
+        alhpa=1,
+        alpha=0,
+        target_layers=12,
+        dataset_name="nowhere.jsonl",
+        evaluation={"prompts": "none.jsonl"},
+        teachers={"positive": "./none"},
+    )
+    assert [line.partition(":")[0] for line in lines] == [
+        "alhpa",
+        "alpha",
+        "target_layers",
+        "dataset_name",
+        "teachers.positive",
+        "evaluation.prompts",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "said"),
+    [
+        ({"num_hidden_layers": 4}, 4, "the model has 4 blocks"),
+        ({"n_layer": 5}, "3-9", "the model has 5 blocks"),
+        ({"text_config": {"num_hidden_layers": 6}}, [2, 7], "the last one is 5"),
+    ],
+)
+def test_target_layers_are_held_against_the_models_config(place, capsys, config, layers, said):
+    save("model/config.json", config)
+    [line] = told(capsys, target_layers=layers)
+    assert line.startswith("target_layers: ")
+    assert said in line
+
+
+def test_a_model_without_a_known_depth_is_left_to_the_run(place):
+    save("model/config.json", {"vocab_size": 8})
+    assert main(["validate", recipe(target_layers=400)]) == 0
+
+
+@pytest.mark.parametrize("modules", ["q_proj", r"model\.layers\.4\..*", ["query"]])
+def test_modules_that_no_block_has_are_told(place, capsys, modules):
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    save("model/config.json", {"model_type": "llama", "num_hidden_layers": 4, **sizes})
+    [line] = told(capsys, lora_target_modules=modules)
+    assert line.startswith(f"lora_target_modules: {modules!r} names no matrix of a llama block")
+    for right in (r"model\.layers\.[23]\..*_proj", ["q_proj"], "all-linear"):
+        assert main(["validate", recipe(lora_target_modules=right)]) == 0
+
+
+def test_modules_of_a_model_that_is_not_known_are_left_to_the_run(place):
+    for config in ({"model_type": "mamba"}, {"model_type": "llama"}):
+        save("model/config.json", config)
+        assert main(["validate", recipe(lora_target_modules="q_proj")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("./nowhere", "model_name_or_path: ./nowhere does not exist"),
+        ("a/b/c", "model_name_or_path: a/b/c does not exist"),
+        ("pairs/model", "model_name_or_path: pairs/model does not exist"),
+        ("pairs", "model_name_or_path: pairs holds no config.json"),
+        ("adapter", "model_name_or_path: adapter is an adapter"),
+        ("broken", "model_name_or_path: broken/config.json, line 1: not JSON"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_told(place, capsys, name, said):
+    save("adapter/adapter_config.json", {})
+    save("broken/config.json", "{")
+    [line] = told(capsys, model_name_or_path=name)
+    assert line.startswith(said)
+
+
+@pytest.mark.parametrize("name", ["org/pairs", "pairs-of-others", "org/pairs.v2"])
+def test_a_name_that_may_be_on_the_hub_is_no_problem(place, name):
+    assert main(["validate", recipe(dataset_name=name)]) == 0
+
+
+def test_a_data_folder_needs_a_file_for_each_split(place, capsys):
+    lines = told(capsys, dataset_train_split="learn", dataset_test_split="dev[:5]")
+    assert lines == [
+        "dataset_train_split: pairs has no split 'learn', it has: test, train",
+        "dataset_test_split: pairs has no split 'dev', it has: test, train; null holds nothing out",
+    ]
+
+
+def test_a_single_file_is_the_train_split(place, capsys):
+    assert (
+        main(["validate", recipe(dataset_name="pairs/train.jsonl", dataset_test_split=None)]) == 0
+    )
+    [line] = told(capsys, dataset_name="pairs/train.jsonl")
+    assert line.startswith("dataset_test_split: pairs/train.jsonl has no split 'test'")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", "", "a.jsonl has no rows"),
+        ("a.jsonl", '{"chosen": "a", "rejected": "b"}\n{"chosen"\n', "a.jsonl, line 2: not JSON"),
+        ("a.jsonl", '{"better": "a", "rejected": "b"}\n', "has no column chosen"),
+        ("a.csv", "prompt,chosen\na,b\n", "has no column rejected"),
+        ("a.json", "[3]", "a.json, item 0: a int"),
+        ("a.jsonl", json.dumps({**PAIR, "chosen": 3}), "a.jsonl, line 1: chosen is int"),
+        ("a.jsonl", json.dumps({**PAIR, "chosen": ""}), "none of the first 1 rows can be used"),
+        ("a.txt", "a", "is no data file"),
+    ],
+)
+def test_the_first_rows_of_a_data_file_are_read(place, capsys, name, content, said):
+    save(name, content)
+    [line] = told(capsys, dataset_name=f"./{name}", dataset_test_split=None)
+    assert line.startswith("dataset_name: ")
+    assert said in line
+
+
+def test_columns_are_looked_for_after_the_mapping(place, capsys):
+    save_lines("a.jsonl", [{"prompt": "Hi", "good": "a", "bad": "b"}])
+    keys = {"dataset_name": "a.jsonl", "dataset_test_split": None}
+    assert main(["validate", recipe(**keys, columns={"chosen": "good", "rejected": "bad"})]) == 0
+    [line] = told(capsys, **keys, columns={"chosen": "better", "rejected": "bad"})
+    assert "chosen should come from 'better'" in line
+
+
+@pytest.mark.parametrize("form", ["dict", "single"])
+def test_a_folder_saved_by_datasets_is_known_by_its_columns(place, capsys, form):
+    folder = "saved/train" if form == "dict" else "saved"
+    if form == "dict":
+        save("saved/dataset_dict.json", {"splits": ["train"]})
+    save(f"{folder}/state.json", {})
+    save(f"{folder}/dataset_info.json", {"features": {"prompt": {}, "chosen": {}}})
+    [line] = told(capsys, dataset_name="saved", dataset_test_split=None)
+    assert "has no column rejected" in line
+    save(f"{folder}/dataset_info.json", {"features": {"chosen": {}, "rejected": {}}})
+    assert main(["validate", recipe(dataset_name="saved", dataset_test_split=None)]) == 0
+
+
+def test_each_part_of_a_mixture_is_looked_at(place, capsys):
+    save_lines("a.jsonl", [{"better": "a"}])
+    parts = [{"path": "pairs"}, {"path": "a.jsonl"}, {"path": "b.jsonl"}, {"path": "org/pairs"}]
+    lines = told(capsys, dataset_name=None, datasets=parts)
+    assert [line.partition(":")[0] for line in lines] == ["datasets[1].path", "datasets[2].path"]
+
+
+def test_a_teacher_of_another_base_is_told(place, capsys):
+    save("teacher/adapter_config.json", {"base_model_name_or_path": "org/other"})
+    [line] = told(capsys, teachers={"positive": "teacher"})
+    assert line.startswith("teachers.positive: teacher was trained on org/other, not on model")
+
+
+@pytest.mark.parametrize("written", ["model", "./model", "absolute", "pairs/../model"])
+def test_one_base_may_be_written_in_several_ways(place, written):
+    base = str(place / "model") if written == "absolute" else written
+    save("teacher/adapter_config.json", {"base_model_name_or_path": base})
+    assert main(["validate", recipe(teachers={"positive": "teacher"})]) == 0
+
+
+def test_a_teacher_is_an_adapter_or_a_model(place, capsys):
+    [line] = told(capsys, teachers={"negative": "pairs"})
+    assert line == "teachers.negative: pairs is neither an adapter nor a model's folder"
+    assert main(["validate", recipe(teachers={"negative": "model"})]) == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"method": "direction", "directions": "none"}, "directions: none does not exist"),
+        ({"retain_weight": 1, "retain_dataset_name": "x.jsonl"}, "retain_dataset_name: x.jsonl"),
+        ({"evaluation": {"unrelated_text": "x.jsonl"}}, "evaluation.unrelated_text: x.jsonl"),
+        ({"deepspeed": "zero.json"}, "deepspeed: zero.json does not exist"),
+        ({"chat_template": "none.jinja"}, "chat_template: 'none.jinja' is neither Jinja text"),
+        ({"output_dir": "recipe.yaml/out"}, "output_dir: "),
+    ],
+)
+def test_other_files_of_a_recipe_are_looked_for(place, capsys, keys, said):
+    [line] = told(capsys, **keys)
+    assert line.startswith(said)
+
+
+def test_an_unreadable_line_of_an_evaluation_file_is_told(place, capsys):
+    save("prompts.jsonl", '{"prompt": "a"}\n{\n')
+    [line] = told(capsys, evaluation={"prompts": "prompts.jsonl", "judge": None})
+    assert line.startswith("evaluation.prompts: prompts.jsonl, line 2: not JSON")
+
+
+def test_an_output_folder_that_cannot_be_written_is_told(place, capsys, monkeypatch):
+    Path("locked").mkdir()
+    locked, access = Path("locked").absolute(), os.access
+    # The permission is refused here, not in the file system, where root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and access(path, mode))
+    [line] = told(capsys, output_dir="locked/out")
+    assert line == f"output_dir: {locked} cannot be written to"
+
+
+def test_a_missing_judge_is_told(place, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", spec_without("vaderSentiment"))
+    [line] = told(capsys, evaluation={"prompts": "prompts.jsonl"})
+    assert 'pip install "rahf[judges]"' in line
+
+
+def spec_without(missing):
+    from importlib.util import find_spec
+
+    return lambda name, *rest: None if name == missing else find_spec(name, *rest)
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    """A stand-in for the pipeline that keeps what it was called with."""
+    module = types.ModuleType("rahf.pipeline.run")
+    module.calls = []
+    module.run_pipeline = lambda recipe, stage=None: module.calls.append((recipe, stage))
+    module.describe_data = lambda recipe: f"data of {recipe.data.dataset_name}"
+    monkeypatch.setitem(sys.modules, "rahf.pipeline.run", module)
+    return module
+
+
+def test_align_runs_the_recipe_with_its_overrides(place, pipeline):
+    arguments = ["--alpha", "-3", "--bf16", "--stage", "positive", "--teachers.seed=5"]
+    assert main(["align", recipe(), *arguments]) == 0
+    [(run, stage)] = pipeline.calls
+    assert stage == "positive"
+    assert run.method.alpha == -3
+    assert run.training["bf16"] is True
+    assert run.teachers_training == {"seed": 5}
+
+
+def test_align_does_not_start_with_a_recipe_that_cannot_end(place, pipeline, capsys):
+    assert main(["align", recipe(target_layers=99)]) == 2
+    assert "error: recipe.yaml: 1 problem\n- target_layers: 99" in capsys.readouterr().err
+    assert pipeline.calls == []
+
+
+def test_data_prints_what_the_data_becomes(place, pipeline, capsys):
+    assert main(["data", recipe()]) == 0
+    assert capsys.readouterr().out == "data of pairs\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("row 3 is empty"), "error: row 3 is empty"),
+        (OSError(28, "No space left on device", "out/x"), "error: No space left on device: out/x"),
+    ],
+)
+def test_a_users_error_is_a_line_without_a_traceback(place, pipeline, capsys, error, said):
+    def fail(recipe, stage=None):
+        raise error
+
+    pipeline.run_pipeline = fail
+    assert main(["align", recipe()]) == 2
+    printed = capsys.readouterr().err
+    assert printed.splitlines() == [said]
+    assert main(["align", recipe(), "--traceback"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_environment_asks_for_the_traceback(place, pipeline, capsys, monkeypatch):
+    monkeypatch.setenv("RAHF_DEBUG", "1")
+    assert main(["align", recipe(alpha=0)]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_our_own_mistakes_are_not_hidden(place, pipeline):
+    def fail(recipe, stage=None):
+        raise TypeError("a bug")
+
+    pipeline.run_pipeline = fail
+    with pytest.raises(TypeError, match="a bug"):
+        main(["align", recipe()])
+
+
+def test_a_missing_recipe_is_a_line(place, capsys):
+    for command in ("align", "data", "validate"):
+        assert main([command, "none.yaml"]) == 2
+        assert capsys.readouterr().err.startswith("error: no recipe at none.yaml")
+
+
+def test_help_of_align_ends_with_the_keys_of_a_recipe(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["align", "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "rahf align RECIPE.yaml [--stage NAME] [--accelerate_config NAME] [--KEY" in printed
+    assert "alpha (default: null)\n      Strength: the target is" in printed
+    assert "teachers.label_smoothing (default: 0.2)" in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["algin"], ["align"]])
+def test_a_wrong_command_is_refused_with_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: rahf" in capsys.readouterr().err
+
+
+def test_python_m_rahf_is_the_command(place):
+    recipe()
+    done = subprocess.run(
+        [sys.executable, "-m", "rahf", "validate", "recipe.yaml"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ok: recipe.yaml")
+
+
+def test_the_script_for_accelerate_takes_the_recipe_as_config(place):
+    script = Path(__file__).parents[2] / "scripts" / "align.py"
+    done = subprocess.run(
+        [sys.executable, script, "--config", recipe(), "--alhpa", "3"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "alhpa: unknown key, did you mean alpha?" in done.stderr
+
+
+def a_plain_command():
+    parser = argparse.ArgumentParser(prog="rahf")
+    command = plain_command(parser.add_subparsers(), "walk", "walk", lambda options: options.seed)
+    command.add_argument("--seed", type=int)
+    return parser
+
+
+def test_a_plain_command_refuses_an_unknown_option_with_the_nearest_one(capsys):
+    options, unread = a_plain_command().parse_known_args(["walk", "--sed=3"])
+    with pytest.raises(SystemExit):
+        options.run(options, unread)
+    assert "unknown argument --sed=3, did you mean --seed?" in capsys.readouterr().err
+    options, unread = a_plain_command().parse_known_args(["walk", "--seed=3"])
+    assert options.run(options, unread) == 3

@@ -1,0 +1,223 @@
+"""A recipe's stages on a tiny model: complete folders, skipping, resuming, refusing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+from rahf.artifacts import read_lines
+from rahf.cli import main
+from rahf.pipeline.run import describe_data, run_pipeline, summary
+from rahf.recipe.files import checked_recipe
+from rahf.trainer import RAHFTrainer
+
+MODELS = ("base", "positive", "negative", "policy")
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }} "
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}w39 {% endif %}{% endfor %}"
+)
+
+
+def test_a_recipe_leaves_a_complete_folder_for_every_stage(recipe_file):
+    run_pipeline(checked_recipe(recipe_file))
+    out = Path("out")
+    for folder in ("", "teachers/positive", "teachers/negative"):
+        assert (out / folder / "adapter_model.safetensors").exists()
+        assert (out / folder / "log.jsonl").exists()
+        assert json.loads((out / folder / "stage.json").read_text())["complete"]
+    for name in ("README.md", "metrics.json", "recipe.yaml", "training.png", "log.jsonl"):
+        assert (out / name).stat().st_size > 0
+    answers = read_lines(out / "evaluation/answers.jsonl")
+    assert [list(answer["answers"]) for answer in answers] == [list(MODELS)] * 3
+    assert all(set(answer["scores"]) == set(MODELS) for answer in answers)
+    assert not list(out.rglob("*.bin"))
+    AutoPeftModelForCausalLM.from_pretrained(out)
+
+
+def test_the_chat_template_of_a_recipe_is_saved_with_every_adapter(recipe_file):
+    overrides = {"chat_template": TEMPLATE, "max_steps": 1, "teachers.max_steps": 1}
+    run_pipeline(checked_recipe(recipe_file, overrides))
+    for folder in ("", "teachers/positive"):
+        assert AutoTokenizer.from_pretrained(Path("out", folder)).chat_template == TEMPLATE
+
+
+def test_a_tracker_hears_of_every_stage_that_trains(recipe_file, tracked):
+    assert main(["align", str(recipe_file), "--report_to", "trackio"]) == 0
+    trained = [folder for folder, _, values in tracked if "train_loss" in values]
+    assert trained == ["out/teachers/positive", "out/teachers/negative", "out"]
+    lines = [(folder, step, values) for folder, step, values in tracked if "loss" in values]
+    # Of a teacher of two steps, fewer than its `logging_steps`, the last.
+    assert [line[:2] for line in lines] == [
+        ("out/teachers/positive", 2),
+        ("out/teachers/negative", 2),
+        *(("out", step) for step in (1, 2, 3)),
+    ]
+    wanted = {"repr/reached", "repr/reached/layer_1", "repr/reached/layer_2"}
+    assert all(wanted <= values.keys() for _, _, values in lines[2:])
+    assert any("eval_loss" in values for _, _, values in tracked)
+
+
+def test_the_metrics_hold_base_teachers_and_policy(recipe_file):
+    run_pipeline(checked_recipe(recipe_file))
+    models = json.loads(Path("out/metrics.json").read_text())["models"]
+    assert list(models) == list(MODELS)
+    for row in models.values():
+        assert row["answers"] == 3
+        assert 0 <= row["preference_accuracy"] <= 1
+        assert row["unrelated_loss"] > 0
+    assert models["base"] != models["policy"]
+
+
+def test_the_recipe_as_run_is_the_same_recipe(recipe_file, capsys):
+    run_pipeline(checked_recipe(recipe_file))
+    capsys.readouterr()
+    run_pipeline(checked_recipe("out/recipe.yaml"))
+    assert "writing" not in capsys.readouterr().out
+
+
+def test_a_second_run_leaves_complete_stages_alone(recipe_file, capsys):
+    run_pipeline(checked_recipe(recipe_file))
+    files = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.is_file()}
+    run_pipeline(checked_recipe(recipe_file))
+    assert files == {
+        path: path.stat().st_mtime_ns for path in Path("out").rglob("*") if path.is_file()
+    }
+    assert "positive: complete" in capsys.readouterr().out
+
+
+def test_a_stage_made_with_other_settings_is_refused_and_named(recipe_file):
+    run_pipeline(checked_recipe(recipe_file), stage="positive")
+    with pytest.raises(ValueError, match=r"max_steps: 2 there, 1 now"):
+        run_pipeline(checked_recipe(recipe_file, {"teachers.max_steps": 1}))
+
+
+def test_stages_of_a_version_that_had_fewer_keys_are_complete_as_long_as_these_are_defaults(
+    recipe_file, capsys
+):
+    plain = {"dpo_weight": 0}
+    run_pipeline(checked_recipe(recipe_file, plain))
+    missing = {"dpo_weight", "dtype", "max_length", "max_new_tokens"}
+    for path in Path("out").rglob("stage.json"):
+        record = json.loads(path.read_text())
+        kept = {key: value for key, value in record["settings"].items() if key not in missing}
+        path.write_text(json.dumps({**record, "settings": kept}))
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"max_new_tokens: 48 there, 3 now"):
+        run_pipeline(checked_recipe(recipe_file, plain))
+    run_pipeline(checked_recipe(recipe_file, {**plain, "evaluation.max_new_tokens": 48}))
+    assert "writing" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"dpo_weight: 0.0 there, 1.0 now"):
+        run_pipeline(checked_recipe(recipe_file))
+
+
+def test_a_change_that_decides_nothing_is_no_other_setting(recipe_file):
+    run_pipeline(checked_recipe(recipe_file), stage="positive")
+    run_pipeline(checked_recipe(recipe_file, {"save_steps": 7}), stage="positive")
+
+
+def test_a_stage_whose_predecessor_is_missing_says_what_to_run_first(recipe_file):
+    with pytest.raises(ValueError, match="needs 'positive', which is not complete"):
+        run_pipeline(checked_recipe(recipe_file), stage="alignment")
+
+
+def test_an_unknown_stage_is_refused_with_the_names_of_the_stages(recipe_file):
+    with pytest.raises(ValueError, match="positive, negative, alignment, evaluation"):
+        run_pipeline(checked_recipe(recipe_file), stage="teachers")
+
+
+def test_the_directions_of_a_mean_shift_are_a_stage_of_their_own(recipe_file):
+    run_pipeline(
+        checked_recipe(recipe_file, {"shift": "mean", "dpo_weight": 0, "alpha": 3}), stage=None
+    )
+    assert Path("out/directions/directions.safetensors").exists()
+    run_pipeline(
+        checked_recipe(
+            recipe_file,
+            {
+                "method": "direction",
+                "directions": "out/directions",
+                "output_dir": "back",
+                "alpha": 3,
+            },
+        )
+    )
+    ours, stored = (
+        json.loads(Path(folder, "metrics.json").read_text())["eval_loss"]
+        for folder in ("out", "back")
+    )
+    assert ours == pytest.approx(stored, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["scit", "lorra", "dpo_shift"])
+def test_the_other_methods_run_to_the_end(recipe_file, method):
+    recipe = checked_recipe(
+        recipe_file,
+        {"method": method, "instructions": {"positive": "w3 w4", "negative": "w3 w5"}},
+    )
+    run_pipeline(recipe)
+    assert "policy" in summary(Path("out"))
+
+
+def test_given_teachers_are_used_and_not_trained(recipe_file, family):
+    given = {f"teachers.{name}": str(family.adapters[name]) for name in ("positive", "negative")}
+    run_pipeline(checked_recipe(recipe_file, given))
+    assert not Path("out/teachers").exists()
+
+
+def test_a_full_model_may_teach_and_stands_in_the_table(recipe_file, family):
+    given = {
+        "teachers.positive": str(family.adapters["positive"]),
+        "teachers.negative": str(family.base),
+    }
+    run_pipeline(checked_recipe(recipe_file, given))
+    models = json.loads(Path("out/metrics.json").read_text())["models"]
+    assert models["negative"] == models["base"]
+    assert models["positive"] != models["base"]
+
+
+def test_a_killed_stage_goes_on_from_its_checkpoint(recipe_file, monkeypatch):
+    options = {"save_steps": 1, "save_strategy": "steps"}
+    run_pipeline(checked_recipe(recipe_file, {**options, "output_dir": "whole"}))
+
+    loss = RAHFTrainer.item_loss
+
+    def killed(self, model, batch):
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(RAHFTrainer, "item_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(checked_recipe(recipe_file, options))
+    monkeypatch.setattr(RAHFTrainer, "item_loss", loss)
+    run_pipeline(checked_recipe(recipe_file, options))
+    assert (
+        Path("out/adapter_model.safetensors").read_bytes()
+        == Path("whole/adapter_model.safetensors").read_bytes()
+    )
+
+
+def test_data_is_described_per_split_with_the_mask_visible(recipe_file):
+    text = describe_data(checked_recipe(recipe_file))
+    assert "6 of 6 pairs kept" in text
+    assert "3 of 3 pairs kept" in text
+    assert "[[" in text
+
+
+def test_a_mixture_with_fractions_trains(recipe_file):
+    recipe = checked_recipe(
+        recipe_file,
+        {
+            "dataset_name": None,
+            "datasets": [
+                {"path": "pairs", "fraction": 0.5},
+                {"path": "pairs", "split": "test", "fraction": 1.0},
+            ],
+            "dataset_test_split": None,
+            "evaluation.prompts": None,
+        },
+    )
+    run_pipeline(recipe, stage="positive")
+    assert Path("out/teachers/positive/adapter_model.safetensors").exists()

@@ -1,0 +1,53 @@
+"""A recipe at every point of a grid."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rahf.cli import main
+from rahf.pipeline.sweep import read_grid
+
+
+def test_keys_with_several_values_are_axes():
+    grid = read_grid(
+        ["--alpha", "1,2", "--bf16=false", "--target_layers=0.2-0.4,1-2", "--seed", "3"]
+    )
+    assert grid.axes == {"alpha": ["1", "2"], "target_layers": ["0.2-0.4", "1-2"]}
+    assert grid.fixed == ["--bf16", "false", "--seed", "3"]
+    assert len(grid.points()) == 4
+    assert grid.points()[1] == {"alpha": "1", "target_layers": "1-2"}
+    assert read_grid(["--a", "1,2", "--b", "[1, 2]"]).fixed == ["--b", "[1, 2]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["--alpha", "1"], "nothing is varied"), (["--alpha"], "give every key with its value")],
+)
+def test_what_is_no_grid_is_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        read_grid(overrides)
+
+
+def test_a_sweep_runs_every_point_once_with_one_set_of_teachers(recipe_file, capsys):
+    command = [
+        *("sweep", str(recipe_file), "--alpha", "1,2", "--target_layers", "1,1-2"),
+        *("--evaluation.models", "[policy]", "--evaluation.prompts", "null"),
+    ]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert told.count("positive: writing out/teachers/positive") == 1
+    assert "| alpha | target_layers | preference accuracy" in told
+    results = json.loads(Path("out/sweep/results.json").read_text())
+    assert [tuple(each["point"].values()) for each in results] == [
+        *(("1", "1"), ("1", "1-2"), ("2", "1"), ("2", "1-2")),
+    ]
+    assert len({each["results"]["margin"] for each in results}) == 4
+    assert Path("out/sweep/results.png").stat().st_size > 0
+    assert not list(Path("out/sweep").rglob("teachers"))
+    # A second call finds all of it, and a wrong point is told before anything is run.
+    assert main(command) == 0
+    assert "writing" not in capsys.readouterr().out
+    assert main(["sweep", str(recipe_file), "--alpha", "3,0"]) == 2
+    assert "alpha: 0 asks for no shift" in capsys.readouterr().err
+    assert not Path("out/sweep/alpha=3").exists()
