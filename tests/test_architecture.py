@@ -23,6 +23,7 @@ LEVELS = (
         "artifacts",
         "data",
         "decoding",
+        "foreign_warnings",
         "intervals",
         "evaluation.judge_names",
         "recipe.combinations",
