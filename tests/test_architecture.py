@@ -14,7 +14,7 @@ import rahf
 ROOT = Path(rahf.__file__).parent
 
 LEVELS = (
-    ("objective", "artifacts", "overrides"),
+    ("objective", "artifacts", "overrides", "foreign_warnings"),
     ("data", "distributed", "report"),
     ("models",),
     ("generation",),

@@ -6,6 +6,7 @@ from typing import Any
 
 from rahf.commands.options.models import DTYPES
 from rahf.commands.options.parsers import plain_command
+from rahf.recipe.training_arguments import checkpointing_name
 
 EPILOG = """\
 Judge with it: rahf evaluate responses --judge reward:FOLDER ... Keep the pairs it is trained on
@@ -23,7 +24,7 @@ ARGUMENTS = {
     "save_strategy": str,
     "save_total_limit": int,
 }
-SWITCHES = ("bf16", "gradient_checkpointing", "use_cpu")
+SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")
 """Arguments of TRL's RewardConfig that are options here."""
 
 DECIDING = ("model", "pairs", "split", "test_split", "lora_r", "dtype", "chat_template")
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     PartialState(cpu=options.use_cpu)
     given = {name: getattr(options, name) for name in (*ARGUMENTS, *SWITCHES)}
     arguments = {name: value for name, value in given.items() if value not in (None, False)}
+    if arguments.pop("activation_checkpointing", False):
+        arguments[checkpointing_name()] = True
     whole = {name: getattr(options, name) for name in DECIDING} | deciding(arguments)
     record = StageRecord(options.output, whole)
     with handling_sigterm(leave):

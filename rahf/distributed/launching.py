@@ -23,7 +23,6 @@ from torch.distributed.elastic.multiprocessing.errors import (
 )
 
 from rahf.distributed.accelerate import names_port
-from rahf.overrides import set_existing
 
 LAUNCHED = "RAHF_LAUNCHED"
 """Environment variable that tells a rank that the launcher will print its error."""
@@ -50,7 +49,7 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
     given += ["--main_process_port", str(port)] if (port := port_of(config)) else []
     options = launch_command_parser().parse_args([*given, "rahf", *arguments])
     # SIGTERM belongs to us: torch's launcher would kill the ranks half a minute later.
-    set_existing(options, "signals_to_handle", "SIGINT,SIGHUP,SIGQUIT")
+    options.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
     terminated = []
     before = signal.signal(signal.SIGTERM, lambda *_: terminated.append(_hand_on_sigterm()))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -4,11 +4,11 @@ task files of one's own, offline.
 Knows the harness and a model; which tasks there are is the harness's business.
 """
 
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def run_tasks(
         ValueError: the harness is not installed; a task is unknown.
     """
     try:
-        import lm_eval
+        import lm_eval.evaluator
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError:
@@ -56,8 +56,7 @@ def run_tasks(
             f"unknown task {', '.join(unknown)}; `lm-eval ls tasks` lists the harness's own, and a "
             "folder of task files is given as --task_folder."
         )
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with answering(model), same_random_numbers():
+    with answering(model), same_random_numbers(), no_commit_asked_for(lm_eval.evaluator):
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         found = lm_eval.simple_evaluate(
             wrapped,
@@ -83,6 +82,19 @@ def same_random_numbers() -> Iterator[None]:
         yield
     random.setstate(state[0])
     np.random.set_state(state[1])  # noqa: NPY002
+
+
+@contextmanager
+def no_commit_asked_for(evaluator: ModuleType) -> Iterator[None]:
+    """Keep the harness from asking git for the commit of the current folder, which git answers
+    with an error on the terminal where that folder is no repository.
+    """
+    asked = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asked
 
 
 def _manager(manager: type, tasks: Sequence[str], folder: Path | None) -> Any:

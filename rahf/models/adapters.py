@@ -32,6 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.distributed.sharding import load_placed, without_engine
+from rahf.foreign_warnings import new_head_expected
 from rahf.models.capture import find_blocks
 
 POLICY = "default"
@@ -92,9 +93,10 @@ def load_classifier(
 ) -> PreTrainedModel | PeftModel:
     """A sequence classifier, or an adapter that is one on its base, to be asked."""
     if is_adapter(name):
-        model = AutoPeftModelForSequenceClassification.from_pretrained(
-            str(name), num_labels=1, **init_kwargs
-        )
+        with new_head_expected():  # the adapter brings it
+            model = AutoPeftModelForSequenceClassification.from_pretrained(
+                str(name), num_labels=1, **init_kwargs
+            )
     else:
         model = AutoModelForSequenceClassification.from_pretrained(str(name), **init_kwargs)
     return model.eval().to(device)
@@ -187,7 +189,7 @@ def attach_policy(
         elif isinstance(config.target_modules, str):  # and a pattern as well
             config = replace(config, target_modules=matches(base, config.target_modules, layers))
         config = replace(config, task_type="CAUSAL_LM", layers_to_transform=blocks)
-        model = get_peft_model(base, config, POLICY)
+        model = get_peft_model(base, oriented(config, base), POLICY)
     for parameter in trainable(model):
         # Pure bfloat16 weights hardly move at usual learning rates.
         parameter.data = parameter.data.float()
@@ -196,6 +198,12 @@ def attach_policy(
         # arrives.
         block.requires_grad_(False)
     return model
+
+
+def oriented(config: LoraConfig, base: nn.Module) -> LoraConfig:
+    """The LoRA for matrices as `base` stores them: GPT-2's are transposed, which PEFT warns of."""
+    transposed = any(isinstance(module, Conv1D) for module in base.modules())
+    return replace(config, fan_in_fan_out=config.fan_in_fan_out or transposed)
 
 
 def linear_names(base: PreTrainedModel) -> list[str]:

@@ -136,7 +136,12 @@ def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"rows_per_step": rows * PartialState().num_processes}
 
 
-QUIET_DEFAULTS = {"report_to": "none", "dataloader_pin_memory": torch.cuda.is_available()}
+QUIET_DEFAULTS = {
+    "report_to": "none",
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    # Every trained weight has a gradient in every step: there are none to look for.
+    "ddp_find_unused_parameters": False,
+}
 """Where transformers' own defaults would warn, or report to whatever tracker is installed."""
 
 UNDECIDING = {

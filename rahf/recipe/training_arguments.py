@@ -8,6 +8,7 @@ Knows no defaults, and no value but those of `report_to`: building the object ch
 import ast
 import functools
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -73,6 +74,24 @@ def training_annotations() -> dict[str, Any]:
             found |= {name: kind for name, kind in _CORRECTED.items() if name in found}
             return {name: kind for name, kind in found.items() if not name.startswith("_")}
     raise RuntimeError("training_args.py of the installed transformers holds no TrainingArguments")
+
+
+def checkpointing_name() -> str:
+    """Return what activation checkpointing is called: transformers before 5.23 know only
+    `gradient_checkpointing`, which transformers 6 removes.
+    """
+    new = "activation_checkpointing"
+    return new if new in training_annotations() else "gradient_checkpointing"
+
+
+def without_checkpointing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `arguments` with activation checkpointing off, unless they set it.
+
+    TRL turns it on, by the name that transformers 6 removes.
+    """
+    if {"activation_checkpointing", "gradient_checkpointing"} & arguments.keys():
+        return dict(arguments)
+    return {checkpointing_name(): False, **arguments}
 
 
 @functools.cache

@@ -14,7 +14,9 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rahf.artifacts import write_lines
+from rahf.models.adapters import oriented
 from rahf.overrides import overrides
+from rahf.recipe.training_arguments import without_checkpointing
 from rahf.training.adapter_trainer import save_policy
 from rahf.training.resumable_trainer import ResumableTrainer
 
@@ -22,7 +24,6 @@ DEFAULTS = {
     "learning_rate": 1e-4,
     "lr_scheduler_type": "constant",
     "bf16": False,
-    "gradient_checkpointing": False,
     "logging_steps": 10,
     "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
@@ -64,7 +65,8 @@ def train_dpo(
         def create_model_card(self, *args, **kwargs):
             pass  # TRL's, written with each checkpoint beside the adapter
 
-    args = DPOConfig(output_dir=str(output_dir), max_length=None, **{**DEFAULTS, **arguments})
+    arguments = without_checkpointing({**DEFAULTS, **arguments})
+    args = DPOConfig(output_dir=str(output_dir), max_length=None, **arguments)
     set_seed(args.seed)
     trainer = Trainer(
         base,
@@ -73,7 +75,7 @@ def train_dpo(
         # that its collator takes.
         train_dataset=Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
-        peft_config=peft_config,
+        peft_config=oriented(peft_config, base),
     )
     trainer.train_dataset = rows.select_columns(ROW_COLUMNS)
     figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics

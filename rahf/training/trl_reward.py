@@ -15,9 +15,11 @@ from transformers import AutoModelForSequenceClassification, set_seed
 
 from rahf.data.chat_format import ChatFormat, chat_format, prompt_messages
 from rahf.data.pairs import usable_pairs
+from rahf.foreign_warnings import new_head_expected
 from rahf.generation.answers import pad_id
-from rahf.models.adapters import load_tokenizer_of
+from rahf.models.adapters import load_tokenizer_of, oriented
 from rahf.overrides import overrides
+from rahf.recipe.training_arguments import without_checkpointing
 from rahf.training.resumable_trainer import ResumableTrainer
 
 DEFAULTS = {
@@ -30,7 +32,6 @@ DEFAULTS = {
     "report_to": "none",
     "logging_steps": 10,
     "bf16": torch.cuda.is_available(),
-    "gradient_checkpointing": False,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
 """Arguments of TRL's RewardConfig."""
@@ -75,15 +76,17 @@ def train_reward_model(
         def create_model_card(self, *args, **kwargs):
             pass  # TRL's, written with each checkpoint beside the model
 
-    args = RewardConfig(output_dir=str(output_dir), **{**DEFAULTS, **(arguments or {})})
+    arguments = without_checkpointing({**DEFAULTS, **(arguments or {})})
+    args = RewardConfig(output_dir=str(output_dir), **arguments)
     tokenizer = load_tokenizer_of(model)
     chat = chat_format(tokenizer, chat_template)
     # Saved with the tokenizer, so that whoever judges with the model renders as it was trained.
     tokenizer.chat_template = chat.template
     set_seed(args.seed)  # of the head, which is new
-    classifier = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=1, dtype=dtype
-    )
+    with new_head_expected():
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            model, num_labels=1, dtype=dtype
+        )
     classifier.config.pad_token_id = pad_id(tokenizer)
     trainer = Trainer(
         classifier,
@@ -91,7 +94,9 @@ def train_reward_model(
         train_dataset=chats_of(pairs, chat),
         eval_dataset=None if held_out is None else chats_of(held_out, chat),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=lora_r, lora_alpha=2 * lora_r, task_type="SEQ_CLS")
+        peft_config=oriented(
+            LoraConfig(r=lora_r, lora_alpha=2 * lora_r, task_type="SEQ_CLS"), classifier
+        )
         if lora_r
         else None,
     )

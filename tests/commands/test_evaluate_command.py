@@ -120,7 +120,6 @@ metric_list:
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_tasks_are_run_from_local_files_and_leave_everything_as_it_was(tasks):
     model, tokenizer = tiny_model().train(), tiny_tokenizer()
     torch.manual_seed(3)
@@ -136,7 +135,6 @@ def test_tasks_are_run_from_local_files_and_leave_everything_as_it_was(tasks):
     assert tokenizer.padding_side == tiny_tokenizer().padding_side
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_the_command_runs_tasks_of_ones_own(tasks, family, capsys):
     common = ["tasks", "--model", family.base, "--task_folder", tasks, "--device", "cpu"]
     status, out, _ = evaluated(capsys, *common, "--tasks", "words", "--output", tasks / "out.json")
@@ -145,7 +143,6 @@ def test_the_command_runs_tasks_of_ones_own(tasks, family, capsys):
     assert read_json(tasks / "out.json")["tasks"]["words"]["acc,none"] == 1
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_tasks_are_put_in_the_template_that_is_given(tasks, family, capsys, monkeypatch):
     given = "{% for m in messages %}w3 {{ m.content }} w2 {% endfor %}"
     rendered, usual = [], type(tiny_tokenizer()).apply_chat_template

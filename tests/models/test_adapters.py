@@ -11,6 +11,7 @@ from rahf.models.adapters import (
     frozen_pass,
     is_adapter,
     load_blocks,
+    oriented,
     trainable,
 )
 from rahf.models.capture import record
@@ -71,7 +72,8 @@ def test_all_linear_is_every_matrix_of_the_blocks_up_to_the_top_target_layer(arc
 def test_a_pattern_is_matched_as_peft_does_in_the_blocks_up_to_the_top_target_layer(architecture):
     pattern = r".*\.([02]|3)\.(self_attn\.q_proj|attn\.c_attn|attention\.dense|mlp.*h)"
     model = attach_policy(tiny_model(architecture), lora(target_modules=pattern), range(3))
-    everywhere = get_peft_model(tiny_model(architecture), lora(target_modules=pattern))
+    base = tiny_model(architecture)
+    everywhere = get_peft_model(base, oriented(lora(target_modules=pattern), base))
     above = f".{DEPTH - 1}."
     expected = {name for name in trainable_names(everywhere) if above not in name}
     assert trainable_names(model) == expected

@@ -157,14 +157,13 @@ def test_long_rows_that_share_their_beginning_have_the_logits_that_they_have_alo
         assert torch.allclose(found[start:stop], expected[start - stop :], atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
 def test_recomputed_blocks_give_the_same_gradient(architecture):
     gradients = []
     for checkpointing in (False, True):
         model = packed_model(architecture).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         inputs = model_inputs(packed_rows(*sequences()))
         model(**inputs, use_cache=False).logits.square().sum().backward()
         gradients.append(model.get_input_embeddings().weight.grad)

@@ -20,6 +20,7 @@ from rahf.alignment import views_of
 from rahf.cli import main
 from rahf.data.contrast import packed_rows
 from rahf.distributed.accelerate import Launch, read_launch
+from rahf.models.adapters import oriented
 from rahf.models.capture import Narrowed, find_blocks, replaced_blocks
 from rahf.models.scoring import scored_together
 from rahf.models.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
@@ -62,7 +63,8 @@ def tiny_policy(architecture, targets=None, attention="eager", dtype=torch.float
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config, dtype=dtype)
     # PEFT refuses names that are nowhere, which is what the other architectures' are.
-    model = get_peft_model(base, lora(target_modules=targets, lora_dropout=dropout))
+    config = oriented(lora(target_modules=targets, lora_dropout=dropout), base)
+    model = get_peft_model(base, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -145,7 +147,6 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones():
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 def test_flops_are_those_that_torch_counts(architecture, targets, checkpointing):
     check_flops(architecture, TARGETS[targets], checkpointing)
 
@@ -159,7 +160,7 @@ def check_flops(architecture, targets, checkpointing):
     decoder = decoder_of(architecture)
     model = tiny_policy(architecture, targets)
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     with FlopCounterMode(display=False) as forward:
         hidden = states(model)
     with FlopCounterMode(display=False) as backward:
@@ -410,12 +411,11 @@ def test_retained_texts_double_the_rows_of_reference_and_policy():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 def test_rows_that_end_below_the_top_cost_the_lower_blocks_alone(targets, checkpointing):
     """FLOPs of three rows of which two go on through the upper blocks and the head."""
     model = tiny_policy("llama", TARGETS[targets])
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     blocks, ids = find_blocks(model), torch.randint(2, VOCABULARY, (1, 3 * 32))
     # One row of 96 tokens, of which 64 go on: as a pack, but for an attention to all before.
     around = [*blocks.modules[:2], *(Narrowed(block, 64) for block in blocks.modules[2:])]

@@ -6,7 +6,6 @@ response that are allowed. Their mistakes (means over padding, layers counted of
 out, so that the loss is the package's own.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,9 +35,7 @@ class NaiveAlignment:
         self.policy = self._trainable()
         if checkpointing:
             self.policy.enable_input_require_grads()
-            with warnings.catch_warnings():  # its name is about to change
-                warnings.simplefilter("ignore", FutureWarning)
-                self.policy.gradient_checkpointing_enable({"use_reentrant": False})
+            self.policy.activation_checkpointing_enable({"use_reentrant": False})
         self.optimizer = torch.optim.AdamW(
             self._parameters(), lr=workload.learning_rate, weight_decay=0.0
         )

@@ -1,0 +1,137 @@
+"""Warnings and log notes of other libraries that a user of `rahf` can do nothing about.
+
+Each entry names the library, the message and the release that ends it. An entry leaves the tables
+with that release. The command line and the scripts install the filters; `import rahf` does not,
+because a library must not change the filters of the program that imports it.
+
+Imports no other library.
+"""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class ForeignWarning(NamedTuple):
+    """A Python warning."""
+
+    library: str
+    """The library whose call raises it."""
+    category: type[Warning]
+    message: str
+    """Regular expression that matches its beginning."""
+    ends: str
+
+
+class ForeignNote(NamedTuple):
+    """A log record."""
+
+    library: str
+    logger: str
+    """Full name of the logger: a filter is not asked about the records of loggers below it."""
+    message: str
+    """Regular expression that matches its beginning."""
+    ends: str
+
+
+WARNINGS = (
+    ForeignWarning(
+        "peft, trl",  # peft_model.py; models/utils.py
+        FutureWarning,
+        "`is_gradient_checkpointing` is deprecated",
+        "transformers 6 removes the name; peft 0.21.2 and trl 1.16.0 still read it",
+    ),
+    ForeignWarning(
+        "deepspeed",  # comm/torch.py, under ZeRO
+        FutureWarning,
+        r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated",
+        "torch names none; deepspeed 0.19.8 still calls them",
+    ),
+)
+
+NOTES = (
+    ForeignNote(
+        "deepspeed",  # imported by accelerate wherever it is installed, to unwrap a model
+        "DeepSpeed",
+        r"Setting (ds_)?accelerator to ",
+        "none is named in deepspeed 0.19.8",
+    ),
+    ForeignNote(
+        "bitsandbytes",  # imported by peft wherever it is installed
+        "bitsandbytes.backends.cpu.ops",
+        "Failed to load CPU gemm_4bit_forward",
+        "none is named in bitsandbytes 0.50.2",
+    ),
+    ForeignNote(
+        "bitsandbytes",  # once for each product of an 8-bit layer
+        "bitsandbytes.autograd._functions",
+        "MatMul8bitLt: inputs will be cast from ",
+        "none is named in bitsandbytes 0.50.2",
+    ),
+    ForeignNote(
+        "lm_eval",  # rahf passes a loaded model on purpose
+        "lm_eval.models.huggingface",
+        "`pretrained` model kwarg is not of type `str`",
+        "none is named in lm_eval 0.4.13",
+    ),
+    ForeignNote(
+        "lm_eval",
+        "lm_eval.models.huggingface",
+        "Passed an already-initialized model through `pretrained`",
+        "none is named in lm_eval 0.4.13",
+    ),
+)
+
+
+def ignore_foreign_warnings() -> None:
+    """Install the filters of both tables in this process. A second call changes nothing."""
+    for warning in WARNINGS:
+        warnings.filterwarnings("ignore", warning.message, warning.category)
+    for note in NOTES:
+        logging.getLogger(note.logger).addFilter(_FILTERS[note])
+
+
+class _Hidden(logging.Filter):
+    """Drops the records whose message begins as `pattern` says."""
+
+    def __init__(self, pattern: str):
+        super().__init__()
+        self._pattern = re.compile(pattern)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self._pattern.match(record.getMessage())
+
+
+_FILTERS = {note: _Hidden(note.message) for note in NOTES}
+
+
+@contextmanager
+def new_head_expected() -> Iterator[None]:
+    """Load a classifier without transformers' report that its head is new.
+
+    The report is dropped only if it lists nothing but the head that is added and the output
+    embeddings that it takes the place of.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_only_new_head)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_only_new_head)
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_REPORTED = re.compile(r"^(\S+) +\| ([A-Z]+)\b", re.MULTILINE)
+_NEW_HEAD = re.compile(r"(score|classifier)\..* MISSING|(lm_head|embed_out)\..* UNEXPECTED")
+
+
+def _only_new_head(record: logging.LogRecord) -> bool:
+    """Return whether a record is shown: False for a report of a new head alone."""
+    text = _COLOUR.sub("", record.getMessage())
+    if " LOAD REPORT from: " not in text:
+        return True
+    rows = [f"{name} {status}" for name, status in _REPORTED.findall(text)]
+    return not rows or not all(_NEW_HEAD.fullmatch(row) for row in rows)
