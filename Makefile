@@ -7,7 +7,9 @@ VENV := .venv
 MODEL := models/SmolLM2-135M-Instruct
 LOCKED := --constraint constraints.txt --no-build-isolation
 
-install = $(1)/bin/pip --quiet --disable-pip-version-check install
+# setuptools warns of every editable installation.
+install = PYTHONWARNINGS="ignore:Editable installation" \
+  $(1)/bin/pip --quiet --disable-pip-version-check install
 # One thread a worker: the test models are so small that more threads only wait for each other.
 pytest = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q --numprocesses 2 --dist worksteal
 
@@ -20,16 +22,17 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 # What a recipe needs. Nothing is compiled.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the libraries (a few minutes the first time)"
-	$(call install,$(VENV)) --constraint constraints.txt --upgrade pip setuptools wheel
-	$(call install,$(VENV)) $(LOCKED) --editable ".[judges,gguf]"
-	touch $@
+	@$(call install,$(VENV)) --constraint constraints.txt --upgrade pip setuptools wheel
+	@$(call install,$(VENV)) $(LOCKED) --editable ".[judges,gguf]"
+	@touch $@
 
 # What the tests need besides: DeepSpeed, the evaluation harness, TRL.
 $(VENV)/tested: $(VENV)/installed | compiler
-	$(call install,$(VENV)) $(LOCKED) --editable ".[test]"
-	touch $@
+	@echo "installing what the tests need"
+	@$(call install,$(VENV)) $(LOCKED) --editable ".[test]"
+	@touch $@
 
 compiler:
 	@command -v $${CXX:-c++} > /dev/null || { echo "DeepSpeed, which the tests run, needs a C++" \
