@@ -953,7 +953,7 @@ def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["yes", "no"])  # the words that the script writes
     tokenizer.save_pretrained("model")
-    script = ROOT / "scripts" / "measure_memory.py"
+    script = ROOT / "scripts/benchmarks/memory.py"
     # Up to nearly the top: weights of blocks that a CPU run never reads are not resident.
     keys = [recipe_file(shift="token", target_layers="0.6-0.9", dataset_test_split=None), *keys]
     keys += ["--tokens=256", "--per_device_train_batch_size=8", "--tight"]
