@@ -93,7 +93,7 @@ def named_commands(text):
     found = []
     for line in shell_lines(text):
         for part in re.split(r"[;&]+", line):
-            if match := re.search(r"(?:^|[ =])rahf ([a-z]+)", part):
+            if match := re.match(r"\s*(?:\w+=\S+ )*rahf ([a-z]+)", part):
                 found.append((match[1], part))
     return found
 
@@ -110,7 +110,7 @@ def test_lines_are_short(path):
 
 @each(PAGES)
 def test_paragraphs_are_short(path):
-    paragraphs = re.split(r"\n\s*\n|\n(?=\s*[-*] |\s*\||#)", blocks(path.read_text())[1])
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d\.) |\s*\||#)", blocks(path.read_text())[1])
     assert [text for text in paragraphs if len(text.strip().splitlines()) > 5] == []
 
 
