@@ -1,8 +1,10 @@
 """The documents are readable and name what exists: commands, options, keys, targets, files."""
 
 import argparse
+import configparser
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -19,21 +21,20 @@ DOCUMENTS = [*PAGES, *sorted(ROOT.glob("recipes/*/README.md"))]
 
 LONGEST = 140
 
-# Names with an underscore that are neither a key, an option nor a method.
+# Names in code that are neither a key, an option, a value nor a method.
 OTHERS = {
-    "d_model": "a size of a model",
     "hidden_states": "what transformers returns, whose indices are not block numbers",
-    "down_proj": "a module",
+    "down_proj": "a module of a model",
     "save_to_disk": "a function of datasets",
-    "row_type": "no key: a column",
-    "my_task": "a task of the reader's",
     "llama_cpp": "a package",
     "llama_set_adapter_cvec": "a function of llama.cpp",
     "malloc_trim": "a function of glibc",
     "peak_memory": "a field of stage.json",
-    "main_process_port": "an entry of accelerate's configuration files",
-    "offload_param_device": "an entry of accelerate's configuration files",
-    "only_warm": "a variable of an example",
+    "main_process_port": "accelerate's",
+    "gradient_checkpointing": "of the launch files of RAHF's authors",
+    "split_kind": "a column of the shipped test prompts",
+    "seen_subject": "a value of split_kind",
+    "new_subject": "a value of split_kind",
 }
 
 
@@ -78,6 +79,12 @@ def options_of(parser):
     """Options of a command and of the commands within it."""
     own = {option for action in parser._actions for option in action.option_strings}
     return own.union(*(options_of(inner) for inner in choices(parser).values()))
+
+
+def texts_in(annotation):
+    """Texts of the Literals in an annotation."""
+    inner = [text for part in get_args(annotation) for text in texts_in(part)]
+    return [annotation] if isinstance(annotation, str) else inner
 
 
 def is_key(name):
@@ -159,11 +166,13 @@ def test_options_of_a_script_exist(path):
 def test_options_and_keys_in_the_text_exist(path):
     options = set().union(*(options_of(parser) for parser in COMMANDS.values()))
     scripts = "".join(script.read_text() for script in ROOT.glob("scripts/**/*.py"))
-    known = {*METHODS, *OTHERS, *RAHFConfig.__dataclass_fields__}
+    values = {text for hint in get_type_hints(RAHFConfig).values() for text in texts_in(hint)}
+    known = {*METHODS, *OTHERS, *values, *RAHFConfig.__dataclass_fields__}
     unknown = []
     for span in spans(path.read_text()):
         if match := re.match(r"--([a-z][\w.]*)", span):
             fine = f"--{match[1]}" in options or is_key(match[1]) or f'"--{match[1]}"' in scripts
+            fine = fine or match[1] in OTHERS
         elif match := re.match(r"([a-z][a-z_]*(?:\.[a-z_]+)?): ", span):
             fine = is_key(match[1]) or any(is_key(f"{name}.{match[1]}") for name in SECTIONS)
         elif re.fullmatch(r"[a-z]+(_[a-z]+)+|(teachers|evaluation|compare)\.[a-z_]+", span):
@@ -198,6 +207,15 @@ def test_targets_of_make_exist(path):
         for target in re.findall(r"^make ([a-z-]+)", line)
     ]
     assert [target for target in named if target not in targets] == []
+
+
+@each(DOCUMENTS)
+def test_extras_of_the_package_exist(path):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    given = re.findall(r"pip install .*?\[([a-z,]+)\]", path.read_text())
+    named = {extra for extras in given for extra in extras.split(",")}
+    assert named <= set(setup["options.extras_require"])
 
 
 def anchors(path):
