@@ -97,12 +97,9 @@ def is_key(name):
 
 def named_commands(text):
     """(command, its line) of every `rahf COMMAND` in code."""
-    found = []
-    for line in shell_lines(text):
-        for part in re.split(r"[;&]+", line):
-            if match := re.match(r"\s*(?:\w+=\S+ )*rahf ([a-z]+)", part):
-                found.append((match[1], part))
-    return found
+    parts = [part.strip() for line in shell_lines(text) for part in re.split(r"[;&]+", line)]
+    matches = [(re.match(r"(?:\w+=\S+ )*rahf ([a-z]+)", part), part) for part in parts]
+    return [(match[1], part) for match, part in matches if match]
 
 
 @each(DOCUMENTS)
@@ -135,7 +132,7 @@ def test_commands_that_a_document_names_exist(path):
 def test_options_of_a_command_exist(path):
     unknown = []
     for command, line in named_commands(path.read_text()):
-        parser = COMMANDS[command]
+        parser = COMMANDS.get(command, argparse.ArgumentParser())
         takes_keys = "--KEY" in (parser.usage or "")
         given = re.findall(r"(?<=\s)--([a-z][\w.]*)", line)
         unknown += [
