@@ -195,6 +195,21 @@ def test_keys_of_a_recipe_exist(path):
     assert unknown == []
 
 
+def test_the_table_of_defaults_is_that_of_the_methods():
+    text = (ROOT / "docs/method.md").read_text()
+    table = text[text.index("## Defaults") :].split("\n\n")[2].splitlines()
+    first, _, *lines = [re.findall(r"[^|]+", line) for line in table]
+    keys = [cell.strip(" `") for cell in first[1:]]
+    shown = {
+        name: dict(zip(keys, map(yaml.safe_load, cells[1:]), strict=True))
+        for cells in lines
+        for name in re.findall(r"`(\w+)`", cells[0])
+    }
+    plain = shown["direction"]
+    assert {name: plain | METHODS[name].defaults for name in shown} == shown
+    assert set(shown) == {name for name, method in METHODS.items() if not method.pushes_away}
+
+
 @each(DOCUMENTS)
 def test_targets_of_make_exist(path):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -232,6 +247,13 @@ def test_links_lead_somewhere(path):
         if not target.exists() or (anchor and anchor not in anchors(target)):
             wrong.append(link)
     assert wrong == []
+
+
+@each(DOCUMENTS)
+def test_files_of_the_project_that_a_document_names_exist(path):
+    code = "\n".join([blocks(path.read_text())[1], *shell_lines(path.read_text())])
+    names = re.findall(r"(?<![\w/])(?:tests|scripts|docs|accelerate_configs)/[\w./-]+\.\w+", code)
+    assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
 def test_the_map_of_the_readme_names_every_package_and_every_module_at_the_top():
