@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 def _responses(options: argparse.Namespace, model, tokenizer, given):
     """Ids that the models are given, and where the responses come from."""
     from rahf.data.prompts import chat_prompt_form
-    from rahf.data.tokenization import tokenize_responses
+    from rahf.data.response_ids import tokenize_responses
     from rahf.interpret.token_shift.records import given_responses, greedy_responses
 
     if options.responses is None:

@@ -119,6 +119,11 @@ def load_tokenizer_of(
     return AutoTokenizer.from_pretrained(str(name), **options)
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the padding id, or the end-of-text id: padding is known by its mask."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
 def fingerprint(name: str | Path) -> list[str]:
     """Name, size and time of the files of weights in a local folder: what changes when a model is
     trained anew. Empty for a name of the Hub.
@@ -158,8 +163,7 @@ def attach_policy(
     """Put the policy's LoRA, in float32, on the given blocks of `base`.
 
     Args:
-        start: folder of an adapter the policy starts as a copy of; its configuration is then taken
-            over.
+        start: folder of an adapter that the policy starts as a copy of, configuration included.
 
     Raises:
         ValueError: `start` is a full model, or an adapter of another base; a pattern of modules
@@ -169,25 +173,9 @@ def attach_policy(
         model = base
         model.set_adapter(POLICY)
     elif start is not None:
-        if isinstance(start, PreTrainedModel) or not is_adapter(start):
-            given = base_name(start) if isinstance(start, PreTrainedModel) else start
-            raise ValueError(
-                f"the policy cannot start as a copy of {given}, which is a full model and no "
-                "adapter. Give an adapter as that teacher, or make the full model the base "
-                "(model_name_or_path) and set reference: base."
-            )
-        check_same_base(start, base_name(base))
-        model = PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
+        model = _copy_of(start, base)
     else:
-        blocks = (
-            config.layers_to_transform if config.layers_to_transform is not None else list(layers)
-        )
-        if config.target_modules == "all-linear":  # which PEFT takes for all blocks alone
-            config = replace(config, target_modules=linear_names(base))
-        elif isinstance(config.target_modules, str):  # and a pattern as well
-            config = replace(config, target_modules=matches(base, config.target_modules, layers))
-        config = replace(config, task_type="CAUSAL_LM", layers_to_transform=blocks)
-        model = get_peft_model(base, config, POLICY)
+        model = get_peft_model(base, _on_blocks(config, base, layers), POLICY)
     for parameter in trainable(model):
         # Pure bfloat16 weights hardly move at usual learning rates.
         parameter.data = parameter.data.float()
@@ -196,6 +184,33 @@ def attach_policy(
         # arrives.
         block.requires_grad_(False)
     return model
+
+
+def _copy_of(start: str | Path | PreTrainedModel, base: PreTrainedModel) -> PeftModel:
+    """Return `base` with a trainable copy of an adapter as the policy."""
+    if isinstance(start, PreTrainedModel) or not is_adapter(start):
+        given = base_name(start) if isinstance(start, PreTrainedModel) else start
+        raise ValueError(
+            f"the policy cannot start as a copy of {given}, which is a full model and no "
+            "adapter. Give an adapter as that teacher, or make the full model the base "
+            "(model_name_or_path) and set reference: base."
+        )
+    check_same_base(start, base_name(base))
+    return PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
+
+
+def _on_blocks(config: LoraConfig, base: PreTrainedModel, layers: range) -> LoraConfig:
+    """Return the configuration restricted to the given blocks, unless it names blocks itself."""
+    blocks = config.layers_to_transform
+    if config.target_modules == "all-linear":  # which PEFT takes only for all blocks
+        config = replace(config, target_modules=linear_names(base))
+    elif isinstance(config.target_modules, str):  # and a pattern as well
+        config = replace(config, target_modules=matches(base, config.target_modules, layers))
+    return replace(
+        config,
+        task_type="CAUSAL_LM",
+        layers_to_transform=list(layers) if blocks is None else blocks,
+    )
 
 
 def linear_names(base: PreTrainedModel) -> list[str]:
