@@ -4,10 +4,8 @@ from.
 Everything that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.distributed.sharding import load_placed, without_engine
 from rahf.models.capture import find_blocks
+from rahf.models.lora_targets import on_blocks
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -175,7 +173,7 @@ def attach_policy(
     elif start is not None:
         model = _copy_of(start, base)
     else:
-        model = get_peft_model(base, _on_blocks(config, base, layers), POLICY)
+        model = get_peft_model(base, on_blocks(config, base, layers), POLICY)
     for parameter in trainable(model):
         # Pure bfloat16 weights hardly move at usual learning rates.
         parameter.data = parameter.data.float()
@@ -197,54 +195,6 @@ def _copy_of(start: str | Path | PreTrainedModel, base: PreTrainedModel) -> Peft
         )
     check_same_base(start, base_name(base))
     return PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
-
-
-def _on_blocks(config: LoraConfig, base: PreTrainedModel, layers: range) -> LoraConfig:
-    """Return the configuration restricted to the given blocks, unless it names blocks itself."""
-    blocks = config.layers_to_transform
-    if config.target_modules == "all-linear":  # which PEFT takes only for all blocks
-        config = replace(config, target_modules=linear_names(base))
-    elif isinstance(config.target_modules, str):  # and a pattern as well
-        config = replace(config, target_modules=matches(base, config.target_modules, layers))
-    return replace(
-        config,
-        task_type="CAUSAL_LM",
-        layers_to_transform=list(layers) if blocks is None else blocks,
-    )
-
-
-def linear_names(base: PreTrainedModel) -> list[str]:
-    """Names of the matrices inside the decoder blocks: `q_proj`, `down_proj`, ..."""
-    matrices = (nn.Linear, Conv1D)  # GPT-2's matrices are the latter
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for block in find_blocks(base).modules
-            for name, module in block.named_modules()
-            if isinstance(module, matrices)
-        }
-    )
-
-
-def matches(base: PreTrainedModel, pattern: str, layers: range) -> list[str]:
-    """Full names of the modules in some decoder blocks that a pattern matches whole, as PEFT reads
-    it: `model.layers.0.self_attn.q_proj`, ...
-
-    Raises:
-        ValueError: it matches none.
-    """
-    blocks = find_blocks(base).modules
-    inside = {module: layer for layer in layers for module in blocks[layer].modules()}
-    names = [name for name, module in base.named_modules() if module in inside]
-    matched = [name for name in names if re.fullmatch(pattern, name)]
-    if not matched:
-        raise ValueError(
-            f"target_modules (lora_target_modules): the pattern {pattern!r} matches the whole name "
-            f"of no module in the blocks {layers.start} to {layers.stop - 1}, which get the "
-            f"adapter. Names are as {names[-1]}: give a pattern that matches some, a list of "
-            "endings of names, or all-linear."
-        )
-    return matched
 
 
 def add_teachers(
