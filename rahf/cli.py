@@ -1,41 +1,99 @@
-"""The command `rahf`: gathers the commands, runs the one that is named, tells users' errors.
+"""The command `rahf`: finds the command that is named, runs it, prints users' errors.
 
-The commands themselves, their options and what they call, are in `commands`.
+Each command is a module of `commands` with `add_options(parser)` and `run`. Only the module of the
+command that is named is imported.
 """
 
 import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NamedTuple, NoReturn
 
-from rahf.commands import (
-    align,
-    compare,
-    data,
-    directions,
-    dpo,
-    evaluate,
-    export,
-    generate,
-    plan,
-    push,
-    reward,
-    shift,
-    sweep,
-    validate,
-)
+from rahf.commands.options.parsers import plain_command, recipe_command, recipe_file_command
 from rahf.foreign_warnings import ignore_foreign_warnings
 
 
+class Command(NamedTuple):
+    """A command, whose module has its name."""
+
+    parser: Callable[..., argparse.ArgumentParser]  # makes its parser; says what `run` is given
+    summary: str
+
+
+class Group(NamedTuple):
+    """A command of several kinds: `rahf evaluate tasks` is in the module `evaluate_tasks`."""
+
+    summary: str
+    kinds: Mapping[str, Command]
+
+
+COMMANDS: dict[str, Command | Group] = {
+    "align": Command(recipe_command, "run the stages of a recipe that are not done yet"),
+    "data": Command(recipe_command, "show what a recipe's data becomes: counts, lengths, rows"),
+    "prepare": Command(recipe_command, "tokenise a recipe's data into the cache, nothing else"),
+    "plan": Command(recipe_command, "report what a recipe will cost, without loading weights"),
+    "validate": Command(
+        recipe_file_command, "report every problem of a recipe, without running it"
+    ),
+    "generate": Command(plain_command, "write a model's responses to the prompts of a file"),
+    "directions": Command(
+        recipe_command,
+        "fit one direction per layer from a recipe's pairs, with the evidence for it",
+    ),
+    "shift": Command(
+        plain_command, "show where an aligned model says what its base would not have said"
+    ),
+    "evaluate": Group(
+        "measure a model's preferences, judge responses, run tasks",
+        {
+            "preferences": Command(
+                plain_command,
+                "measure whether a model finds chosen responses likelier than rejected ones",
+            ),
+            "responses": Command(
+                plain_command, "let a judge score responses, or decide between those of two files"
+            ),
+            "tasks": Command(
+                plain_command, "run tasks of lm-evaluation-harness (pip install 'rahf[eval]')"
+            ),
+        },
+    ),
+    "reward": Command(
+        plain_command, "train a reward model on preference pairs, to judge responses with"
+    ),
+    "dpo": Command(
+        recipe_command, "train the baseline DPO (TRL) on a recipe's pairs, model and LoRA"
+    ),
+    "compare": Command(
+        recipe_file_command,
+        "train and measure base, URIAL, SFT, DPO, LoRRA, SCIT and DUAL side by side",
+    ),
+    "export": Command(
+        plain_command, "write an adapter or directions in the forms that other runtimes load"
+    ),
+    "push": Command(
+        plain_command,
+        "send an adapter or directions to the Hugging Face Hub, with a filled-in card",
+    ),
+    "sweep": Command(
+        recipe_file_command,
+        "run a recipe with every combination of the values given: --alpha 1,2,5",
+    ),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit status: 0, 1 (not valid), 2 (cannot be run)."""
+    """Run the command line and return the exit status: 0, 1 (not valid), 2 (cannot be run)."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     ignore_foreign_warnings()
-    options, unread = _parser("align" in given[:1]).parse_known_args(given)
+    options, overrides = _parser(given).parse_known_args(given)
+    options.overrides = overrides
     try:
-        return options.run(options, unread)
+        return options.run(options)
     except (ValueError, OSError) as error:
         if options.traceback:
             traceback.print_exc()
@@ -67,6 +125,51 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status)
 
 
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser; of the commands, only the one named in `given` has its options."""
+    parser = argparse.ArgumentParser(
+        prog="rahf",
+        description="Preference pairs in, aligned adapter out.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version")
+    words = [word for word in given if not word.startswith("-")]
+    if words and words[0] not in COMMANDS:
+        near = get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+        parser.error(f"unknown command {words[0]}, {hint}")
+    _add(parser.add_subparsers(metavar="COMMAND", required=True), COMMANDS, words)
+    return parser
+
+
+def _add(
+    commands, table: Mapping[str, Command | Group], words: Sequence[str], prefix: str = ""
+) -> None:
+    """Add every command of the table, with the options of the one that `words` begin with."""
+    for name, entry in table.items():
+        if isinstance(entry, Group):
+            kinds = commands.add_parser(name, help=entry.summary).add_subparsers(
+                metavar="WHAT", required=True
+            )
+            _add(kinds, entry.kinds, words[1:] if words[:1] == [name] else [], f"{name}_")
+        elif words[:1] == [name]:
+            module = import_module(f"rahf.commands.{prefix}{name}")
+            module.add_options(entry.parser(commands, name, entry.summary, module.run))
+        else:
+            commands.add_parser(name, help=entry.summary)
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser, *_):
+        import rahf
+
+        print(rahf.__version__)
+        parser.exit()
+
+
 def _told_to_launcher(error: Exception) -> bool:
     """Whether a launcher of ours prints the error, once for all ranks."""
     if "RAHF_LAUNCHED" not in os.environ:
@@ -82,42 +185,3 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return str(error)
-
-
-def _parser(with_keys: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rahf",
-        description="Preference pairs in, aligned adapter out.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action=_Version, help="print the version")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    align.add(commands, with_keys=with_keys)
-    for command in (
-        data,
-        plan,
-        validate,
-        generate,
-        directions,
-        shift,
-        evaluate,
-        reward,
-        dpo,
-        compare,
-        export,
-        push,
-        sweep,
-    ):
-        command.add(commands)
-    return parser
-
-
-class _Version(argparse.Action):
-    def __init__(self, option_strings, dest, help=None):
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser, *_):
-        import rahf
-
-        print(rahf.__version__)
-        parser.exit()

@@ -2,28 +2,24 @@
 
 import argparse
 
-from rahf.commands.options.parsers import launch_options, recipe_command
+from rahf.commands.options.parsers import launch_options
 
 
-def add(commands, *, with_keys: bool) -> None:
-    """Add the command; `with_keys`: its help ends with every key of a recipe."""
-    summary = "run the stages of a recipe that are not done yet"
-    shown = " [--stage NAME] [--accelerate_config NAME]"
-    parser = recipe_command(commands, "align", summary, run, options=shown)
-    parser.add_argument("--stage", metavar="NAME", help="run this stage alone")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options; the help ends with every key of a recipe."""
+    from rahf.recipe.reference import as_text
+
+    parser.usage = (
+        "rahf align RECIPE.yaml [--stage NAME] [--accelerate_config NAME] [--KEY VALUE ...]"
+    )
+    parser.add_argument("--stage", metavar="NAME", help="run only this stage")
     launch_options(parser)
-    if with_keys:
-        from rahf.recipe.reference import as_text
-
-        parser.epilog = f"{parser.epilog}\n\n{as_text()}"
+    parser.epilog = f"{parser.epilog}\n\n{as_text()}"
 
 
-def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe.files import checked_recipe
-
-    recipe = checked_recipe(options.recipe, overrides)
+def run(recipe, options: argparse.Namespace) -> int:
     if options.accelerate_config is not None:
-        return _on_ranks(options, overrides)
+        return _on_ranks(options)
     if options.num_processes is not None:
         raise ValueError(
             "--num_processes says how many processes --accelerate_config starts; give both, as in "
@@ -37,13 +33,13 @@ def run(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _on_ranks(options: argparse.Namespace, overrides: list[str]) -> int:
+def _on_ranks(options: argparse.Namespace) -> int:
     from rahf.distributed.accelerate import find_config, read_launch
     from rahf.distributed.launching import launch
 
     config = find_config(options.accelerate_config)
     read_launch(str(config), options.num_processes)  # refuses what cannot be launched
-    arguments = ["align", str(options.recipe), *overrides]
+    arguments = ["align", str(options.recipe), *options.overrides]
     arguments += ["--stage", options.stage] if options.stage else []
     arguments += ["--traceback"] if options.traceback else []
     return launch(config, options.num_processes, arguments)

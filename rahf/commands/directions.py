@@ -1,16 +1,21 @@
 """`rahf directions`: fit one direction per layer, and show what it is worth."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-
-from rahf.commands.options.parsers import recipe_command
 
 FITS = ("mean", "principal", "probe")
 
 
-def add(commands) -> None:
-    summary = "fit one direction per layer from a recipe's pairs, with the evidence for it"
-    option = recipe_command(commands, "directions", summary, run).add_argument
+def add_options(parser: argparse.ArgumentParser) -> None:
+    _what_is_fitted(parser.add_argument)
+    _what_is_measured(parser.add_argument)
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=Path, help="default: output_dir/reading/SOURCE"
+    )
+
+
+def _what_is_fitted(option: Callable[..., object]) -> None:
     option(
         "--source",
         choices=("responses", "instructions", "adapters"),
@@ -25,6 +30,13 @@ def add(commands) -> None:
         help="states of a response: its last token, their mean, or every token (default: mean)",
     )
     option("--fit", choices=FITS, default="mean", help="what is saved (default: mean)")
+    option("--layers", metavar="LAYERS", help="blocks, as target_layers (default: all)")
+    option("--positive", metavar="FOLDER", help="adapter of the positive side, or base")
+    option("--negative", metavar="FOLDER", help="adapter of the negative side, or base")
+    option("--rows", metavar="N", type=int, help="fit on so many pairs, drawn by the seed")
+
+
+def _what_is_measured(option: Callable[..., object]) -> None:
     option(
         "--compare",
         metavar="FIT,FIT",
@@ -33,10 +45,6 @@ def add(commands) -> None:
         help="fits in the table beside it, or none; principal and probe need a matrix of d_model x "
         "d_model per layer (default: all)",
     )
-    option("--layers", metavar="LAYERS", help="blocks, as target_layers (default: all)")
-    option("--positive", metavar="FOLDER", help="adapter of the positive side, or base")
-    option("--negative", metavar="FOLDER", help="adapter of the negative side, or base")
-    option("--rows", metavar="N", type=int, help="fit on so many pairs, drawn by the seed")
     option(
         "--effect",
         metavar="LAYERS",
@@ -50,13 +58,9 @@ def add(commands) -> None:
         default=16,
         help="held-out pairs that the effect is measured on (default: 16)",
     )
-    option("--output", metavar="FOLDER", type=Path, help="default: output_dir/reading/SOURCE")
 
 
-def run(options: argparse.Namespace, overrides: list[str]) -> int:
-    from rahf.recipe.files import checked_recipe
-
-    recipe = checked_recipe(options.recipe, overrides)
+def run(recipe, options: argparse.Namespace) -> int:
     from rahf.pipeline.fit_directions import ReadingOptions, read_directions
 
     chosen = {name: getattr(options, name) for name in ReadingOptions._fields}

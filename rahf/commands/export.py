@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.parsers import plain_command
-
 FORMATS = ("adapter", "merged", "safetensors", "gguf")
 
 EPILOG = """\
@@ -12,9 +10,8 @@ Of an adapter: adapter (PEFT), merged (transformers; compared with the adapter b
 Of directions: safetensors (rahf), gguf (control vector of llama.cpp)."""
 
 
-def add(commands) -> None:
-    summary = "write an adapter or directions in the forms that other runtimes load"
-    parser = plain_command(commands, "export", summary, run, EPILOG)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     option = parser.add_argument
     option("source", metavar="FOLDER", type=Path, help="adapter or directions")
     option("--output", required=True, metavar="FOLDER", type=Path, help="where it is written")

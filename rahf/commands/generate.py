@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rahf.commands.options.models import identity, load, model_options
-from rahf.commands.options.parsers import plain_command
 from rahf.commands.options.steering import (
     check_strengths,
     steering,
@@ -23,9 +22,8 @@ Responses: a name ending in .jsonl holds prompt, generator, response, tokens, fi
 in .json is AlpacaEval's layout. A run that was stopped goes on when the command is given again."""
 
 
-def add(commands) -> None:
-    summary = "write a model's responses to the prompts of a file"
-    parser = plain_command(commands, "generate", summary, run, EPILOG)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     option = parser.add_argument
     model_options(parser)
     option("--prompts", required=True, metavar="FILE", type=Path, help="the prompts")

@@ -3,12 +3,10 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.parsers import launch_options, recipe_command
+from rahf.commands.options.parsers import launch_options
 
 
-def add(commands) -> None:
-    summary = "tell what a recipe will cost, without loading weights"
-    parser = recipe_command(commands, "plan", summary, run)
+def add_options(parser: argparse.ArgumentParser) -> None:
     launch_options(parser)
     option = parser.add_argument
     option("--device_memory", metavar="GIB", type=float, help="refuse what does not fit into it")
@@ -17,11 +15,9 @@ def add(commands) -> None:
     option("--model_config", metavar="FILE", type=Path, help="config.json in place of the model's")
 
 
-def run(options: argparse.Namespace, overrides: list[str]) -> int:
+def run(recipe, options: argparse.Namespace) -> int:
     from rahf.plan.command import PlanOptions, plan
-    from rahf.recipe.files import checked_recipe
 
-    recipe = checked_recipe(options.recipe, overrides)
     chosen = PlanOptions(**{name: getattr(options, name) for name in PlanOptions._fields})
     text, refusal = plan(recipe, chosen)
     print(text)

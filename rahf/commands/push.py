@@ -3,12 +3,8 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.parsers import plain_command
 
-
-def add(commands) -> None:
-    summary = "send an adapter or directions to the Hugging Face Hub, with a filled-in card"
-    parser = plain_command(commands, "push", summary, run)
+def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("source", metavar="FOLDER", type=Path, help="output_dir of a run, or directions")
     option("repo_id", metavar="USER/NAME", help="repository, made if there is none")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rahf.commands.options.models import DTYPES
-from rahf.commands.options.parsers import plain_command
 from rahf.recipe.training_arguments import checkpointing_name
 
 EPILOG = """\
@@ -31,9 +30,8 @@ DECIDING = ("model", "pairs", "split", "test_split", "lora_r", "dtype", "chat_te
 """Options beside them that decide what comes out."""
 
 
-def add(commands) -> None:
-    summary = "train a reward model on preference pairs, to judge responses with"
-    parser = plain_command(commands, "reward", summary, run, EPILOG)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     option = parser.add_argument
     option("--model", required=True, metavar="NAME", help="language or reward model to start from")
     option("--pairs", required=True, metavar="NAME", help="pairs: a file, a folder or a Hub id")
@@ -55,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     from rahf.artifacts import StageRecord
     from rahf.distributed.sigterm import handling_sigterm, leave
-    from rahf.pipeline.run import deciding
-    from rahf.pipeline.stages import is_complete, run_recorded
+    from rahf.pipeline.stages import deciding, is_complete, run_recorded
 
     PartialState(cpu=options.use_cpu)
     given = {name: getattr(options, name) for name in (*ARGUMENTS, *SWITCHES)}

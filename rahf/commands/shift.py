@@ -5,7 +5,6 @@ import hashlib
 from pathlib import Path
 
 from rahf.commands.options.models import identity, load, model_options
-from rahf.commands.options.parsers import plain_command
 
 EPILOG = """\
 --model is what is looked at; an adapter is held against the same weights with the adapter off, any
@@ -14,9 +13,8 @@ other model against --against. With --prompts the model's own greedy responses a
 summary.json, shift.png and index.html (the text in colour)."""
 
 
-def add(commands) -> None:
-    summary = "show where an aligned model says what its base would not have said"
-    parser = plain_command(commands, "shift", summary, run, EPILOG)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
     option = parser.add_argument
     model_options(parser)
     option("--against", metavar="NAME", help="model it is held against (default: adapter off)")
@@ -31,7 +29,7 @@ def add(commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import ResumableFile
-    from rahf.data.prompts import read_prompts, read_responses
+    from rahf.data.prompts import prompt_text, read_prompts, read_responses
     from rahf.interpret.token_shift.records import write_shifts
     from rahf.interpret.token_shift.shift import check_same_tokenizer, speaking_as_base
 
@@ -54,8 +52,8 @@ def run(options: argparse.Namespace) -> int:
     }
     file = ResumableFile(options.output / "shift.jsonl", settings)
     if not file.complete:
-        chats = [entry.messages for entry in given]
-        write_shifts(model, base, tokenizer, chats, responses, file, options.batch_size)
+        prompts = [prompt_text(entry.messages) for entry in given]
+        write_shifts(model, base, tokenizer, prompts, responses, file, options.batch_size)
     print(_report(options))
     return 0
 
@@ -63,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 def _responses(options: argparse.Namespace, model, tokenizer, given):
     """Ids that the models are given, and where the responses come from."""
     from rahf.data.prompts import chat_prompt_form
-    from rahf.data.tokenization import tokenize_responses
+    from rahf.data.response_ids import tokenize_responses
     from rahf.interpret.token_shift.records import given_responses, greedy_responses
 
     if options.responses is None:

@@ -2,16 +2,13 @@
 
 import argparse
 
-from rahf.commands.options.parsers import recipe_command
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the recipe and its overrides are all there is."""
 
 
-def add(commands) -> None:
-    summary = "run a recipe with every combination of the values given: --alpha 1,2,5"
-    recipe_command(commands, "sweep", summary, run)
-
-
-def run(options: argparse.Namespace, overrides: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     from rahf.pipeline.sweep import sweep
 
-    sweep(options.recipe, overrides)
+    sweep(options.recipe, options.overrides)
     return 0

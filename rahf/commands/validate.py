@@ -3,20 +3,18 @@
 import argparse
 import sys
 
-from rahf.commands.options.parsers import recipe_command
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the recipe and its overrides are all there is."""
 
 
-def add(commands) -> None:
-    recipe_command(commands, "validate", "tell every problem of a recipe, without running it", run)
-
-
-def run(options: argparse.Namespace, overrides: list[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     from rahf.comparison.row_recipes import check_given_comparison
     from rahf.recipe.files import checked_recipe, summary
     from rahf.recipe.recipe import RecipeError
 
     try:
-        recipe = checked_recipe(options.recipe, overrides, check_given_comparison)
+        recipe = checked_recipe(options.recipe, options.overrides, check_given_comparison)
     except RecipeError as error:
         print(f"{error}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ directions; knows no recipe.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rahf.data.contrast import Pairs, sequence_rows
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
-from rahf.models.likelihood import predictions, preference_margins, with_context
+from rahf.models.likelihood import predictions, preference_margins, rows_for, with_context
 from rahf.recipe.layers import resolve_layers
 from rahf.terms import kl_divergence
 
@@ -70,6 +69,28 @@ def windows(depth: int) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(resolve_layers(window, depth) for window in WINDOWS))
 
 
+def windows_within(
+    depth: int, fitted: Sequence[int], given: int | str | Sequence[int | str] | None
+) -> list[tuple[int, ...]]:
+    """Return the windows that the fitted layers cover, or only the layers that are given.
+
+    Args:
+        given: as `target_layers`; None: the windows are compared.
+
+    Raises:
+        ValueError: the fitted layers cover no window.
+    """
+    if given is not None:
+        return [resolve_layers(given, depth)]
+    covered = [each for each in windows(depth) if set(each) <= set(fitted)]
+    if not covered:
+        raise ValueError(
+            f"target_layers: auto compares windows such as {windows(depth)[-1]}, but the "
+            f"directions hold layers {list(fitted)}; give target_layers."
+        )
+    return covered
+
+
 def solve_strength(
     divergence: Callable[[float], float], budget: float, first: float
 ) -> tuple[float, float]:
@@ -105,12 +126,7 @@ class NeutralText:
 
     def __init__(self, model: nn.Module, texts: Sequence[list[int]], pad_token_id: int):
         self.model = model
-        rows = sequence_rows([[] for _ in texts], texts, pad_token_id)
-        device = next(model.parameters()).device
-        self.rows = {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in rows.items()
-        }
+        self.rows = rows_for(model, [[] for _ in texts], texts, pad_token_id)
         self.rows["response_mask"] = with_context(self.rows)
         self.before = self._predictions()
 
@@ -135,7 +151,11 @@ class Calibration:
     """
 
     def __init__(
-        self, model: nn.Module, pairs: Pairs, neutral: Sequence[list[int]], pad_token_id: int
+        self,
+        model: nn.Module,
+        pairs: Sequence[Mapping[str, Any]],
+        neutral: Sequence[list[int]],
+        pad_token_id: int,
     ):
         self.model, self.pairs, self.pad_token_id = model, pairs, pad_token_id
         self.neutral = NeutralText(model, neutral, pad_token_id)

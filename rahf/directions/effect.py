@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import send_to_device
 from jaxtyping import Float
 from torch import Tensor
 
-from rahf.data.contrast import Rows, sequence_rows
 from rahf.directions.states import Reader, Side
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
-from rahf.models.likelihood import predictions
+from rahf.models.likelihood import predictions, rows_for
 from rahf.terms import kl_divergence
 
 
@@ -64,14 +62,15 @@ def effect_on_predictions(
     return Effect(means.pop(""), means)
 
 
-def _rows(reader: Reader, side: Side, pairs: Sequence[Mapping[str, Any]]) -> tuple[Rows, list[int]]:
+def _rows(
+    reader: Reader, side: Side, pairs: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[int]]:
     prompts = [pair[side.prompt] for pair in pairs for _ in side.responses]
     responses = [pair[name][: reader.max_tokens] for pair in pairs for name in side.responses]
-    rows = sequence_rows(prompts, responses, reader.pad_token_id)
-    device = next(reader.model.parameters()).device
-    return send_to_device(rows, device), [len(prompt) - 1 for prompt in prompts]
+    rows = rows_for(reader.model, prompts, responses, reader.pad_token_id)
+    return rows, [len(prompt) - 1 for prompt in prompts]
 
 
-def _logits(reader: Reader, side: Side, rows: Rows) -> Float[Tensor, "tokens vocab"]:
+def _logits(reader: Reader, side: Side, rows: dict[str, Any]) -> Float[Tensor, "tokens vocab"]:
     with reader.speaking(side.adapter):
         return predictions(reader.model, rows)

@@ -128,31 +128,30 @@ def measure(
         square = square + (samples.square * samples.square_weight).sum(1).double()
         rows = rows + samples.square_weight.sum().double()
         energy = energy + _energy(samples.difference, share)
+        weights[0].append(samples.positive_weight.cpu())
+        weights[1].append(samples.negative_weight.cpu())
         for name, vector in vectors.items():
             missed = samples.difference - vector[:, None].to(share.device)
             left[name] = left[name] + _energy(missed, share)
-        for side, (states, weight) in enumerate(
-            (
-                (samples.positive, samples.positive_weight),
-                (samples.negative, samples.negative_weight),
-            )
-        ):
-            weights[side].append(weight.cpu())
-            for name, vector in vectors.items():
+            for side, states in enumerate((samples.positive, samples.negative)):
                 axis = nn.functional.normalize(vector, dim=-1).to(states.device)
                 scores[name, side].append(torch.einsum("lsd,ld->ls", states, axis).cpu())
-    weight = [torch.cat(parts) for parts in weights]
-    areas = {
-        name: [
-            area_under_curve(positive, weight[0], negative, weight[1])
-            for positive, negative in zip(
-                *(torch.cat(scores[name, side], 1) for side in (0, 1)), strict=True
-            )
-        ]
-        for name in vectors
-    }
+    areas = {name: _areas(scores[name, 0], scores[name, 1], weights) for name in vectors}
     explained = {name: (1 - rest / energy).tolist() for name, rest in left.items()}
     return Measured(areas, explained, (square / rows).sqrt().float().cpu())
+
+
+def _areas(
+    positive: Sequence[Tensor],
+    negative: Sequence[Tensor],
+    weights: tuple[Sequence[Tensor], Sequence[Tensor]],
+) -> list[float]:
+    """Return the area under the ROC curve of each layer, from the scores of all batches."""
+    of_positive, of_negative = (torch.cat(parts) for parts in weights)
+    return [
+        area_under_curve(above, of_positive, below, of_negative)
+        for above, below in zip(torch.cat(positive, 1), torch.cat(negative, 1), strict=True)
+    ]
 
 
 def _energy(

@@ -15,10 +15,9 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rahf.data.contrast import sequence_rows
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import record
-from rahf.models.likelihood import model_inputs
+from rahf.models.likelihood import model_inputs, rows_for
 
 Source = Literal["responses", "instructions", "adapters"]
 Tokens = Literal["last", "mean", "every"]
@@ -141,21 +140,19 @@ class Reader:
         """States of one side's responses, pair by pair."""
         prompts = [pair[side.prompt] for pair in pairs for _ in side.responses]
         responses = [pair[name][: self.max_tokens] for pair in pairs for name in side.responses]
-        device = next(self.model.parameters()).device
-        rows = sequence_rows(prompts, responses, self.pad_token_id)
+        rows = rows_for(self.model, prompts, responses, self.pad_token_id)
         mask = rows["response_mask"]
         if self.tokens == "last":
             mask = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
         wanted = mask.flatten().nonzero().squeeze(1)
         owner = wanted // mask.shape[1]
         weight = 1 / torch.bincount(owner, minlength=len(prompts))[owner]
-        inputs = {name: tensor.to(device) for name, tensor in model_inputs(rows).items()}
         with (
             self.speaking(side.adapter),
-            record(self.model, self.layers, wanted.to(device), stop=True) as recording,
+            record(self.model, self.layers, wanted, stop=True) as recording,
         ):
-            self.model(**inputs, use_cache=False, logits_to_keep=1)
-        return States(recording.stack(), owner.to(device), weight.to(device))
+            self.model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
+        return States(recording.stack(), owner, weight)
 
     def speaking(self, adapter: str | None) -> AbstractContextManager:
         """The model as one adapter, or as the base."""

@@ -103,20 +103,14 @@ def steer(
 
     Args:
         directions: one, several at once, or none; each acts on the layers that it has.
-        alpha: a number; for several directions a number each; for one direction a number for each
-            row of the batch; or [rows, directions]. Rows that generation repeats (beams, several
-            answers a prompt) keep their strength.
-        mode: `add` alpha times the vector; or `ablate`: take out alpha times the part of the state
-            that lies along the vectors, all of it at 1. Several are ablated together as the space
-            that they span, with one strength.
-        start: first column of the text that is steered, the same for all rows or one for each; the
-            columns before it are left alone. None: every token. `generated`: what is generated with
-            a key-value cache, from the last prompt token on, which predicts the first new one.
+        alpha: see `strengths_of`. Rows that generation repeats keep their strength.
+        mode: `add` alpha times the vector, or `ablate` alpha times the part of the state in the
+            space that the vectors of a layer span.
+        start: first column that is steered, for all rows or for each; None: every column.
+            `generated`: what is generated with a key-value cache, from the last prompt token on.
 
     Raises:
-        ValueError: directions of another width or of layers that the model does not have; strengths
-            that do not fit the directions, or the rows of a batch; a `start` with a model whose
-            key-value cache cannot be read.
+        ValueError: directions, strengths or a start that do not fit the model or the batch.
     """
     given = [directions] if isinstance(directions, Directions) else list(directions)
     if not given:
@@ -131,21 +125,27 @@ def steer(
         cache_name(blocks.owner)  # refused before the first token, where it cannot be read
     columns = Columns(start)
     with ExitStack() as hooks:
-        hooks.enter_context(
-            removed_afterwards(
-                blocks.owner.register_forward_pre_hook(columns.note, with_kwargs=True)
-            )
-        )
-        for layer in sorted({layer for each in given for layer in each.layers}):
-            acting = [index for index, each in enumerate(given) if layer in each.layers]
-            vectors = torch.cat([given[index].select((layer,)) for index in acting])
-            if mode == "add":
-                change = Addition(strengths[:, acting] @ vectors)
-            else:
-                change = Ablation(spanned(vectors), strengths[:, :1])
+        note = blocks.owner.register_forward_pre_hook(columns.note, with_kwargs=True)
+        hooks.enter_context(removed_afterwards(note))
+        for layer, change in changes(given, strengths, mode).items():
             hook = blocks.modules[layer].register_forward_hook(steered(change, columns))
             hooks.enter_context(removed_afterwards(hook))
         yield
+
+
+def changes(
+    directions: Sequence[Directions], strengths: Float[Tensor, "rows directions"], mode: Mode
+) -> dict[int, Addition | Ablation]:
+    """Return what is done to the output of each layer that one of the directions has."""
+    found: dict[int, Addition | Ablation] = {}
+    for layer in sorted({layer for each in directions for layer in each.layers}):
+        acting = [index for index, each in enumerate(directions) if layer in each.layers]
+        vectors = torch.cat([directions[index].select((layer,)) for index in acting])
+        if mode == "add":
+            found[layer] = Addition(strengths[:, acting] @ vectors)
+        else:
+            found[layer] = Ablation(spanned(vectors), strengths[:, :1])
+    return found
 
 
 @contextmanager
@@ -157,10 +157,15 @@ def removed_afterwards(hook: torch.utils.hooks.RemovableHandle) -> Iterator[None
 
 
 def strengths_of(alpha: Strength, directions: int, mode: Mode) -> Float[Tensor, "rows directions"]:
-    """Strengths as [rows or 1, directions].
+    """Return strengths as [rows or 1, directions].
+
+    Args:
+        alpha: a number; for several directions a number for each; for one direction a number for
+            each row of the batch; or [rows, directions]. Directions that are ablated together
+            have one strength.
 
     Raises:
-        ValueError: neither a number nor numbers in one of the forms that `steer` names.
+        ValueError: strengths in another form.
     """
     whole = given = torch.as_tensor(alpha, dtype=torch.float32).cpu()
     if given.ndim == 0:

@@ -9,13 +9,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
 from rahf.directions.vectors import FILE_NAME, Directions
 from rahf.report.card import directions_card, model_card
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 ADAPTER_FILES = (
     *("adapter_model.safetensors", RECIPE_FILE, METRICS_FILE, "log.jsonl", "training.png"),
@@ -97,20 +100,14 @@ def shared_name(base: str | None) -> str:
     return base
 
 
-def push(
-    upload: Upload,
-    repo_id: str,
-    *,
-    private: bool = True,
-    endpoint: str | None = None,
-) -> str:
+def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | None = None) -> str:
     """Create the repository if there is none and send all files in one commit; returns its address.
 
     Raises:
         ValueError: no token; the Hub cannot be reached, or refuses; the repository is public and
             was not asked to be.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+    from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     endpoint, token = endpoint or constants.ENDPOINT, get_token()
@@ -120,26 +117,33 @@ def push(
             "HF_TOKEN to a token that may write."
         )
     check_reachable(endpoint)
-    api = HfApi(endpoint=endpoint, token=token)
-    operations = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-        for name, content in sorted(upload.files.items())
-    ]
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if private and not api.model_info(repo_id).private:
-            raise ValueError(
-                f"{repo_id} exists and is public; nothing was sent. Give --public to publish "
-                "there, or another name."
-            )
-        commit = api.create_commit(repo_id, operations, commit_message="Upload by rahf push")
+        return _send(HfApi(endpoint=endpoint, token=token), upload, repo_id, private)
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
     except HfHubHTTPError as error:
         raise ValueError(refusal(error.response.status_code, repo_id, endpoint)) from None
     except RuntimeError as error:  # a large file did not arrive
-        raise ValueError(f"{error} Give the same command again to go on.") from None
-    return str(commit.commit_url)
+        raise ValueError(f"{error} Run the same command again to continue.") from None
+
+
+def _send(api: "HfApi", upload: Upload, repo_id: str, private: bool) -> str:
+    """Create the repository if there is none and commit the files; returns the commit's address."""
+    from huggingface_hub import CommitOperationAdd
+
+    operations = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+        for name, content in sorted(upload.files.items())
+    ]
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    if private and not api.model_info(repo_id).private:
+        raise ValueError(
+            f"{repo_id} exists and is public; nothing was sent. Give --public to publish "
+            "there, or another name."
+        )
+    return str(
+        api.create_commit(repo_id, operations, commit_message="Upload by rahf push").commit_url
+    )
 
 
 def check_reachable(endpoint: str) -> None:

@@ -2,7 +2,7 @@
 knows no method.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rahf.generation.decoding import Decoding, Prefix, decode, row_uniforms
+from rahf.models.adapters import pad_id
 
 
 class Answer(NamedTuple):
@@ -31,11 +32,10 @@ def answers(
     stops: Sequence[str] = (),
     only: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Answer]]:
-    """Answers to prompts given as ids, with their index in `prompts`, as batches are done.
+    """Yield answers to prompts given as ids, with their index in `prompts`, as batches are done.
 
-    Prompts of like length are batched together, so that little is padded. An answer ends at its
-    own end-of-text token or before the first of `stops`, and depends neither on the batch size nor
-    on which other prompts are asked. A long beginning that all prompts share is computed once.
+    Prompts of like length are batched together. An answer ends at an end-of-text token or before
+    the first of `stops`, and does not depend on the batch size or on other prompts.
 
     Args:
         only: indices of the prompts to answer; None: all.
@@ -45,17 +45,8 @@ def answers(
     """
     indices = list(range(len(prompts)) if only is None else only)
     _check_positions(model, [prompts[index] for index in indices], decoding)
-    shared = shared_beginning(prompts)
-    prefix = Prefix(model, prompts[0][:shared]) if indices and shared >= WORTH_SHARING else None
-    ends, pad = set(end_ids(model, tokenizer)), pad_id(tokenizer)
-    tail = max((len(stop.encode()) for stop in stops), default=0) + TAIL_TOKENS
-
-    def ended(ids: list[int]) -> bool:
-        if ids[-1] in ends:
-            return True
-        last = tokenizer.decode(ids[-tail:], skip_special_tokens=True) if stops else ""
-        return _first_stop(last, stops) is not None
-
+    prefix = _shared_prefix(model, prompts) if indices else None
+    ended, pad = _ending(model, tokenizer, stops), pad_id(tokenizer)
     order = sorted(indices, key=lambda index: len(prompts[index]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -73,11 +64,33 @@ def answers(
             yield row, Answer(text[: _first_stop(text, stops)], ids, ended(ids))
 
 
+def _ending(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]
+) -> Callable[[list[int]], bool]:
+    """Return whether new ids end an answer: by a token of the model's, or by one of `stops`."""
+    ends = set(end_ids(model, tokenizer))
+    tail = max((len(stop.encode()) for stop in stops), default=0) + TAIL_TOKENS
+
+    def ended(ids: list[int]) -> bool:
+        if ids[-1] in ends:
+            return True
+        last = tokenizer.decode(ids[-tail:], skip_special_tokens=True) if stops else ""
+        return _first_stop(last, stops) is not None
+
+    return ended
+
+
 TAIL_TOKENS = 8
 """A stop of n bytes lies in the last n tokens, but for tokens that write nothing."""
 
 WORTH_SHARING = 16
 """Ids that all prompts begin with, from which on computing them once is worth the copying."""
+
+
+def _shared_prefix(model: nn.Module, prompts: Sequence[list[int]]) -> Prefix | None:
+    """Compute the beginning that all prompts share, where that is worth it."""
+    shared = shared_beginning(prompts)
+    return Prefix(model, prompts[0][:shared]) if shared >= WORTH_SHARING else None
 
 
 def shared_beginning(prompts: Sequence[list[int]]) -> int:
@@ -102,7 +115,7 @@ def _check_positions(model: nn.Module, prompts: Sequence[list[int]], decoding: D
         raise ValueError(
             f"the longest prompt has {longest} tokens, which with max_new_tokens "
             f"{decoding.max_new_tokens} is more than the model's {positions} positions. Lower "
-            "max_new_tokens, or leave the longest prompts away."
+            "max_new_tokens, or omit the longest prompts."
         )
 
 
@@ -182,8 +195,3 @@ def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     of_model = model.generation_config.eos_token_id
     of_model = of_model if isinstance(of_model, list) else [of_model]
     return sorted({token for token in (*of_model, tokenizer.eos_token_id) if token is not None})
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding id, or the end-of-text id where there is none: its mask tells padding."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from rahf.models.kv_cache import kept_cache, with_cache
 
@@ -86,6 +86,57 @@ class Prefix:
         )
 
 
+@dataclass
+class Unfinished:
+    """The rows of a batch that are still being written."""
+
+    ids: Int[Tensor, "rows seq"]  # to be read by the next forward
+    mask: Int[Tensor, "rows columns"]  # of all columns so far
+    positions: Int[Tensor, "rows seq"]
+    cache: Cache | None = None
+
+    @classmethod
+    def prompts(
+        cls,
+        prompts: Sequence[list[int]],
+        pad_token_id: int,
+        device: torch.device,
+        prefix: Prefix | None,
+    ) -> "Unfinished":
+        """Return the prompts, of which the prefix has been read where it is no shorter than the
+        padding.
+        """
+        ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad_token_id))
+        rows = cls(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+        padding = (mask == 0).sum(1)
+        if prefix is not None and int(padding.max()) < len(prefix.ids):
+            rows.cache = prefix.cache(padding)
+            rows.ids = ids[:, len(prefix.ids) :]
+            rows.positions = rows.positions[:, len(prefix.ids) :]
+        return rows
+
+    def logits(self, model: nn.Module) -> Float[Tensor, "rows vocab"]:
+        """Return the logits of each row's next token."""
+        output = model(
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=self.positions,
+            logits_to_keep=1,
+            **with_cache(model, self.cache),
+        )
+        self.cache = kept_cache(model, output)
+        return output.logits[:, -1]
+
+    def extend(self, tokens: Int[Tensor, " rows"], staying: Sequence[int]) -> None:
+        """Append a token to each row and keep the rows at the places `staying`."""
+        if len(staying) < len(tokens):
+            kept = torch.tensor(staying, device=tokens.device)
+            self.cache.batch_select_indices(kept)
+            self.mask, tokens = self.mask[kept], tokens[kept]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.ids, self.positions = tokens[:, None], self.mask.sum(1, keepdim=True) - 1
+
+
 @torch.no_grad()
 def decode(
     model: nn.Module,
@@ -98,33 +149,20 @@ def decode(
     prefix: Prefix | None = None,
     later: tuple[Sequence[int], int] = ((), 0),
 ) -> list[list[int]]:
-    """Ids that `model` writes after each prompt, at most `decoding.max_new_tokens`.
+    """Return the ids that `model` writes after each prompt, at most `decoding.max_new_tokens`.
 
     Args:
         uniforms: what chance each token is drawn by, see `choose`.
-        ended: whether a row's new ids are all it has to write; asked after every token.
+        ended: whether a row's new ids are all it has to write; called after every token.
         prefix: what every prompt begins with, followed by at least one id of its own.
         later: ids that are not written among the first tokens, and how many tokens those are.
     """
     device = next(model.parameters()).device
-    ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad_token_id))
-    positions, cache = (mask.cumsum(1) - 1).clamp(min=0), None
-    padding = (mask == 0).sum(1)
-    if prefix is not None and int(padding.max()) < len(prefix.ids):
-        cache = prefix.cache(padding)
-        ids, positions = ids[:, len(prefix.ids) :], positions[:, len(prefix.ids) :]
+    rows = Unfinished.prompts(prompts, pad_token_id, device, prefix)
     written: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     for step in range(decoding.max_new_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            logits_to_keep=1,
-            **with_cache(model, cache),
-        )
-        cache = kept_cache(model, output)
-        logits = output.logits[:, -1]
+        logits = rows.logits(model)
         if step < later[1]:
             logits[:, list(later[0])] = -torch.inf
         tokens = choose(logits, decoding, uniforms[going, step].to(device))
@@ -133,13 +171,8 @@ def decode(
         staying = [place for place, row in enumerate(going) if not ended(written[row])]
         if not staying:
             break
-        if len(staying) < len(going):
-            kept = torch.tensor(staying, device=device)
-            cache.batch_select_indices(kept)
-            mask, tokens = mask[kept], tokens[kept]
-            going = [going[place] for place in staying]
-        mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
-        ids, positions = tokens[:, None], mask.sum(1, keepdim=True) - 1
+        rows.extend(tokens, staying)
+        going = [going[place] for place in staying]
     return written
 
 

@@ -35,31 +35,22 @@ def write_responses(
 ) -> dict[str, Any]:
     """Answer every prompt and write the responses to `path`, in the prompts' order.
 
-    Each response is kept as soon as its batch is done; a second call goes on where the first was
-    stopped, and does nothing where the file is complete.
+    Each response is kept as soon as its batch is done. A second call resumes an interrupted one,
+    and does nothing where the file is complete.
 
     Args:
-        generator: the name under which the responses stand in the file.
-        made_with: what else decides the responses (the model): kept beside the file, and compared
-            when a file is to be gone on with.
+        generator: name of the model in the file.
+        made_with: what else decides the responses (the model), kept beside the file.
 
     Returns:
-        Counts: responses, those that ended by themselves, mean tokens, and this run's seconds.
+        Counts (responses, finished ones, mean tokens) and this run's seconds.
 
     Raises:
         ValueError: the file was made with other settings; its name has no known suffix.
     """
     layout = response_layout(path)
     ids = [form.encode(prompt.messages) for prompt in prompts]
-    read = hashlib.sha256(repr(ids).encode()).hexdigest()
-    settings = {
-        **made_with,
-        "generator": generator,
-        "prompt_form": form.name,
-        "prompts": read,  # what the model reads of them
-        "decoding": asdict(decoding),
-    }
-    file = ResumableFile(path, settings)
+    file = ResumableFile(path, _settings(made_with, generator, form, ids, decoding))
     start, made = perf_counter(), 0
     if not file.complete:
         made = _answer_the_rest(model, tokenizer, ids, form, decoding, file, batch_size)
@@ -70,6 +61,23 @@ def write_responses(
         ]
         file.finish(layout(shown), **_counts(records))
     return {**file.results(), "made_now": made, "seconds": perf_counter() - start}
+
+
+def _settings(
+    made_with: Mapping[str, Any],
+    generator: str,
+    form: PromptForm,
+    ids: Sequence[list[int]],
+    decoding: Decoding,
+) -> dict[str, Any]:
+    """Return what decides the responses."""
+    return {
+        **made_with,
+        "generator": generator,
+        "prompt_form": form.name,
+        "prompts": hashlib.sha256(repr(ids).encode()).hexdigest(),  # what the model reads of them
+        "decoding": asdict(decoding),
+    }
 
 
 def _answer_the_rest(

@@ -4,10 +4,8 @@ from.
 Everything that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +26,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.distributed.sharding import load_placed, without_engine
 from rahf.foreign_warnings import new_head_expected
 from rahf.models.capture import find_blocks
+from rahf.models.lora_targets import on_blocks
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -121,6 +119,11 @@ def load_tokenizer_of(
     return AutoTokenizer.from_pretrained(str(name), **options)
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the padding id, or the end-of-text id: padding is known by its mask."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
 def fingerprint(name: str | Path) -> list[str]:
     """Name, size and time of the files of weights in a local folder: what changes when a model is
     trained anew. Empty for a name of the Hub.
@@ -160,8 +163,7 @@ def attach_policy(
     """Put the policy's LoRA, in float32, on the given blocks of `base`.
 
     Args:
-        start: folder of an adapter the policy starts as a copy of; its configuration is then taken
-            over.
+        start: folder of an adapter that the policy starts as a copy of, configuration included.
 
     Raises:
         ValueError: `start` is a full model, or an adapter of another base; a pattern of modules
@@ -171,25 +173,9 @@ def attach_policy(
         model = base
         model.set_adapter(POLICY)
     elif start is not None:
-        if isinstance(start, PreTrainedModel) or not is_adapter(start):
-            given = base_name(start) if isinstance(start, PreTrainedModel) else start
-            raise ValueError(
-                f"the policy cannot start as a copy of {given}, which is a full model and no "
-                "adapter. Give an adapter as that teacher, or make the full model the base "
-                "(model_name_or_path) and set reference: base."
-            )
-        check_same_base(start, base_name(base))
-        model = PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
+        model = _copy_of(start, base)
     else:
-        blocks = (
-            config.layers_to_transform if config.layers_to_transform is not None else list(layers)
-        )
-        if config.target_modules == "all-linear":  # which PEFT takes for all blocks alone
-            config = replace(config, target_modules=linear_names(base))
-        elif isinstance(config.target_modules, str):  # and a pattern as well
-            config = replace(config, target_modules=matches(base, config.target_modules, layers))
-        config = replace(config, task_type="CAUSAL_LM", layers_to_transform=blocks)
-        model = get_peft_model(base, oriented(config, base), POLICY)
+        model = get_peft_model(base, on_blocks(config, base, layers), POLICY)
     for parameter in trainable(model):
         # Pure bfloat16 weights hardly move at usual learning rates.
         parameter.data = parameter.data.float()
@@ -200,44 +186,17 @@ def attach_policy(
     return model
 
 
-def oriented(config: LoraConfig, base: nn.Module) -> LoraConfig:
-    """The LoRA for matrices as `base` stores them: GPT-2's are transposed, which PEFT warns of."""
-    transposed = any(isinstance(module, Conv1D) for module in base.modules())
-    return replace(config, fan_in_fan_out=config.fan_in_fan_out or transposed)
-
-
-def linear_names(base: PreTrainedModel) -> list[str]:
-    """Names of the matrices inside the decoder blocks: `q_proj`, `down_proj`, ..."""
-    matrices = (nn.Linear, Conv1D)  # GPT-2's matrices are the latter
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for block in find_blocks(base).modules
-            for name, module in block.named_modules()
-            if isinstance(module, matrices)
-        }
-    )
-
-
-def matches(base: PreTrainedModel, pattern: str, layers: range) -> list[str]:
-    """Full names of the modules in some decoder blocks that a pattern matches whole, as PEFT reads
-    it: `model.layers.0.self_attn.q_proj`, ...
-
-    Raises:
-        ValueError: it matches none.
-    """
-    blocks = find_blocks(base).modules
-    inside = {module: layer for layer in layers for module in blocks[layer].modules()}
-    names = [name for name, module in base.named_modules() if module in inside]
-    matched = [name for name in names if re.fullmatch(pattern, name)]
-    if not matched:
+def _copy_of(start: str | Path | PreTrainedModel, base: PreTrainedModel) -> PeftModel:
+    """Return `base` with a trainable copy of an adapter as the policy."""
+    if isinstance(start, PreTrainedModel) or not is_adapter(start):
+        given = base_name(start) if isinstance(start, PreTrainedModel) else start
         raise ValueError(
-            f"target_modules (lora_target_modules): the pattern {pattern!r} matches the whole name "
-            f"of no module in the blocks {layers.start} to {layers.stop - 1}, which get the "
-            f"adapter. Names are as {names[-1]}: give a pattern that matches some, a list of "
-            "endings of names, or all-linear."
+            f"the policy cannot start as a copy of {given}, which is a full model and no "
+            "adapter. Give an adapter as that teacher, or make the full model the base "
+            "(model_name_or_path) and set reference: base."
         )
-    return matched
+    check_same_base(start, base_name(base))
+    return PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
 
 
 def add_teachers(

@@ -4,6 +4,7 @@ response and no others.
 Knows models and rows of ids (`contrast.rows_of_ids`); knows no loss.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rahf.data.contrast import Pairs, Rows, row_count, rows_of_ids
+from rahf.data.contrast import Pairs, Rows, row_count, rows_of_ids, sequence_rows
 from rahf.models.packing import packed_inputs, takes_packed_rows
 from rahf.models.scoring import scored_together
 
@@ -45,6 +46,17 @@ def model_inputs(rows: Rows) -> dict[str, Any]:
     return {"input_ids": rows["input_ids"], "position_ids": rows["position_ids"]} | packed_inputs(
         rows["spans"], rows["input_ids"].device
     )
+
+
+def rows_for(
+    model: nn.Module,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    pad_token_id: int,
+) -> Rows:
+    """Return padded rows of prompts and their responses, on the model's device."""
+    device = next(model.parameters()).device
+    return send_to_device(sequence_rows(prompts, responses, pad_token_id), device)
 
 
 def forward_columns(response_mask: Tensor) -> Tensor:

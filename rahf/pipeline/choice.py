@@ -1,12 +1,14 @@
-"""The stage `choice`: what a recipe leaves to the data (`target_layers: auto`, `alpha: auto`); and
-whether the policy keeps to the budget that its strength was solved for.
+"""The stages `choice` and `directions`, which fit a shift before the alignment.
 
-Loads and saves; the idea is in `reading.choice`.
+`choice` finds what a recipe leaves to the data (`target_layers: auto`, `alpha: auto`); afterwards
+the policy is kept to the budget that its strength was solved for. `directions` stores the mean
+shift. Loads and saves; the ideas are in `directions.calibration` and `fit_mean_shift`.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from rahf.alignment import build_alignment
 from rahf.artifacts import read_json, write_json, write_text
@@ -25,19 +27,24 @@ from rahf.directions.calibration import (
     NeutralText,
     choose,
     strength_within,
-    windows,
+    windows_within,
 )
 from rahf.directions.evidence import measure
 from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
-from rahf.evaluation.strengths import at_strength
-from rahf.generation.answers import pad_id, sample_texts
-from rahf.models.adapters import depth_of, frozen_pass
-from rahf.pipeline.inputs import load_base, load_tokenizer, lora_config, teachers_of, train_rows
-from rahf.recipe.config import MethodOptions, resolve_layers
+from rahf.generation.answers import sample_texts
+from rahf.models.adapters import POLICY, depth_of, frozen_pass, pad_id, scaled
+from rahf.pipeline.inputs import (
+    alignment_arguments,
+    load_base,
+    load_tokenizer,
+    lora_config,
+    teachers_of,
+    train_rows,
+)
 from rahf.recipe.recipe import AUTO, Recipe
 from rahf.report.directions import choice_table
-from rahf.trainer import RAHFConfig, fit_mean_shift
+from rahf.trainer import fit_mean_shift
 
 CHOICE_FILE = "choice.json"
 HELD_OUT = 16  # pairs that windows are compared on
@@ -49,30 +56,47 @@ def with_choice(recipe: Recipe, folder: Path) -> Recipe:
     if not recipe.method.chooses:
         return recipe
     taken = read_json(folder / CHOICE_FILE)["taken"]
-    method = decided(recipe.method, target_layers=taken["layers"], alpha=taken["alpha"])
-    return dataclasses.replace(recipe, method=method)
+    return decided(recipe, target_layers=taken["layers"], alpha=taken["alpha"])
 
 
-def decided(method: MethodOptions, **values: Any) -> MethodOptions:
-    """The options with numbers, and without a file of texts that only the choice has read."""
-    if not method.reads_retained:
+def decided(recipe: Recipe, **values: Any) -> Recipe:
+    """Return the recipe with numbers, and without a file of texts that only the choice has read."""
+    if not recipe.method.reads_retained:
         values["retain_dataset_name"] = None
-    return dataclasses.replace(method, **values)
+    return dataclasses.replace(recipe, method=dataclasses.replace(recipe.method, **values))
 
 
-def run_choice(recipe: Recipe, folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Choose, print the reasons and save them.
+def fit_shift(
+    recipe: Recipe,
+    args: TrainingArguments,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> float:
+    """Fit the mean shift to the training rows and save it; returns the seconds of the fit."""
+    base, teachers = load_base(recipe), teachers_of(recipe)
+    start = perf_counter()
+    alignment = build_alignment(base, args, lora_config(recipe), teachers)
+    directions = fit_mean_shift(alignment, rows, tokenizer, args)
+    if PartialState().is_main_process:
+        directions.save(folder)
+    return perf_counter() - start
 
-    Args:
-        defaults: training arguments where the recipe gives none.
-    """
+
+def take_shift(chosen: Path, folder: Path) -> None:
+    """Save the shift that the strength was solved for as the one that is aligned to."""
+    if PartialState().is_main_process:
+        Directions.load(chosen).save(folder)
+
+
+def run_choice(recipe: Recipe, folder: Path) -> None:
+    """Choose, print the reasons and save them."""
     tokenizer = load_tokenizer(recipe)
     base, rows = load_base(recipe), train_rows(recipe, tokenizer, step=2)
     neutral = neutral_texts(recipe, base, tokenizer)
-    choice, directions = make_choice(recipe, base, tokenizer, rows, neutral, defaults)
+    choice, directions = make_choice(recipe, base, tokenizer, rows, neutral)
     made_with = {"reference": recipe.method.reference, "neutral": neutral}
     _save(choice, directions.only(choice.taken.layers), made_with, folder)
-    return {}
 
 
 class Kept(NamedTuple):
@@ -107,7 +131,7 @@ def kept_to_budget(
         text = NeutralText(policy, neutral, pad_token_id)
 
     def divergence(strength: float) -> float:
-        with at_strength(policy, strength):
+        with frozen_pass(policy, POLICY), scaled(policy, POLICY, strength):
             return text.divergence()
 
     return Kept(*strength_within(divergence, budget), budget)
@@ -119,64 +143,61 @@ def make_choice(
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     neutral: Sequence[list[int]],
-    defaults: dict[str, Any],
 ) -> tuple[Choice, Directions]:
-    """What is chosen, on some of `rows` that are held out of the fit, and the shift that was fitted
-    in every layer. `base` is left as it was.
+    """Return what is chosen on held-out rows, and the shift that the others were fitted to, in
+    every layer. `base` is left as it was.
 
     Args:
         neutral: ids of the texts that the divergence is measured on.
-        defaults: training arguments where the recipe gives none.
     """
-    method = recipe.method
-    depth = depth_of(base)
-    whole = decided(method, target_layers=f"0-{depth - 1}", alpha=1.0)
-    stored = Directions.load(method.directions) if method.directions is not None else None
-    if stored is not None:
-        whole = dataclasses.replace(whole, target_layers=list(stored.layers))
-    options = dataclasses.asdict(whole)
-    args = RAHFConfig(**{**defaults, **options, **recipe.training})
+    stored = Directions.load(recipe.method.directions) if recipe.method.directions else None
+    layers = list(stored.layers) if stored else f"0-{depth_of(base) - 1}"
+    args = alignment_arguments(decided(recipe, target_layers=layers, alpha=1.0))
     order = np.random.default_rng(args.seed).permutation(len(rows))
     count = min(HELD_OUT, len(rows) // 2)
     held_out, fitted_on = rows.select(order[:count]), rows.select(np.sort(order[count:]))
     alignment = build_alignment(base, args, lora_config(recipe), teachers_of(recipe), stored)
     directions = stored or fit_mean_shift(alignment, fitted_on, tokenizer, args)
-    with frozen_pass(alignment.model, None if method.reference == "base" else method.reference):
-        areas, rms = _evidence(alignment.model, directions, held_out, args, pad_id(tokenizer))
-        calibration = Calibration(
-            alignment.model,
-            held_out.to_list(),
-            neutral,
-            pad_id(tokenizer),
-        )
-        choice = choose(
-            calibration,
-            directions,
-            areas,
-            rms,
-            tried_layers(recipe, depth, directions),
-            alpha=None if method.alpha == AUTO else float(method.alpha),
-            budget=method.kl_budget,
-        )
+    reference = None if recipe.method.reference == "base" else recipe.method.reference
+    reader = Reader(
+        alignment.model,
+        "responses",
+        "mean",
+        directions.layers,
+        pad_id(tokenizer),
+        args.max_response_tokens,
+    )
+    with frozen_pass(alignment.model, reference):
+        batch_size = args.per_device_train_batch_size
+        choice = _chosen(recipe, reader, directions, held_out, neutral, batch_size)
     alignment.model.unload()
     return choice, directions
 
 
-def tried_layers(recipe: Recipe, depth: int, directions: Directions) -> list[tuple[int, ...]]:
-    """Windows of the depth that the directions cover, or the layers that the recipe gives.
-
-    Raises:
-        ValueError: stored directions cover none of the windows.
-    """
-    if recipe.method.target_layers != AUTO:
-        return [resolve_layers(recipe.method.target_layers, depth)]
-    covered = [each for each in windows(depth) if set(each) <= set(directions.layers)]
-    if not covered:
-        raise ValueError(
-            f"target_layers: auto compares windows such as {windows(depth)[-1]}, but the "
-            f"directions hold layers {list(directions.layers)}; give target_layers."
-        )
-    return covered
+def _chosen(
+    recipe: Recipe,
+    reader: Reader,
+    directions: Directions,
+    held_out: Dataset,
+    neutral: Sequence[list[int]],
+    batch_size: int,
+) -> Choice:
+    """Compare the windows that the recipe leaves open, by the shift of every layer."""
+    method, vectors = recipe.method, {"shift": directions.vectors}
+    evidence = measure(reader, held_out, vectors, batch_size=batch_size, state=PartialState())
+    return choose(
+        Calibration(reader.model, held_out.to_list(), neutral, reader.pad_token_id),
+        directions,
+        torch.tensor(evidence.separability["shift"]),
+        evidence.rms,
+        windows_within(
+            depth_of(reader.model),
+            directions.layers,
+            None if method.target_layers == AUTO else method.target_layers,
+        ),
+        alpha=None if method.alpha == AUTO else float(method.alpha),
+        budget=method.kl_budget,
+    )
 
 
 def neutral_texts(recipe: Recipe, model, tokenizer) -> list[list[int]]:
@@ -186,22 +207,6 @@ def neutral_texts(recipe: Recipe, model, tokenizer) -> list[list[int]]:
         return tokenize_texts(method.retain_dataset_name, tokenizer, NEUTRAL, method.retain_tokens)
     seed = recipe.training.get("seed", 42)
     return sample_texts(model, tokenizer, rows=NEUTRAL, tokens=method.retain_tokens, seed=seed)
-
-
-def _evidence(
-    model, directions: Directions, held_out, args: RAHFConfig, pad_token_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """AUC of the shift on held-out responses, and the residual's RMS, per layer."""
-    layers = directions.layers
-    reader = Reader(model, "responses", "mean", layers, pad_token_id, args.max_response_tokens)
-    measured = measure(
-        reader,
-        held_out,
-        {"shift": directions.vectors},
-        batch_size=args.per_device_train_batch_size,
-        state=PartialState(),
-    )
-    return torch.tensor(measured.separability["shift"]), measured.rms
 
 
 def _save(

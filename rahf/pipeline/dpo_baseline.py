@@ -11,8 +11,7 @@ from accelerate import PartialState
 
 from rahf.artifacts import METRICS_FILE, StageRecord, write_json
 from rahf.pipeline.inputs import load_base, load_tokenizer, lora_config, train_rows
-from rahf.pipeline.run import deciding
-from rahf.pipeline.stages import is_complete, run_recorded
+from rahf.pipeline.stages import deciding, is_complete, run_recorded
 from rahf.recipe.recipe import Recipe
 from rahf.training.trl_dpo import train_dpo
 

@@ -1,10 +1,11 @@
 """`rahf directions`: from a recipe's pairs to directions, a table and a figure.
 
-Loads, fits, writes; the ideas are in `fitters` and `fitting`.
+Loads, fits, writes; the ideas are in `directions.fitters` and `directions.evidence`.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -15,16 +16,15 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from rahf.artifacts import write_json, write_text
 from rahf.directions.effect import candidates, effect_on_predictions
 from rahf.directions.evidence import Fitted, Measured, cosines, fit, measure
-from rahf.directions.fitters import FITTERS
 from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
-from rahf.generation.answers import pad_id
-from rahf.models.adapters import base_name, check_same_base, depth_of
+from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
 from rahf.recipe.config import MethodOptions, resolve_layers
 from rahf.recipe.recipe import Recipe
@@ -41,7 +41,7 @@ class ReadingOptions(NamedTuple):
     source: str = "responses"
     tokens: str = "mean"
     fit: str = "mean"
-    compare: tuple[str, ...] = tuple(FITTERS)
+    compare: tuple[str, ...] = ()  # other fits, in the table
     layers: str | None = None  # all
     positive: str | None = None  # adapters: of the recipe's teachers
     negative: str | None = None
@@ -59,16 +59,13 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     """
     if options.effect and options.source != "adapters":
         raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")
-    seed = recipe.training.get("seed", 42)
-    batch_size = recipe.training.get("per_device_train_batch_size", 8)
     take_over_sharding()
     state = PartialState(cpu=recipe.training.get("use_cpu", False))
     tokenizer = load_tokenizer(recipe)
-    fitted_on, held_out = rows_to_read(recipe, tokenizer, options, seed)
+    fitted_on, held_out = rows_to_read(recipe, tokenizer, options)
     with without_engine():
         base = load_base(recipe).eval()
-    depth = depth_of(base)
-    layers = resolve_layers(options.layers, depth) if options.layers else tuple(range(depth))
+    layers = resolve_layers(options.layers or f"0-{depth_of(base) - 1}", depth_of(base))
     speakers = adapters_of(recipe, options) if options.source == "adapters" else {}
     reader = Reader(
         with_adapters(base, speakers),
@@ -79,45 +76,73 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         recipe.method.max_response_tokens,
     )
     fits = tuple(dict.fromkeys((options.fit, *options.compare)))
-    how = {"batch_size": batch_size, "state": state}
-    fitted = fit(reader, fitted_on, fits, seed=seed, **how)
-    evidence = evidence_of(fitted, measure(reader, held_out, fitted.vectors, **how), layers)
-    described = {
-        "model": base_name(base),
-        "model_type": base.config.model_type,
-        "depth": str(depth),
-        "data": recipe.data.dataset_name or "a mixture",
-        "data_sha256": rows_hash(fitted_on),
-        "source": options.source,
-        "tokens": options.tokens,
-        "fit": options.fit,
-        "seed": str(seed),
-        "max_response_tokens": str(recipe.method.max_response_tokens),
-        "contrasts": str(fitted.contrasts),
-        **{f"adapter_{side}": path for side, path in speakers.items()},
-    }
-    evidence |= {"made_with": described | {"held_out_pairs": len(held_out)}}
-    directions = Directions(layers, fitted.vectors[options.fit], described)
+    how = {"batch_size": _batch_size(recipe), "state": state}
+    fitted = fit(reader, fitted_on, fits, seed=_seed(recipe), **how)
+    measured = measure(reader, held_out, fitted.vectors, **how)
+    described = described_by(recipe, options, reader.model, speakers)
+    described |= {"data_sha256": rows_hash(fitted_on), "contrasts": str(fitted.contrasts)}
+    directions = Directions(reader.layers, fitted.vectors[options.fit], described)
+    evidence = evidence_of(fitted, measured, reader.layers)
+    evidence["made_with"] = described | {"held_out_pairs": len(held_out)}
     if options.effect:
-        steering = candidates(directions.only(resolve_layers(options.effect, depth)))
-        some = held_out.select(range(min(options.effect_pairs, len(held_out)))).to_list()
-        effect = effect_on_predictions(reader, some, steering, batch_size)
-        evidence["effect"] = {"nats": effect.whole, "explained": effect.explained()}
+        evidence["effect"] = effect_of(recipe, options, reader, directions, held_out)
     folder = options.output or recipe.output_dir / "reading" / options.source
     if state.is_main_process:
         write(folder, directions, evidence)
     state.print(f"{as_markdown(evidence)}\n\ndirections: {folder}")
 
 
-def rows_to_read(
-    recipe: Recipe, tokenizer, options: ReadingOptions, seed: int
-) -> tuple[Dataset, Dataset]:
+def _seed(recipe: Recipe) -> int:
+    return recipe.training.get("seed", 42)
+
+
+def _batch_size(recipe: Recipe) -> int:
+    return recipe.training.get("per_device_train_batch_size", 8)
+
+
+def described_by(
+    recipe: Recipe,
+    options: ReadingOptions,
+    model: PreTrainedModel | PeftModel,
+    speakers: Mapping[str, str],
+) -> dict[str, str]:
+    """Return what directions are stored with: the model, the data's name and how it was read."""
+    return {
+        "model": base_name(model),
+        "model_type": model.config.model_type,
+        "depth": str(depth_of(model)),
+        "data": recipe.data.dataset_name or "a mixture",
+        "source": options.source,
+        "tokens": options.tokens,
+        "fit": options.fit,
+        "seed": str(_seed(recipe)),
+        "max_response_tokens": str(recipe.method.max_response_tokens),
+        **{f"adapter_{side}": path for side, path in speakers.items()},
+    }
+
+
+def effect_of(
+    recipe: Recipe,
+    options: ReadingOptions,
+    reader: Reader,
+    directions: Directions,
+    held_out: Dataset,
+) -> dict[str, Any]:
+    """Return the adapter's effect on predictions (nats) and the share that directions explain."""
+    layers = resolve_layers(options.effect, depth_of(reader.model))
+    some = held_out.select(range(min(options.effect_pairs, len(held_out)))).to_list()
+    steering = candidates(directions.only(layers))
+    effect = effect_on_predictions(reader, some, steering, _batch_size(recipe))
+    return {"nats": effect.whole, "explained": effect.explained()}
+
+
+def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Dataset, Dataset]:
     """Rows to fit on, and rows held out: the test split, or a part of the training rows."""
     if options.source == "instructions":
         under = MethodOptions(method="lorra", instructions=recipe.method.instructions)
         recipe = replace(recipe, method=under)
     rows, held_out = train_rows(recipe, tokenizer, step=2), test_rows(recipe, tokenizer)
-    order = np.random.default_rng(seed).permutation(len(rows))
+    order = np.random.default_rng(_seed(recipe)).permutation(len(rows))
     if held_out is None:
         if len(rows) < HELD_OUT_SHARE:
             raise ValueError(

@@ -1,8 +1,9 @@
-"""What a recipe names, loaded: tokenizer, base, rows, teachers, directions.
+"""What a recipe names, loaded: tokenizer, base, rows, teachers, directions, trainer arguments.
 
 Knows recipes and loaders; trains nothing.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ from rahf.judges.lexicon import lexicon_tone, wanted_sign
 from rahf.models.adapters import base_model
 from rahf.recipe.config import TEACHERS
 from rahf.recipe.recipe import Recipe
+from rahf.trainer import RAHFConfig
+
+QUIET_DEFAULTS = {
+    "report_to": "none",
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    # Every trained weight has a gradient in every step: there are none to look for.
+    "ddp_find_unused_parameters": False,
+}
+"""Where transformers' own defaults would warn, or report to whatever tracker is installed."""
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -83,6 +93,19 @@ def lora_config(recipe: Recipe) -> LoraConfig:
         target_modules=model.lora_target_modules,
         task_type="CAUSAL_LM",
     )
+
+
+def alignment_arguments(recipe: Recipe) -> RAHFConfig:
+    """Return the recipe as the arguments of the trainer."""
+    method = {
+        field.name: getattr(recipe.method, field.name)
+        for field in dataclasses.fields(recipe.method)
+    }
+    lengths = {
+        "max_prompt_length": recipe.data.max_prompt_length,
+        "max_length": recipe.data.max_length,
+    }
+    return RAHFConfig(**{**QUIET_DEFAULTS, **method, **lengths, **recipe.training})
 
 
 def load_split(recipe: Recipe, split: str) -> Dataset:

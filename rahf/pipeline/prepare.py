@@ -1,4 +1,4 @@
-"""Data preparation apart from training: rows into the cache, their lengths into the output folder.
+"""A recipe's data without a training: shown, or put into the cache with its lengths beside the run.
 
 Ranks of a later run find the rows and wait for none that tokenises; `rahf plan` reads the lengths.
 """
@@ -10,12 +10,22 @@ import pyarrow.compute as arrow
 from datasets import Dataset
 
 from rahf.artifacts import write_text
+from rahf.data.summary import describe
 from rahf.pipeline.inputs import load_tokenizer, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
 from rahf.recipe.recipe import Recipe
 
 SAMPLE = 1000
 """Rows whose lengths are kept: evenly over their ranks by length, the longest among them."""
+
+
+def describe_data(recipe: Recipe) -> str:
+    """What `rahf data` prints: what became of each split, and a few rows with their mask."""
+    tokenizer, parts = load_tokenizer(recipe), []
+    for split in filter(None, (recipe.data.dataset_train_split, recipe.data.dataset_test_split)):
+        rows, report = tokenized_split(recipe, tokenizer, split)
+        parts.append(f"{split}\n\n{describe(report, rows, tokenizer)}")
+    return "\n\n".join(parts)
 
 
 def prepare(recipe: Recipe) -> str:

@@ -6,18 +6,16 @@ builds, runs and saves.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from peft import PeftModel
 from torch import nn
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from rahf.alignment import build_alignment
 from rahf.artifacts import (
     ANSWERS_FILE,
     LOG_FILE,
@@ -30,14 +28,13 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
-from rahf.data.summary import describe
-from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.evaluation.table import measure
-from rahf.generation.answers import pad_id
-from rahf.models.adapters import POLICY, frozen_pass, is_adapter, scaled
-from rahf.pipeline.choice import kept_to_choice, run_choice, with_choice
+from rahf.models.adapters import POLICY, frozen_pass, is_adapter, pad_id, scaled
+from rahf.pipeline.choice import fit_shift, kept_to_choice, run_choice, take_shift, with_choice
 from rahf.pipeline.inputs import (
+    QUIET_DEFAULTS,
+    alignment_arguments,
     directions_of,
     held_out_of,
     load_base,
@@ -45,17 +42,14 @@ from rahf.pipeline.inputs import (
     lora_config,
     teachers_of,
     test_rows,
-    tokenized_split,
     train_rows,
 )
-from rahf.pipeline.stages import is_complete, run_recorded
-from rahf.recipe.config import TEACHERS
+from rahf.pipeline.stages import deciding, is_complete, run_recorded
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
-from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
-from rahf.training.adapter_trainer import AdapterTrainer
+from rahf.trainer import RAHFTrainer
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
 
 
@@ -129,35 +123,11 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     return {**shared, **training, **extra}
 
 
-def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those of no consequence; a batch is known by its rows over all ranks."""
-    kept = {key: value for key, value in training.items() if key not in UNDECIDING}
-    rows = kept.pop("per_device_train_batch_size", 8) * kept.pop("gradient_accumulation_steps", 1)
-    return kept | {"rows_per_step": rows * PartialState().num_processes}
-
-
-QUIET_DEFAULTS = {
-    "report_to": "none",
-    "dataloader_pin_memory": torch.cuda.is_available(),
-    # Every trained weight has a gradient in every step: there are none to look for.
-    "ddp_find_unused_parameters": False,
-}
-"""Where transformers' own defaults would warn, or report to whatever tracker is installed."""
-
-UNDECIDING = {
-    *("output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint"),
-    *("save_steps", "save_strategy", "save_total_limit", "dataset_num_proc"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "dataloader_num_workers"),
-    *("packing", "target_cache"),
-}
-"""Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""
-
-
 def check_predecessors(recipe: Recipe, name: str) -> None:
     """Refuse a stage that reads what an earlier stage has not finished."""
+    if name in teachers_of(recipe):  # which read no other stage
+        return
     for earlier in recipe.stages[: recipe.stages.index(name)]:
-        if name in TEACHERS[recipe.method.method]:
-            return
         folder = stage_folder(recipe, earlier)
         if not stage_record(recipe, earlier).is_complete():
             raise ValueError(
@@ -187,35 +157,22 @@ def run_teacher(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def run_choice_stage(recipe: Recipe) -> dict[str, Any]:
-    lengths = {
-        "max_prompt_length": recipe.data.max_prompt_length,
-        "max_length": recipe.data.max_length,
-    }
     start = perf_counter()
     with without_engine():
-        results = run_choice(recipe, stage_folder(recipe, "choice"), {**QUIET_DEFAULTS, **lengths})
-    return {**results, "training": {"train_runtime": perf_counter() - start}}
-
-
-def run_directions(recipe: Recipe) -> dict[str, Any]:
-    tokenizer = load_tokenizer(recipe)
-    args = alignment_arguments(recipe)
-    rows = train_rows(recipe, tokenizer, step=2)
-    with without_engine():
-        base, teachers = load_base(recipe), teachers_of(recipe)
-        start = perf_counter()
-        alignment = build_alignment(base, args, lora_config(recipe), teachers)
-        directions = fit_mean_shift(alignment, rows, tokenizer, args)
-    if PartialState().is_main_process:
-        directions.save(stage_folder(recipe, "directions"))
+        run_choice(recipe, stage_folder(recipe, "choice"))
     return {"training": {"train_runtime": perf_counter() - start}}
 
 
+def run_directions(recipe: Recipe) -> dict[str, Any]:
+    tokenizer, folder = load_tokenizer(recipe), stage_folder(recipe, "directions")
+    args, rows = alignment_arguments(recipe), train_rows(recipe, tokenizer, step=2)
+    with without_engine():
+        seconds = fit_shift(recipe, args, rows, tokenizer, folder)
+    return {"training": {"train_runtime": seconds}}
+
+
 def take_directions(recipe: Recipe) -> dict[str, Any]:
-    """The shift that the strength was solved for is the one that is aligned to."""
-    if PartialState().is_main_process:
-        chosen = Directions.load(stage_folder(recipe, "choice"))
-        chosen.save(stage_folder(recipe, "directions"))
+    take_shift(stage_folder(recipe, "choice"), stage_folder(recipe, "directions"))
     return {"training": {"train_runtime": 0.0}}
 
 
@@ -307,20 +264,7 @@ def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
             yield "policy", model
 
 
-def alignment_arguments(recipe: Recipe) -> RAHFConfig:
-    """The recipe as the arguments of the trainer."""
-    method = {
-        field.name: getattr(recipe.method, field.name)
-        for field in dataclasses.fields(recipe.method)
-    }
-    lengths = {
-        "max_prompt_length": recipe.data.max_prompt_length,
-        "max_length": recipe.data.max_length,
-    }
-    return RAHFConfig(**{**QUIET_DEFAULTS, **method, **lengths, **recipe.training})
-
-
-def save_log(trainer: AdapterTrainer) -> dict[str, Any]:
+def save_log(trainer: Trainer) -> dict[str, Any]:
     """Write what the trainer has logged; returns the figures of the training as a whole."""
     log = trainer.state.log_history
     if trainer.args.should_save:
@@ -342,12 +286,3 @@ def summary(folder: Path) -> str:
     if answers.exists():
         parts.append(side_by_side(read_lines(answers), only=("base", "policy")))
     return "\n\n".join(["", *parts, f"results: {folder}"])
-
-
-def describe_data(recipe: Recipe) -> str:
-    """What `rahf data` prints: what became of each split, and a few rows with their mask."""
-    tokenizer, parts = load_tokenizer(recipe), []
-    for split in filter(None, (recipe.data.dataset_train_split, recipe.data.dataset_test_split)):
-        rows, report = tokenized_split(recipe, tokenizer, split)
-        parts.append(f"{split}\n\n{describe(report, rows, tokenizer)}")
-    return "\n\n".join(parts)

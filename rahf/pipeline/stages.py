@@ -59,3 +59,19 @@ def _peak(memory: PeakMemory) -> dict[str, int]:
 def _largest(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     peaks = [record["peak_memory"] for record in records if "peak_memory" in record]
     return {"peak_memory": max(peaks)} if peaks else {}
+
+
+def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those of no consequence; a batch is known by its rows over all ranks."""
+    kept = {key: value for key, value in training.items() if key not in UNDECIDING}
+    rows = kept.pop("per_device_train_batch_size", 8) * kept.pop("gradient_accumulation_steps", 1)
+    return kept | {"rows_per_step": rows * PartialState().num_processes}
+
+
+UNDECIDING = {
+    *("output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint"),
+    *("save_steps", "save_strategy", "save_total_limit", "dataset_num_proc"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "dataloader_num_workers"),
+    *("packing", "target_cache"),
+}
+"""Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from accelerate import PartialState
 
 from rahf.artifacts import METRICS_FILE, read_json, write_json, write_text
+from rahf.pipeline.inputs import teachers_of
 from rahf.pipeline.run import run_pipeline, run_stage
-from rahf.recipe.config import TEACHERS
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.recipe import Recipe
 from rahf.report.sweep import heat_map, sweep_table
@@ -90,14 +90,10 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
 
 def with_teachers(recipe: Recipe, whole: Recipe) -> Recipe:
     """The recipe with the teachers of the whole sweep, which are trained first where need be."""
-    names = TEACHERS[whole.method.method]
-    for name in names:
+    paths = {name: str(path) for name, path in teachers_of(whole).items()}
+    for name in paths:
         if name in whole.stages:
             run_stage(whole, name)
-    paths = {
-        name: getattr(whole.teachers, name) or str(whole.output_dir / "teachers" / name)
-        for name in names
-    }
     return dataclasses.replace(recipe, teachers=dataclasses.replace(recipe.teachers, **paths))
 
 

@@ -47,7 +47,6 @@ def model_card(
         "pipeline_tag": "text-generation",
     }
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {base.rpartition('/')[2]} aligned by {method}",
         f"A LoRA adapter of `{base}` whose hidden states were {moved} ({method}, "
         f"[arXiv {paper}](https://arxiv.org/abs/{paper})).",
@@ -61,8 +60,7 @@ def model_card(
         parts += ["## Held-out results", models_table(metrics["models"])]
     if "eval_repr/reached" in metrics:
         parts += ["## What was reached, per layer", layers_table(metrics)]
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return "\n\n".join([*parts, f"Made with {versions}.", ""])
+    return _card(head, parts)
 
 
 USE = """## How to use it
@@ -92,7 +90,6 @@ def directions_card(
     steering = "directions" if metadata.get("increments") == "true" else "directions.increments()"
     shown = {"layers": ", ".join(map(str, layers)), **metadata}
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# Directions of {base.rpartition('/')[2]}",
         f"One vector per layer of `{base}`, to be added to the output of its decoder blocks.",
         USE_DIRECTIONS.format(where=where, base=base, steering=steering),
@@ -101,8 +98,7 @@ def directions_card(
     ]
     if evidence is not None:
         parts += ["## What they are worth on held-out pairs", as_markdown(evidence)]
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return "\n\n".join([*parts, f"Made with {versions}.", ""])
+    return _card(head, parts)
 
 
 USE_DIRECTIONS = """## How to use them
@@ -120,6 +116,13 @@ with steer(model, {steering}, 1.0, start="generated"):
 
 Where the repository holds `control_vector.gguf`, llama.cpp loads it:
 `llama-cli -m model.gguf --control-vector control_vector.gguf`."""
+
+
+def _card(head: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """Return the text with the Hub's front matter and the versions that it was made with."""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    front = f"---\n{yaml.safe_dump(dict(head), sort_keys=False)}---"
+    return "\n\n".join([front, *parts, f"Made with {versions}.", ""])
 
 
 def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

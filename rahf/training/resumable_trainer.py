@@ -125,3 +125,14 @@ class ResumableTrainer(Trainer):
             yield
         finally:
             self._staging = False
+
+
+def resumable(library_trainer: type[Trainer]) -> type[Trainer]:
+    """Return another library's trainer whose run may be stopped and resumed; it writes no card."""
+
+    class Resumable(ResumableTrainer, library_trainer):
+        @overrides(library_trainer)
+        def create_model_card(self, *args, **kwargs):
+            pass  # the library's, written with each checkpoint
+
+    return Resumable

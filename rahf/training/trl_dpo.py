@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from rahf.artifacts import write_lines
-from rahf.models.adapters import oriented
-from rahf.overrides import overrides
+from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
 from rahf.training.adapter_trainer import save_policy
-from rahf.training.resumable_trainer import ResumableTrainer
+from rahf.training.resumable_trainer import resumable
 
 DEFAULTS = {
     "learning_rate": 1e-4,
@@ -43,32 +42,23 @@ def train_dpo(
 ) -> dict[str, float]:
     """Train a LoRA on tokenised pairs and save it in `output_dir`, with its log.
 
-    A run that was interrupted goes on from its last checkpoint.
+    An interrupted run resumes from its last checkpoint.
 
     Args:
         rows: what `tokenize_pairs` gives: already cut to the recipe's lengths.
         arguments: of DPOConfig (`beta`, `learning_rate`, `max_steps`, ...), in place of `DEFAULTS`.
 
     Returns:
-        Figures of the training as a whole.
+        TRL's figures of the training as a whole.
 
     Raises:
         ValueError: TRL is not installed.
     """
-    try:
-        from trl import DPOConfig, DPOTrainer
-    except ModuleNotFoundError:
-        raise ValueError("DPO needs TRL, which is not installed: pip install 'rahf[trl]'") from None
-
-    class Trainer(ResumableTrainer, DPOTrainer):
-        @overrides(DPOTrainer)
-        def create_model_card(self, *args, **kwargs):
-            pass  # TRL's, written with each checkpoint beside the adapter
-
+    config_class, trainer_class = _trl()
     arguments = without_checkpointing({**DEFAULTS, **arguments})
-    args = DPOConfig(output_dir=str(output_dir), max_length=None, **arguments)
+    args = config_class(output_dir=str(output_dir), max_length=None, **arguments)
     set_seed(args.seed)
-    trainer = Trainer(
+    trainer = trainer_class(
         base,
         args=args,
         # TRL tokenises what it is given; its trainer then reads our rows, which have the columns
@@ -80,8 +70,21 @@ def train_dpo(
     trainer.train_dataset = rows.select_columns(ROW_COLUMNS)
     figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if args.should_save:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_policy(trainer.accelerator.unwrap_model(trainer.model), Path(output_dir))
-        tokenizer.save_pretrained(output_dir)
-        write_lines(Path(output_dir) / "log.jsonl", trainer.state.log_history)
+        _save(trainer, tokenizer, Path(output_dir))
     return figures
+
+
+def _trl() -> tuple[type, type]:
+    """Return DPOConfig and DPOTrainer, the latter resumable."""
+    try:
+        from trl import DPOConfig, DPOTrainer
+    except ModuleNotFoundError:
+        raise ValueError("DPO needs TRL, which is not installed: pip install 'rahf[trl]'") from None
+    return DPOConfig, resumable(DPOTrainer)
+
+
+def _save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_policy(trainer.accelerator.unwrap_model(trainer.model), folder)
+    tokenizer.save_pretrained(folder)
+    write_lines(folder / "log.jsonl", trainer.state.log_history)

@@ -11,16 +11,20 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value
 from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from rahf.data.chat_format import ChatFormat, chat_format, prompt_messages
 from rahf.data.pairs import usable_pairs
 from rahf.foreign_warnings import new_head_expected
-from rahf.generation.answers import pad_id
-from rahf.models.adapters import load_tokenizer_of, oriented
-from rahf.overrides import overrides
+from rahf.models.adapters import load_tokenizer_of, pad_id
+from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
-from rahf.training.resumable_trainer import ResumableTrainer
+from rahf.training.resumable_trainer import resumable
 
 DEFAULTS = {
     "learning_rate": 1e-4,
@@ -48,18 +52,41 @@ def train_reward_model(
     chat_template: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train and save a reward model, its tokenizer beside it.
+    """Train a reward model and save it with its tokenizer; an interrupted run resumes.
 
-    A run that was interrupted goes on from its last checkpoint.
+    Returns TRL's figures, with `eval_accuracy` and `eval_margin` on `held_out`.
 
     Args:
-        model: folder or Hub id of a language model, which gets a head, or of a reward model.
+        model: folder or Hub id of a language model, or of a reward model.
         pairs, held_out: what `load_pairs` gives.
-        lora_r: rank of the adapter; 0: all weights are trained.
+        lora_r: rank of the adapter; 0: train all weights.
         arguments: of RewardConfig, in place of `DEFAULTS`.
 
-    Returns:
-        TRL's figures of the training, and those on `held_out` (`eval_accuracy`, `eval_margin`).
+    Raises:
+        ValueError: TRL is not installed.
+    """
+    config_class, trainer_class = _trl()
+    arguments = without_checkpointing({**DEFAULTS, **(arguments or {})})
+    args = config_class(output_dir=str(output_dir), **arguments)
+    tokenizer, chat = _tokenizer(model, chat_template)
+    classifier = _classifier(model, dtype, pad_id(tokenizer), args.seed)
+    trainer = trainer_class(
+        classifier,
+        args,
+        train_dataset=chats_of(pairs, chat),
+        eval_dataset=None if held_out is None else chats_of(held_out, chat),
+        processing_class=tokenizer,
+        peft_config=_lora(lora_r, classifier) if lora_r else None,
+    )
+    figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
+    if held_out is not None:
+        figures |= trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}
+    trainer.save_model()
+    return figures
+
+
+def _trl() -> tuple[type, type]:
+    """Return RewardConfig and RewardTrainer, the latter resumable.
 
     Raises:
         ValueError: TRL is not installed.
@@ -70,41 +97,28 @@ def train_reward_model(
         raise ValueError(
             "training a reward model needs TRL, which is not installed: pip install 'rahf[trl]'"
         ) from None
+    return RewardConfig, resumable(RewardTrainer)
 
-    class Trainer(ResumableTrainer, RewardTrainer):
-        @overrides(RewardTrainer)
-        def create_model_card(self, *args, **kwargs):
-            pass  # TRL's, written with each checkpoint beside the model
 
-    arguments = without_checkpointing({**DEFAULTS, **(arguments or {})})
-    args = RewardConfig(output_dir=str(output_dir), **arguments)
-    tokenizer = load_tokenizer_of(model)
+def _tokenizer(name: str, chat_template: str | None) -> tuple[PreTrainedTokenizerBase, ChatFormat]:
+    """Return the tokenizer, which is saved with the template that the model is trained with."""
+    tokenizer = load_tokenizer_of(name)
     chat = chat_format(tokenizer, chat_template)
-    # Saved with the tokenizer, so that whoever judges with the model renders as it was trained.
     tokenizer.chat_template = chat.template
-    set_seed(args.seed)  # of the head, which is new
+    return tokenizer, chat
+
+
+def _classifier(name: str, dtype: str, pad_token_id: int, seed: int) -> PreTrainedModel:
+    """Return the model with a head of one score, drawn by the seed on a language model."""
+    set_seed(seed)
     with new_head_expected():
-        classifier = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=1, dtype=dtype
-        )
-    classifier.config.pad_token_id = pad_id(tokenizer)
-    trainer = Trainer(
-        classifier,
-        args,
-        train_dataset=chats_of(pairs, chat),
-        eval_dataset=None if held_out is None else chats_of(held_out, chat),
-        processing_class=tokenizer,
-        peft_config=oriented(
-            LoraConfig(r=lora_r, lora_alpha=2 * lora_r, task_type="SEQ_CLS"), classifier
-        )
-        if lora_r
-        else None,
-    )
-    figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
-    if held_out is not None:
-        figures |= trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}
-    trainer.save_model()
-    return figures
+        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=dtype)
+    model.config.pad_token_id = pad_token_id
+    return model
+
+
+def _lora(rank: int, model: PreTrainedModel) -> LoraConfig:
+    return oriented(LoraConfig(r=rank, lora_alpha=2 * rank, task_type="SEQ_CLS"), model)
 
 
 def chats_of(pairs: Dataset, chat: ChatFormat) -> Dataset:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rahf.cli import main
+from rahf.cli import COMMANDS, Group, main
 from rahf.commands.options.parsers import plain_command
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl")
@@ -345,7 +345,6 @@ def pipeline(monkeypatch):
     module = types.ModuleType("rahf.pipeline.run")
     module.calls = []
     module.run_pipeline = lambda recipe, stage=None: module.calls.append((recipe, stage))
-    module.describe_data = lambda recipe: f"data of {recipe.data.dataset_name}"
     monkeypatch.setitem(sys.modules, "rahf.pipeline.run", module)
     return module
 
@@ -366,7 +365,10 @@ def test_align_does_not_start_with_a_recipe_that_cannot_end(place, pipeline, cap
     assert pipeline.calls == []
 
 
-def test_data_prints_what_the_data_becomes(place, pipeline, capsys):
+def test_data_prints_what_the_data_becomes(place, monkeypatch, capsys):
+    module = types.ModuleType("rahf.pipeline.prepare")
+    module.describe_data = lambda recipe: f"data of {recipe.data.dataset_name}"
+    monkeypatch.setitem(sys.modules, "rahf.pipeline.prepare", module)
     assert main(["data", recipe()]) == 0
     assert capsys.readouterr().out == "data of pairs\n"
 
@@ -429,6 +431,32 @@ def test_a_wrong_command_is_refused_with_the_usage(arguments, capsys):
     assert "usage: rahf" in capsys.readouterr().err
 
 
+def test_a_wrong_command_is_refused_with_the_nearest_one(capsys):
+    with pytest.raises(SystemExit):
+        main(["algin"])
+    assert "unknown command algin, did you mean align?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help(name, capsys):
+    entry = COMMANDS[name]
+    for kind in entry.kinds if isinstance(entry, Group) else [()]:
+        with pytest.raises(SystemExit) as end:
+            main([name, *([kind] if kind else []), "--help"])
+        assert end.value.code == 0
+        assert "--traceback" in capsys.readouterr().out
+
+
+def test_only_the_named_command_is_imported():
+    code = (
+        "import sys; from rahf.cli import main\n"
+        "try: main(['export', '--help'])\n"
+        "except SystemExit: print([n for n in sys.modules if n.startswith('rahf.commands.')])"
+    )
+    named = ["rahf.commands.options", "rahf.commands.options.parsers", "rahf.commands.export"]
+    assert python(code).splitlines()[-1] == str(named)
+
+
 def test_python_m_rahf_is_the_command(place):
     recipe()
     done = subprocess.run(
@@ -457,9 +485,9 @@ def a_plain_command():
 
 
 def test_a_plain_command_refuses_an_unknown_option_with_the_nearest_one(capsys):
-    options, unread = a_plain_command().parse_known_args(["walk", "--sed=3"])
+    options = a_plain_command().parse_args(["walk"], argparse.Namespace(overrides=["--sed=3"]))
     with pytest.raises(SystemExit):
-        options.run(options, unread)
+        options.run(options)
     assert "unknown argument --sed=3, did you mean --seed?" in capsys.readouterr().err
-    options, unread = a_plain_command().parse_known_args(["walk", "--seed=3"])
-    assert options.run(options, unread) == 3
+    options = a_plain_command().parse_args(["walk", "--seed=3"], argparse.Namespace(overrides=[]))
+    assert options.run(options) == 3

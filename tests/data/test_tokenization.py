@@ -467,13 +467,13 @@ def test_a_template_may_be_a_file(tokenize, tmp_path):
 def renderings(monkeypatch):
     """Counts the pairs that are rendered; a cache hit renders none."""
     count = {"pairs": 0}
-    render_pair = rahf.data.tokenization._render_pair
+    render_pair = rahf.data.tokenization.render_pair
 
     def counting(*args):
         count["pairs"] += 1
         return render_pair(*args)
 
-    monkeypatch.setattr(rahf.data.tokenization, "_render_pair", counting)
+    monkeypatch.setattr(rahf.data.tokenization, "render_pair", counting)
     return count
 
 
@@ -532,11 +532,11 @@ def test_a_second_process_finds_the_rows_of_a_file_in_the_cache(tmp_path):
         "from rahf.data.sources import load_pairs\n"
         "from tokenizers_for_tests import chatml_tokenizer\n"
         "rendered = []\n"
-        "render_pair = rahf.data.tokenization._render_pair\n"
+        "render_pair = rahf.data.tokenization.render_pair\n"
         "def counting(*args):\n"
         "    rendered.append(1)\n"
         "    return render_pair(*args)\n"
-        "rahf.data.tokenization._render_pair = counting\n"
+        "rahf.data.tokenization.render_pair = counting\n"
         "source, cache = sys.argv[1:]\n"
         "pairs = load_pairs(source, cache_dir=cache)\n"
         "rahf.data.tokenization.tokenize_pairs(pairs, chatml_tokenizer(), cache_dir=cache)\n"

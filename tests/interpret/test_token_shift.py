@@ -212,13 +212,13 @@ def test_an_interval_draws_units_and_narrows_with_their_number():
 
 
 def test_the_measurement_goes_on_where_it_was_stopped(tmp_path, family):
-    chats = [[{"role": "user", "content": f"w{n}"}] for n in range(3)]
+    prompts = [f"w{n}" for n in range(3)]
     ids = list(zip(PROMPTS, RESPONSES, strict=True))
     model, tokenizer = family.load("positive"), tiny_tokenizer()
 
     def measured(path, responses):
         file = ResumableFile(path, {})
-        write_shifts(model, None, tokenizer, chats, responses, file, batch_size=1)
+        write_shifts(model, None, tokenizer, prompts, responses, file, batch_size=1)
         return read_lines(path)
 
     def killed(rows):

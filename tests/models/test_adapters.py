@@ -11,10 +11,10 @@ from rahf.models.adapters import (
     frozen_pass,
     is_adapter,
     load_blocks,
-    oriented,
     trainable,
 )
 from rahf.models.capture import record
+from rahf.models.lora_targets import oriented
 from rahf.training.adapter_trainer import save_policy
 
 IDS = torch.tensor([[5, 6, 7, 8, EOS]])

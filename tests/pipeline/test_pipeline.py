@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
-from rahf.pipeline.run import describe_data, run_pipeline, summary
+from rahf.pipeline.prepare import describe_data
+from rahf.pipeline.run import run_pipeline, summary
 from rahf.recipe.files import checked_recipe
 from rahf.trainer import RAHFTrainer
 

@@ -20,8 +20,8 @@ from rahf.alignment import views_of
 from rahf.cli import main
 from rahf.data.contrast import packed_rows
 from rahf.distributed.accelerate import Launch, read_launch
-from rahf.models.adapters import oriented
 from rahf.models.capture import Narrowed, find_blocks, replaced_blocks
+from rahf.models.lora_targets import oriented
 from rahf.models.scoring import scored_together
 from rahf.models.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
 from rahf.plan.command import PlanOptions, case_of

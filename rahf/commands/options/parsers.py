@@ -1,5 +1,5 @@
-"""The two shapes of a command: one that takes a recipe and overrides of its keys, and one with
-options of its own.
+"""The shapes of a command: one that is given a recipe and overrides of its keys, and one with
+options of its own. Each function makes the parser and says what `run` is given.
 """
 
 import argparse
@@ -8,6 +8,9 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+Run = Callable[[argparse.Namespace], int]
+"""Options -> exit status; what was given and is not read by the parser is `options.overrides`."""
+
 OVERRIDES = (
     "Every key of the recipe can be set anew: --alpha 3, --teachers.learning_rate=1e-4, --bf16\n"
     "(true). Values are read as YAML."
@@ -15,19 +18,23 @@ OVERRIDES = (
 
 
 def recipe_command(
-    commands,
-    name: str,
-    help: str,
-    run: Callable[[argparse.Namespace, list[str]], int],
-    options: str = "",
+    commands, name: str, summary: str, run: Callable[..., int]
 ) -> argparse.ArgumentParser:
-    """Add a command that is given a recipe; `run` gets its options and the overrides, unread.
+    """Add a command that is given a recipe, which is checked, with its overrides, before `run`."""
 
-    Args:
-        options: the command's own options as the usage line shows them.
-    """
-    parser = _command(commands, name, help, epilog=OVERRIDES)
-    parser.usage = f"rahf {name} RECIPE.yaml{options} [--KEY VALUE ...]"
+    def with_recipe(options: argparse.Namespace) -> int:
+        from rahf.recipe.files import checked_recipe
+
+        return run(checked_recipe(options.recipe, options.overrides), options)
+
+    return recipe_file_command(commands, name, summary, with_recipe)
+
+
+def recipe_file_command(commands, name: str, summary: str, run: Run) -> argparse.ArgumentParser:
+    """Add a command that reads `options.recipe`, a path, and `options.overrides` itself."""
+    parser = _command(commands, name, summary)
+    parser.epilog = OVERRIDES
+    parser.usage = f"rahf {name} RECIPE.yaml [--KEY VALUE ...]"
     parser.add_argument("recipe", metavar="RECIPE.yaml", type=Path, help="file of the recipe")
     parser.set_defaults(run=run)
     return parser
@@ -40,27 +47,24 @@ def launch_options(parser: argparse.ArgumentParser) -> None:
     add("--num_processes", metavar="N", type=int, help="processes, one a device")
 
 
-def plain_command(
-    commands, name: str, help: str, run: Callable[[argparse.Namespace], int], epilog: str = ""
-) -> argparse.ArgumentParser:
-    """Add a command with options of its own; one that it does not know is refused."""
-    parser = _command(commands, name, help, epilog=epilog)
+def plain_command(commands, name: str, summary: str, run: Run) -> argparse.ArgumentParser:
+    """Add a command with options of its own; an option that it does not have is refused."""
+    parser = _command(commands, name, summary)
 
-    def known_options_only(options: argparse.Namespace, unknown: list[str]) -> int:
-        if unknown:
-            parser.error(_unknown(unknown[0], parser))
+    def known_options_only(options: argparse.Namespace) -> int:
+        if options.overrides:
+            parser.error(_unknown(options.overrides[0], parser))
         return run(options)
 
     parser.set_defaults(run=known_options_only)
     return parser
 
 
-def _command(commands, name: str, help: str, epilog: str) -> argparse.ArgumentParser:
+def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
-        help=help,
-        description=f"{help[0].upper()}{help[1:]}.",
-        epilog=epilog,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -13,8 +13,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rahf.artifacts import ResumableFile
-from rahf.data.messages import Message
-from rahf.data.prompts import prompt_text
 from rahf.generation.answers import answering, answers, end_ids, pad_id
 from rahf.generation.decoding import Decoding
 from rahf.interpret.token_shift.kinds import token_kinds
@@ -60,17 +58,21 @@ def write_shifts(
     aligned: nn.Module,
     base: nn.Module | None,
     tokenizer: PreTrainedTokenizerBase,
-    chats: Sequence[Sequence[Message]],
+    prompts: Sequence[str],
     responses: Responses,
     file: ResumableFile,
     batch_size: int = 8,
 ) -> None:
-    """Measure every response that `file` does not hold yet, and finish it."""
+    """Measure every response that `file` does not hold yet, and finish it.
+
+    Args:
+        prompts: as text, for the records.
+    """
     known = {record["row"] for record in file.records}
-    rest = [row for row in range(len(chats)) if row not in known]
+    rest = [row for row in range(len(prompts)) if row not in known]
     ends = {*end_ids(aligned, tokenizer)}
     file.begin()
-    bar = tqdm(total=len(chats), initial=len(known), desc="token shift")
+    bar = tqdm(total=len(prompts), initial=len(known), desc="token shift")
     with bar, answering(aligned):
         for batch in _batches(responses(rest), batch_size):
             shifts = token_shift(
@@ -81,7 +83,7 @@ def write_shifts(
                 pad_id(tokenizer),
             )
             file.add(
-                shift_record(spoken, prompt_text(chats[spoken.row]), shift, tokenizer, ends)
+                shift_record(spoken, prompts[spoken.row], shift, tokenizer, ends)
                 for spoken, shift in zip(batch, shifts, strict=True)
             )
             bar.update(len(batch))

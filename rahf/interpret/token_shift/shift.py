@@ -10,15 +10,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.data.contrast import sequence_rows
 from rahf.models.adapters import frozen_pass
-from rahf.models.likelihood import predictions, with_context
+from rahf.models.likelihood import predictions, rows_for, with_context
 
 BUCKETS = ("unshifted", "marginal", "shifted")
 """Rank in the base's predictions: 1; 2 or 3; beyond."""
@@ -52,8 +50,7 @@ def token_shift(
         aligned: the model whose responses they are, or are taken for.
         base: None: the same weights with the adapter off.
     """
-    device = next(aligned.parameters()).device
-    rows = send_to_device(sequence_rows(prompts, responses, pad_token_id), device)
+    rows = rows_for(aligned, prompts, responses, pad_token_id)
     rows["response_mask"] = with_context(rows)
     tokens = rows["input_ids"][rows["response_mask"]]
     of_aligned = predictions(aligned, rows)
