@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from rahf.cli import _parser
+import rahf.cli as cli
 from rahf.recipe.keys import SECTIONS, unknown_keys
 from rahf.recipe.methods import METHODS
 from rahf.trainer import RAHFConfig
@@ -72,7 +72,23 @@ def choices(parser):
     return {}
 
 
-COMMANDS = choices(_parser(False))
+def parsers():
+    """{command: its parser}, each with its options; of a group, with those of its kinds."""
+    found = {}
+    for name, entry in cli.COMMANDS.items():
+        kinds = entry.kinds if isinstance(entry, cli.Group) else [None]
+        for kind in kinds:
+            words = [name] if kind is None else [name, kind]
+            parser = choices(cli._parser(words))[name]
+            if kind is None:
+                found[name] = parser
+            else:
+                found.setdefault(name, parser)
+                choices(found[name])[kind] = choices(parser)[kind]
+    return found
+
+
+COMMANDS = parsers()
 
 
 def options_of(parser):
