@@ -34,6 +34,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from rahf.distributed.sharding import load_placed, without_engine
 from rahf.foreign_warnings import new_head_expected
 from rahf.models.capture import find_blocks
+from rahf.models.dropout import turn_off_dropout
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -197,6 +198,7 @@ def attach_policy(
         # A copied teacher may reach above the top target layer, where no gradient of the loss
         # arrives.
         block.requires_grad_(False)
+    turn_off_dropout(model)
     return model
 
 
