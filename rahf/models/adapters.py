@@ -31,6 +31,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from rahf.distributed.sharding import load_placed, without_engine
 from rahf.foreign_warnings import new_head_expected
 from rahf.models.capture import find_blocks
+from rahf.models.dropout import turn_off_dropout
 from rahf.models.lora_targets import on_blocks
 
 POLICY = "default"
@@ -183,6 +184,7 @@ def attach_policy(
         # A copied teacher may reach above the top target layer, where no gradient of the loss
         # arrives.
         block.requires_grad_(False)
+    turn_off_dropout(model)
     return model
 
 

@@ -81,18 +81,28 @@ class Tap(AroundBlock):
 
 
 class Narrowed(AroundBlock):
-    """Runs the block on the first tokens of a pack alone."""
+    """Runs the block on the first tokens of a pack; the states of the others become zeros.
+
+    The sequence keeps its length: a decoder may reshape what comes out of its last block to the
+    shape of its input (GPT-2).
+    """
 
     def __init__(self, block: nn.Module, tokens: int):
         super().__init__(block)
         self.tokens = tokens
 
-    def forward(self, *args, **kwargs):
+    def forward(self, hidden: Tensor, *args, **kwargs):
         first = {name: self._first(value) for name, value in kwargs.items()}
-        return self.block(*map(self._first, args), **first)
+        output = self.block(self._first(hidden), *map(self._first, args), **first)
+        if isinstance(output, Tensor):
+            return self._whole(output, hidden)
+        return (self._whole(output[0], hidden), *output[1:])
+
+    def _whole(self, states: Tensor, hidden: Tensor) -> Tensor:
+        return nn.functional.pad(states, (0, 0, 0, hidden.shape[1] - states.shape[1]))
 
     def _first(self, value: Any) -> Any:
-        """Of what has an entry a token, as states and positions do, in a batch of a single line."""
+        """Cut what has an entry a token, as states and positions do, in a batch of one line."""
         if isinstance(value, tuple):
             return tuple(map(self._first, value))
         by_token = isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] > self.tokens

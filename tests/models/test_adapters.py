@@ -2,6 +2,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tiny_models import ARCHITECTURES, DEPTH, EOS, lora, make_family, randomize, tiny_model
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, OPTConfig
 
 from rahf.models.adapters import (
     add_teachers,
@@ -257,3 +258,38 @@ def test_a_policy_cannot_start_as_a_full_model(family, tmp_path):
     for teacher in (folder, family.load_base()):
         with pytest.raises(ValueError, match=r"full model.*adapter"):
             attach_policy(family.load_base(), lora(), range(3), teacher)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=64),
+        OPTConfig(
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            ffn_dim=32,
+            word_embed_proj_dim=16,
+            attention_dropout=0.1,
+        ),
+        BloomConfig(vocab_size=40, hidden_size=16, n_layer=2, n_head=2, hidden_dropout=0.1),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_policy_in_training_says_what_its_base_says_without_dropout(config, caplog):
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = 1
+    base, ids = AutoModelForCausalLM.from_config(config).eval(), torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = base(input_ids=ids).logits
+        policy = attach_policy(base, lora(target_modules="all-linear"), range(2)).train()
+        torch.testing.assert_close(policy(input_ids=ids).logits, expected)
+    assert "dropout (0.1) is off" in caplog.text
+
+
+def test_dropout_of_the_adapters_stays():
+    policy = attach_policy(tiny_model(), lora(lora_dropout=0.5), range(2)).train()
+    randomize(policy, "default", seed=3)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert not torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)

@@ -170,3 +170,13 @@ def test_a_model_cut_off_after_its_first_blocks_has_the_states_of_the_whole(arch
     assert not any(parameter.requires_grad for parameter in cut.parameters())
     states = recorded(model, ids, [0, 1], stop=True)
     assert torch.equal(recorded(cut, ids, [0, 1], stop=True), states)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_blocks_above_run_on_the_first_tokens_and_give_their_logits(architecture):
+    model, ids = tiny_model(architecture), some_ids()[:1]
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits
+        with record(model, [0], every_position(ids), stop=False, tokens_above=3):
+            first = model(input_ids=ids, use_cache=False, logits_to_keep=torch.arange(3)).logits
+    torch.testing.assert_close(first, whole[:, :3])

@@ -420,7 +420,12 @@ def test_rows_that_end_below_the_top_cost_the_lower_blocks_alone(targets, checkp
     # One row of 96 tokens, of which 64 go on: as a pack, but for an attention to all before.
     around = [*blocks.modules[:2], *(Narrowed(block, 64) for block in blocks.modules[2:])]
     with FlopCounterMode(display=False) as counted, replaced_blocks(blocks, around):
-        output = model(ids, use_cache=False, attention_mask=torch.zeros(1, 1, 1, 1))
+        output = model(
+            ids,
+            use_cache=False,
+            attention_mask=torch.zeros(1, 1, 1, 1),
+            logits_to_keep=torch.arange(64),
+        )
         output.logits.sum().backward()
     decoder = decoder_of("llama")
     upper = Upper(DEPTH - 2, 1, 64)

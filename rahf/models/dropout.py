@@ -1,0 +1,52 @@
+"""The dropout that a checkpoint brings along, turned off.
+
+A policy is trained in training mode and its targets are read in evaluation mode. Dropout of the
+base would be on in the one and off in the other, so that the loss starts far from its value. TRL's
+DPO turns it off for the same reason. Dropout of the adapters (`lora_dropout`) stays.
+"""
+
+import logging
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def turn_off_dropout(model: nn.Module) -> float:
+    """Set every dropout probability of the model itself to 0; return the largest there was.
+
+    Both forms are found: modules of dropout, and probabilities that a module keeps as a number
+    and hands to a function.
+    """
+    adapters = {
+        module
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for module in layer.lora_dropout.modules()
+    }
+    found = [0.0]
+    for module in model.modules():
+        if module in adapters:
+            continue
+        for name in _probabilities(module):
+            found.append(getattr(module, name))
+            setattr(module, name, 0.0)
+    largest = max(found)
+    if largest > 0:
+        logger.warning(
+            "the base's own dropout (%g) is off: it would be on in the policy and off in its "
+            "targets. Use lora_dropout for the adapters.",
+            largest,
+        )
+    return largest
+
+
+def _probabilities(module: nn.Module) -> list[str]:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return ["p"]
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, float) and value > 0 and ("drop" in name or "pdrop" in name)
+    ]
