@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -127,7 +128,8 @@ def make_family(folder: Path, architecture: str) -> Family:
     tiny_tokenizer().save_pretrained(base)
     adapters = {}
     for seed, name in enumerate(("positive", "negative", "contrast", "preferred"), start=1):
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora())
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model = get_peft_model(model, lora(fan_in_fan_out=architecture == "gpt2"))
         randomize(model, "default", seed)
         adapters[name] = folder / name
         model.save_pretrained(adapters[name])

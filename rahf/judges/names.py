@@ -1,7 +1,7 @@
 """What the name of a judge says: its kind, and what that kind needs.
 
 Knows names only, so that a recipe is checked without torch; the judge itself is built by
-`named_judges.py`.
+`by_name.py`.
 """
 
 import re
@@ -10,6 +10,16 @@ from typing import NamedTuple
 RULES = ("lexicon", "length", "refusal", "regex")
 MODELS = ("reward", "choice", "api")
 KNOWN = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
+
+NEUTRAL = {
+    "lexicon": (-0.05, 0.05),  # as VADER's authors use it
+    "refusal": (0.5, 0.5),
+    "regex": (0.5, 0.5),
+    "choice": (0.5, 0.5),
+    "api": (0.5, 0.5),
+}
+"""Lowest and highest score that leans to neither side, by kind. A length and a reward have no
+neutral score."""
 
 
 class JudgeName(NamedTuple):

@@ -30,9 +30,8 @@ from rahf.directions.calibration import (
 from rahf.directions.evidence import measure
 from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
-from rahf.evaluation.strengths import at_strength
 from rahf.generation.answers import pad_id, sample_texts
-from rahf.models.adapters import depth_of, frozen_pass
+from rahf.models.adapters import at_strength, depth_of, frozen_pass
 from rahf.pipeline.inputs import load_base, load_tokenizer, lora_config, teachers_of, train_rows
 from rahf.recipe.config import MethodOptions, resolve_layers
 from rahf.recipe.recipe import AUTO, Recipe

@@ -6,15 +6,13 @@ builds, runs and saves.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import PeftModel
-from torch import nn
 from transformers import TrainingArguments
 
 from rahf.alignment import build_alignment
@@ -33,13 +31,12 @@ from rahf.artifacts import (
 from rahf.data.summary import describe
 from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
-from rahf.evaluation.table import measure
 from rahf.generation.answers import pad_id
-from rahf.models.adapters import POLICY, frozen_pass, is_adapter, scaled
+from rahf.models.adapters import POLICY, scaled
 from rahf.pipeline.choice import kept_to_choice, run_choice, with_choice
+from rahf.pipeline.evaluation import run_evaluation
 from rahf.pipeline.inputs import (
     directions_of,
-    held_out_of,
     load_base,
     load_tokenizer,
     lora_config,
@@ -90,7 +87,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
         "choice": run_choice_stage,
         "directions": take_directions if recipe.method.chooses else run_directions,
         "alignment": run_alignment,
-        "evaluation": run_evaluation,
+        "evaluation": lambda recipe: run_evaluation(recipe, stage_folder(recipe, name)),
     }.get(name, lambda recipe: run_teacher(recipe, name))
     if name in ("directions", "alignment", "evaluation"):
         recipe = with_choice(recipe, stage_folder(recipe, "choice"))
@@ -113,7 +110,7 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     whole = recipe.as_dict()
     shared = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
     if name == "evaluation":
-        return whole["evaluation"]
+        return {key: value for key, value in whole["evaluation"].items() if key != "workers"}
     if name in ("alignment", "choice", "directions"):
         read = {key: value for key, value in whole.items() if key not in ("evaluation", "compare")}
         return deciding(read)
@@ -244,62 +241,6 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
         training_figure(trainer.state.log_history, recipe.output_dir / "training.png")
         write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
     return results
-
-
-def run_evaluation(recipe: Recipe) -> dict[str, Any]:
-    """Measure base, teachers and policy on the same held-out data."""
-    tokenizer, folder = load_tokenizer(recipe), stage_folder(recipe, "evaluation")
-    prompts, held_out = held_out_of(recipe, tokenizer)
-    metrics = read_json(recipe.output_dir / METRICS_FILE)
-    # The alignment has measured the policy's preferences: they are not measured again.
-    known = {
-        "preference_accuracy": metrics.get("eval_preference/accuracies"),
-        "preference_margin": metrics.get("eval_preference/margins"),
-    }
-    models, answers = {}, {}
-    with without_engine():
-        for name, model in models_to_measure(recipe):
-            asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
-            measured, answers[name] = measure(model, tokenizer, asked, name)
-            models[name] = measured.as_dict() | (known if name == "policy" else {})
-    if PartialState().is_main_process:
-        metrics |= {"models": models}
-        write_json(recipe.output_dir / METRICS_FILE, metrics)
-        write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
-        by_model = {"answers": answers}
-        if held_out.judge is not None:
-            by_model["scores"] = {name: held_out.judge(given) for name, given in answers.items()}
-        write_lines(
-            folder / ANSWERS_FILE,
-            (
-                {"prompt": prompt}
-                | {
-                    kind: {name: values[index] for name, values in given.items()}
-                    for kind, given in by_model.items()
-                }
-                for index, prompt in enumerate(prompts)
-            ),
-        )
-    return {}
-
-
-def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
-    """The rows of the table, one after the other: adapters of one base, or full models by turns."""
-    wanted = recipe.evaluation.models
-    model = PeftModel.from_pretrained(load_base(recipe), recipe.output_dir)
-    if "base" in wanted:
-        with frozen_pass(model, None):
-            yield "base", model
-    for name, path in teachers_of(recipe).items() if "teachers" in wanted else ():
-        if is_adapter(path):
-            model.load_adapter(str(path), adapter_name=name)
-            with frozen_pass(model, name):
-                yield name, model
-        else:
-            yield name, load_base(recipe, path)
-    if "policy" in wanted:
-        with frozen_pass(model, POLICY):
-            yield "policy", model
 
 
 def alignment_arguments(recipe: Recipe) -> RAHFConfig:
