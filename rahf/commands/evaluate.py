@@ -19,7 +19,7 @@ def add(commands) -> None:
 
 def _preferences(kinds) -> None:
     summary = "measure whether a model finds chosen responses likelier than rejected ones"
-    parser = plain_command(kinds, "preferences", summary, run_preferences)
+    parser = plain_command(kinds, "preferences", summary, evaluate_preferences)
     option = parser.add_argument
     model_options(parser)
     option("--pairs", required=True, metavar="NAME", help="pairs: a file, a folder or a Hub id")
@@ -39,7 +39,7 @@ def _preferences(kinds) -> None:
 
 def _responses(kinds) -> None:
     summary = "let a judge score responses, or decide between those of two files"
-    parser = plain_command(kinds, "responses", summary, run_responses, JUDGES)
+    parser = plain_command(kinds, "responses", summary, evaluate_responses, JUDGES)
     option = parser.add_argument
     option("--responses", required=True, metavar="FILE", type=Path, help="responses to judge")
     option("--against", metavar="FILE", type=Path, help="responses of another to the same prompts")
@@ -51,7 +51,7 @@ def _responses(kinds) -> None:
 
 def _tasks(kinds) -> None:
     summary = "run tasks of lm-evaluation-harness (pip install 'rahf[eval]')"
-    parser = plain_command(kinds, "tasks", summary, run_tasks)
+    parser = plain_command(kinds, "tasks", summary, evaluate_tasks)
     option = parser.add_argument
     model_options(parser)
     option("--tasks", required=True, metavar="A,B", help="names of tasks")
@@ -63,7 +63,7 @@ def _tasks(kinds) -> None:
     option("--output", metavar="FILE", type=Path, help="JSON file for the figures")
 
 
-def run_preferences(options: argparse.Namespace) -> int:
+def evaluate_preferences(options: argparse.Namespace) -> int:
     from peft import PeftModel
 
     from rahf.data.sources import load_pairs
@@ -98,7 +98,7 @@ def run_preferences(options: argparse.Namespace) -> int:
     return _tell(options, {**identity(options), **figures}, preferences_table(figures))
 
 
-def run_responses(options: argparse.Namespace) -> int:
+def evaluate_responses(options: argparse.Namespace) -> int:
     from rahf.data.prompts import read_responses
     from rahf.judges.judge import Verdicts
 
@@ -142,7 +142,7 @@ def _wins(options: argparse.Namespace, first, second, verdicts):
     return figures, wins_table(figures)
 
 
-def run_tasks(options: argparse.Namespace) -> int:
+def evaluate_tasks(options: argparse.Namespace) -> int:
     from rahf.data.chat_format import chat_format
     from rahf.evaluation.tasks import run_tasks
     from rahf.report.judgements import tasks_table

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rahf.comparison.curves import Cost
 from rahf.report.curves import Point, tradeoff_figure
 
-COST_LABELS: dict[Cost, str] = {
+COST_LABELS = {
     "loss": "loss of ability (nats per token on unrelated text)",
     "kl": "KL from the base on unrelated text (nats per token)",
 }
@@ -17,9 +16,7 @@ CHANGE_LABELS = {
 }
 
 
-def draw_curves(
-    lines: Mapping[str, Sequence[Point]], path: Path, cost: Cost, *, wins: bool
-) -> None:
+def draw_curves(lines: Mapping[str, Sequence[Point]], path: Path, cost: str, *, wins: bool) -> None:
     """Draw the curve of every row.
 
     Args:

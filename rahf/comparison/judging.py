@@ -1,19 +1,13 @@
-"""What the judge of a comparison makes of measured answers: a score for each, and the side of its
-scale that is wanted.
+"""What the judge of a comparison makes of measured answers: a score for each.
 
 Knows judges and texts; knows no model.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from datasets import Dataset
 
 from rahf.data.messages import Message
 from rahf.evaluation.scores import Judging, outcomes_of
-from rahf.pipeline.evaluation import judging_of
-from rahf.recipe.judge_options import JudgeOptions
 from rahf.report.comparison import repeated_share
 
 
@@ -33,8 +27,7 @@ def judged(
     beside = [*base] * len(points)
     if repetition_limit < 1:
         answers = without_loops(answers, beside, repetition_limit)
-    judge, verdicts, _ = judging
-    outcomes = outcomes_of(judge, verdicts, [*chats] * len(points), answers, beside)
+    outcomes = outcomes_of(judging.judge, judging.verdicts, [*chats] * len(points), answers, beside)
     count = len(chats)
     parts = [outcomes[at : at + count] for at in range(0, len(outcomes), count)]
     return [
@@ -57,18 +50,3 @@ def without_loops(answers: Sequence[str], base: Sequence[str], limit: float) -> 
         untouched if repeated_share(answer) > limit else answer
         for answer, untouched in zip(answers, base, strict=True)
     ]
-
-
-def checked_judging(options: JudgeOptions, folder: Path, pairs: Dataset) -> Judging:
-    """Return the judge of a comparison, with its verdicts in `folder`.
-
-    Raises:
-        ValueError: a scorer finds no difference between the two sides of `pairs`.
-    """
-    judging = judging_of(options, folder, pairs)
-    if not judging.sign:
-        raise ValueError(
-            f"compare.judge: {judging.judge.id} gives the chosen and the rejected responses of the "
-            "training pairs the same mean: it cannot tell what is wanted. Name another judge."
-        )
-    return judging

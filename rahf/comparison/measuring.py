@@ -4,37 +4,34 @@ Loads, measures and saves; knows no judge.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rahf.artifacts import alone, read_json, write_json
 from rahf.evaluation.measures import HeldOut, measure_model
 from rahf.judges.judge import prompt_hash
 from rahf.models.adapters import fingerprint
-from rahf.pipeline.inputs import load_base
-from rahf.recipe.recipe import Recipe
-
-Points = list[dict[str, Any]]
-"""The measures of one adapter, a strength each (`Measures.as_dict`)."""
 
 
 def measure_kept(
     path: Path,
-    recipe: Recipe,
+    load_base: Callable[[], nn.Module],
     tokenizer: PreTrainedTokenizerBase,
     held_out: HeldOut,
     adapter: Path | None,
     strengths: Sequence[float],
     progress: str,
-) -> Points:
+) -> list[dict[str, Any]]:
     """Return the measures in `path` at each strength; those that are missing are taken and added.
 
     Args:
-        adapter: folder of the adapter on the recipe's base; None: the base, whose strength is 0.
+        load_base: called only where something is missing.
+        adapter: folder of the adapter on the base; None: the base, whose strength is 0.
         progress: what is printed before a model is loaded.
     """
     made_with = {
@@ -49,7 +46,7 @@ def measure_kept(
         missing = [strength for strength in strengths if strength not in known]
         if missing:
             print(progress, flush=True)
-            model = load_base(recipe)
+            model = load_base()
             if adapter:
                 model = PeftModel.from_pretrained(model, adapter)
             found = measure_model(model.eval(), tokenizer, held_out, missing)

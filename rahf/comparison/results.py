@@ -42,7 +42,7 @@ def write_results(
 ) -> None:
     """Write what the rows have come to into `folder`, and print the tables."""
     found, wins = results_of(options, judging, rows), judging.compares
-    text = as_text(found, options, wins=wins)
+    text = tables_of(found, options, wins=wins)
     record = {
         "judge": judging.judge.id,
         "repetition_limit": options.repetition_limit,
@@ -91,7 +91,7 @@ def results_of(options: CompareOptions, judging: Judging, rows: Mapping[str, Row
     )
 
 
-def as_text(found: Results, options: CompareOptions, *, wins: bool) -> str:
+def tables_of(found: Results, options: CompareOptions, *, wins: bool) -> str:
     """Return the tables, with a line on the place where the judge compares."""
     parts = [comparison_table(found.rows, options.cost, options.budget, wins=wins)]
     if found.readings[0]["rows"]:

@@ -6,6 +6,7 @@ and several may do rows of it at once.
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from math import isnan
 from typing import Any
 
@@ -14,8 +15,8 @@ from accelerate import PartialState
 from rahf.artifacts import write_json
 from rahf.comparison.curves import change_at_most, curves_of, everything, line, readable
 from rahf.comparison.held_out import held_out_part, under_urial, with_validation
-from rahf.comparison.judging import checked_judging, judged
-from rahf.comparison.measuring import Points, measure_kept
+from rahf.comparison.judging import judged
+from rahf.comparison.measuring import measure_kept
 from rahf.comparison.results import RowResult, write_results
 from rahf.comparison.row_recipes import UNTRAINED, RowRun, check_comparison, row_run
 from rahf.comparison.training import Trained, train_row
@@ -23,8 +24,8 @@ from rahf.data.pairs import usable_pairs
 from rahf.evaluation.measures import HeldOut
 from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
 from rahf.judges.judge import prompt_hash
-from rahf.pipeline.evaluation import VERDICTS_FILE
-from rahf.pipeline.inputs import load_split, load_tokenizer
+from rahf.pipeline.evaluation import judging_of
+from rahf.pipeline.inputs import load_base, load_split, load_tokenizer
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.recipe import Recipe, RecipeError
 
@@ -49,7 +50,13 @@ class Comparison:
         self.tokenizer, self._held_out = load_tokenizer(recipe), {}
         self.base = next(name for name in self.options.rows if kind_of_row(name) == "base")
         pairs = usable_pairs(load_split(self.recipe, self.recipe.data.dataset_train_split))
-        self.judging = checked_judging(self.options, self.folder, pairs)
+        self.judging = judging_of(self.options, self.folder, pairs)
+        if not self.judging.sign:
+            raise ValueError(
+                f"compare.judge: {self.judging.judge.id} gives the chosen and the rejected "
+                "responses of the training pairs the same mean: it cannot tell what is wanted. "
+                "Name another judge."
+            )
 
     def trials(self, name: str) -> list[dict[str, Any]]:
         """The settings that are tried for a row; one empty one where it is not tuned."""
@@ -76,7 +83,9 @@ class Comparison:
         urial = read_urial(self.options.urial) if self.options.urial else own_urial()
         return under_urial(held_out, urial_prompt_form(self.tokenizer, urial))
 
-    def measures(self, part: str, held_out: HeldOut, name: str, trained: Trained | None) -> Points:
+    def measures(
+        self, part: str, held_out: HeldOut, name: str, trained: Trained | None
+    ) -> list[dict[str, Any]]:
         """Return the measures of one adapter, or of the base, with what the judge makes of them."""
         found = self._measured(part, held_out, name, trained)
         limit, base = self.options.repetition_limit, []
@@ -86,12 +95,14 @@ class Comparison:
             base = untouched["answers"]
         return judged(self.judging, held_out.chats, found, base, limit)
 
-    def _measured(self, part: str, held_out: HeldOut, name: str, trained: Trained | None) -> Points:
+    def _measured(
+        self, part: str, held_out: HeldOut, name: str, trained: Trained | None
+    ) -> list[dict[str, Any]]:
         """Return all that needs the model itself."""
         home = trained.adapter.relative_to(self.folder) if trained else name
         return measure_kept(
             self.folder / part / home / "measures.json",
-            self.recipe,
+            partial(load_base, self.recipe),
             self.tokenizer,
             held_out,
             trained.adapter if trained else None,
@@ -163,6 +174,6 @@ def choose_trial(comparison: Comparison, name: str) -> int:
     if not readings:
         raise ValueError(
             f"compare.judge: no verdict of {comparison.judging.judge.id} on the trials of {name} "
-            f"could be read; its words are in {comparison.folder / VERDICTS_FILE}"
+            f"could be read; its words are in {comparison.folder / 'verdicts.jsonl'}"
         )
     return max(readings, key=lambda trial: results[trial]["change"])

@@ -27,6 +27,7 @@ class Judging(NamedTuple):
     judge: Judge
     verdicts: Verdicts
     sign: int  # 1 or -1; 0: the judge finds no difference
+    neutral: tuple[float, float] | None = None  # scores that lean to neither side, if any do
 
     @property
     def compares(self) -> bool:

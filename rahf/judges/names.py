@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 RULES = ("lexicon", "length", "refusal", "regex")
 MODELS = ("reward", "choice", "api")
-KNOWN = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
+KNOWN_JUDGES = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
 
-NEUTRAL = {
+NEUTRAL_SCORES = {
     "lexicon": (-0.05, 0.05),  # as VADER's authors use it
     "refusal": (0.5, 0.5),
     "regex": (0.5, 0.5),
@@ -58,7 +58,7 @@ def name_problems(name: str) -> list[str]:
         except re.error as error:
             return [f"{name!r}: no regular expression ({error})"]
     elif kind not in MODELS and (name not in RULES or name == "regex"):
-        return [f"{name!r} is none of {KNOWN}"]
+        return [f"{name!r} is none of {KNOWN_JUDGES}"]
     return []
 
 

@@ -15,22 +15,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import (
-    ANSWERS_FILE,
-    METRICS_FILE,
-    read_json,
-    write_json,
-    write_lines,
-    write_text,
-)
+from rahf.artifacts import ANSWERS_FILE, write_lines
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_prompts
-from rahf.distributed.sharding import without_engine
 from rahf.evaluation.measures import HeldOut, Measures, measure_model, model_figures
 from rahf.evaluation.scores import JUDGED, Judging, judged_figures, outcomes_of, wanted_side
 from rahf.judges.by_name import NamedJudge, comparing_judge
-from rahf.judges.judge import Verdicts
-from rahf.judges.names import NEUTRAL, parse_judge
 from rahf.models.adapters import POLICY, frozen_pass, is_adapter
 from rahf.pipeline.inputs import (
     load_base,
@@ -42,15 +32,16 @@ from rahf.pipeline.inputs import (
 )
 from rahf.recipe.judge_options import JudgeOptions
 from rahf.recipe.recipe import Recipe
-from rahf.report.card import model_card
-
-VERDICTS_FILE = "verdicts.jsonl"
 
 
-def run_evaluation(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Measure every model, let the judge score its answers, and write both.
+def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
+    """Measure every model, let the judge score its answers, and write both to `folder`.
 
-    Judging is the first process's own: a judge may cost money, and its verdicts are in one file.
+    Only the first process judges: a judge may cost money, and its verdicts are in one file.
+
+    Returns:
+        Figures of each model. The policy's preferences are left to the alignment, which has
+        measured them.
     """
     tokenizer, is_main = load_tokenizer(recipe), PartialState().is_main_process
     held_out, judging = held_out_of(recipe, tokenizer), None
@@ -59,13 +50,17 @@ def run_evaluation(recipe: Recipe, folder: Path) -> dict[str, Any]:
         pairs = usable_pairs(load_split(recipe, split)) if split else None
         judging = judging_of(recipe.evaluation, folder, pairs)
         judging = judging._replace(sign=judging.sign or 1)  # without a difference, the upper side
-    with without_engine():
-        measured = measure_models(recipe, tokenizer, held_out)
+    measured = measure_models(recipe, tokenizer, held_out)
+    scores = scores_of(judging, held_out, measured) if judging else {}
     if is_main:
-        scores = scores_of(judging, held_out, measured) if judging else {}
-        _save_figures(recipe, measured, scores, judging)
         _save_answers(folder / ANSWERS_FILE, held_out, measured, scores)
-    return {}
+    figures = {}
+    for name, measures in measured.items():
+        judged = dict.fromkeys(JUDGED)
+        if name in scores:
+            judged = judged_figures(scores[name], judging.sign, judging.neutral)
+        figures[name] = model_figures(measures, judged)
+    return figures
 
 
 def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
@@ -94,18 +89,17 @@ def judging_of(options: JudgeOptions, folder: Path, pairs: Dataset | None) -> Ju
         workers=options.workers,
         label=options.label,
     )
-    judge = comparing_judge(named)
-    verdicts = Verdicts(None if parse_judge(options.judge).is_rule else folder / VERDICTS_FILE)
-    return Judging(judge, verdicts, wanted_side(judge, verdicts, pairs) if pairs else 1)
+    judge, verdicts = comparing_judge(named), named.verdicts_in(folder)
+    sign = wanted_side(judge, verdicts, pairs) if pairs else 1
+    return Judging(judge, verdicts, sign, named.neutral)
 
 
 def measure_models(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut
 ) -> dict[str, Measures]:
-    """Measure the rows of the table, which are loaded for this only."""
+    """Measure the rows of the table, which are loaded by turns; see `evaluate_models`."""
     measured = {}
     for name, model in models_to_measure(recipe):
-        # The alignment has measured the policy's preferences: they are not measured again.
         asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
         [measured[name]] = measure_model(model, tokenizer, asked, progress=name)
     return measured
@@ -134,39 +128,17 @@ def scores_of(
     judging: Judging, held_out: HeldOut, measured: Mapping[str, Measures]
 ) -> dict[str, list[float | None]]:
     """Return the judge's score of every answer, by model; a chooser has none for the base."""
-    judge, verdicts, _ = judging
     base = measured["base"].answers if judging.compares else ()
     return {
         name: [
             outcome.value
-            for outcome in outcomes_of(judge, verdicts, held_out.chats, measures.answers, base)
+            for outcome in outcomes_of(
+                judging.judge, judging.verdicts, held_out.chats, measures.answers, base
+            )
         ]
         for name, measures in measured.items()
         if not (judging.compares and name == "base")
     }
-
-
-def _save_figures(
-    recipe: Recipe,
-    measured: Mapping[str, Measures],
-    scores: Mapping[str, list[float | None]],
-    judging: Judging | None,
-) -> None:
-    metrics, models = read_json(recipe.output_dir / METRICS_FILE), {}
-    neutral = NEUTRAL.get(parse_judge(recipe.evaluation.judge).kind) if judging else None
-    for name, measures in measured.items():
-        judged = dict.fromkeys(JUDGED)
-        if name in scores:
-            judged = judged_figures(scores[name], judging.sign, neutral)
-        models[name] = model_figures(measures, judged)
-    if "policy" in models:
-        models["policy"] |= {
-            "preference_accuracy": metrics.get("eval_preference/accuracies"),
-            "preference_margin": metrics.get("eval_preference/margins"),
-        }
-    metrics |= {"models": models}
-    write_json(recipe.output_dir / METRICS_FILE, metrics)
-    write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
 
 
 def _save_answers(

@@ -34,7 +34,7 @@ from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.generation.answers import pad_id
 from rahf.models.adapters import POLICY, scaled
 from rahf.pipeline.choice import kept_to_choice, run_choice, with_choice
-from rahf.pipeline.evaluation import run_evaluation
+from rahf.pipeline.evaluation import evaluate_models
 from rahf.pipeline.inputs import (
     directions_of,
     load_base,
@@ -74,7 +74,7 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
     for name in recipe.stages if stage is None else (stage,):
         run_stage(recipe, name)
     if PartialState().is_main_process and stage in (None, "evaluation") and not quiet:
-        print(summary(recipe.output_dir))
+        print(results_text(recipe.output_dir))
 
 
 def run_stage(recipe: Recipe, name: str) -> None:
@@ -87,7 +87,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
         "choice": run_choice_stage,
         "directions": take_directions if recipe.method.chooses else run_directions,
         "alignment": run_alignment,
-        "evaluation": lambda recipe: run_evaluation(recipe, stage_folder(recipe, name)),
+        "evaluation": run_evaluation,
     }.get(name, lambda recipe: run_teacher(recipe, name))
     if name in ("directions", "alignment", "evaluation"):
         recipe = with_choice(recipe, stage_folder(recipe, "choice"))
@@ -243,6 +243,23 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
     return results
 
 
+def run_evaluation(recipe: Recipe) -> dict[str, Any]:
+    """Measure base, teachers and policy on the same held-out data."""
+    with without_engine():
+        models = evaluate_models(recipe, stage_folder(recipe, "evaluation"))
+    if PartialState().is_main_process:
+        metrics = read_json(recipe.output_dir / METRICS_FILE)
+        if "policy" in models:
+            models["policy"] |= {
+                "preference_accuracy": metrics.get("eval_preference/accuracies"),
+                "preference_margin": metrics.get("eval_preference/margins"),
+            }
+        metrics |= {"models": models}
+        write_json(recipe.output_dir / METRICS_FILE, metrics)
+        write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
+    return {}
+
+
 def alignment_arguments(recipe: Recipe) -> RAHFConfig:
     """The recipe as the arguments of the trainer."""
     method = {
@@ -267,7 +284,7 @@ def save_log(trainer: AdapterTrainer) -> dict[str, Any]:
     }
 
 
-def summary(folder: Path) -> str:
+def results_text(folder: Path) -> str:
     """The tables that the run in `folder` ends with, read from its files."""
     metrics, parts = read_json(folder / METRICS_FILE), []
     if "models" in metrics:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rahf.judges.names import name_problems, url_problems
 from rahf.recipe.fields import Count, CountFromZero, option
 
-JUDGES = (
+JUDGE_HELP = (
     "Judge of the answers: lexicon, length, refusal, regex:PATTERN, reward:NAME (a score); "
     "choice:NAME, api:MODEL (whether an answer beats the base's)"
 )
@@ -18,7 +18,7 @@ JUDGES = (
 class JudgeOptions:
     """The judge of answers, and what it needs."""
 
-    judge: str | None = option("lexicon", f"{JUDGES}; null: none.")
+    judge: str | None = option("lexicon", f"{JUDGE_HELP}; null: none.")
     url: str | None = option(
         None, "Of an api judge: an OpenAI-compatible URL, up to and without /chat/completions."
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from rahf.recipe.combinations import comparison_problems
 from rahf.recipe.fields import Count, Limits, Share, option, raise_problems, value_problems
-from rahf.recipe.judge_options import JUDGES, JudgeOptions
+from rahf.recipe.judge_options import JUDGE_HELP, JudgeOptions
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CompareOptions(JudgeOptions):
         [0.5, 1.0, 1.5, 2.0],
         "Factors on a trained adapter: the points of its trade-off curve. 1 is the adapter itself.",
     )
-    judge: str = option("lexicon", f"{JUDGES}.")
+    judge: str = option("lexicon", f"{JUDGE_HELP}.")
     repetition_limit: Annotated[float, Limits(least=0)] = option(
         1.0,
         "An answer with a larger share of repeated word triples counts as the base's own answer: "

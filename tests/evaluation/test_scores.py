@@ -12,12 +12,12 @@ from rahf.evaluation.scores import (
     wanted_side,
 )
 from rahf.judges.judge import Verdict, Verdicts
-from rahf.judges.names import NEUTRAL
+from rahf.judges.names import NEUTRAL_SCORES
 from rahf.judges.questions import ASPECTS
 from rahf.judges.rules import rule
 
 ASKED = [{"role": "user", "content": "w2"}]
-LEXICON = NEUTRAL["lexicon"]
+LEXICON = NEUTRAL_SCORES["lexicon"]
 
 
 class PrefersLonger:
@@ -115,12 +115,12 @@ def test_the_figures_are_the_mean_and_its_standard_error():
 
 
 def test_a_win_over_the_base_is_the_wanted_side_of_a_chooser():
-    figures = judged_figures([1, 1, 0.5, 0], 1, NEUTRAL["api"])
+    figures = judged_figures([1, 1, 0.5, 0], 1, NEUTRAL_SCORES["api"])
     assert (figures["shows_wanted"], figures["shows_opposite"]) == (0.5, 0.25)
 
 
 def test_a_scale_without_a_neutral_score_has_no_shares():
-    figures = judged_figures([3.0, 5.0], 1, NEUTRAL.get("length"))
+    figures = judged_figures([3.0, 5.0], 1, NEUTRAL_SCORES.get("length"))
     assert (figures["judged_mean"], figures["shows_wanted"]) == (4, None)
 
 

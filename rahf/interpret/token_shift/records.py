@@ -29,7 +29,7 @@ class Spoken(NamedTuple):
     response: list[int]
 
 
-Responses = Callable[[Sequence[int]], Iterator[Spoken]]
+SpokenResponses = Callable[[Sequence[int]], Iterator[Spoken]]
 """Rows that are asked for -> their responses, in any order."""
 
 
@@ -39,7 +39,7 @@ def greedy_responses(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     batch_size: int,
-) -> Responses:
+) -> SpokenResponses:
     """What the aligned model says itself."""
 
     def ask(rows: Sequence[int]) -> Iterator[Spoken]:
@@ -51,7 +51,9 @@ def greedy_responses(
     return ask
 
 
-def given_responses(ids: Sequence[tuple[list[int], list[int]]], max_new_tokens: int) -> Responses:
+def given_responses(
+    ids: Sequence[tuple[list[int], list[int]]], max_new_tokens: int
+) -> SpokenResponses:
     """Responses that are there already, as ids of prompt and response, cut like generated ones."""
     return lambda rows: (Spoken(row, ids[row][0], ids[row][1][:max_new_tokens]) for row in rows)
 
@@ -61,7 +63,7 @@ def write_shifts(
     base: nn.Module | None,
     tokenizer: PreTrainedTokenizerBase,
     chats: Sequence[Sequence[Message]],
-    responses: Responses,
+    responses: SpokenResponses,
     file: ResumableFile,
     batch_size: int = 8,
 ) -> None:
