@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _scores(options: argparse.Namespace, responses, verdicts):
+    from rahf.evaluation.scores import aspect_figures, score_figures
     from rahf.judges.by_name import aspects_judge, scoring_judge
-    from rahf.judges.questions import aspect_figures, score_figures
     from rahf.report.judgements import aspects_table, score_table
 
     judge = (aspects_judge if options.aspects else scoring_judge)(_named_judge(options))

@@ -77,12 +77,12 @@ def _responses(options: argparse.Namespace, model, tokenizer, given):
 def _report(options: argparse.Namespace) -> str:
     """Write summary, figure and page from the records; returns the tables."""
     from rahf.artifacts import read_lines, write_json, write_text
-    from rahf.interpret.token_shift.summary import summarize
+    from rahf.interpret.token_shift.summary import summarize_shift
     from rahf.report.shift import shift_figure, shift_page, shift_table, top_table
 
     folder = options.output
     records = read_lines(folder / "shift.jsonl")
-    summary = summarize(records)
+    summary = summarize_shift(records)
     write_json(folder / "summary.json", summary)
     shift_figure(summary, folder / "shift.png")
     title = f"Token shift of {options.model} against {options.against or 'its base'}"

@@ -17,9 +17,9 @@ from rahf.artifacts import alone, write_lines
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import PromptForm, chat_prompt_form, read_prompts
 from rahf.data.sources import load_pairs
-from rahf.data.tokenization import tokenize_pairs, tokenize_texts
-from rahf.evaluation.strengths import Asked
-from rahf.pipeline.inputs import load_split
+from rahf.data.tokenization import tokenize_pairs
+from rahf.evaluation.measures import HeldOut
+from rahf.pipeline.inputs import load_split, unrelated_texts
 from rahf.recipe.recipe import Recipe
 
 SPLIT_SEED = 0
@@ -75,13 +75,17 @@ def _record(pair: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def asked_of(
+def held_out_part(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
     part: str,
     validation: Path | None = None,
-) -> Asked:
-    """What is measured on: `part` is `test` or `validation`, whose pairs stand in `validation`."""
+) -> HeldOut:
+    """Return what is measured on.
+
+    Args:
+        part: `test`, or `validation`, whose pairs are in the folder `validation`.
+    """
     data, options = recipe.data, recipe.evaluation
     if part == "test":
         pairs = load_split(recipe, data.dataset_test_split)
@@ -101,18 +105,16 @@ def asked_of(
             max_length=data.max_length,
             chat_template=data.chat_template,
         )[0]
-    texts = tokenize_texts(
-        options.unrelated_text, tokenizer, rows=options.unrelated_rows, tokens=data.max_length
-    )
+    texts = unrelated_texts(recipe, tokenizer)
     if validation is not None:
         texts = texts[0::2] if part == "validation" else texts[1::2]
     form = chat_prompt_form(tokenizer, data.chat_template)
-    return Asked(chats, form, texts, rows, options.max_new_tokens)
+    return HeldOut(rows, chats, form, texts, options.max_new_tokens)
 
 
-def under_urial(asked: Asked, form: PromptForm) -> Asked:
-    """The same prompts in URIAL's form; preferences are those of the chat template's prompts."""
-    return dataclasses.replace(asked, form=form, pairs=(), answers_at_once=URIAL_AT_ONCE)
+def under_urial(held_out: HeldOut, form: PromptForm) -> HeldOut:
+    """Return the same prompts in URIAL's form, without pairs, which are in the chat template's."""
+    return dataclasses.replace(held_out, form=form, pairs=(), answers_at_once=URIAL_AT_ONCE)
 
 
 def _distinct(prompts: Sequence[Any]) -> Iterator[Any]:

@@ -1,93 +1,104 @@
-"""What a comparison has come to: its tables, its chart and its files."""
+"""What a comparison has come to, as tables and files. Knows measures and scores; knows no model."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rahf.artifacts import write_json, write_lines, write_text
 from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, read_at_each
+from rahf.comparison.figures import draw_curves
+from rahf.evaluation.scores import Judging
 from rahf.evaluation.wins import place_figures
 from rahf.recipe.combinations import kind_of_row
+from rahf.recipe.measuring import CompareOptions
 from rahf.report.comparison import comparison_table, place_line, readings_table, row_figures
-from rahf.report.curves import tradeoff_figure
-
-if TYPE_CHECKING:
-    from rahf.comparison.run import Comparison
+from rahf.report.curves import Point
 
 
-class Measured(NamedTuple):
+class RowResult(NamedTuple):
     """One row as it stands in the table."""
 
-    trial: int
+    settings: dict[str, Any]  # its own keys, and those of its trial
     by_seed: list[list[dict[str, Any]]]  # measures at each strength
     costs: list[dict[str, float]]  # of the training, a seed
 
 
-def tell(comparison: "Comparison", rows: dict[str, Measured]) -> None:
-    """Write and print what the rows have come to."""
-    options, folder = comparison.options, comparison.folder
-    curves = {name: curves_of(row.by_seed) for name, row in rows.items()}
-    base, wins = comparison.base, comparison.judge.responses == 2
-    others = {name: row for name, row in curves.items() if name != base}
-    readings, differences = read_at(
-        others, curves[base], options.budget, options.cost, comparison.sign
-    )
-    lines = {
-        name: points(row, curves[base], options.cost, comparison.sign)
-        for name, row in others.items()
+class Results(NamedTuple):
+    """What the rows have come to."""
+
+    rows: dict[str, dict[str, Any]]  # figures of the table
+    differences: list[dict[str, Any]]  # of any two rows, at the budget
+    readings: list[dict[str, Any]]  # see `readings_of`
+    place: dict[str, float] | None  # how much of a chooser's judgement is the place
+    lines: dict[str, list[Point]]  # the curves
+
+
+def write_results(
+    folder: Path,
+    options: CompareOptions,
+    judging: Judging,
+    chats: Sequence[Any],
+    rows: Mapping[str, RowResult],
+) -> None:
+    """Write what the rows have come to into `folder`, and print the tables."""
+    found, wins = results_of(options, judging, rows), judging.compares
+    text = tables_of(found, options, wins=wins)
+    record = {
+        "judge": judging.judge.id,
+        "repetition_limit": options.repetition_limit,
+        "score": "win over the base's answer" if wins else "the judge's own",
+        "wanted_side": judging.sign,
+        **({"place": found.place} if found.place else {}),
+        "cost": options.cost,
+        "budget": options.budget,
+        "settings": {name: row.settings for name, row in rows.items()},
+        "rows": found.rows,
+        "differences": found.differences,
+        "readings": found.readings,
     }
-    table = {
+    write_json(folder / "comparison.json", record)
+    write_text(folder / "comparison.md", text + "\n")
+    _write_points(found.lines, folder / "points.jsonl")
+    draw_curves(found.lines, folder / "tradeoff.png", options.cost, wins=wins)
+    _write_answers(chats, rows, folder / "answers.jsonl")
+    print(f"\n{text}\n\nresults: {folder}")
+
+
+def results_of(options: CompareOptions, judging: Judging, rows: Mapping[str, RowResult]) -> Results:
+    """Return the figures of every row, beside the base, which is one of them."""
+    curves = {name: curves_of(row.by_seed) for name, row in rows.items()}
+    base = next(name for name in rows if kind_of_row(name) == "base")
+    others = {name: row for name, row in curves.items() if name != base}
+    given = (curves[base], options.budget, options.cost, judging.sign)
+    readings, differences = read_at(others, *given)
+    figures = {
         name: row_figures(row.by_seed, row.costs, rows[base].by_seed[0])
         | ({"at_budget": readings[name]._asdict()} if name in readings else {})
         for name, row in rows.items()
     }
-    text = comparison_table(table, options.cost, options.budget, wins=wins)
-    several = readings_of(others, curves[base], comparison.sign)
-    if several[0]["rows"]:
-        text += f"\n\n{readings_table(several)}"
-    place = _place(rows) if wins else None
-    if place:
-        text += f"\n\n{place_line(place)}"
-    settings = {
-        name: {**options.rows[name], **comparison.trials(name)[row.trial]}
-        for name, row in rows.items()
-    }
-    write_json(
-        folder / "comparison.json",
+    return Results(
+        figures,
+        [
+            {"row": one, "against": other, **found._asdict()}
+            for (one, other), found in differences.items()
+        ],
+        readings_of(others, curves[base], judging.sign),
+        _place(rows) if judging.compares else None,
         {
-            "judge": comparison.judge.id,
-            "repetition_limit": options.repetition_limit,
-            "score": "win over the base's answer" if wins else "the judge's own",
-            "wanted_side": comparison.sign,
-            **({"place": place} if place else {}),
-            "cost": options.cost,
-            "budget": options.budget,
-            "settings": settings,
-            "rows": table,
-            "differences": [
-                {"row": one, "against": other, **found._asdict()}
-                for (one, other), found in differences.items()
-            ],
-            "readings": several,
+            name: points(row, curves[base], options.cost, judging.sign)
+            for name, row in others.items()
         },
     )
-    write_text(folder / "comparison.md", text + "\n")
-    write_lines(
-        folder / "points.jsonl",
-        (
-            {"method": name, "strength": point.label, "cost": point.cost, "change": point.change}
-            | {"low": point.low, "high": point.high}
-            for name, found in lines.items()
-            for point in found
-        ),
-    )
-    tradeoff_figure(
-        lines,
-        folder / "tradeoff.png",
-        cost=COST_LABELS[options.cost],
-        change=CHANGE_LABELS[wins],
-    )
-    _write_answers(comparison, rows, folder / "answers.jsonl")
-    print(f"\n{text}\n\nresults: {folder}")
+
+
+def tables_of(found: Results, options: CompareOptions, *, wins: bool) -> str:
+    """Return the tables, with a line on the place where the judge compares."""
+    parts = [comparison_table(found.rows, options.cost, options.budget, wins=wins)]
+    if found.readings[0]["rows"]:
+        parts.append(readings_table(found.readings))
+    if found.place:
+        parts.append(place_line(found.place))
+    return "\n\n".join(parts)
 
 
 READ_AT: dict[Cost, tuple[float, ...]] = {
@@ -100,7 +111,7 @@ BASELINES = ("sft", "dpo")
 
 
 def readings_of(others: dict[str, Curves], base: Curves, sign: int) -> list[dict[str, Any]]:
-    """Every row at each cost of READ_AT, and what the others have over SFT and DPO."""
+    """Return every row at each cost of READ_AT, and what the others have over SFT and DPO."""
     found = []
     for cost, costs in READ_AT.items():
         for at, (alone, differences) in zip(
@@ -116,8 +127,8 @@ def readings_of(others: dict[str, Curves], base: Curves, sign: int) -> list[dict
     return found
 
 
-def _place(rows: dict[str, Measured]) -> dict[str, float] | None:
-    """How much of what the judge said of all rows is the place; None: it was asked nothing."""
+def _place(rows: Mapping[str, RowResult]) -> dict[str, float] | None:
+    """Return how much of all verdicts is the place; None: the judge was asked nothing."""
     orders = [
         verdicts
         for row in rows.values()
@@ -129,21 +140,20 @@ def _place(rows: dict[str, Measured]) -> dict[str, float] | None:
     return place_figures(orders) if orders else None
 
 
-COST_LABELS = {
-    "loss": "loss of ability (nats per token on unrelated text)",
-    "kl": "KL from the base on unrelated text (nats per token)",
-}
+def _write_points(lines: Mapping[str, Sequence[Point]], path: Path) -> None:
+    write_lines(
+        path,
+        (
+            {"method": name, "strength": point.label, "cost": point.cost, "change": point.change}
+            | {"low": point.low, "high": point.high}
+            for name, found in lines.items()
+            for point in found
+        ),
+    )
 
 
-CHANGE_LABELS = {
-    False: "change of behaviour (the judge's mean)",
-    True: "wins over the base's answers, above one half",
-}
-
-
-def _write_answers(comparison: "Comparison", rows: dict[str, Measured], path: Path) -> None:
-    """The first seed's answers and scores at strength 1, or at the strength nearest to it."""
-    chats = comparison.asked("test").chats
+def _write_answers(chats: Sequence[Any], rows: Mapping[str, RowResult], path: Path) -> None:
+    """Write the first seed's answers and scores at strength 1, or at the nearest to it."""
     shown = {
         name: min(row.by_seed[0], key=lambda point: abs(point["strength"] - 1))
         for name, row in rows.items()

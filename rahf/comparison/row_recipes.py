@@ -5,16 +5,14 @@ nor a GPU: what would stop a comparison in the middle is told before it begins.
 """
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from rahf.judges.names import name_problems, parse_judge
 from rahf.recipe.combinations import kind_of_row
 from rahf.recipe.config import ALL_TEACHERS, TEACHERS, CompareOptions
 from rahf.recipe.fields import Limits, coerce, value_problem
-from rahf.recipe.files import check_named_files, is_local, missing_file
+from rahf.recipe.files import check_named_files, missing_judge
 from rahf.recipe.measuring import ROW_KINDS
 from rahf.recipe.recipe import Recipe, RecipeError, recipe_from_dict
 from rahf.recipe.yaml_file import merge_overrides
@@ -152,22 +150,13 @@ def _problems_of_itself(recipe: Recipe) -> list[str]:
 
 def _measuring_problems(recipe: Recipe) -> list[str]:
     """Problems of what rows are measured on, and of who judges."""
-    problems, judge = [], recipe.compare.judge
+    problems = []
     if recipe.data.dataset_test_split is None or recipe.evaluation.unrelated_text is None:
         problems.append(
             "compare: rows are measured on held-out pairs and on unrelated text: set "
             "dataset_test_split and evaluation.unrelated_text"
         )
-    if judge == "lexicon" and importlib.util.find_spec("vaderSentiment") is None:
-        problems.append(
-            'compare.judge: lexicon needs vaderSentiment: pip install "rahf[judges]", or name '
-            "another judge"
-        )
-    if not name_problems(judge):
-        kind, model = parse_judge(judge)
-        if kind in ("reward", "choice") and is_local(model) and not Path(model).exists():
-            problems.append(missing_file("compare.judge", model))
-    return problems
+    return [*problems, *missing_judge("compare.judge", recipe.compare.judge)]
 
 
 def _row_problems(recipe: Recipe, name: str) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rahf.directions.fitters import FITTERS
-from rahf.directions.states import Reader, Samples, gathered
+from rahf.directions.states import Reader, Samples, from_all_ranks
 
 Vectors = Mapping[str, Float[Tensor, "layers d_model"]]
 
@@ -90,7 +90,7 @@ def read(
         share = together[rank * batch_size : (rank + 1) * batch_size]
         # A rank without a share of the last batch reads a pair that then weighs nothing.
         samples = reader([pairs[index] for index in share or together[:1]])
-        yield gathered(samples if share else weightless(samples), state)
+        yield from_all_ranks(samples if share else weightless(samples), state)
 
 
 def weightless(samples: Samples) -> Samples:

@@ -180,7 +180,7 @@ def across(
     )
 
 
-def gathered(samples: Samples, state: PartialState) -> Samples:
+def from_all_ranks(samples: Samples, state: PartialState) -> Samples:
     """The samples of all ranks, rank after rank, on every rank; what one process would have read
     from the batches joined, but for padding of weight 0.
     """

@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rahf.generation.answers import answering
 
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+
 
 def run_tasks(
     model: nn.Module,
@@ -30,53 +32,36 @@ def run_tasks(
     few_shot: int | None = None,
     chat: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Figures of each task, by the harness's own names (`acc,none`, `acc_stderr,none`).
+    """Return the figures of each task, by the harness's own names (`acc,none`).
 
     Args:
-        task_folder: YAML files of tasks that are known besides the harness's own. Where every task
-            named is among them, nothing else is looked at.
+        task_folder: YAML files of tasks besides the harness's own. Where they hold every task
+            named, nothing else is read.
         limit: questions of each task, from its start; None: all.
         chat: put questions in the chat template.
 
     Raises:
         ValueError: the harness is not installed; a task is unknown.
     """
-    try:
-        import lm_eval.evaluator
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ModuleNotFoundError:
-        raise ValueError(
-            "tasks need lm-evaluation-harness, which is not installed: pip install 'rahf[eval]'"
-        ) from None
-    manager = _manager(TaskManager, tasks, task_folder)
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        raise ValueError(
-            f"unknown task {', '.join(unknown)}; `lm-eval ls tasks` lists the harness's own, and a "
-            "folder of task files is given as --task_folder."
-        )
-    with answering(model), same_random_numbers(), no_commit_asked_for(lm_eval.evaluator):
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        found = lm_eval.simple_evaluate(
-            wrapped,
+    harness = _harness()
+    manager = _manager(tasks, task_folder)
+    with answering(model), same_random_numbers(), no_commit_asked_for(harness.evaluator):
+        found = harness.simple_evaluate(
+            _wrapped(model, tokenizer, batch_size),
             tasks=list(tasks),
             task_manager=manager,
             limit=limit,
             num_fewshot=few_shot,
             apply_chat_template=chat,
-            random_seed=0,
-            numpy_random_seed=0,
-            torch_random_seed=0,
-            fewshot_random_seed=0,
             bootstrap_iters=0,
+            **dict.fromkeys(SEEDS, 0),
         )
     return {task: _figures(values) for task, values in found["results"].items()}
 
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Random numbers go on afterwards as if the harness, which sets every seed, had not run."""
+    """Restore the state of every generator of random numbers, all of which the harness seeds."""
     state = random.getstate(), np.random.get_state()  # noqa: NPY002  (the one that it sets)
     with torch.random.fork_rng():
         yield
@@ -97,12 +82,43 @@ def no_commit_asked_for(evaluator: ModuleType) -> Iterator[None]:
         evaluator.get_git_commit_hash = asked
 
 
-def _manager(manager: type, tasks: Sequence[str], folder: Path | None) -> Any:
-    """The harness's list of tasks: the folder's alone where it holds all that are asked for."""
-    if folder is None:
-        return manager()
-    own = manager(include_path=str(folder), include_defaults=False)
-    return own if set(tasks) <= set(own.all_tasks) else manager(include_path=str(folder))
+def _harness() -> ModuleType:
+    try:
+        import lm_eval
+        import lm_eval.evaluator
+    except ModuleNotFoundError:
+        raise ValueError(
+            "tasks need lm-evaluation-harness, which is not installed: pip install 'rahf[eval]'"
+        ) from None
+    return lm_eval
+
+
+def _wrapped(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
+    """Return the harness's list of tasks, or the folder's if it holds all of `tasks`.
+
+    Raises:
+        ValueError: a task is in neither.
+    """
+    from lm_eval.tasks import TaskManager
+
+    manager = None
+    if folder is not None:
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+    if manager is None or not set(tasks) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=str(folder)) if folder else TaskManager()
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise ValueError(
+            f"unknown task {', '.join(unknown)}; `lm-eval ls tasks` lists the harness's own, and a "
+            "folder of task files is given as --task_folder."
+        )
+    return manager
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float]:

@@ -16,9 +16,9 @@ from rahf.data.prompts import Response, prompt_text
 from rahf.evaluation.intervals import mean_estimate
 from rahf.judges.judge import Judge, Verdicts
 
-RIDGE = 0.1
 NEWTON_STEPS = 25
-DRAWS = 200  # for the interval of the rate at equal length
+RATE_DRAWS = 200  # for the interval of the rate at equal length
+RIDGE = 0.1
 """Weight of the squared slope in the fit, beside the sum over prompts: where all wins go to the
 longer responses, the likelihood alone has no maximum."""
 
@@ -157,7 +157,7 @@ def rate_at_equal_length(
     values, differences = np.asarray(values), np.diff(np.asarray(lengths), axis=1)[:, 0] * -1.0
     scale = differences.std() or 1.0
     lean = np.tanh(differences / scale)
-    drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
+    drawn = np.random.default_rng(0).integers(len(values), size=(RATE_DRAWS, len(values)))
     rates = [_sigmoid(_fit(values[rows], lean[rows])[0]) for rows in drawn]
     low, high = np.quantile(rates, (0.025, 0.975))
     mean = _sigmoid(_fit(values, lean)[0])

@@ -25,14 +25,14 @@ def export(options: argparse.Namespace) -> Iterator[str]:
     """
     source: Path = options.source
     if source.is_dir() and is_adapter(source):
-        yield from _adapter(options, formats_of(options.formats, OF_ADAPTER, "an adapter"))
+        yield from _adapter(options, asked_formats(options.formats, OF_ADAPTER, "an adapter"))
     elif source.is_file() or (source / FILE_NAME).is_file():
-        yield from _directions(options, formats_of(options.formats, OF_DIRECTIONS, "directions"))
+        yield from _directions(options, asked_formats(options.formats, OF_DIRECTIONS, "directions"))
     else:
         raise ValueError(f"{source} holds neither an adapter nor directions.")
 
 
-def formats_of(
+def asked_formats(
     asked: tuple[str, ...] | None, possible: tuple[str, ...], what: str
 ) -> tuple[str, ...]:
     wrong = [name for name in asked or () if name not in possible]

@@ -122,7 +122,7 @@ def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | 
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
     except HfHubHTTPError as error:
-        raise ValueError(refusal(error.response.status_code, repo_id, endpoint)) from None
+        raise ValueError(push_refusal(error.response.status_code, repo_id, endpoint)) from None
     except RuntimeError as error:  # a large file did not arrive
         raise ValueError(f"{error} Run the same command again to continue.") from None
 
@@ -159,7 +159,7 @@ def check_reachable(endpoint: str) -> None:
         ) from None
 
 
-def refusal(status: int, repo_id: str, endpoint: str) -> str:
+def push_refusal(status: int, repo_id: str, endpoint: str) -> str:
     """What a status of the Hub means for a user. The answer itself may hold what it was sent."""
     reasons: Mapping[int, Any] = {
         401: "the token is not valid",

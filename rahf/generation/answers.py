@@ -126,17 +126,26 @@ def generate(
     *,
     max_new_tokens: int,
     batch_size: int = 16,
+    stops: Sequence[str] = (),
+    extract: Callable[[str], str] = str.strip,
     progress: str | None = None,
 ) -> list[str]:
-    """Greedy answers to prompts given as ids, in their order."""
+    """Return greedy answers to prompts given as ids, in their order.
+
+    Args:
+        stops: texts before which an answer ends.
+        extract: what the model wrote -> the answer.
+    """
     texts = [""] * len(prompts)
     with (
         answering(model),
         tqdm(total=len(prompts), desc=progress, disable=progress is None, leave=False) as bar,
     ):
         decoding = Decoding(max_new_tokens)
-        for index, answer in answers(model, tokenizer, prompts, decoding, batch_size=batch_size):
-            texts[index] = answer.text.strip()
+        for index, answer in answers(
+            model, tokenizer, prompts, decoding, batch_size=batch_size, stops=stops
+        ):
+            texts[index] = extract(answer.text)
             bar.update()
     return texts
 

@@ -152,7 +152,7 @@ def decode(
     """Return the ids that `model` writes after each prompt, at most `decoding.max_new_tokens`.
 
     Args:
-        uniforms: what chance each token is drawn by, see `choose`.
+        uniforms: what chance each token is drawn by, see `next_tokens`.
         ended: whether a row's new ids are all it has to write; called after every token.
         prefix: what every prompt begins with, followed by at least one id of its own.
         later: ids that are not written among the first tokens, and how many tokens those are.
@@ -165,7 +165,7 @@ def decode(
         logits = rows.logits(model)
         if step < later[1]:
             logits[:, list(later[0])] = -torch.inf
-        tokens = choose(logits, decoding, uniforms[going, step].to(device))
+        tokens = next_tokens(logits, decoding, uniforms[going, step].to(device))
         for row, token in zip(going, tokens.tolist(), strict=True):
             written[row].append(token)
         staying = [place for place, row in enumerate(going) if not ended(written[row])]
@@ -176,7 +176,7 @@ def decode(
     return written
 
 
-def choose(
+def next_tokens(
     logits: Float[Tensor, "rows vocab"], decoding: Decoding, uniforms: Float[Tensor, " rows"]
 ) -> Int[Tensor, " rows"]:
     """The next token of each row: the likeliest, or the one at which the cumulated probability,

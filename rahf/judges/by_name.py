@@ -7,13 +7,14 @@ others are trained and answer. Knows loaders; knows no recipe.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rahf.judges import questions
 from rahf.judges.api import Api, ApiJudge
-from rahf.judges.judge import Judge, Value, Verdict
+from rahf.judges.judge import Judge, Value, Verdict, Verdicts
 from rahf.judges.local_models import (
     ChoiceJudge,
     Choices,
@@ -23,7 +24,7 @@ from rahf.judges.local_models import (
     label_id,
     response_reader,
 )
-from rahf.judges.names import parse_judge, url_problems
+from rahf.judges.names import NEUTRAL_SCORES, parse_judge, url_problems
 from rahf.judges.rules import rule
 from rahf.models.adapters import (
     fingerprint,
@@ -32,6 +33,8 @@ from rahf.models.adapters import (
     load_model,
     load_tokenizer_of,
 )
+
+VERDICTS_FILE = "verdicts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ class NamedJudge:
     loading: Mapping[str, Any] = field(
         default_factory=lambda: {"dtype": "auto", "trust_remote_code": False}
     )  # options of from_pretrained
+
+    @property
+    def neutral(self) -> tuple[float, float] | None:
+        """Lowest and highest score that leans to neither side; None: there is no such score."""
+        return NEUTRAL_SCORES.get(parse_judge(self.name).kind)
+
+    def verdicts_in(self, folder: Path) -> Verdicts:
+        """Return the verdicts that are kept in `folder`; those of a rule are not kept on disk."""
+        return Verdicts(None if parse_judge(self.name).is_rule else folder / VERDICTS_FILE)
 
 
 @dataclass(frozen=True)

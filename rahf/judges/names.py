@@ -1,7 +1,7 @@
 """What the name of a judge says: its kind, and what that kind needs.
 
 Knows names only, so that a recipe is checked without torch; the judge itself is built by
-`named_judges.py`.
+`by_name.py`.
 """
 
 import re
@@ -9,7 +9,17 @@ from typing import NamedTuple
 
 RULES = ("lexicon", "length", "refusal", "regex")
 MODELS = ("reward", "choice", "api")
-KNOWN = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
+KNOWN_JUDGES = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
+
+NEUTRAL_SCORES = {
+    "lexicon": (-0.05, 0.05),  # as VADER's authors use it
+    "refusal": (0.5, 0.5),
+    "regex": (0.5, 0.5),
+    "choice": (0.5, 0.5),
+    "api": (0.5, 0.5),
+}
+"""Lowest and highest score that leans to neither side, by kind. A length and a reward have no
+neutral score."""
 
 
 class JudgeName(NamedTuple):
@@ -48,7 +58,7 @@ def name_problems(name: str) -> list[str]:
         except re.error as error:
             return [f"{name!r}: no regular expression ({error})"]
     elif kind not in MODELS and (name not in RULES or name == "regex"):
-        return [f"{name!r} is none of {KNOWN}"]
+        return [f"{name!r} is none of {KNOWN_JUDGES}"]
     return []
 
 

@@ -6,11 +6,9 @@ our own. Knows texts only.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from rahf.data.messages import Message
 from rahf.data.prompts import prompt_text
-from rahf.evaluation.intervals import mean_estimate
 from rahf.judges.judge import Value, first_json_object
 
 ASPECTS = {
@@ -88,24 +86,6 @@ def read_aspects(said: str) -> Value:
     if not isinstance(found, dict):
         return None
     return {name: _mark(found.get(name)) for name in ASPECTS}
-
-
-def aspect_figures(values: Sequence[Value]) -> dict[str, dict[str, float]]:
-    """Mean mark of each aspect with its interval over responses, and how many could not be read."""
-    figures = {}
-    for name in ASPECTS:
-        marks = [value[name] for value in values if isinstance(value, dict)]
-        read = [mark for mark in marks if mark is not None]
-        mean = mean_estimate(read)
-        figures[name] = {"missing": len(values) - len(read)} | (mean.as_dict() if mean else {})
-    return figures
-
-
-def score_figures(values: Sequence[Value]) -> dict[str, Any]:
-    """Mean score with its interval over responses, and how many are missing."""
-    scores = [value for value in values if isinstance(value, float)]
-    mean = mean_estimate(scores)
-    return {"missing": len(values) - len(scores)} | ({"score": mean.as_dict()} if mean else {})
 
 
 def _mark(given: object) -> float | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from rahf.data.messages import Message
 from rahf.judges.judge import Verdict
-from rahf.judges.lexicon import lexicon_tone
 from rahf.judges.names import parse_judge
 
 REFUSAL = re.compile(
@@ -62,6 +61,23 @@ def rule(name: str) -> Rule:
     raise ValueError(f"judge {name!r} is a model and no rule")
 
 
+def lexicon_tone() -> Callable[[Sequence[str]], list[float]]:
+    """Return a scorer of tone from -1 to 1: the compound score of VADER (Hutto & Gilbert 2014).
+
+    Raises:
+        ValueError: the extra with the word list is not installed.
+    """
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ModuleNotFoundError:
+        raise ValueError(
+            "judge: lexicon needs vaderSentiment, which is not installed: "
+            "pip install 'rahf[judges]', or name another judge."
+        ) from None
+    analyzer = SentimentIntensityAnalyzer()
+    return lambda texts: [analyzer.polarity_scores(text)["compound"] for text in texts]
+
+
 def declines(text: str) -> bool:
-    """Whether a response begins by declining."""
+    """Return whether a response begins by declining."""
     return REFUSAL.search(text[:REFUSAL_START].replace("\u2019", "'")) is not None

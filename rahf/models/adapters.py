@@ -150,6 +150,20 @@ def scaled(model: PeftModel, adapter: str, factor: float) -> Iterator[None]:
             layer.scaling.update(scaling)
 
 
+@contextmanager
+def at_strength(model: nn.Module, strength: float | int | None) -> Iterator[None]:
+    """Let `model` speak with its policy at a strength; 0: as the base, None: as it is set now."""
+    if strength is None or not isinstance(model, PeftModel):
+        assert not strength, "a model without an adapter has strength 0"
+        yield
+        return
+    with (
+        frozen_pass(model, POLICY if strength else None),
+        scaled(model, POLICY, float(strength or 1)),
+    ):
+        yield
+
+
 def depth_of(model: nn.Module) -> int:
     """Number of decoder blocks."""
     return len(find_blocks(model).modules)

@@ -28,7 +28,7 @@ from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
 from rahf.recipe.config import MethodOptions, resolve_layers
 from rahf.recipe.recipe import Recipe
-from rahf.report.directions import as_markdown, evidence_figure
+from rahf.report.directions import evidence_figure, evidence_text
 
 EVIDENCE_FILE = "evidence.json"
 BASE = "base"  # in place of an adapter
@@ -89,7 +89,7 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     folder = options.output or recipe.output_dir / "reading" / options.source
     if state.is_main_process:
         write(folder, directions, evidence)
-    state.print(f"{as_markdown(evidence)}\n\ndirections: {folder}")
+    state.print(f"{evidence_text(evidence)}\n\ndirections: {folder}")
 
 
 def _seed(recipe: Recipe) -> int:
@@ -217,5 +217,5 @@ def rows_hash(rows: Dataset) -> str:
 def write(folder: Path, directions: Directions, evidence: dict[str, Any]) -> None:
     directions.save(folder)
     write_json(folder / EVIDENCE_FILE, evidence)
-    write_text(folder / "evidence.md", as_markdown(evidence) + "\n")
+    write_text(folder / "evidence.md", evidence_text(evidence) + "\n")
     evidence_figure(evidence, folder / "evidence.png")

@@ -20,13 +20,9 @@ from transformers import (
 )
 
 from rahf.data.chat_format import with_chat_template
-from rahf.data.pairs import usable_pairs
-from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.data.sources import DataSource, load_mixture, load_pairs
 from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
-from rahf.evaluation.table import HeldOut
-from rahf.judges.lexicon import lexicon_tone, wanted_sign
 from rahf.models.adapters import base_model
 from rahf.recipe.config import TEACHERS
 from rahf.recipe.recipe import Recipe
@@ -167,32 +163,14 @@ def directions_of(recipe: Recipe) -> str | Path | None:
     return recipe.method.directions
 
 
-def prompts_of(
-    path: str | Path, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
-) -> tuple[list[str], list[list[int]]]:
-    """Texts (the last message) and ids of the prompts of a file."""
-    prompts, form = read_prompts(path), chat_prompt_form(tokenizer, chat_template)
-    texts = [prompt.messages[-1]["content"] for prompt in prompts]
-    return texts, [form.encode(prompt.messages) for prompt in prompts]
-
-
-def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], HeldOut]:
-    """Prompts as text, and all that the rows of the last table are measured on."""
-    options, split = recipe.evaluation, recipe.data.dataset_test_split
-    texts, ids = [], []
-    if options.prompts:
-        texts, ids = prompts_of(options.prompts, tokenizer, recipe.data.chat_template)
-    judge, sign = lexicon_tone() if options.judge and texts else None, 1
-    if judge and split:
-        pairs = usable_pairs(load_split(recipe, split))
-        sign = wanted_sign(judge, pairs["chosen"], pairs["rejected"])
-    unrelated = []
-    if options.unrelated_text:
-        unrelated = tokenize_texts(
-            options.unrelated_text,
-            tokenizer,
-            rows=options.unrelated_rows,
-            tokens=recipe.data.max_length,
-        )
-    pairs = test_rows(recipe, tokenizer) or ()
-    return texts, HeldOut(pairs, ids, unrelated, judge, sign, options.max_new_tokens)
+def unrelated_texts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the ids of texts from elsewhere; none where the recipe names no file of them."""
+    options = recipe.evaluation
+    if options.unrelated_text is None:
+        return []
+    return tokenize_texts(
+        options.unrelated_text,
+        tokenizer,
+        rows=options.unrelated_rows,
+        tokens=recipe.data.max_length,
+    )

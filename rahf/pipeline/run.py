@@ -6,14 +6,12 @@ builds, runs and saves.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from accelerate import PartialState
-from peft import PeftModel
-from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from rahf.artifacts import (
@@ -29,14 +27,13 @@ from rahf.artifacts import (
     write_text,
 )
 from rahf.distributed.sharding import take_over_sharding, without_engine
-from rahf.evaluation.table import measure
-from rahf.models.adapters import POLICY, frozen_pass, is_adapter, pad_id, scaled
+from rahf.models.adapters import POLICY, pad_id, scaled
 from rahf.pipeline.choice import fit_shift, kept_to_choice, run_choice, take_shift, with_choice
+from rahf.pipeline.evaluation import evaluate_models
 from rahf.pipeline.inputs import (
     QUIET_DEFAULTS,
     alignment_arguments,
     directions_of,
-    held_out_of,
     load_base,
     load_tokenizer,
     lora_config,
@@ -71,7 +68,7 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
     for name in recipe.stages if stage is None else (stage,):
         run_stage(recipe, name)
     if PartialState().is_main_process and stage in (None, "evaluation") and not quiet:
-        print(summary(recipe.output_dir))
+        print(results_text(recipe.output_dir))
 
 
 def run_stage(recipe: Recipe, name: str) -> None:
@@ -107,7 +104,7 @@ def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
     whole = recipe.as_dict()
     shared = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
     if name == "evaluation":
-        return whole["evaluation"]
+        return {key: value for key, value in whole["evaluation"].items() if key != "workers"}
     if name in ("alignment", "choice", "directions"):
         read = {key: value for key, value in whole.items() if key not in ("evaluation", "compare")}
         return deciding(read)
@@ -210,58 +207,19 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
 
 def run_evaluation(recipe: Recipe) -> dict[str, Any]:
     """Measure base, teachers and policy on the same held-out data."""
-    tokenizer, folder = load_tokenizer(recipe), stage_folder(recipe, "evaluation")
-    prompts, held_out = held_out_of(recipe, tokenizer)
-    metrics = read_json(recipe.output_dir / METRICS_FILE)
-    # The alignment has measured the policy's preferences: they are not measured again.
-    known = {
-        "preference_accuracy": metrics.get("eval_preference/accuracies"),
-        "preference_margin": metrics.get("eval_preference/margins"),
-    }
-    models, answers = {}, {}
     with without_engine():
-        for name, model in models_to_measure(recipe):
-            asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
-            measured, answers[name] = measure(model, tokenizer, asked, name)
-            models[name] = measured.as_dict() | (known if name == "policy" else {})
+        models = evaluate_models(recipe, stage_folder(recipe, "evaluation"))
     if PartialState().is_main_process:
+        metrics = read_json(recipe.output_dir / METRICS_FILE)
+        if "policy" in models:
+            models["policy"] |= {
+                "preference_accuracy": metrics.get("eval_preference/accuracies"),
+                "preference_margin": metrics.get("eval_preference/margins"),
+            }
         metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)
         write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
-        by_model = {"answers": answers}
-        if held_out.judge is not None:
-            by_model["scores"] = {name: held_out.judge(given) for name, given in answers.items()}
-        write_lines(
-            folder / ANSWERS_FILE,
-            (
-                {"prompt": prompt}
-                | {
-                    kind: {name: values[index] for name, values in given.items()}
-                    for kind, given in by_model.items()
-                }
-                for index, prompt in enumerate(prompts)
-            ),
-        )
     return {}
-
-
-def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
-    """The rows of the table, one after the other: adapters of one base, or full models by turns."""
-    wanted = recipe.evaluation.models
-    model = PeftModel.from_pretrained(load_base(recipe), recipe.output_dir)
-    if "base" in wanted:
-        with frozen_pass(model, None):
-            yield "base", model
-    for name, path in teachers_of(recipe).items() if "teachers" in wanted else ():
-        if is_adapter(path):
-            model.load_adapter(str(path), adapter_name=name)
-            with frozen_pass(model, name):
-                yield name, model
-        else:
-            yield name, load_base(recipe, path)
-    if "policy" in wanted:
-        with frozen_pass(model, POLICY):
-            yield "policy", model
 
 
 def save_log(trainer: Trainer) -> dict[str, Any]:
@@ -275,7 +233,7 @@ def save_log(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def summary(folder: Path) -> str:
+def results_text(folder: Path) -> str:
     """The tables that the run in `folder` ends with, read from its files."""
     metrics, parts = read_json(folder / METRICS_FILE), []
     if "models" in metrics:

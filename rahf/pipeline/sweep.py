@@ -82,7 +82,7 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
         if shared:
             recipe = with_teachers(recipe, whole)
         run_pipeline(recipe, quiet=True)
-        results.append({"point": point, "results": figures(read_json(folder / METRICS_FILE))})
+        results.append({"point": point, "results": point_figures(read_json(folder / METRICS_FILE))})
         if PartialState().is_main_process:
             _save(results, grid, whole.output_dir / "sweep")
     PartialState().print(f"{sweep_table(results)}\n\nresults: {whole.output_dir / 'sweep'}")
@@ -97,7 +97,7 @@ def with_teachers(recipe: Recipe, whole: Recipe) -> Recipe:
     return dataclasses.replace(recipe, teachers=dataclasses.replace(recipe.teachers, **paths))
 
 
-def figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+def point_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The figures of a run that stand in the table."""
     policy = metrics.get("models", {}).get("policy", {})
     found = {

@@ -84,7 +84,7 @@ def resident(
         if launch.engine == "zero3":
             held, whole = held + whole, 0
         held = 0 if launch.offloads_parameters else held * share
-        held += gathered(decoder, launch) * (
+        held += gathered_parameters(decoder, launch) * (
             formats.product if formats.autocast else formats.weight
         )
     # Half-precision adapters (DeepSpeed's own 16-bit mode) have float32 masters in the optimiser.
@@ -97,7 +97,7 @@ def resident(
     return Resident(held + whole, gradients, 0 if launch.offloads_optimiser else optimiser)
 
 
-def gathered(decoder: Decoder, launch: Launch) -> int:
+def gathered_parameters(decoder: Decoder, launch: Launch) -> int:
     """Parameters that are whole on a device while sharded ones are computed.
 
     ZeRO-3 keeps up to LIVE_PARAMETERS, or the largest matrix where that is more. FSDP2 keeps what

@@ -264,13 +264,22 @@ def _text_problems(recipe: Recipe) -> list[str]:
     for key, name in files.items():
         if isinstance(name, str):
             problems += _file_problems(key, name)
-    needs_judge = evaluation.judge == "lexicon" and evaluation.prompts is not None
-    if needs_judge and importlib.util.find_spec("vaderSentiment") is None:
-        problems.append(
-            'evaluation.judge: lexicon needs vaderSentiment: pip install "rahf[judges]", or set '
-            "judge: null"
-        )
+    if evaluation.prompts is not None and evaluation.judge is not None:
+        problems += missing_judge("evaluation.judge", evaluation.judge)
     return problems
+
+
+def missing_judge(key: str, judge: str) -> list[str]:
+    """Return what the judge that `key` names needs and is not there: a word list, a local model."""
+    if judge == "lexicon" and importlib.util.find_spec("vaderSentiment") is None:
+        return [
+            f'{key}: lexicon needs vaderSentiment: pip install "rahf[judges]", or name another '
+            "judge"
+        ]
+    kind, _, model = judge.partition(":")
+    if kind in ("reward", "choice") and is_local(model) and not Path(model).exists():
+        return [missing_file(key, model)]
+    return []
 
 
 def _file_problems(key: str, name: str) -> list[str]:

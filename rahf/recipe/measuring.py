@@ -6,29 +6,17 @@ Knows no model, no data and no file.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rahf.judges.names import name_problems, url_problems
 from rahf.recipe.combinations import comparison_problems
-from rahf.recipe.fields import (
-    Count,
-    CountFromZero,
-    Limits,
-    Share,
-    option,
-    raise_problems,
-    value_problems,
-)
+from rahf.recipe.fields import Count, Limits, Share, option, raise_problems, value_problems
+from rahf.recipe.judge_options import JUDGE_HELP, JudgeOptions
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(JudgeOptions):
     """The table of base, teachers and policy at the end of a run."""
 
     prompts: str | None = option(
         None, "File of prompts that are answered and judged; null: no answers."
-    )
-    judge: Literal["lexicon"] | None = option(
-        "lexicon",
-        "Judge of the answers. lexicon: tone, -1 to 1, by word list (vaderSentiment); null: none.",
     )
     unrelated_text: str | None = option(
         None,
@@ -44,14 +32,20 @@ class EvaluationOptions:
 
     def __post_init__(self):
         problems = value_problems(self, EvaluationOptions)
-        raise_problems(
-            problems
-            or [
-                f"models: {name!r} is not one of base, teachers, policy"
-                for name in self.models
-                if name not in ("base", "teachers", "policy")
-            ]
-        )
+        raise_problems(problems or [*self.judge_problems(), *self._model_problems()])
+
+    def _model_problems(self) -> list[str]:
+        problems = [
+            f"models: {name!r} is not one of base, teachers, policy"
+            for name in self.models
+            if name not in ("base", "teachers", "policy")
+        ]
+        if self.compares and "base" not in self.models:
+            problems.append(
+                f"models: {self.models} has no base, whose answers judge {self.judge!r} compares "
+                "with: add base, or set a judge that scores"
+            )
+        return problems
 
 
 ROW_KINDS = ("base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift", "direction")
@@ -59,7 +53,7 @@ ROW_KINDS = ("base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift"
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(JudgeOptions):
     """`rahf compare`: which methods stand side by side, and how each of them is tuned."""
 
     rows: dict[str, dict] = option(
@@ -79,16 +73,7 @@ class CompareOptions:
         [0.5, 1.0, 1.5, 2.0],
         "Factors on a trained adapter: the points of its trade-off curve. 1 is the adapter itself.",
     )
-    judge: str = option(
-        "lexicon",
-        "Judge of the answers: lexicon, length, refusal, regex:PATTERN, reward:NAME (a score); "
-        "choice:NAME, api:MODEL (whether an answer beats the base's).",
-    )
-    url: str | None = option(
-        None, "Of an api judge: an OpenAI-compatible URL, up to and without /chat/completions."
-    )
-    workers: Count = option(8, "Requests at once to an api judge.")
-    label: CountFromZero = option(0, "Label whose log-odds a reward judge with several gives.")
+    judge: str = option("lexicon", f"{JUDGE_HELP}.")
     repetition_limit: Annotated[float, Limits(least=0)] = option(
         1.0,
         "An answer with a larger share of repeated word triples counts as the base's own answer: "
@@ -111,10 +96,4 @@ class CompareOptions:
 
     def __post_init__(self):
         problems = value_problems(self, CompareOptions)
-        raise_problems(problems or [*comparison_problems(self, ROW_KINDS), *self._judge_problems()])
-
-    def _judge_problems(self) -> list[str]:
-        return [
-            *(f"judge: {line}" for line in name_problems(self.judge)),
-            *url_problems(self.judge, self.url, "url"),
-        ]
+        raise_problems(problems or [*comparison_problems(self, ROW_KINDS), *self.judge_problems()])

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from rahf.report.directions import as_markdown
+from rahf.report.directions import evidence_text
 from rahf.report.tables import layers_table, models_table
 
 PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -97,7 +97,7 @@ def directions_card(
         "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in shown.items()),
     ]
     if evidence is not None:
-        parts += ["## What they are worth on held-out pairs", as_markdown(evidence)]
+        parts += ["## What they are worth on held-out pairs", evidence_text(evidence)]
     return _card(head, parts)
 
 

@@ -9,7 +9,7 @@ from rahf.report.tables import markdown
 GIB = 2**30
 
 Points = Sequence[Mapping[str, Any]]
-"""The measures of one seed, a strength each (`rahf.evaluation.strengths.Measures`)."""
+"""The measures of one seed, a strength each (`rahf.evaluation.measures.Measures`)."""
 
 
 def row_figures(

@@ -7,7 +7,7 @@ from typing import Any
 from rahf.report.tables import markdown
 
 
-def as_markdown(evidence: Mapping[str, Any]) -> str:
+def evidence_text(evidence: Mapping[str, Any]) -> str:
     """All tables of the evidence."""
     parts = [evidence_table(evidence)]
     if "effect" in evidence:

@@ -10,6 +10,7 @@ COLUMNS = (
     ("judged_se", "± s.e.", "{:.2f}"),
     ("shows_wanted", "answers: wanted", "{:.0%}"),
     ("shows_opposite", "opposite", "{:.0%}"),
+    ("verdicts_missing", "verdicts missing", "{:.0%}"),
     ("unrelated_loss", "loss on unrelated text", "{:.3f}"),
 )
 

@@ -65,13 +65,13 @@ class PeakMemory:
         elif self._on_linux():
             give_back_freed()
             FORGET_PEAK.write_text("5")  # Linux: the peak of the resident memory is set to its size
-            self._held = resident("VmRSS")
+            self._held = resident_bytes("VmRSS")
 
     def so_far(self) -> int | None:
         """Bytes; None where the system does not tell."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) - self._held
-        return resident("VmHWM") - self._held if self._on_linux() else None
+        return resident_bytes("VmHWM") - self._held if self._on_linux() else None
 
     def _on_linux(self) -> bool:
         return self._device.type == "cpu" and os.access(FORGET_PEAK, os.W_OK)
@@ -83,7 +83,7 @@ def give_back_freed() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def resident(name: str) -> int:
+def resident_bytes(name: str) -> int:
     """Bytes of this process by a name of /proc/self/status."""
     [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:")]
     return 1024 * int(line.split()[1])

@@ -14,52 +14,7 @@ from tiny_comparison import BASE, row
 from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import curves_of, everything, line, points, read_at
-from rahf.comparison.judging import outcomes_of
-from rahf.judges.judge import Verdict, Verdicts
 from rahf.report.comparison import comparison_table, row_figures
-
-ASKED = [{"role": "user", "content": "w2"}]
-
-
-class PrefersLonger:
-    """A chooser; what it reads is the two responses. Of a response `?` it says nothing."""
-
-    responses = 2
-
-    def __init__(self):
-        self.id, self.asked = "longer", []
-
-    def read(self, messages, *responses):
-        return "|".join(responses)
-
-    def verdicts(self, read):
-        for text in read:
-            self.asked.append(text)
-            first, second = text.split("|")
-            lean = (len(first) > len(second)) - (len(first) < len(second))
-            yield Verdict(None if "?" in text else (lean + 1) / 2)
-
-
-def scores_of(*given):
-    return [outcome.value for outcome in outcomes_of(*given)]
-
-
-def test_a_choosers_score_is_the_win_over_the_bases_answer_in_both_orders():
-    judge, base = PrefersLonger(), ["bb", "bb", "bb", "bb", "?"]
-    answers = ["aaa", "a", "aa", "bb", "aaaa"]
-    scores = scores_of(judge, Verdicts(), [ASKED] * 5, answers, base)
-    assert scores == [1, 0, 0.5, 0.5, None]
-    # Both orders of every pair, but none of a text beside itself.
-    assert sorted(judge.asked) == sorted(
-        ["aaa|bb", "bb|aaa", "a|bb", "bb|a", "aa|bb", "bb|aa", "aaaa|?", "?|aaaa"]
-    )
-
-
-def test_the_base_beside_itself_is_a_half_and_asks_nothing():
-    judge = PrefersLonger()
-    assert scores_of(judge, Verdicts(), [ASKED] * 2, ["a", "?"], ["a", "?"]) == [0.5, 0.5]
-    assert judge.asked == []
-
 
 # Missing scores
 

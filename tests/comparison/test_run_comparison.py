@@ -1,4 +1,4 @@
-"""Methods side by side: what is kept apart, what a strength is, what the curves say."""
+"""Methods side by side: what is kept apart, what the curves say, what is measured once."""
 
 import subprocess
 import sys
@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from peft import PeftModel
 from tiny_comparison import BASE, row
-from tiny_models import Family, tiny_pairs, tiny_tokenizer
 
 from rahf.artifacts import StageRecord, read_json, read_lines
 from rahf.cli import main
@@ -19,68 +16,11 @@ from rahf.comparison.judging import without_loops
 from rahf.comparison.results import READ_AT, readings_of
 from rahf.comparison.row_recipes import row_run
 from rahf.comparison.training import cost_of, train_row
-from rahf.data.prompts import PromptForm
-from rahf.evaluation.strengths import Asked, at_strength, measure_strengths
+from rahf.evaluation.measures import measure_model
 from rahf.recipe.config import CompareOptions
 from rahf.recipe.files import checked_recipe
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
 from rahf.report.curves import change_within
-
-# What a strength is
-
-
-def asked(texts=((2, 3, 4, 5), (6, 7, 8), (9, 10, 11, 12, 13))) -> Asked:
-    tokenizer = tiny_tokenizer()
-    form = PromptForm("words", lambda chat: tokenizer(chat[-1]["content"])["input_ids"])
-    chats = [[{"role": "user", "content": text}] for text in ("w2 w3", "w4 w5 w6", "w7")]
-    return Asked(chats, form, [list(ids) for ids in texts], tiny_pairs(3), 4)
-
-
-def adapted(family: Family) -> PeftModel:
-    return PeftModel.from_pretrained(family.load_base(), family.adapters["positive"]).eval()
-
-
-def test_a_strength_is_a_factor_on_the_adapters_update(family):
-    ids = torch.tensor([[2, 3, 4, 5]])
-    model, base, doubled = adapted(family), family.load_base(), adapted(family)
-    for name, parameter in doubled.named_parameters():
-        if "lora_B" in name:
-            parameter.data *= 2
-    with torch.no_grad():
-        before = model(ids).logits
-        for strength, other in ((0, base), (1, adapted(family)), (2, doubled)):
-            with at_strength(model, strength):
-                torch.testing.assert_close(model(ids).logits, other(ids).logits)
-        assert torch.equal(model(ids).logits, before)
-
-
-def test_losses_and_divergences_are_those_of_one_text_at_a_time(family):
-    model, given = adapted(family), asked()
-    found = measure_strengths(model, tiny_tokenizer(), given, [0.5, 1.0])
-    for measures in found:
-        assert measures.text_tokens == [3, 2, 4]  # the first token has nothing before it
-        for index, ids in enumerate(given.texts):
-            with torch.no_grad():
-                base = family.load_base()(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-                with at_strength(model, measures.strength):
-                    logs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-            loss = -sum(logs[at, token] for at, token in enumerate(ids[1:]))
-            kl = sum(
-                (row.exp() * (row - other)).sum() for row, other in zip(base, logs, strict=True)
-            )
-            assert measures.text_loss[index] == pytest.approx(loss.item(), rel=1e-4)
-            assert measures.text_kl[index] == pytest.approx(kl.item(), rel=1e-3)
-    assert found[1].text_kl[0] > found[0].text_kl[0] > 0
-    assert found[0].preference_margins == []
-    assert len(found[1].preference_margins) == 3
-
-
-def test_a_base_alone_is_measured_as_strength_zero_of_an_adapter(family):
-    [alone] = measure_strengths(family.load_base(), tiny_tokenizer(), asked(), [0.0])
-    [off] = measure_strengths(adapted(family), tiny_tokenizer(), asked(), [0.0])
-    assert alone == off
-    assert alone.text_kl == [0.0] * 3
-
 
 # What the curves say
 
@@ -303,9 +243,9 @@ def test_a_strength_that_is_asked_for_later_is_measured_alone(compared, monkeypa
 
     def measured(model, tokenizer, given, strengths):
         asked.append(list(strengths))
-        return measure_strengths(model, tokenizer, given, strengths)
+        return measure_model(model, tokenizer, given, strengths)
 
-    monkeypatch.setattr("rahf.comparison.run.measure_strengths", measured)
+    monkeypatch.setattr("rahf.comparison.measuring.measure_model", measured)
     assert main(["compare", str(compared), *small, "--compare.strengths", "[0.5, 1, 2, 3]"]) == 0
     assert asked == [[0.5, 3]]
     points = read_lines(Path("out/compare/points.jsonl"))

@@ -1,73 +1,122 @@
-"""The rows of the last table: preferences, judged answers, loss on unrelated text."""
+"""What models are measured on: preferences, answers, loss and divergence on unrelated text."""
 
-import math
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import EOS, tiny_model, tiny_pairs, tiny_tokenizer
+from peft import PeftModel
+from tiny_models import EOS, Family, tiny_model, tiny_pairs, tiny_tokenizer
 
-from rahf.evaluation.ability import text_loss
-from rahf.evaluation.table import HeldOut, measure
-from rahf.judges.lexicon import lexicon_tone, shows, wanted_sign
+from rahf.data.prompts import PromptForm
+from rahf.evaluation.divergence import read_texts
+from rahf.evaluation.measures import HeldOut, Measures, measure_model, model_figures
+from rahf.models.adapters import at_strength, frozen_pass
+from rahf.models.likelihood import preference_margins
 
-
-def test_the_lexicon_tells_praise_from_complaint():
-    scores = lexicon_tone()(["What a wonderful, lovely day!", "Awful, dull and sad.", "A door."])
-    assert scores[0] > 0.5
-    assert scores[1] < -0.5
-    assert abs(scores[2]) < 0.05
+TEXTS = [[2, 3, 4, 5], [6, 7, 8], [9, 10, 11, 12, 13]]
 
 
-def test_the_wanted_side_of_the_scale_is_that_of_the_chosen_responses():
-    judge = lexicon_tone()
-    assert wanted_sign(judge, ["great"], ["terrible"]) == 1
-    assert wanted_sign(judge, ["terrible"], ["great"]) == -1
+def held_out() -> HeldOut:
+    tokenizer = tiny_tokenizer()
+    form = PromptForm("words", lambda chat: tokenizer(chat[-1]["content"])["input_ids"])
+    chats = [[{"role": "user", "content": text}] for text in ("w2 w3", "w4 w5 w6", "w7")]
+    return HeldOut(tiny_pairs(3), chats, form, TEXTS, 4)
 
 
-def test_an_answer_shows_the_behaviour_beyond_the_neutral_band_of_the_wanted_side():
-    assert shows([0.5, 0.05, -0.5], sign=1) == [True, False, False]
-    assert shows([0.5, 0.05, -0.5], sign=-1) == [False, False, True]
+def adapted(family: Family) -> PeftModel:
+    return PeftModel.from_pretrained(family.load_base(), family.adapters["positive"]).eval()
 
 
-def test_a_missing_lexicon_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "vaderSentiment.vaderSentiment", None)
-    with pytest.raises(ValueError, match=r"pip install 'rahf\[judges\]'"):
-        lexicon_tone()
+# What a strength is
 
 
-def test_the_loss_on_text_is_the_mean_over_all_predicted_tokens():
-    model, texts = tiny_model(), [[2, 3, 4, 5], [6, 7], [8, 9, 10]]
-    expected, tokens = 0.0, 0
-    for text in texts:
-        logprobs = model(torch.tensor([text])).logits[0].log_softmax(-1)
-        expected -= sum(logprobs[place, token].item() for place, token in enumerate(text[1:]))
-        tokens += len(text) - 1
-    for batch_size in (1, 2, 3):
-        assert text_loss(model, texts, EOS, batch_size) == pytest.approx(expected / tokens, 1e-5)
+def test_a_strength_is_a_factor_on_the_adapters_update(family):
+    ids = torch.tensor([[2, 3, 4, 5]])
+    model, base, doubled = adapted(family), family.load_base(), adapted(family)
+    for name, parameter in doubled.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 2
+    with torch.no_grad():
+        before = model(ids).logits
+        for strength, other in ((0, base), (1, adapted(family)), (2, doubled), (None, model)):
+            with at_strength(model, strength):
+                torch.testing.assert_close(model(ids).logits, other(ids).logits)
+        assert torch.equal(model(ids).logits, before)
 
 
-def test_a_row_of_the_table_holds_what_was_asked_for():
-    model, tokenizer = tiny_model(), tiny_tokenizer()
-    held_out = HeldOut(
-        pairs=tiny_pairs(3),
-        prompts=[[2, 3], [4, 5, 6]],
-        unrelated=[[2, 3, 4]],
-        judge=lambda texts: [1.0, -0.5][: len(texts)],
-        sign=1,
-        max_new_tokens=2,
-    )
-    row, answers = measure(model, tokenizer, held_out, "base")
-    assert len(answers) == row.answers == 2
-    assert row.judged_mean == pytest.approx(0.25)
-    assert row.judged_se == pytest.approx(0.75)
-    assert (row.shows_wanted, row.shows_opposite) == (0.5, 0.5)
-    assert row.preference_accuracy in (0, 1 / 3, 2 / 3, 1)
-    assert math.isfinite(row.preference_margin)
-    assert row.unrelated_loss > 0
+def test_a_base_alone_is_measured_as_strength_zero_of_an_adapter(family):
+    [alone] = measure_model(family.load_base(), tiny_tokenizer(), held_out(), [0.0])
+    [off] = measure_model(adapted(family), tiny_tokenizer(), held_out(), [0.0])
+    assert alone == off
+    assert alone.text_kl == [0.0] * 3
+
+
+def test_a_model_as_it_is_set_is_measured_as_the_strength_it_is_set_to(family):
+    model, tokenizer = adapted(family), tiny_tokenizer()
+    base, policy = measure_model(model, tokenizer, held_out(), [0, 1])
+    assert base.answers != policy.answers
+    for adapter, expected in ((None, base), ("default", policy)):
+        with frozen_pass(model, adapter):
+            [found] = measure_model(model, tokenizer, held_out())
+        assert found.strength is None
+        assert replace(found, strength=expected.strength, text_kl=expected.text_kl) == expected
+
+
+# Text
+
+
+def test_losses_and_divergences_are_those_of_one_text_at_a_time(family):
+    model, given = adapted(family), held_out()
+    found = measure_model(model, tiny_tokenizer(), given, [0.5, 1.0])
+    for measures in found:
+        assert measures.text_tokens == [3, 2, 4]  # the first token has nothing before it
+        for index, ids in enumerate(given.texts):
+            with torch.no_grad():
+                base = family.load_base()(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+                with at_strength(model, measures.strength):
+                    logs = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            loss = -sum(logs[at, token] for at, token in enumerate(ids[1:]))
+            kl = sum(
+                (row.exp() * (row - other)).sum() for row, other in zip(base, logs, strict=True)
+            )
+            assert measures.text_loss[index] == pytest.approx(loss.item(), rel=1e-4)
+            assert measures.text_kl[index] == pytest.approx(kl.item(), rel=1e-3)
+    assert found[1].text_kl[0] > found[0].text_kl[0] > 0
+    assert found[0].preference_margins == []
+    assert len(found[1].preference_margins) == 3
+
+
+def test_how_texts_are_read_together_changes_nothing(monkeypatch):
+    model = tiny_model()
+    for count in (1, 2, 3):
+        monkeypatch.setattr("rahf.evaluation.divergence.TEXTS_IN_FORWARD", count)
+        [found] = read_texts(model, TEXTS, EOS)
+        for loss, text in zip(found.losses.tolist(), TEXTS, strict=True):
+            logs = model(torch.tensor([text])).logits[0].log_softmax(-1)
+            expected = -sum(logs[place, token].item() for place, token in enumerate(text[1:]))
+            assert loss == pytest.approx(expected, 1e-5)
+
+
+# The whole
+
+
+def test_the_measures_hold_every_prompt_text_and_pair():
+    model, tokenizer, given = tiny_model(), tiny_tokenizer(), held_out()
+    [found] = measure_model(model, tokenizer, given)
+    sizes = [len(part) for part in (found.answers, found.text_loss, found.preference_margins)]
+    assert sizes == [3, 3, 3]
+    expected = preference_margins(model, given.pairs, EOS).tolist()
+    assert found.preference_margins == expected
+    figures = model_figures(found, {"judged_mean": 0.25})
+    assert figures["preference_accuracy"] == sum(margin > 0 for margin in expected) / 3
+    assert figures["preference_margin"] == pytest.approx(sum(expected) / 3)
+    assert figures["answers"] == 3
+    assert figures["judged_mean"] == 0.25
+    assert figures["unrelated_loss"] == pytest.approx(sum(found.text_loss) / (3 + 2 + 4))
 
 
 def test_what_is_not_asked_for_is_not_measured():
-    nothing = HeldOut(pairs=(), prompts=[], unrelated=[], judge=None, sign=1, max_new_tokens=2)
-    row, answers = measure(tiny_model(), tiny_tokenizer(), nothing, "base")
-    assert answers == []
-    assert set(row.as_dict().values()) == {None, 0}
+    nothing = replace(held_out(), pairs=(), chats=[], texts=[])
+    [found] = measure_model(tiny_model(), tiny_tokenizer(), nothing)
+    assert found == Measures(None, [], [], [], [], [])
+    assert set(model_figures(found, {}).values()) == {None, 0}

@@ -9,7 +9,7 @@ from rahf.generation.answers import (
     sample_texts,
     shared_beginning,
 )
-from rahf.generation.decoding import Decoding, choose, decode, row_uniforms
+from rahf.generation.decoding import Decoding, decode, next_tokens, row_uniforms
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14, 15, 16, 17], [18, 19]]
 
@@ -171,7 +171,7 @@ def test_a_text_is_drawn_token_by_token_and_cannot_end_among_the_first(batch_siz
                 logits = model(input_ids=torch.tensor([text])).logits[:, -1]
             if new < 8:
                 logits[:, EOS] = -torch.inf
-            text.append(choose(logits, decoding, uniform[None]).item())
+            text.append(next_tokens(logits, decoding, uniform[None]).item())
             if text[-1] == EOS:
                 break
         expected.append(text)

@@ -6,9 +6,9 @@ from rahf.generation.decoding import (
     Decoding,
     Prefix,
     _drawn_from_likeliest,
-    choose,
     decode,
     left_padded,
+    next_tokens,
     row_uniforms,
 )
 
@@ -120,7 +120,7 @@ def test_tokens_are_drawn_with_their_probability(decoding):
     logits = torch.tensor([0.3, 2.0, -1.0, 1.0, 0.0, 1.5])
     draws = 2000
     uniforms = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    tokens = choose(logits.expand(draws, -1), decoding, uniforms)
+    tokens = next_tokens(logits.expand(draws, -1), decoding, uniforms)
     assert tokens.tolist() == [choose_by_loop(logits, decoding, u) for u in uniforms.tolist()]
     kept = torch.bincount(tokens, minlength=6) > 0
     share = (logits / decoding.temperature).softmax(-1) * kept
@@ -140,7 +140,7 @@ def test_drawing_from_the_likeliest_tokens_is_drawing_from_all_in_order(monkeypa
     uniforms[:2] = torch.tensor([0.0, 1 - 2.0**-53])
     decoding, told = Decoding(temperature=1.0, top_p=top_p), []
     monkeypatch.setattr("rahf.generation.decoding.LIKELIEST", 500)
-    in_order = choose(logits, decoding, uniforms)
+    in_order = next_tokens(logits, decoding, uniforms)
     monkeypatch.setattr("rahf.generation.decoding.LIKELIEST", 40)
     whole = _drawn_from_likeliest
 
@@ -149,7 +149,7 @@ def test_drawing_from_the_likeliest_tokens_is_drawing_from_all_in_order(monkeypa
         return told[-1].clone()
 
     monkeypatch.setattr("rahf.generation.decoding._drawn_from_likeliest", watched)
-    assert choose(logits, decoding, uniforms).tolist() == in_order.tolist()
+    assert next_tokens(logits, decoding, uniforms).tolist() == in_order.tolist()
     found = (told[0] >= 0).float().mean()
     # Of a flat distribution hardly any draw falls among them, of a steep one nearly every one.
     assert found < 0.5 if spread < 1 else found > 0.6
@@ -158,8 +158,8 @@ def test_drawing_from_the_likeliest_tokens_is_drawing_from_all_in_order(monkeypa
 def test_the_last_of_the_random_numbers_draws_a_token_that_is_kept():
     logits = torch.tensor([[3.0, 2.0, -20.0, -30.0]])
     nearly_one = torch.tensor([1 - 2.0**-53], dtype=torch.float64)
-    assert choose(logits, Decoding(temperature=1.0, top_p=0.9), nearly_one).item() == 1
-    assert choose(logits, Decoding(temperature=1.0, top_p=1e-6), nearly_one).item() == 0
+    assert next_tokens(logits, Decoding(temperature=1.0, top_p=0.9), nearly_one).item() == 1
+    assert next_tokens(logits, Decoding(temperature=1.0, top_p=1e-6), nearly_one).item() == 0
 
 
 def test_random_numbers_of_a_row_do_not_depend_on_other_rows():

@@ -13,8 +13,8 @@ from rahf.cli import main
 from rahf.evaluation.intervals import mean_estimate, ratio_estimate
 from rahf.interpret.token_shift.kinds import FUNCTION_WORDS, STYLE_WORDS, token_kinds
 from rahf.interpret.token_shift.records import given_responses, text_pieces, write_shifts
-from rahf.interpret.token_shift.shift import compare, token_shift
-from rahf.interpret.token_shift.summary import summarize
+from rahf.interpret.token_shift.shift import compare_predictions, token_shift
+from rahf.interpret.token_shift.summary import summarize_shift
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11]]
 RESPONSES = [[12, 13, EOS], [14, 15, 16, 17, 18, 19], [20]]
@@ -75,14 +75,15 @@ def test_kl_is_zero_between_equal_models_and_never_below():
         assert shift.kl.max() < 1e-6
         assert torch.equal(shift.base_rank, shift.aligned_rank)
     logits = torch.randn(700, 11)
-    assert (compare(logits, logits + 1e-7, torch.zeros(700, dtype=torch.long)).kl >= 0).all()
+    tokens = torch.zeros(700, dtype=torch.long)
+    assert (compare_predictions(logits, logits + 1e-7, tokens).kl >= 0).all()
 
 
 def test_positions_are_compared_in_parts_that_change_nothing():
     aligned, base = torch.randn(600, 7), torch.randn(600, 7)
     tokens = torch.randint(7, (600,))
-    whole = compare(aligned, base, tokens)
-    one = compare(aligned[599:], base[599:], tokens[599:])
+    whole = compare_predictions(aligned, base, tokens)
+    one = compare_predictions(aligned[599:], base[599:], tokens[599:])
     assert [field[599].item() for field in whole] == [field[0].item() for field in one]
 
 
@@ -167,7 +168,7 @@ RECORDS = [
 
 
 def test_shares_leave_the_end_of_the_text_apart():
-    summary = summarize(RECORDS)
+    summary = summarize_shift(RECORDS)
     assert (summary["responses"], summary["tokens"]) == (2, 6)
     shares = [summary[name]["mean"] for name in ("unshifted", "marginal", "shifted")]
     assert shares == [3 / 6, 1 / 6, 2 / 6]
@@ -182,7 +183,7 @@ def test_shares_leave_the_end_of_the_text_apart():
 
 
 def test_positions_are_counted_from_the_start_of_the_response():
-    ranges = summarize(RECORDS)["by_position"]
+    ranges = summarize_shift(RECORDS)["by_position"]
     assert [(part["first"], part["last"], part["tokens"]) for part in ranges] == [
         *((0, 0, 2), (1, 1, 2), (2, 2, 1), (3, 3, 1)),
     ]
@@ -190,7 +191,7 @@ def test_positions_are_counted_from_the_start_of_the_response():
 
 
 def test_the_tokens_that_shift_most_often_are_told_with_what_the_base_would_say():
-    [row] = summarize(RECORDS)["top_shifted"]
+    [row] = summarize_shift(RECORDS)["top_shifted"]
     assert (row["token"], row["kind"], row["shifted"], row["occurrences"]) == (
         "Sure",
         "style",

@@ -16,14 +16,12 @@ from rahf.judges.local_models import (
 )
 from rahf.judges.questions import (
     ASPECTS,
-    aspect_figures,
     aspects_as_json,
     better_question,
     read_aspects,
     read_better,
-    score_figures,
 )
-from rahf.judges.rules import declines, rule
+from rahf.judges.rules import declines, lexicon_tone, rule
 
 ASKED = [{"role": "user", "content": "How is the soup?"}]
 
@@ -119,16 +117,6 @@ def test_marks_of_aspects_are_read_one_by_one():
     assert read_aspects("no marks at all") is None
 
 
-def test_missing_marks_are_counted_and_never_averaged():
-    values = [dict.fromkeys(ASPECTS, 2.0), {**dict.fromkeys(ASPECTS, 4.0), "depth": None}, None]
-    figures = aspect_figures(values)
-    assert (figures["clarity"]["mean"], figures["clarity"]["missing"]) == (3, 1)
-    assert (figures["depth"]["mean"], figures["depth"]["missing"]) == (2, 2)
-    assert aspect_figures([None]) == {name: {"missing": 1} for name in ASPECTS}
-    assert score_figures([1.0, None, 3.0])["score"]["mean"] == 2
-    assert score_figures([None]) == {"missing": 1}
-
-
 def test_questions_hold_the_query_and_the_answers_in_their_order():
     text = better_question(ASKED, "one", "two")
     assert text.index("How is the soup?") < text.index("one") < text.index("two")
@@ -145,6 +133,19 @@ def test_rules_score_the_response_alone(name, scores):
     judge = rule(name)
     read = [judge.read(ASKED, text) for text in ("Warm.", "I can't say why.")]
     assert [v.value for v in judge.verdicts(read)] == pytest.approx(scores)
+
+
+def test_the_lexicon_tells_praise_from_complaint():
+    scores = lexicon_tone()(["What a wonderful, lovely day!", "Awful, dull and sad.", "A door."])
+    assert scores[0] > 0.5
+    assert scores[1] < -0.5
+    assert abs(scores[2]) < 0.05
+
+
+def test_a_missing_lexicon_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "vaderSentiment.vaderSentiment", None)
+    with pytest.raises(ValueError, match=r"pip install 'rahf\[judges\]'"):
+        lexicon_tone()
 
 
 @pytest.mark.parametrize("name", ["lexcion", "regex:", "regex:("])

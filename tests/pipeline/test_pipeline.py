@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from rahf.artifacts import read_lines
 from rahf.cli import main
 from rahf.pipeline.prepare import describe_data
-from rahf.pipeline.run import run_pipeline, summary
+from rahf.pipeline.run import results_text, run_pipeline
 from rahf.recipe.files import checked_recipe
 from rahf.trainer import RAHFTrainer
 
@@ -158,7 +158,7 @@ def test_the_other_methods_run_to_the_end(recipe_file, method):
         {"method": method, "instructions": {"positive": "w3 w4", "negative": "w3 w5"}},
     )
     run_pipeline(recipe)
-    assert "policy" in summary(Path("out"))
+    assert "policy" in results_text(Path("out"))
 
 
 def test_given_teachers_are_used_and_not_trained(recipe_file, family):

@@ -32,7 +32,7 @@ from rahf.plan.memory import (
     Formats,
     backward_working,
     block_saved,
-    gathered,
+    gathered_parameters,
     moment,
     resident,
     saved_for_backward,
@@ -677,7 +677,7 @@ def test_sharding_divides_what_it_shards():
     whole = held("ddp")
     assert whole == (2 * decoder.parameters + 4000, 2 * 4 * 800, 8 * 800)
     assert held("zero2") == (whole.weights, 4 * 800 / 8, 8 * 800 / 8)
-    live = 2 * gathered(decoder, Launch("zero3", 8))
+    live = 2 * gathered_parameters(decoder, Launch("zero3", 8))
     assert held("zero3").weights == pytest.approx(whole.weights / 8 + live)
     assert held("zero3", offloads_parameters=True).weights == live
 
@@ -686,7 +686,9 @@ def test_beside_an_fsdp_base_adapters_are_whole_on_every_process():
     decoder = read_decoder(json.loads((SHAPES / "mistral-7b.json").read_text()), "mistral")
     formats, launch = Formats(2, None, 4, 2, True, 8, "sdpa", True, False), Launch("fsdp2", 8)
     held = resident(decoder, formats, launch, adapters=1000, trained=800)
-    assert held.weights == 2 * (decoder.parameters / 8 + gathered(decoder, launch)) + 4000
+    assert (
+        held.weights == 2 * (decoder.parameters / 8 + gathered_parameters(decoder, launch)) + 4000
+    )
     assert (held.gradients, held.optimiser) == (2 * 4 * 800, 8 * 800)
 
 

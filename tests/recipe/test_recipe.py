@@ -174,7 +174,10 @@ def test_a_removed_choice_names_the_one_to_take(write):
         ({"teachers": {"max_steps": "x"}}, "teachers.max_steps: 'x' is not a whole number"),
         ({"teachers": {"label_smoothing": 1}}, "teachers.label_smoothing: 1 is out of range"),
         ({"teachers": {"contrast": "x"}}, "teachers.contrast: not read by method dual"),
-        ({"evaluation": {"judge": "me"}}, "evaluation.judge: 'me' is not one of lexicon or null"),
+        (
+            {"evaluation": {"judge": "me"}},
+            "evaluation.judge: 'me' is none of lexicon, length",
+        ),
         ({"eval_strategy": "steps", "dataset_test_split": None}, "eval_strategy: steps needs"),
         ({"target_layers": "automatic"}, "target_layers: 'automatic' is not a block number"),
         ({"method": "direction"}, "method: direction needs directions"),

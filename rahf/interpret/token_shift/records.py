@@ -27,7 +27,7 @@ class Spoken(NamedTuple):
     response: list[int]
 
 
-Responses = Callable[[Sequence[int]], Iterator[Spoken]]
+SpokenResponses = Callable[[Sequence[int]], Iterator[Spoken]]
 """Rows that are asked for -> their responses, in any order."""
 
 
@@ -37,7 +37,7 @@ def greedy_responses(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     batch_size: int,
-) -> Responses:
+) -> SpokenResponses:
     """What the aligned model says itself."""
 
     def ask(rows: Sequence[int]) -> Iterator[Spoken]:
@@ -49,7 +49,9 @@ def greedy_responses(
     return ask
 
 
-def given_responses(ids: Sequence[tuple[list[int], list[int]]], max_new_tokens: int) -> Responses:
+def given_responses(
+    ids: Sequence[tuple[list[int], list[int]]], max_new_tokens: int
+) -> SpokenResponses:
     """Responses that are there already, as ids of prompt and response, cut like generated ones."""
     return lambda rows: (Spoken(row, ids[row][0], ids[row][1][:max_new_tokens]) for row in rows)
 
@@ -59,7 +61,7 @@ def write_shifts(
     base: nn.Module | None,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    responses: Responses,
+    responses: SpokenResponses,
     file: ResumableFile,
     batch_size: int = 8,
 ) -> None:

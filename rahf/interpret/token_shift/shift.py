@@ -56,13 +56,13 @@ def token_shift(
     of_aligned = predictions(aligned, rows)
     with speaking_as_base(aligned, base) as speaker:
         of_base = predictions(speaker, rows)
-    shift = compare(of_aligned, of_base, tokens)
+    shift = compare_predictions(of_aligned, of_base, tokens)
     lengths = rows["response_mask"].sum(1).tolist()
     fields = [field.cpu().split(lengths) for field in shift]
     return [Shift(*response) for response in zip(*fields, strict=True)]
 
 
-def compare(
+def compare_predictions(
     aligned: Float[Tensor, "tokens vocab"],
     base: Float[Tensor, "tokens vocab"],
     tokens: Int[Tensor, " tokens"],

@@ -17,7 +17,7 @@ from rahf.interpret.token_shift.shift import BUCKETS
 POSITION_BINS = (0, 1, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640, 1280)
 """Where the ranges of positions begin, counted in tokens from the start of the response."""
 
-Record = Mapping[str, Any]
+ShiftRecord = Mapping[str, Any]
 
 
 class Token(NamedTuple):
@@ -33,7 +33,7 @@ class Token(NamedTuple):
     base_choice: str
 
 
-def tokens_of(records: Iterable[Record]) -> list[Token]:
+def tokens_of(records: Iterable[ShiftRecord]) -> list[Token]:
     """Every token of every response."""
     fields = ("pieces", "kind", "bucket", "aligned_rank", "kl", "base_choice")
     return [
@@ -43,16 +43,16 @@ def tokens_of(records: Iterable[Record]) -> list[Token]:
     ]
 
 
-def summarize(records: Sequence[Record], top: int = 30) -> dict[str, Any]:
+def summarize_shift(records: Sequence[ShiftRecord], top: int = 30) -> dict[str, Any]:
     """All figures; shares and mean KL carry a bootstrap interval over responses."""
     tokens = tokens_of(records)
     inside = [token for token in tokens if token.kind != "end"]
     return {
         "responses": len(records),
-        **figures(inside),
-        "end_of_text": figures([token for token in tokens if token.kind == "end"]),
+        **token_figures(inside),
+        "end_of_text": token_figures([token for token in tokens if token.kind == "end"]),
         "by_kind": {
-            kind: figures([token for token in inside if token.kind == kind])
+            kind: token_figures([token for token in inside if token.kind == kind])
             for kind in KINDS
             if kind != "end"
         },
@@ -61,7 +61,7 @@ def summarize(records: Sequence[Record], top: int = 30) -> dict[str, Any]:
     }
 
 
-def figures(tokens: Sequence[Token]) -> dict[str, Any]:
+def token_figures(tokens: Sequence[Token]) -> dict[str, Any]:
     """Number of tokens, share of each bucket, mean KL, and how often the token is the aligned
     model's own first choice (1 for its greedy responses).
     """
@@ -91,7 +91,7 @@ def by_position(tokens: Sequence[Token]) -> list[dict[str, Any]]:
         inside = [t for t in tokens if t.position >= start and (stop is None or t.position < stop)]
         if inside:
             last = max(token.position for token in inside)
-            ranges.append({"first": start, "last": last, **figures(inside)})
+            ranges.append({"first": start, "last": last, **token_figures(inside)})
     return ranges
 
 

@@ -1,0 +1,106 @@
+"""What a model does on held-out data: its preferences, its answers and its general ability.
+
+The same measures for a base, a teacher and a policy, and for a policy at several strengths. Each
+prompt, text and pair is kept by itself. Knows a model and ids; knows no method, no judge and no
+file.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rahf.data.contrast import Pairs
+from rahf.data.messages import Message
+from rahf.data.prompts import PromptForm
+from rahf.evaluation.divergence import read_texts
+from rahf.generation.answers import generate, pad_id
+from rahf.models.adapters import at_strength
+from rahf.models.likelihood import preference_margins
+
+ANSWERS_AT_ONCE = 64
+"""Prompts in a batch of generation, whose cost is reading the weights once a token."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What models are measured on; an empty part is not measured."""
+
+    pairs: Pairs  # tokenised
+    chats: Sequence[Sequence[Message]]  # prompts, answered greedily
+    form: PromptForm  # how they are put to the model
+    texts: Sequence[list[int]]  # ids of unrelated texts
+    max_new_tokens: int  # of an answer
+    answers_at_once: int = ANSWERS_AT_ONCE
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A model, or its policy at one strength; lists have an entry a prompt, a text or a pair."""
+
+    strength: float | None  # a factor on the adapter's update; None: the model as it was set
+    answers: list[str]
+    text_loss: list[float]  # nats, summed over the text
+    text_kl: list[float]  # KL(base || policy), nats, summed over the text
+    text_tokens: list[int]
+    preference_margins: list[float]  # nats per token
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_model(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: HeldOut,
+    strengths: Sequence[float | None] = (None,),
+    *,
+    progress: str | None = None,
+) -> list[Measures]:
+    """Measure a model as it is set now, or its policy at each strength; a base has strength 0.
+
+    Preferences are not measured at strengths other than 0 and 1.
+
+    Args:
+        progress: name of the model beside a progress bar; None: no bar.
+    """
+    pad, found = pad_id(tokenizer), []
+    prompts = [held_out.form.encode(chat) for chat in held_out.chats]
+    read = read_texts(model, held_out.texts, pad, strengths)
+    for strength, text in zip(strengths, read, strict=True):
+        margins: list[float] = []
+        with at_strength(model, strength):
+            if strength in (None, 0, 1) and len(held_out.pairs):
+                margins = preference_margins(model, held_out.pairs, pad).tolist()
+            answers = generate(
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=held_out.max_new_tokens,
+                batch_size=held_out.answers_at_once,
+                stops=held_out.form.stops,
+                extract=held_out.form.extract,
+                progress=progress and f"answers of {progress}",
+            )
+        found.append(Measures(strength, answers, *(part.tolist() for part in text), margins))
+    return found
+
+
+def model_figures(measures: Measures, judged: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return a row of the table at the end of a run; None stands for what was not measured.
+
+    Args:
+        judged: what the judge makes of the answers (`scores.judged_figures`).
+    """
+    margins, read = measures.preference_margins, bool(measures.text_loss)
+    loss = sum(measures.text_loss) / sum(measures.text_tokens) if read else None
+    return {
+        "preference_accuracy": fmean(margin > 0 for margin in margins) if margins else None,
+        "preference_margin": fmean(margins) if margins else None,  # nats per token
+        "answers": len(measures.answers),
+        **judged,
+        "unrelated_loss": loss,  # nats per token
+    }

@@ -1,0 +1,163 @@
+"""The stage `evaluation`: base, teachers and policy on the same held-out data, and their answers
+before the judge.
+
+Loads, measures and saves; how a model is measured is in `evaluation.measures`.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rahf.artifacts import ANSWERS_FILE, write_lines
+from rahf.data.pairs import usable_pairs
+from rahf.data.prompts import chat_prompt_form, read_prompts
+from rahf.evaluation.measures import HeldOut, Measures, measure_model, model_figures
+from rahf.evaluation.scores import JUDGED, Judging, judged_figures, outcomes_of, wanted_side
+from rahf.judges.by_name import NamedJudge, comparing_judge
+from rahf.models.adapters import POLICY, frozen_pass, is_adapter
+from rahf.pipeline.inputs import (
+    load_base,
+    load_split,
+    load_tokenizer,
+    teachers_of,
+    test_rows,
+    unrelated_texts,
+)
+from rahf.recipe.judge_options import JudgeOptions
+from rahf.recipe.recipe import Recipe
+
+
+def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
+    """Measure every model, let the judge score its answers, and write both to `folder`.
+
+    Only the first process judges: a judge may cost money, and its verdicts are in one file.
+
+    Returns:
+        Figures of each model. The policy's preferences are left to the alignment, which has
+        measured them.
+    """
+    tokenizer, is_main = load_tokenizer(recipe), PartialState().is_main_process
+    held_out, judging = held_out_of(recipe, tokenizer), None
+    if recipe.evaluation.judge and held_out.chats and is_main:
+        split = recipe.data.dataset_test_split
+        pairs = usable_pairs(load_split(recipe, split)) if split else None
+        judging = judging_of(recipe.evaluation, folder, pairs)
+        judging = judging._replace(sign=judging.sign or 1)  # without a difference, the upper side
+    measured = measure_models(recipe, tokenizer, held_out)
+    scores = scores_of(judging, held_out, measured) if judging else {}
+    if is_main:
+        _save_answers(folder / ANSWERS_FILE, held_out, measured, scores)
+    figures = {}
+    for name, measures in measured.items():
+        judged = dict.fromkeys(JUDGED)
+        if name in scores:
+            judged = judged_figures(scores[name], judging.sign, judging.neutral)
+        figures[name] = model_figures(measures, judged)
+    return figures
+
+
+def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+    """Return what all rows of the last table are measured on."""
+    options = recipe.evaluation
+    prompts = read_prompts(options.prompts) if options.prompts else []
+    return HeldOut(
+        test_rows(recipe, tokenizer) or (),
+        [prompt.messages for prompt in prompts],
+        chat_prompt_form(tokenizer, recipe.data.chat_template),
+        unrelated_texts(recipe, tokenizer),
+        options.max_new_tokens,
+    )
+
+
+def judging_of(options: JudgeOptions, folder: Path, pairs: Dataset | None) -> Judging:
+    """Return the judge that a section of a recipe names, with the verdicts kept in `folder`.
+
+    Args:
+        pairs: show which side of the judge's scale is wanted; None: the upper one.
+    """
+    named = NamedJudge(
+        options.judge,
+        PartialState().device,
+        url=options.url,
+        workers=options.workers,
+        label=options.label,
+    )
+    judge, verdicts = comparing_judge(named), named.verdicts_in(folder)
+    sign = wanted_side(judge, verdicts, pairs) if pairs else 1
+    return Judging(judge, verdicts, sign, named.neutral)
+
+
+def measure_models(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut
+) -> dict[str, Measures]:
+    """Measure the rows of the table, which are loaded by turns; see `evaluate_models`."""
+    measured = {}
+    for name, model in models_to_measure(recipe):
+        asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
+        [measured[name]] = measure_model(model, tokenizer, asked, progress=name)
+    return measured
+
+
+def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
+    """Load the rows of the table by turns: adapters of one base, or full models."""
+    wanted = recipe.evaluation.models
+    model = PeftModel.from_pretrained(load_base(recipe), recipe.output_dir)
+    if "base" in wanted:
+        with frozen_pass(model, None):
+            yield "base", model
+    for name, path in teachers_of(recipe).items() if "teachers" in wanted else ():
+        if is_adapter(path):
+            model.load_adapter(str(path), adapter_name=name)
+            with frozen_pass(model, name):
+                yield name, model
+        else:
+            yield name, load_base(recipe, path)
+    if "policy" in wanted:
+        with frozen_pass(model, POLICY):
+            yield "policy", model
+
+
+def scores_of(
+    judging: Judging, held_out: HeldOut, measured: Mapping[str, Measures]
+) -> dict[str, list[float | None]]:
+    """Return the judge's score of every answer, by model; a chooser has none for the base."""
+    base = measured["base"].answers if judging.compares else ()
+    return {
+        name: [
+            outcome.value
+            for outcome in outcomes_of(
+                judging.judge, judging.verdicts, held_out.chats, measures.answers, base
+            )
+        ]
+        for name, measures in measured.items()
+        if not (judging.compares and name == "base")
+    }
+
+
+def _save_answers(
+    path: Path,
+    held_out: HeldOut,
+    measured: Mapping[str, Measures],
+    scores: Mapping[str, list[float | None]],
+) -> None:
+    """Write a line a prompt, with the answers and the scores of all models."""
+    kinds = {"answers": {name: measures.answers for name, measures in measured.items()}}
+    kinds |= {"scores": scores} if scores else {}
+    write_lines(
+        path,
+        (
+            {"prompt": chat[-1]["content"]}
+            | {
+                kind: {name: values[index] for name, values in by_model.items()}
+                for kind, by_model in kinds.items()
+            }
+            for index, chat in enumerate(held_out.chats)
+        ),
+    )
