@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rahf.artifacts import write_json, write_lines, write_text
 from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, read_at_each
 from rahf.evaluation.wins import place_figures
-from rahf.recipe.combinations import kind_of_row
+from rahf.recipe.comparison_options import kind_of_row
 from rahf.report.comparison import comparison_table, place_line, readings_table, row_figures
 from rahf.report.curves import tradeoff_figure
 

@@ -28,7 +28,7 @@ from rahf.judges.judge import Judge, Verdicts, prompt_hash
 from rahf.judges.names import parse_judge
 from rahf.models.adapters import fingerprint
 from rahf.pipeline.inputs import load_base, load_split, load_tokenizer
-from rahf.recipe.combinations import kind_of_row
+from rahf.recipe.comparison_options import kind_of_row
 from rahf.recipe.recipe import Recipe, RecipeError
 
 

@@ -34,8 +34,9 @@ from rahf.evaluation.strengths import at_strength
 from rahf.generation.answers import pad_id, sample_texts
 from rahf.models.adapters import depth_of, frozen_pass
 from rahf.pipeline.inputs import load_base, load_tokenizer, lora_config, teachers_of, train_rows
-from rahf.recipe.config import MethodOptions, resolve_layers
-from rahf.recipe.recipe import AUTO, Recipe
+from rahf.recipe.layers import AUTO, resolve_layers
+from rahf.recipe.method_options import MethodOptions
+from rahf.recipe.recipe import Recipe
 from rahf.report.directions import choice_table
 from rahf.trainer import RAHFConfig, fit_mean_shift
 

@@ -5,7 +5,6 @@ Loads, fits, writes; the ideas are in `fitters` and `fitting`.
 
 import hashlib
 import json
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +25,10 @@ from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.generation.answers import pad_id
 from rahf.models.adapters import base_name, check_same_base, depth_of
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
-from rahf.recipe.config import MethodOptions, resolve_layers
+from rahf.recipe.fields import raise_problems
+from rahf.recipe.layers import resolve_layers
 from rahf.recipe.recipe import Recipe
+from rahf.recipe.shift_options import instruction_problems
 from rahf.report.directions import as_markdown, evidence_figure
 
 EVIDENCE_FILE = "evidence.json"
@@ -113,10 +114,10 @@ def rows_to_read(
     recipe: Recipe, tokenizer, options: ReadingOptions, seed: int
 ) -> tuple[Dataset, Dataset]:
     """Rows to fit on, and rows held out: the test split, or a part of the training rows."""
-    if options.source == "instructions":
-        under = MethodOptions(method="lorra", instructions=recipe.method.instructions)
-        recipe = replace(recipe, method=under)
-    rows, held_out = train_rows(recipe, tokenizer, step=2), test_rows(recipe, tokenizer)
+    instructed = options.source == "instructions"
+    raise_problems(instruction_problems(recipe.method.instructions) if instructed else [])
+    rows = train_rows(recipe, tokenizer, step=2, instructed=instructed)
+    held_out = test_rows(recipe, tokenizer, instructed=instructed)
     order = np.random.default_rng(seed).permutation(len(rows))
     if held_out is None:
         if len(rows) < HELD_OUT_SHARE:

@@ -49,7 +49,7 @@ from rahf.pipeline.inputs import (
     train_rows,
 )
 from rahf.pipeline.stages import is_complete, run_recorded
-from rahf.recipe.config import TEACHERS
+from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
@@ -151,7 +151,7 @@ UNDECIDING = {
 def check_predecessors(recipe: Recipe, name: str) -> None:
     """Refuse a stage that reads what an earlier stage has not finished."""
     for earlier in recipe.stages[: recipe.stages.index(name)]:
-        if name in TEACHERS[recipe.method.method]:
+        if name in METHODS[recipe.method.method].teachers:
             return
         folder = stage_folder(recipe, earlier)
         if not stage_record(recipe, earlier).is_complete():
@@ -242,7 +242,7 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
         write_json(recipe.output_dir / METRICS_FILE, results["training"] | metrics)
         write_text(recipe.output_dir / RECIPE_FILE, recipe.as_yaml())
         training_figure(trainer.state.log_history, recipe.output_dir / "training.png")
-        write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
+        write_card(recipe, metrics)
     return results
 
 
@@ -265,7 +265,7 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
     if PartialState().is_main_process:
         metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)
-        write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
+        write_card(recipe, metrics)
         by_model = {"answers": answers}
         if held_out.judge is not None:
             by_model["scores"] = {name: held_out.judge(given) for name, given in answers.items()}
@@ -304,15 +304,17 @@ def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
 
 def alignment_arguments(recipe: Recipe) -> RAHFConfig:
     """The recipe as the arguments of the trainer."""
-    method = {
-        field.name: getattr(recipe.method, field.name)
-        for field in dataclasses.fields(recipe.method)
-    }
+    method = dataclasses.asdict(recipe.method)
     lengths = {
         "max_prompt_length": recipe.data.max_prompt_length,
         "max_length": recipe.data.max_length,
     }
     return RAHFConfig(**{**QUIET_DEFAULTS, **method, **lengths, **recipe.training})
+
+
+def write_card(recipe: Recipe, metrics: Mapping[str, Any]) -> None:
+    card = model_card(recipe.as_dict(), metrics, **METHODS[recipe.method.method].card())
+    write_text(recipe.output_dir / "README.md", card)
 
 
 def save_log(trainer: AdapterTrainer) -> dict[str, Any]:
