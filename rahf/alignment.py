@@ -322,7 +322,7 @@ def build_alignment(
     Raises:
         ValueError: directions for a method that leads rejected responses away.
     """
-    if directions is not None and options.pushes_away:
+    if directions is not None and options.facts.pushes_away:
         raise ValueError(
             f"method {options.method!r} reads no directions: leave them away, or set "
             "method='direction'."

@@ -27,7 +27,6 @@ from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.evaluation.table import HeldOut
 from rahf.judges.lexicon import lexicon_tone, wanted_sign
 from rahf.models.adapters import base_model
-from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import Recipe
 
 
@@ -105,7 +104,7 @@ def tokenized_split(
         instructed: whether rows hold the prompts under the instructions, whatever the method.
     """
     data, method = recipe.data, recipe.method
-    instructed = instructed or METHODS[method.method].instructed
+    instructed = instructed or method.facts.instructed
     with PartialState().main_process_first():
         return tokenize_pairs(
             load_split(recipe, split),
@@ -145,7 +144,7 @@ def teachers_of(recipe: Recipe) -> dict[str, str | Path]:
     """Folder of each teacher that the method needs: the given one, or where step 1 puts it."""
     return {
         name: getattr(recipe.teachers, name) or recipe.output_dir / "teachers" / name
-        for name in METHODS[recipe.method.method].teachers
+        for name in recipe.method.facts.teachers
     }
 
 

@@ -49,7 +49,6 @@ from rahf.pipeline.inputs import (
     train_rows,
 )
 from rahf.pipeline.stages import is_complete, run_recorded
-from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
@@ -151,7 +150,7 @@ UNDECIDING = {
 def check_predecessors(recipe: Recipe, name: str) -> None:
     """Refuse a stage that reads what an earlier stage has not finished."""
     for earlier in recipe.stages[: recipe.stages.index(name)]:
-        if name in METHODS[recipe.method.method].teachers:
+        if name in recipe.method.facts.teachers:
             return
         folder = stage_folder(recipe, earlier)
         if not stage_record(recipe, earlier).is_complete():
@@ -313,7 +312,7 @@ def alignment_arguments(recipe: Recipe) -> RAHFConfig:
 
 
 def write_card(recipe: Recipe, metrics: Mapping[str, Any]) -> None:
-    card = model_card(recipe.as_dict(), metrics, **METHODS[recipe.method.method].card())
+    card = model_card(recipe.as_dict(), metrics, **recipe.method.facts.card())
     write_text(recipe.output_dir / "README.md", card)
 
 

@@ -14,7 +14,6 @@ from accelerate import PartialState
 from rahf.artifacts import METRICS_FILE, read_json, write_json, write_text
 from rahf.pipeline.run import run_pipeline, run_stage
 from rahf.recipe.files import checked_recipe
-from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import Recipe
 from rahf.report.sweep import heat_map, sweep_table
 
@@ -90,7 +89,7 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
 
 def with_teachers(recipe: Recipe, whole: Recipe) -> Recipe:
     """The recipe with the teachers of the whole sweep, which are trained first where need be."""
-    names = METHODS[whole.method.method].teachers
+    names = whole.method.facts.teachers
     for name in names:
         if name in whole.stages:
             run_stage(whole, name)

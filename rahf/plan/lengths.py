@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
-from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import Recipe
 
 LENGTHS_FILE = "lengths.json"
@@ -96,7 +95,7 @@ def bounds(recipe: Recipe, mean: float | None = None) -> Lengths:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What decides the lengths: a file made with other settings is not used."""
     model, method = recipe.model, recipe.method
-    instructed = METHODS[method.method].instructed
+    instructed = method.facts.instructed
     data = {key: value for key, value in asdict(recipe.data).items() if key != "dataset_num_proc"}
     return {
         "model_name_or_path": model.model_name_or_path,

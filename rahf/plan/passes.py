@@ -16,7 +16,7 @@ from rahf.models.shapes import Decoder, Lora, read_lora
 from rahf.plan.lengths import Extent, Lengths
 from rahf.plan.work import Pass, Upper
 from rahf.recipe.layers import AUTO, resolve_layers
-from rahf.recipe.methods import METHODS, View, Views
+from rahf.recipe.methods import View, Views
 from rahf.recipe.recipe import Recipe
 
 SIDES = {"chosen": ("chosen",), "rejected": ("rejected",)}
@@ -81,7 +81,7 @@ def stages_of(case: Case) -> tuple[Stage, ...]:
     """The stages of the recipe that a model is run in, evaluation left out."""
     made = []
     for name in case.recipe.stages:
-        if name in METHODS[case.recipe.method.method].teachers:
+        if name in case.recipe.method.facts.teachers:
             made.append(_teacher(case, name))
         elif name == "directions":
             made.append(_directions(case))
@@ -191,7 +191,7 @@ def _kept(case: Case, responses: int | None, both: bool) -> float | None:
 
 def _views(case: Case) -> Views:
     method = case.recipe.method
-    return METHODS[method.method].views(method.reference)
+    return method.facts.views(method.reference)
 
 
 def _asked(case: Case) -> list[str]:
@@ -283,7 +283,7 @@ def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:
 def _teachers_held(case: Case, both: bool) -> tuple[int, int]:
     """LoRA blocks of the teachers on the model, and parameters of teachers that are full models."""
     method = case.recipe.method
-    named = set(METHODS[method.method].teachers) if both else set()
+    named = set(method.facts.teachers) if both else set()
     named |= {method.reference} - {"base"}
     given = [getattr(case.recipe.teachers, name) for name in named]
     full = sum(path is not None and _is_model(path) for path in given)

@@ -15,9 +15,7 @@ from rahf.recipe.evaluation_options import EvaluationOptions
 from rahf.recipe.fields import annotations
 from rahf.recipe.method_options import MethodOptions
 from rahf.recipe.model_options import ModelOptions
-from rahf.recipe.shift_options import ShiftOptions, TeacherOptions
-from rahf.recipe.target_options import TargetOptions
-from rahf.recipe.term_options import TermOptions
+from rahf.recipe.shift_options import TeacherOptions
 from rahf.recipe.training_arguments import REPLACED, training_annotations
 
 FLAT = (ModelOptions, DataOptions, MethodOptions)
@@ -72,7 +70,8 @@ _OTHER_NAMES = {
 
 def groups() -> Iterator[tuple[str, str, type]]:
     """Yield (title, section, options) of each group of keys; the top level is the section ""."""
-    for options in (ModelOptions, DataOptions, ShiftOptions, TargetOptions, TermOptions):
+    of_method = reversed(MethodOptions.__bases__)  # shift, target, terms
+    for options in (ModelOptions, DataOptions, *of_method):
         yield options.__name__.removesuffix("Options"), "", options
     for section, options in SECTIONS.items():
         yield f"{section}:", section, options

@@ -28,12 +28,7 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
     @property
     def asks_views(self) -> bool:
         """Whether the shift is the difference of a positive and a negative view."""
-        return METHODS[self.method].asks_views
-
-    @property
-    def pushes_away(self) -> bool:
-        """Whether rejected responses are pushed away from the reference."""
-        return METHODS[self.method].pushes_away
+        return self.facts.asks_views
 
     def check_method(self) -> None:
         """Raise OptionError with every problem of the options."""
@@ -46,7 +41,7 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
             *term_problems(self, neutral=self.chooses),
             *pair_problems(self),
             *([] if self.target_cache is None else cache_problems(self)),
-            *(pushing_problems(self) if self.pushes_away else shifting_problems(self)),
+            *(pushing_problems(self) if self.facts.pushes_away else shifting_problems(self)),
         ]
 
 
@@ -109,7 +104,7 @@ def shifting_problems(options: MethodOptions) -> list[str]:
 def pushing_problems(options: MethodOptions) -> list[str]:
     """Return the problems of methods that push rejected responses away."""
     name, source, problems = options.method, options.response_source, []
-    defaults = METHODS[name].defaults
+    defaults = options.facts.defaults
     if options.layer_scale == "shift":
         problems.append(
             f"layer_scale: shift is the size of a shift that {name} does not ask for: set "
@@ -136,7 +131,7 @@ def pushing_problems(options: MethodOptions) -> list[str]:
         for key, what in (("alpha", "a number"), ("target_layers", "layers"))
         if getattr(options, key) == AUTO
     ]
-    if METHODS[name].needs_similarity and not options.similarity_weight:
+    if options.facts.needs_similarity and not options.similarity_weight:
         problems.append(
             f"similarity_weight: 0 leaves {name} without a gradient at the reference, where the "
             f"policy starts: set it above 0 (default of {name}: {defaults['similarity_weight']})"

@@ -15,9 +15,6 @@ from typing import Any
 
 import yaml
 
-from rahf.recipe.comparison_options import CompareOptions
-from rahf.recipe.data_options import DataOptions
-from rahf.recipe.evaluation_options import EvaluationOptions
 from rahf.recipe.fields import Count, OptionError, annotations, coerce, value_problem
 from rahf.recipe.keys import (
     FLAT,
@@ -25,15 +22,19 @@ from rahf.recipe.keys import (
     REMOVED,
     REMOVED_CHOICES,
     SECTIONS,
+    CompareOptions,
+    DataOptions,
+    EvaluationOptions,
+    MethodOptions,
+    ModelOptions,
+    TeacherOptions,
     default_of,
     full_name,
     key_annotation,
     unknown_keys,
 )
-from rahf.recipe.method_options import MethodOptions, batch_problems
+from rahf.recipe.method_options import batch_problems
 from rahf.recipe.methods import ALL_TEACHERS, METHODS, with_defaults
-from rahf.recipe.model_options import ModelOptions
-from rahf.recipe.shift_options import TeacherOptions
 from rahf.recipe.training_arguments import tracker_problems, training_annotations
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
@@ -90,7 +91,7 @@ class Recipe:
     @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages that are run: a teacher that is given by path is not."""
-        teachers = METHODS[self.method.method].teachers
+        teachers = self.method.facts.teachers
         trained = [name for name in teachers if getattr(self.teachers, name) is None]
         fitted = ["directions"] if self.method.shift == "mean" and self.method.asks_views else []
         choice = ["choice"] if self.method.chooses else []
@@ -123,7 +124,7 @@ class Recipe:
         that recorded a key which is removed since.
         """
         known = {name: removed.inert for name, removed in REMOVED.items()}
-        known |= {"kl_temperature": METHODS[self.method.method].kl_temperature}
+        known |= {"kl_temperature": self.method.facts.kl_temperature}
         for options in (*FLAT, EvaluationOptions):
             known |= _stand_ins(options)
         return known | {"teachers": _stand_ins(TeacherOptions)}

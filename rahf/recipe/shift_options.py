@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rahf.recipe.fields import Count, Limits, Share, option, raise_problems, value_problems
-from rahf.recipe.methods import DEFAULT_INSTRUCTIONS, DEFAULT_METHOD, METHODS, method_names
+from rahf.recipe.methods import DEFAULT_INSTRUCTIONS, DEFAULT_METHOD, METHODS, Method, method_names
 
 References = Literal[
     tuple(dict.fromkeys(name for method in METHODS.values() for name in method.references))
@@ -59,10 +59,15 @@ class ShiftOptions:
         "that name the preference only.",
     )
 
+    @property
+    def facts(self) -> Method:
+        """What is particular to the method: its row of the table."""
+        return METHODS[self.method]
+
 
 def shift_problems(options: ShiftOptions) -> list[str]:
     """Return the problems of what the shift is read from."""
-    name, method, problems = options.method, METHODS[options.method], []
+    name, method, problems = options.method, options.facts, []
     if options.reference not in method.references:
         owners = " or ".join(method_names(lambda row: options.reference in row.references))
         problems.append(

@@ -12,7 +12,6 @@ from typing import Any
 from rahf.recipe.files import is_local, model_depth
 from rahf.recipe.keys import full_name, groups
 from rahf.recipe.layers import AUTO, resolve_layers
-from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import Recipe
 from rahf.recipe.training_arguments import TRAINING_DEFAULTS
 from rahf.recipe.yaml_file import as_yaml
@@ -33,9 +32,7 @@ def summary(recipe: Recipe) -> str:
     paths = (
         [data.dataset_name] if data.datasets is None else [part["path"] for part in data.datasets]
     )
-    told = {
-        name: f" ({_length(recipe.teacher_training)})" for name in METHODS[method.method].teachers
-    }
+    told = {name: f" ({_length(recipe.teacher_training)})" for name in method.facts.teachers}
     told["alignment"] = f" ({_length(recipe.training)})"
     rows = {
         "method": _method_told(method),
@@ -50,7 +47,7 @@ def summary(recipe: Recipe) -> str:
 def _method_told(method: Any) -> str:
     away = {"rejected": method.rejected_weight, "chosen": method.chosen_weight}
     weights = {
-        **(away if method.pushes_away else {"align": method.align_weight}),
+        **(away if method.facts.pushes_away else {"align": method.align_weight}),
         "retain": method.retain_weight,
         "similarity": method.similarity_weight,
         "kl": method.kl_weight,
@@ -58,13 +55,12 @@ def _method_told(method: Any) -> str:
         "dpo": method.dpo_weight,
     }
     told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
-    if not method.pushes_away:
+    if not method.facts.pushes_away:
         return (
             f"{method.method}, reference {method.reference}, alpha {method.alpha}, "
             f"response_source {method.response_source}; weights: {told}"
         )
-    random_target = METHODS[method.method].random_target
-    length = f", vector of length {method.alpha:g}" if random_target else ""
+    length = f", vector of length {method.alpha:g}" if method.facts.random_target else ""
     return f"{method.method}{length}; weights ({method.weights_over_time}): {told}"
 
 
@@ -108,7 +104,7 @@ def _shown(recipe: Recipe, section: str, name: str, value: Any) -> list[str]:
     method, full = recipe.method.method, full_name(section, name)
     mark = ""
     if full not in recipe.given:
-        of_method = not section and name in METHODS[method].defaults
+        of_method = not section and name in recipe.method.facts.defaults
         mark = f" (default of {method})" if of_method else " (default)"
     return _wrapped(full, f"{as_yaml(value)}{mark}", _NAMES)
 

@@ -32,20 +32,8 @@ def model_card(
         pushed: whether rejected responses were pushed away.
         where: what a reader loads the adapter by.
     """
-    base = recipe["model_name_or_path"]
-    datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
-    moved = (PUSHED_AWAY if pushed else MOVED).format(data=datasets)
-    head = {
-        "library_name": "peft",
-        "base_model": base,
-        "tags": ["rahf", "lora", "representation-alignment", recipe["method"]],
-        "pipeline_tag": "text-generation",
-    }
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {base.rpartition('/')[2]} aligned by {method}",
-        f"A LoRA adapter of `{base}` whose hidden states were {moved} ({method}, "
-        f"[arXiv {paper}](https://arxiv.org/abs/{paper})).",
+        *_opening(recipe, method, paper, PUSHED_AWAY if pushed else MOVED),
         USE.format(where=where),
         "## How it was made",
         _settings(recipe, metrics),
@@ -58,6 +46,24 @@ def model_card(
         parts += ["## What was reached, per layer", layers_table(metrics)]
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return "\n\n".join([*parts, f"Made with {versions}.", ""])
+
+
+def _opening(recipe: Mapping[str, Any], method: str, paper: str, moved: str) -> list[str]:
+    """The Hub's metadata, the title, and a sentence on what was done to which base."""
+    base = recipe["model_name_or_path"]
+    datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
+    head = {
+        "library_name": "peft",
+        "base_model": base,
+        "tags": ["rahf", "lora", "representation-alignment", recipe["method"]],
+        "pipeline_tag": "text-generation",
+    }
+    return [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {base.rpartition('/')[2]} aligned by {method}",
+        f"A LoRA adapter of `{base}` whose hidden states were {moved.format(data=datasets)} "
+        f"({method}, [arXiv {paper}](https://arxiv.org/abs/{paper})).",
+    ]
 
 
 USE = """## How to use it
