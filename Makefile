@@ -59,7 +59,7 @@ format: $(VENV)/tested
 	$(VENV)/bin/ruff format .
 
 docs: $(VENV)/installed
-	$(VENV)/bin/python -m rahf.recipe.config > docs/recipe.md
+	$(VENV)/bin/python -m rahf.recipe.reference > docs/recipe.md
 
 # Exact versions of all packages, for Python 3.11 to 3.13 on every platform. torch is the release
 # that the figures in the documents were measured with.

@@ -7,10 +7,10 @@ import importlib
 
 _HOME = {
     "Directions": "rahf.directions.vectors",
-    "RAHFConfig": "rahf.trainer",
+    "RAHFConfig": "rahf.trainer_config",
     "RAHFTrainer": "rahf.trainer",
     "load_recipe": "rahf.recipe.recipe",
-    "preset": "rahf.recipe.presets",
+    "preset": "rahf.recipe.methods",
     "steer": "rahf.directions.steering",
 }
 

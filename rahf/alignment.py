@@ -33,7 +33,8 @@ from rahf.objective import (
     random_units,
     row_loss,
 )
-from rahf.recipe.config import MethodOptions, resolve_layers
+from rahf.recipe.layers import resolve_layers
+from rahf.recipe.method_options import MethodOptions
 from rahf.terms import prediction_terms, scored_tokens
 
 CHOSEN_SHARE = {"chosen": 1.0, "both": 0.5, "random": 0.5}
@@ -321,7 +322,7 @@ def build_alignment(
     Raises:
         ValueError: directions for a method that leads rejected responses away.
     """
-    if directions is not None and options.leads_away:
+    if directions is not None and options.facts.pushes_away:
         raise ValueError(
             f"method {options.method!r} reads no directions: leave them away, or set "
             "method='direction'."

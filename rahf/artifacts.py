@@ -72,7 +72,8 @@ class StageRecord:
     A stage that was made with other settings is neither reused nor overwritten: the user decides.
 
     Args:
-        defaults: what settings stood at that a record of an earlier version does not have yet.
+        defaults: what settings stood at that a record of an earlier version does not have yet, and
+            what settings stood at without effect that only such a record has.
     """
 
     def __init__(
@@ -196,8 +197,13 @@ class ResumableFile:
 def _completed(
     before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What something was made with, with the defaults of the keys that were not there yet."""
-    whole = {key: defaults[key] for key in now.keys() & defaults.keys()} | before
+    """What something was made with: defaults for keys that were not there yet, and without the keys
+    that are gone where they stood at a value without effect.
+    """
+    gone = {key for key in before.keys() - now.keys() if key in defaults}
+    kept = {key: value for key, value in before.items() if key not in gone}
+    kept |= {key: before[key] for key in gone if before[key] != defaults[key]}
+    whole = {key: defaults[key] for key in now.keys() & defaults.keys()} | kept
     for key, value in now.items():
         if all(isinstance(each.get(key), dict) for each in (before, now, defaults)):
             whole[key] = _completed(before[key], value, defaults[key])

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rahf.data.contrast import Batch, Rows, row_count
 from rahf.models.likelihood import Likelihood, token_likelihood, with_context
 from rahf.objective import RowKind, dpo_loss, row_mean
-from rahf.recipe.config import MethodOptions
-from rahf.recipe.presets import KL_TEMPERATURE
+from rahf.recipe.method_options import MethodOptions
+from rahf.recipe.methods import METHODS
 
 
 class PredictionTerm(NamedTuple):
@@ -56,7 +56,7 @@ def prediction_terms(
     """
     rows, responses, terms = batch["reference"], len(batch["row"]), {}
     if options.kl_weight:
-        temperature = KL_TEMPERATURE.get(options.method, 1.0)
+        temperature = METHODS[options.method].kl_temperature
         divergence = kl_divergence(reference, policy, scored, rows, temperature)
         kind = "retained" if options.kl_rows == "retain" else "responses"
         terms["kl"] = PredictionTerm(kind, divergence)

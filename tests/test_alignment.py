@@ -11,8 +11,7 @@ from rahf.data.contrast import ContrastCollator, Responses
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, trainable
 from rahf.models.packing import use_packed_attention
-from rahf.recipe.config import MethodOptions
-from rahf.recipe.presets import PLAIN
+from rahf.recipe.method_options import MethodOptions
 
 LAYERS = (0, 2)
 METHODS = [
@@ -30,9 +29,9 @@ RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 
 
 def method_options(method="dual", reference="base", **options):
-    """Every key at its plain value but those that are named, whatever suits the method."""
+    """Every key at its general default but those that are named, whatever the method's own."""
     stored = {"directions": "stored"} if method == "direction" else {}
-    return MethodOptions(method=method, reference=reference, **{**PLAIN, **stored, **options})
+    return MethodOptions(method=method, reference=reference, **{**stored, **options})
 
 
 def stored_directions():

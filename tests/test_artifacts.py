@@ -70,6 +70,18 @@ def test_other_settings_are_refused_and_every_difference_is_named(tmp_path, fini
     assert not any("same" in line for line in lines)
 
 
+def test_a_setting_that_is_gone_counts_unless_it_stood_where_it_had_no_effect(tmp_path):
+    now, defaults = {"lr": 1, "data": {"name": "a"}}, {"weight": 0.0, "data": {"old": 1}}
+    StageRecord(tmp_path, {**now, "weight": 0.0, "data": {"name": "a", "old": 1}}).finish(seconds=3)
+    assert StageRecord(tmp_path, now, defaults).is_complete()
+    assert StageRecord(tmp_path, now, defaults).begun() == {"seconds": 3}
+    with pytest.raises(ValueError, match=r"weight: 0\.0 there, None now"):
+        StageRecord(tmp_path, now).is_complete()
+    StageRecord(tmp_path, {**now, "weight": 0.5}).finish()
+    with pytest.raises(ValueError, match=r"weight: 0\.5 there, None now"):
+        StageRecord(tmp_path, now, defaults).is_complete()
+
+
 def test_a_stage_that_failed_before_it_left_anything_may_begin_with_other_settings(tmp_path):
     StageRecord(tmp_path, {"model": "a typo"}).begin()
     assert not StageRecord(tmp_path, {"model": "the model"}).is_complete()

@@ -1,12 +1,12 @@
 """Circuit breakers, RMU and RepBend: formulas by hand, what training does, what is refused."""
 
 import math
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from matrices import slow_unless
 from reference import neighbours as hand
 from reference import objective as loops
@@ -27,10 +27,11 @@ from rahf.directions.vectors import Directions
 from rahf.models.adapters import attach_policy, trainable
 from rahf.models.packing import use_packed_attention
 from rahf.objective import Asked, Term, dissimilarity, random_units, row_loss
-from rahf.recipe.config import MethodOptions
 from rahf.recipe.layers import resolve_layers
-from rahf.recipe.presets import PRESETS, preset
-from rahf.recipe.recipe import recipe_from_dict
+from rahf.recipe.method_options import MethodOptions
+from rahf.recipe.methods import METHODS as TABLE
+from rahf.recipe.methods import preset
+from rahf.recipe.recipe import load_recipe, recipe_from_dict
 from rahf.trainer import RAHFConfig
 
 LAYERS, SEED = (0, 2), 5
@@ -339,10 +340,16 @@ def test_the_methods_of_rahf_align_all_responses_at_one_weight():
 
 
 def trainer_of(family, folder, method, **options):
+    # The general defaults, not those of the method.
+    general = {spec.name: getattr(MethodOptions(), spec.name) for spec in fields(MethodOptions)}
+    del general["target_layers"]
     given = {
+        **general,
         "method": method,
         "layer_scale": "none",
         "positions": "response",
+        "shift": "token",
+        "retain_weight": 0.0,
         "retain_texts": RETAINED,
         "per_device_train_batch_size": 4,
         "save_strategy": "no",
@@ -470,8 +477,8 @@ def recipe(**keys):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recipe_that_names_a_method_begins_with_its_published_values(method):
     made = recipe(method=method)
-    whole = made.as_dict()
-    assert {key: whole[key] for key in PRESETS[method]} == PRESETS[method]
+    whole, published = made.as_dict(), TABLE[method].published
+    assert {key: whole[key] for key in published} == published
     assert made.stages == ("alignment", "evaluation")
     assert recipe_from_dict(whole).as_dict() == whole
 
@@ -488,7 +495,9 @@ def test_epochs_take_the_place_of_published_steps():
 
 
 def test_the_published_layers_are_named_in_models_of_the_published_depth():
-    found = {method: resolve_layers(PRESETS[method]["target_layers"], 32) for method in METHODS}
+    found = {
+        method: resolve_layers(TABLE[method].published["target_layers"], 32) for method in METHODS
+    }
     assert found == {
         "circuit_breakers": (9, 19),
         "rmu": (7,),
@@ -496,8 +505,10 @@ def test_the_published_layers_are_named_in_models_of_the_published_depth():
     }
 
 
-def test_other_methods_begin_with_nothing_of_a_preset():
-    assert recipe(method="lorra").method == MethodOptions(method="lorra")
+def test_other_methods_have_their_own_defaults_and_no_others():
+    own = MethodOptions(method="lorra", **TABLE["lorra"].defaults)
+    assert recipe(method="lorra").method == own
+    assert recipe(method="dpo_shift").method == MethodOptions(method="dpo_shift")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -507,16 +518,11 @@ def test_a_preset_is_a_configuration_of_the_trainer(tmp_path, method):
     assert args.layer_scale == "none"
 
 
-def test_a_method_without_a_preset_is_refused():
-    with pytest.raises(ValueError, match="'lorra' has no preset; those that have are dual, scit,"):
-        preset("lorra")
-
-
 @pytest.mark.parametrize("method", ["dual", "scit"])
 def test_the_published_settings_of_rahf_are_those_of_its_recipe(tmp_path, method):
     given = preset(method)
     path = Path(__file__).parents[1] / "recipes/mistral-7b" / f"{method}.yaml"
-    published = yaml.safe_load(path.read_text())
+    published = load_recipe(path).as_dict()
     layers = (resolve_layers(keys.pop("target_layers"), 32) for keys in (given, published))
     assert len(set(layers)) == 1
     teachers = given.pop("teacher_args")

@@ -260,6 +260,7 @@ def test_missing_teachers_take_over_rate_length_and_batch(family, tmp_path, monk
         max_steps=7,
         per_device_train_batch_size=3,
         pairs_together=False,
+        dpo_weight=0.0,
         teacher_args={"max_steps": 2},
         **QUIET,
     )

@@ -58,6 +58,7 @@ def alignment_trainer(
             "shift": "token",
             "retain_weight": 0.0,
             "dpo_weight": 0.0,
+            "pairs_together": False,
             "seed": 3,
             **QUIET,
             **options,

@@ -9,8 +9,7 @@ from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, rea
 from rahf.comparison.figures import draw_curves
 from rahf.evaluation.scores import Judging
 from rahf.evaluation.wins import place_figures
-from rahf.recipe.combinations import kind_of_row
-from rahf.recipe.measuring import CompareOptions
+from rahf.recipe.comparison_options import CompareOptions, kind_of_row
 from rahf.report.comparison import comparison_table, place_line, readings_table, row_figures
 from rahf.report.curves import Point
 

@@ -9,15 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from rahf.recipe.combinations import kind_of_row
-from rahf.recipe.config import ALL_TEACHERS, TEACHERS, CompareOptions
+from rahf.recipe.comparison_options import ROW_KINDS, UNTRAINED, CompareOptions, kind_of_row
 from rahf.recipe.fields import Limits, coerce, value_problem
 from rahf.recipe.files import check_named_files, missing_judge
-from rahf.recipe.measuring import ROW_KINDS
+from rahf.recipe.methods import ALL_TEACHERS, DEFAULT_METHOD, METHODS
 from rahf.recipe.recipe import Recipe, RecipeError, recipe_from_dict
 from rahf.recipe.yaml_file import merge_overrides
-
-UNTRAINED = ("base", "urial")
 
 BETA = 0.1
 """Of DPO, where a row does not say."""
@@ -95,24 +92,29 @@ def _own_keys(given: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
-    """What a row of this kind takes over from the recipe."""
-    given = {key: value for key, value in recipe.as_dict().items() if key not in NOT_OF_A_ROW}
+    """What a row of this kind inherits; the defaults of the recipe's method are not inherited."""
+    method = METHODS.get(kind, METHODS[DEFAULT_METHOD])
+    left = {*METHODS[recipe.method.method].defaults, *method.defaults} - recipe.given
+    given = {
+        key: value
+        for key, value in recipe.as_dict().items()
+        if key not in NOT_OF_A_ROW and key not in left
+    }
     given |= {"model_name_or_path": recipe.model.model_name_or_path}
     given |= {"model_revision": recipe.model.model_revision, "dataset_test_split": None}
     if kind in ("sft", "dpo"):
         # Their own training is what the keys at the top level say, of the alignment elsewhere.
         alone = {"shift": "token", "directions": None, "dpo_weight": 0.0, "pairs_together": False}
-        return given | {"method": "dual", "teachers": {}, **alone}
+        return given | {"method": DEFAULT_METHOD, "teachers": {}, **alone}
     given["method"] = kind
-    given |= dict.fromkeys(recipe.left_to_method)  # what suits this row's method
     given["teachers"] = {
         key: value
         for key, value in given["teachers"].items()
-        if key not in ALL_TEACHERS or key in TEACHERS[kind]
+        if key not in ALL_TEACHERS or key in method.teachers
     }
-    if kind == "lorra":
+    if method.references == ("base",):
         given["reference"] = "base"
-    if kind != "direction":
+    if not method.reads_directions:
         given["directions"] = None
     return given
 

@@ -26,7 +26,7 @@ from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
 from rahf.judges.judge import prompt_hash
 from rahf.pipeline.evaluation import judging_of
 from rahf.pipeline.inputs import load_base, load_split, load_tokenizer
-from rahf.recipe.combinations import kind_of_row
+from rahf.recipe.comparison_options import kind_of_row
 from rahf.recipe.recipe import Recipe, RecipeError
 
 

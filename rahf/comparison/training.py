@@ -16,7 +16,6 @@ from rahf.artifacts import STAGE_FILE, alone, read_json
 from rahf.comparison.row_recipes import RowRun
 from rahf.pipeline.dpo_baseline import run_dpo
 from rahf.pipeline.run import run_stage, stage_folder, stage_settings
-from rahf.recipe.config import TEACHERS
 from rahf.recipe.recipe import Recipe
 
 
@@ -40,7 +39,7 @@ def train_row(run: RowRun, teachers: Path) -> Trained:
         with alone(run.recipe.output_dir):
             run_dpo(run.recipe, run.beta, run.recipe.output_dir)
         return Trained(run.recipe.output_dir, cost_of([run.recipe.output_dir]))
-    names = TEACHERS[run.recipe.method.method]
+    names = run.recipe.method.facts.teachers
     given = {name: getattr(run.recipe.teachers, name) for name in names}
     trained = {name: _teacher(run.recipe, name, teachers) for name in names if given[name] is None}
     paths = {name: str(path) for name, path in trained.items()}

@@ -11,7 +11,7 @@ from rahf.export.gguf import that_llama_cpp_steers, write_control_vector
 from rahf.export.hub import ADAPTER_FILES
 from rahf.export.merged import write_merged
 from rahf.models.adapters import is_adapter, load_tokenizer_of
-from rahf.recipe.config import resolve_layers
+from rahf.recipe.layers import resolve_layers
 
 OF_ADAPTER = ("adapter", "merged")
 OF_DIRECTIONS = ("safetensors", "gguf")

@@ -15,6 +15,7 @@ import yaml
 
 from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
 from rahf.directions.vectors import FILE_NAME, Directions
+from rahf.recipe.methods import METHODS
 from rahf.report.card import directions_card, model_card
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
     recipe["model_name_or_path"] = base
     metrics = read_json(folder / METRICS_FILE) if METRICS_FILE in files else {}
     files[RECIPE_FILE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
-    files["README.md"] = model_card(recipe, metrics, where=repo_id).encode()
+    shown = METHODS[recipe["method"]].card()
+    card = model_card(recipe, metrics, **shown, where=repo_id)
+    files["README.md"] = card.encode()
     return Upload(files)
 
 

@@ -42,7 +42,8 @@ from rahf.pipeline.inputs import (
     teachers_of,
     train_rows,
 )
-from rahf.recipe.recipe import AUTO, Recipe
+from rahf.recipe.layers import AUTO
+from rahf.recipe.recipe import Recipe
 from rahf.report.directions import choice_table
 from rahf.trainer import fit_mean_shift
 

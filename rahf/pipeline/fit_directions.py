@@ -6,7 +6,6 @@ Loads, fits, writes; the ideas are in `directions.fitters` and `directions.evide
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +25,10 @@ from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
-from rahf.recipe.config import MethodOptions, resolve_layers
+from rahf.recipe.fields import raise_problems
+from rahf.recipe.layers import resolve_layers
 from rahf.recipe.recipe import Recipe
+from rahf.recipe.shift_options import instruction_problems
 from rahf.report.directions import evidence_figure, evidence_text
 
 EVIDENCE_FILE = "evidence.json"
@@ -138,10 +139,10 @@ def effect_of(
 
 def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Dataset, Dataset]:
     """Rows to fit on, and rows held out: the test split, or a part of the training rows."""
-    if options.source == "instructions":
-        under = MethodOptions(method="lorra", instructions=recipe.method.instructions)
-        recipe = replace(recipe, method=under)
-    rows, held_out = train_rows(recipe, tokenizer, step=2), test_rows(recipe, tokenizer)
+    instructed = options.source == "instructions"
+    raise_problems(instruction_problems(recipe.method.instructions) if instructed else [])
+    rows = train_rows(recipe, tokenizer, step=2, instructed=instructed)
+    held_out = test_rows(recipe, tokenizer, instructed=instructed)
     order = np.random.default_rng(_seed(recipe)).permutation(len(rows))
     if held_out is None:
         if len(rows) < HELD_OUT_SHARE:

@@ -24,7 +24,6 @@ from rahf.data.sources import DataSource, load_mixture, load_pairs
 from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.models.adapters import base_model
-from rahf.recipe.config import TEACHERS
 from rahf.recipe.recipe import Recipe
 from rahf.trainer import RAHFConfig
 
@@ -93,10 +92,7 @@ def lora_config(recipe: Recipe) -> LoraConfig:
 
 def alignment_arguments(recipe: Recipe) -> RAHFConfig:
     """Return the recipe as the arguments of the trainer."""
-    method = {
-        field.name: getattr(recipe.method, field.name)
-        for field in dataclasses.fields(recipe.method)
-    }
+    method = dataclasses.asdict(recipe.method)
     lengths = {
         "max_prompt_length": recipe.data.max_prompt_length,
         "max_length": recipe.data.max_length,
@@ -116,25 +112,35 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
 
 
 def tokenized_split(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, split: str
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, split: str, *, instructed: bool = False
 ) -> tuple[Dataset, DataReport]:
-    """Rows of one split; the first process makes them, the others find them in the cache."""
+    """Rows of one split; the first process makes them, the others find them in the cache.
+
+    Args:
+        instructed: whether rows hold the prompts under the instructions, whatever the method.
+    """
     data, method = recipe.data, recipe.method
+    instructed = instructed or method.facts.instructed
     with PartialState().main_process_first():
         return tokenize_pairs(
             load_split(recipe, split),
             tokenizer,
             max_prompt_length=data.max_prompt_length,
             max_length=data.max_length,
-            instructions=method.instructions if method.method in ("scit", "lorra") else None,
+            instructions=method.instructions if instructed else None,
             chat_template=data.chat_template,
             num_proc=data.dataset_num_proc,
         )
 
 
-def train_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int) -> Dataset:
-    """Training rows of step 1 (teachers) or 2 (alignment): all of them, or a half each."""
-    rows = tokenized_split(recipe, tokenizer, recipe.data.dataset_train_split)[0]
+def train_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int, **options: bool
+) -> Dataset:
+    """Training rows of step 1 (teachers) or 2 (alignment): all of them, or a half each.
+
+    `options`: of `tokenized_split`.
+    """
+    rows = tokenized_split(recipe, tokenizer, recipe.data.dataset_train_split, **options)[0]
     if not recipe.data.split_between_stages:
         return rows
     order = np.random.default_rng(recipe.training.get("seed", 42)).permutation(len(rows))
@@ -142,17 +148,19 @@ def train_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int) ->
     return rows.select(np.sort(order[:half] if step == 1 else order[half:]))
 
 
-def test_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
-    """Held-out rows; None where the recipe holds nothing out."""
+def test_rows(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, **options: bool
+) -> Dataset | None:
+    """Held-out rows; None where the recipe holds nothing out. `options`: of `tokenized_split`."""
     split = recipe.data.dataset_test_split
-    return tokenized_split(recipe, tokenizer, split)[0] if split else None
+    return tokenized_split(recipe, tokenizer, split, **options)[0] if split else None
 
 
 def teachers_of(recipe: Recipe) -> dict[str, str | Path]:
     """Folder of each teacher that the method needs: the given one, or where step 1 puts it."""
     return {
         name: getattr(recipe.teachers, name) or recipe.output_dir / "teachers" / name
-        for name in TEACHERS[recipe.method.method]
+        for name in recipe.method.facts.teachers
     }
 
 

@@ -6,7 +6,7 @@ builds, runs and saves.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -201,7 +201,7 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
         write_json(recipe.output_dir / METRICS_FILE, results["training"] | metrics)
         write_text(recipe.output_dir / RECIPE_FILE, recipe.as_yaml())
         training_figure(trainer.state.log_history, recipe.output_dir / "training.png")
-        write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
+        write_card(recipe, metrics)
     return results
 
 
@@ -218,8 +218,13 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
             }
         metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)
-        write_text(recipe.output_dir / "README.md", model_card(recipe.as_dict(), metrics))
+        write_card(recipe, metrics)
     return {}
+
+
+def write_card(recipe: Recipe, metrics: Mapping[str, Any]) -> None:
+    card = model_card(recipe.as_dict(), metrics, **recipe.method.facts.card())
+    write_text(recipe.output_dir / "README.md", card)
 
 
 def save_log(trainer: Trainer) -> dict[str, Any]:

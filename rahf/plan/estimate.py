@@ -6,7 +6,7 @@ from rahf.models.shapes import Decoder
 from rahf.plan.memory import ALLOCATOR, CONTEXT, Formats, Moment, Resident, moment, resident
 from rahf.plan.passes import Case, Stage, stages_of
 from rahf.plan.work import Work, pass_work
-from rahf.recipe.config import ALL_TEACHERS
+from rahf.recipe.methods import ALL_TEACHERS
 
 OPTIMISER = {"adafactor": 0.1, "sgd": 0, "lion_32bit": 4, "rmsprop": 4}
 """Bytes of optimiser state a parameter, where it is not AdamW's two float32 moments."""

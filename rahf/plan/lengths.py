@@ -95,7 +95,7 @@ def bounds(recipe: Recipe, mean: float | None = None) -> Lengths:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What decides the lengths: a file made with other settings is not used."""
     model, method = recipe.model, recipe.method
-    instructed = method.method in ("scit", "lorra")
+    instructed = method.facts.instructed
     data = {key: value for key, value in asdict(recipe.data).items() if key != "dataset_num_proc"}
     return {
         "model_name_or_path": model.model_name_or_path,

@@ -15,12 +15,13 @@ from rahf.models.scoring import SCORED_AT_ONCE
 from rahf.models.shapes import Decoder, Lora, read_lora
 from rahf.plan.lengths import Extent, Lengths
 from rahf.plan.work import Pass, Upper
-from rahf.recipe.config import TEACHERS, MethodOptions
-from rahf.recipe.layers import resolve_layers
-from rahf.recipe.recipe import AUTO, Recipe
+from rahf.recipe.layers import AUTO, resolve_layers
+from rahf.recipe.methods import View, Views
+from rahf.recipe.recipe import Recipe
 
 SIDES = {"chosen": ("chosen",), "rejected": ("rejected",)}
 BOTH = ("chosen", "rejected")
+SHIFTED = ("positive", "negative")
 
 EVAL_BATCH = TRAIN_BATCH = 8
 """Rows of a batch by transformers' defaults."""
@@ -80,7 +81,7 @@ def stages_of(case: Case) -> tuple[Stage, ...]:
     """The stages of the recipe that a model is run in, evaluation left out."""
     made = []
     for name in case.recipe.stages:
-        if name in TEACHERS[case.recipe.method.method]:
+        if name in case.recipe.method.facts.teachers:
             made.append(_teacher(case, name))
         elif name == "directions":
             made.append(_directions(case))
@@ -128,8 +129,7 @@ def _directions(case: Case) -> Stage:
     training = {"max_steps": ceil(ceil(sampled / case.launch.processes) / batch)}
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
-        views = ("positive", "negative")
-        return tuple(_states(case, view, batch, extents) for view in views)
+        return tuple(_states(case, view, batch, extents) for view in SHIFTED)
 
     adapters, full = _teachers_held(case, both=True)
     return _stage(
@@ -140,8 +140,7 @@ def _directions(case: Case) -> Stage:
 def _alignment(case: Case) -> Stage:
     training, method = case.recipe.training, case.recipe.method
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
-    asked = method.asks_views and method.shift == "token"
-    views = [name for name in ("positive", "negative") if asked and name not in _same(method)]
+    asked, views = method.asks_views and method.shift == "token", _asked(case)
     responses = _responses(case)
     share = _computed_share(case, responses, batch) if method.target_cache else 1
 
@@ -190,16 +189,17 @@ def _kept(case: Case, responses: int | None, both: bool) -> float | None:
     return (states + retained) * len(case.layers)
 
 
-def _same(method: MethodOptions) -> tuple[str, ...]:
-    """Views that are the reference itself: DUAL's positive one where the policy starts from it, and
-    one of the two that are read beside a teacher trained by DPO.
-    """
-    found = {
-        ("dual", "positive"): "positive",
-        ("dpo_shift", "preferred"): "positive",
-        ("dpo_shift", "base"): "negative",
-    }.get((method.method, method.reference))
-    return (found,) if found else ()
+def _views(case: Case) -> Views:
+    method = case.recipe.method
+    return method.facts.views(method.reference)
+
+
+def _asked(case: Case) -> list[str]:
+    """The views that a step reads beside the reference: those that are not the reference itself."""
+    views, method = _views(case), case.recipe.method
+    if method.shift == "mean" or not method.asks_views:
+        return []
+    return [name for name in SHIFTED if getattr(views, name) != views.reference]
 
 
 def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
@@ -207,48 +207,46 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
     the first two where a term does.
     """
     method = case.recipe.method
-    view = "prompt"
-    if name in ("positive", "negative") and method.method in ("scit", "lorra"):
-        view = f"{name}_prompt"
-    cut = method.max_response_tokens
-    if method.pairs_together:
-        width, response = _of_pairs(case, extents, view, cut, batch)
-    else:
-        sides = SIDES.get(method.response_source, BOTH)
-        width, response = extents(view, sides, cut, 1 if case.packed else batch)
-    tail = method.tail_tokens if method.positions == "response_and_tail" else 0
-    recorded = response + tail
+    view = View("reference", name) if name == "policy" else getattr(_views(case), name)
+    width, response = _of_responses(case, view, batch, extents)
+    rows, alone, recorded = batch, width, response
+    if method.positions == "response_and_tail":
+        recorded += method.tail_tokens
     # What target_cache keeps of retained texts is computed once, and beside no response.
     plain = name == "policy" or (name == "reference" and not method.target_cache)
-    rows, alone = batch, width
     if plain and method.reads_retained:
         # A retained text beside every response, padded to the same width or packed.
         rows, retained = 2 * batch, method.retain_tokens
         width = (width + retained) / 2 if case.packed else max(width, retained)
-        recorded = (recorded + method.retain_tokens) / 2
+        recorded = (recorded + retained) / 2
     scored = _scored(case, name, response)
-    depth = case.decoder.layers if scored or not case.early_exit else case.top
     upper = None
     if case.packed and scored and rows > batch and not method.compares_retained:
         # Retained texts, which nothing predicts, end at the top target layer.
         upper = Upper(case.decoder.layers - case.top, batch, alone)
-    adapted = {
-        "policy": True,
-        "reference": method.reference != "base",
-        "negative": method.method not in ("lorra", "dpo_shift"),
-    }.get(name, method.method != "lorra")
     return Pass(
         name,
         rows,
         width,
-        depth,
-        adapted,
-        name == "policy",
+        depth=case.decoder.layers if scored or not case.early_exit else case.top,
+        adapted=view.teacher is not None,
+        trained=name == "policy",
         columns=scored,
         scored=scored,
         recorded=recorded * len(case.layers),
         upper=upper,
     )
+
+
+def _of_responses(case: Case, view: View, batch: int, extents: Extents) -> Extent:
+    """A row of a batch of responses, cut after those tokens whose states are aligned."""
+    method = case.recipe.method
+    prompt = "prompt" if view.rows == "reference" else f"{view.rows}_prompt"
+    cut = method.max_response_tokens
+    if method.pairs_together:
+        return _of_pairs(case, extents, prompt, cut, batch)
+    sides = SIDES.get(method.response_source, BOTH)
+    return extents(prompt, sides, cut, 1 if case.packed else batch)
 
 
 def _of_pairs(case: Case, extents: Extents, view: str, cut: int | None, rows: int) -> Extent:
@@ -285,7 +283,7 @@ def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:
 def _teachers_held(case: Case, both: bool) -> tuple[int, int]:
     """LoRA blocks of the teachers on the model, and parameters of teachers that are full models."""
     method = case.recipe.method
-    named = set(TEACHERS[method.method]) if both else set()
+    named = set(method.facts.teachers) if both else set()
     named |= {method.reference} - {"base"}
     given = [getattr(case.recipe.teachers, name) for name in named]
     full = sum(path is not None and _is_model(path) for path in given)

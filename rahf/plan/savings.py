@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rahf.plan.estimate import StagePlan, estimate
 from rahf.plan.passes import EVAL_BATCH, TRAIN_BATCH, Case
-from rahf.recipe.combinations import cache_problems
+from rahf.recipe.method_options import cache_problems
 
 MOST_PROCESSES = 4096
 

@@ -18,10 +18,10 @@ from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
 from rahf.data.sources import FILE_SUFFIXES, DataSource, local_path, local_splits
 from rahf.models.shapes import KNOWN, read_decoder, read_lora
-from rahf.recipe.combinations import column_problems, part_problems
-from rahf.recipe.config import TEACHERS
+from rahf.recipe.data_options import column_problems, part_problems
 from rahf.recipe.layers import resolve_layers
-from rahf.recipe.recipe import AUTO, Recipe, RecipeError, load_recipe
+from rahf.recipe.methods import METHODS
+from rahf.recipe.recipe import Recipe, RecipeError, load_recipe
 
 ROWS_READ = 200
 
@@ -221,7 +221,7 @@ def _saved_problems(key: str, folder: Path, columns: Mapping[str, str] | None) -
 
 def _teacher_problems(recipe: Recipe) -> list[str]:
     base, problems = recipe.model.model_name_or_path, []
-    for name in TEACHERS.get(recipe.method.method, ()):
+    for name in METHODS[recipe.method.method].teachers:
         given = getattr(recipe.teachers, name)
         if given is None or not is_local(given):
             continue
@@ -305,60 +305,3 @@ def _output_problems(output_dir: Any) -> list[str]:
     if not os.access(existing, os.W_OK | os.X_OK):
         return [f"output_dir: {existing} cannot be written to"]
     return []
-
-
-def summary(recipe: Recipe) -> str:
-    """A few lines that say what a recipe will do."""
-    method, data, name = recipe.method, recipe.data, recipe.model.model_name_or_path
-    paths = (
-        [data.dataset_name] if data.datasets is None else [part["path"] for part in data.datasets]
-    )
-    told = {name: f" ({_length(recipe.teacher_training)})" for name in TEACHERS[method.method]}
-    told["alignment"] = f" ({_length(recipe.training)})"
-    rows = {
-        "method": _method_told(method),
-        "model": f"{_with_origin(name)}{_layers_told(recipe)}",
-        "data": ", ".join(map(_with_origin, paths)),
-        "stages": ", ".join(f"{stage}{told.get(stage, '')}" for stage in recipe.stages),
-        "results": recipe.training["output_dir"],
-    }
-    return "\n".join(f"  {key:<8} {value}" for key, value in rows.items())
-
-
-def _method_told(method: Any) -> str:
-    away = {"rejected": method.rejected_weight, "chosen": method.chosen_weight}
-    weights = {
-        **(away if method.leads_away else {"align": method.align_weight}),
-        "retain": method.retain_weight,
-        "similarity": method.similarity_weight,
-        "kl": method.kl_weight,
-        "sft": method.sft_weight,
-        "dpo": method.dpo_weight,
-    }
-    told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
-    if not method.leads_away:
-        return (
-            f"{method.method}, reference {method.reference}, alpha {method.alpha}, "
-            f"response_source {method.response_source}; weights: {told}"
-        )
-    length = f", vector of length {method.alpha:g}" if method.method == "rmu" else ""
-    return f"{method.method}{length}; weights ({method.weights_over_time}): {told}"
-
-
-def _with_origin(name: str) -> str:
-    return name if is_local(name) else f"{name} (from the Hub)"
-
-
-def _layers_told(recipe: Recipe) -> str:
-    folder = Path(recipe.model.model_name_or_path)
-    depth = model_depth(folder) if (folder / "config.json").is_file() else None
-    if depth is None or recipe.method.target_layers == AUTO:
-        return f", target layers {recipe.method.target_layers}"
-    layers = resolve_layers(recipe.method.target_layers, depth)
-    return f", target layers {', '.join(map(str, layers))} of {depth}"
-
-
-def _length(training: Mapping[str, Any]) -> str:
-    if training.get("max_steps", -1) > 0:
-        return f"steps: {training['max_steps']}"
-    return f"epochs: {training.get('num_train_epochs', 3)}"

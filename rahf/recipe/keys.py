@@ -6,18 +6,16 @@ Three families: options at the top level, options of the sections `teachers`, `e
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
-from rahf.recipe.config import (
-    CompareOptions,
-    DataOptions,
-    EvaluationOptions,
-    MethodOptions,
-    ModelOptions,
-    TeacherOptions,
-)
+from rahf.recipe.comparison_options import CompareOptions
+from rahf.recipe.data_options import DataOptions
+from rahf.recipe.evaluation_options import EvaluationOptions
 from rahf.recipe.fields import annotations
+from rahf.recipe.method_options import MethodOptions
+from rahf.recipe.model_options import ModelOptions
+from rahf.recipe.shift_options import TeacherOptions
 from rahf.recipe.training_arguments import REPLACED, training_annotations
 
 FLAT = (ModelOptions, DataOptions, MethodOptions)
@@ -33,13 +31,32 @@ REFUSED = {
     "teachers.output_dir": "remove it: teachers are kept inside output_dir",
 }
 
-# Keys, and `key: value`, that recipes once had, with what to do instead.
+
+class Removed(NamedTuple):
+    """A key that recipes once had."""
+
+    advice: str  # what to do instead
+    inert: Any = None  # value at which it changed nothing, so that old results stay as they are
+
+
 REMOVED = {
-    "kl_temperature": "remove it: it is 2 for repbend, as published, and 1 for every other method",
+    "kl_temperature": Removed(
+        "remove it: it is 2 for repbend, as published, and 1 for every other method", 1.0
+    ),
+    "prediction_alpha": Removed(
+        "remove it; prediction_weight, beside which it was read, is gone too", 1.0
+    ),
+    "prediction_weight": Removed(
+        "remove it, and set dpo_weight: 1 with pairs_together: true instead", 0.0
+    ),
+    "target_cache_gib": Removed(
+        "remove it; a training that needs more than the disk has free is refused"
+    ),
+}
+
+# Choices that options once had, with what to do instead.
+REMOVED_CHOICES = {
     "positions: predicting": "set response_and_tail, which aligns the end of the prompt as well",
-    "prediction_alpha": "remove it; prediction_weight, beside which it was read, is gone too",
-    "prediction_weight": "remove it, and set dpo_weight: 1 with pairs_together: true instead",
-    "target_cache_gib": "remove it; a training that needs more than the disk has free is refused",
 }
 
 # Names that people bring along from other projects' recipes.
@@ -49,6 +66,26 @@ _OTHER_NAMES = {
     "torch_dtype": "use dtype",
     "use_peft": "remove it; an adapter is always what is trained",
 }
+
+
+def groups() -> Iterator[tuple[str, str, type]]:
+    """Yield (title, section, options) of each group of keys; the top level is the section ""."""
+    of_method = reversed(MethodOptions.__bases__)  # shift, target, terms
+    for options in (ModelOptions, DataOptions, *of_method):
+        yield options.__name__.removesuffix("Options"), "", options
+    for section, options in SECTIONS.items():
+        yield f"{section}:", section, options
+
+
+def full_name(section: str, name: str) -> str:
+    """Return the dotted name of a key of a section, "" being the top level."""
+    return f"{section}.{name}" if section else name
+
+
+def default_of(spec: dataclasses.Field) -> Any:
+    """Return the default of an option; dataclasses.MISSING where it is required."""
+    factory = spec.default_factory
+    return spec.default if factory is dataclasses.MISSING else factory()
 
 
 def names(*classes: type) -> set[str]:
@@ -76,7 +113,7 @@ def unknown_keys(section: str, given: Iterable[Any]) -> list[str]:
 
 
 def _unknown_key(section: str, key: Any, known: set[str]) -> str:
-    full = f"{section}.{key}" if section else f"{key}"
+    full = full_name(section, f"{key}")
     if not isinstance(key, str):
         return f"{full}: a key must be text, not {key!r}"
     for home, cls in SECTIONS.items():
@@ -85,7 +122,7 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
     if section and key in names(*FLAT):
         return f"{full}: belongs to the top level of the recipe"
     if full in REMOVED:
-        return f"{full}: is no longer a key of a recipe: {REMOVED[full]}"
+        return f"{full}: is no longer a key of a recipe: {REMOVED[full].advice}"
     cure = REPLACED.get(key) or _OTHER_NAMES.get(key)
     if cure:
         return f"{full}: is not a key of a recipe: {cure}"

@@ -8,6 +8,9 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+AUTO = "auto"
+"""Value of `target_layers`, and of alpha: left to the data."""
+
 FORMS = (
     "a block number (12), a fraction of the depth (0.5), a range ('10-20', '10-20:2', '0.3-0.7', "
     "'0.3-0.6:0.1') or a list of these"
@@ -33,7 +36,7 @@ def resolve_layers(spec: int | float | str | list | tuple, num_layers: int) -> t
     blocks, "0.2-0.8:0.3" is (2, 5, 8) and "0.2-0.8:2" is (2, 4, 6, 8). Raises ValueError for
     another form and for a block beyond the model.
     """
-    if spec == "auto":
+    if spec == AUTO:
         raise ValueError(
             "target_layers: auto is chosen by the stage `choice` of rahf align; without it, give "
             "layers."

@@ -5,7 +5,7 @@ its terms, the values its keys have where a recipe omits them, and its published
 model; imports no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -74,6 +74,10 @@ class Method:
     def pushes_away(self) -> bool:
         """Whether rejected responses are pushed away from the reference."""
         return self.pushes_by is not None
+
+    def card(self) -> dict[str, Any]:
+        """Return what a model card shows of the method."""
+        return {"method": self.title, "paper": self.paper, "pushed": self.pushes_away}
 
     def views(self, reference: str) -> Views:
         """Return the views with `reference` (one of `references`) as the model that is moved."""
@@ -279,6 +283,11 @@ DEFAULT_METHOD = "dual"
 ALL_TEACHERS = tuple(
     dict.fromkeys(teacher for method in METHODS.values() for teacher in method.teachers)
 )
+
+
+def method_names(has: Callable[[Method], bool]) -> tuple[str, ...]:
+    """Return the names of the methods for which `has` holds."""
+    return tuple(name for name, method in METHODS.items() if has(method))
 
 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:

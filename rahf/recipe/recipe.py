@@ -15,20 +15,26 @@ from typing import Any
 
 import yaml
 
-from rahf.recipe.combinations import batch_problems
-from rahf.recipe.config import (
-    ALL_TEACHERS,
-    TEACHERS,
+from rahf.recipe.fields import Count, OptionError, annotations, coerce, value_problem
+from rahf.recipe.keys import (
+    FLAT,
+    REFUSED,
+    REMOVED,
+    REMOVED_CHOICES,
+    SECTIONS,
     CompareOptions,
     DataOptions,
     EvaluationOptions,
     MethodOptions,
     ModelOptions,
     TeacherOptions,
+    default_of,
+    full_name,
+    key_annotation,
+    unknown_keys,
 )
-from rahf.recipe.fields import Count, OptionError, annotations, coerce, value_problem
-from rahf.recipe.keys import FLAT, REFUSED, REMOVED, SECTIONS, key_annotation, unknown_keys
-from rahf.recipe.presets import LEFT_TO_METHOD, PLAIN, with_preset
+from rahf.recipe.method_options import batch_problems
+from rahf.recipe.methods import ALL_TEACHERS, METHODS, with_defaults
 from rahf.recipe.training_arguments import tracker_problems, training_annotations
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
@@ -47,10 +53,6 @@ NOT_INHERITED = {
 }
 
 
-AUTO = "auto"
-"""Value of alpha or target_layers: left to the data."""
-
-
 class RecipeError(OptionError):
     """A recipe that cannot be run; `problems` holds one line for each thing that is wrong.
 
@@ -66,9 +68,10 @@ class RecipeError(OptionError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe; `training` and `teachers_training` hold the keys as given, no defaults.
+    """A checked recipe.
 
-    `left_to_method` names the keys that stand at what suits the method, since nobody gave them.
+    `training` and `teachers_training` hold fields of TrainingArguments, as given or by default of
+    the method; `given` holds the dotted names of the keys that are no defaults.
     """
 
     model: ModelOptions
@@ -79,7 +82,7 @@ class Recipe:
     compare: CompareOptions
     training: dict[str, Any]
     teachers_training: dict[str, Any]
-    left_to_method: tuple[str, ...] = field(default=(), compare=False)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def output_dir(self) -> Path:
@@ -88,7 +91,7 @@ class Recipe:
     @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages that are run: a teacher that is given by path is not."""
-        teachers = TEACHERS[self.method.method]
+        teachers = self.method.facts.teachers
         trained = [name for name in teachers if getattr(self.teachers, name) is None]
         fitted = ["directions"] if self.method.shift == "mean" and self.method.asks_views else []
         choice = ["choice"] if self.method.chooses else []
@@ -116,24 +119,24 @@ class Recipe:
             recipe["compare"] = _values(self.compare)
         return recipe | self.training
 
-    @staticmethod
-    def defaults() -> dict[str, Any]:
-        """What the keys of the stages' sections stand at where a recipe is silent, and stood at
-        before some of them were left to the method.
+    def defaults(self) -> dict[str, Any]:
+        """Return what a stage was made with by a version of rahf that did not record a key, or
+        that recorded a key which is removed since.
         """
-        sections = (MethodOptions, ModelOptions, DataOptions, EvaluationOptions)
-        specs = [spec for section in sections for spec in dataclasses.fields(section)]
-        known = {spec.name: _default(spec) for spec in specs} | PLAIN
-        return known | {
-            "teachers": {spec.name: _default(spec) for spec in dataclasses.fields(TeacherOptions)}
-        }
+        known = {name: removed.inert for name, removed in REMOVED.items()}
+        known |= {"kl_temperature": self.method.facts.kl_temperature}
+        for options in (*FLAT, EvaluationOptions):
+            known |= _stand_ins(options)
+        return known | {"teachers": _stand_ins(TeacherOptions)}
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=100)
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
-    """Reads a YAML file. Raises RecipeError with all problems, FileNotFoundError without a file.
+    """Return the recipe of a YAML file.
+
+    Raises RecipeError with all problems, and FileNotFoundError without a file.
 
     overrides: {"teachers.learning_rate": 1e-4}, or as on a command line: ["--alpha", "3",
     "--bf16", "--teachers.learning_rate=1e-4"].
@@ -152,13 +155,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] =
 
 
 def recipe_from_dict(given: Mapping[str, Any]) -> Recipe:
-    """The recipe of a mapping such as `Recipe.as_dict` gives."""
+    """Return the recipe of a mapping such as `Recipe.as_dict` gives."""
     return _build(given, "recipe", [])
 
 
 def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe:
     flat = {key: value for key, value in given.items() if key not in SECTIONS}
-    values = {"": with_preset(flat)}
+    values = {"": with_defaults(flat)}
     for name in SECTIONS:
         values[name] = given.get(name) or {}
         if not isinstance(values[name], Mapping):
@@ -172,8 +175,9 @@ def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe
         sections.append(_section(cls, name, values[name], problems, refused))
     training = _training("", values[""], problems)
     teachers = _training("teachers", values["teachers"], problems)
-    left = tuple(key for key in LEFT_TO_METHOD if values[""].get(key) is None)
-    recipe = Recipe(*sections, training, teachers, left)
+    said = {"": flat} | {name: values[name] for name in SECTIONS}
+    named = frozenset(full_name(name, str(key)) for name, keys in said.items() for key in keys)
+    recipe = Recipe(*sections, training, teachers, named)
     problems += _problems_between(recipe, refused)
     if problems:
         raise RecipeError(source, problems, recipe)
@@ -189,11 +193,11 @@ def _section(
     """
     kinds, values = annotations(cls), {}
     for spec in dataclasses.fields(cls):
-        full, found = _full(name, spec.name), []
-        values[spec.name] = _default(spec)
+        full, found = full_name(name, spec.name), []
+        values[spec.name] = _stand_in(spec)
         if spec.name in given:
             value = coerce(given[spec.name], kinds[spec.name])
-            removed = REMOVED.get(f"{full}: {value}")
+            removed = REMOVED_CHOICES.get(f"{full}: {value}")
             found = value_problem(full, value, kinds[spec.name])
             found = [f"{full}: {value} is no longer a choice: {removed}"] if removed else found
             values[spec.name] = value if not found else values[spec.name]
@@ -206,7 +210,7 @@ def _section(
     except OptionError as error:
         # What is wrong only with a stand-in is no news.
         lines = [line for line in error.problems if refused.isdisjoint(re.findall(r"\w+", line))]
-        problems += [_full(name, line) for line in lines]
+        problems += [full_name(name, line) for line in lines]
         return SimpleNamespace(**values)
 
 
@@ -215,32 +219,32 @@ def _values(section: Any) -> dict[str, Any]:
     return copy.deepcopy(vars(section))
 
 
-def _default(spec: dataclasses.Field) -> Any:
-    if spec.default_factory is not dataclasses.MISSING:
-        return spec.default_factory()
-    return "missing" if spec.default is dataclasses.MISSING else spec.default
+def _stand_in(spec: dataclasses.Field) -> Any:
+    """The default of an option, or text where it is required."""
+    default = default_of(spec)
+    return "missing" if default is dataclasses.MISSING else default
+
+
+def _stand_ins(options: type) -> dict[str, Any]:
+    return {spec.name: _stand_in(spec) for spec in dataclasses.fields(options)}
 
 
 def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> dict[str, Any]:
     """The keys that are fields of TrainingArguments, checked."""
     training = {}
     for key in (key for key in given if key in training_annotations()):
-        full, kind = _full(section, key), training_annotations()[key]
+        full, kind = full_name(section, key), training_annotations()[key]
         training[key] = coerce(given[key], kind)
         refusal = REFUSED.get(full) or REFUSED.get(key)
         found = [f"{full}: {refusal}"] if refusal else value_problem(full, training[key], kind)
         if key == "report_to" and not found:
-            found = [_full(section, line) for line in tracker_problems(training[key])]
+            found = [full_name(section, line) for line in tracker_problems(training[key])]
         problems += found
     if training.get("bf16") and training.get("fp16"):
         problems.append(
-            f"{_full(section, 'bf16')} and fp16 are both true: set one of them to false"
+            f"{full_name(section, 'bf16')} and fp16 are both true: set one of them to false"
         )
     return {key: training[key] for key in given if key in training}
-
-
-def _full(section: str, key: str) -> str:
-    return f"{section}.{key}" if section else key
 
 
 def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
@@ -253,7 +257,7 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
         problems += [
             f"teachers.{name}: not read by method {method}: remove it"
             for name in ALL_TEACHERS
-            if getattr(recipe.teachers, name) is not None and name not in TEACHERS[method]
+            if getattr(recipe.teachers, name) is not None and name not in METHODS[method].teachers
         ]
     sizes = [recipe.training.get(f"per_device_{part}_batch_size", 8) for part in ("train", "eval")]
     if not refused and not any(value_problem("", size, Count) for size in sizes):

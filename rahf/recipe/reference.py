@@ -3,14 +3,11 @@
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterator
-from typing import Any
-
-import yaml
 
 from rahf.recipe.fields import annotations, describe_type
-from rahf.recipe.keys import FLAT, SECTIONS
-from rahf.recipe.presets import PRESETS
+from rahf.recipe.keys import default_of, full_name, groups
+from rahf.recipe.methods import METHODS, method_names
+from rahf.recipe.yaml_file import as_yaml
 
 _TRAINING = (
     "Every further key at the top level is a field of transformers.TrainingArguments (output_dir, "
@@ -20,10 +17,12 @@ _TRAINING = (
     "loss, its terms, and the reached share and cosine of every layer."
 )
 
-_PRESETS = (
-    "What these keys begin with, in place of the defaults above, where the recipe names one of "
-    "these methods: published values, or what stands for them here (docs/method.md). A key that "
-    "the recipe or the command line gives holds; num_train_epochs takes max_steps away."
+_BY_METHOD = (
+    "Defaults of the methods that differ from those above; a method without a column has none. "
+    "Those of " + ", ".join(method_names(lambda method: method.pushes_away)) + " are the published "
+    "values, or what stands for them here (docs/method.md). A key that the recipe or the command "
+    "line gives holds; num_train_epochs replaces a default of max_steps. `rahf validate "
+    "RECIPE.yaml` prints every value that holds."
 )
 
 _WIDTH = 96  # characters of a line in a terminal
@@ -32,10 +31,10 @@ _WIDTH = 96  # characters of a line in a terminal
 def as_text() -> str:
     """Name, default and help of every key, for a terminal."""
     lines = []
-    for section, cls in _sections():
-        lines += ["", f"{section}: {_summary(cls)}" if section else _summary(cls)]
+    for title, section, cls in groups():
+        lines += ["", f"{title.removesuffix(':')}: {_summary(cls)}"]
         for spec in dataclasses.fields(cls):
-            lines.append(f"  {_full(section, spec.name)} (default: {_default(spec)})")
+            lines.append(f"  {full_name(section, spec.name)} (default: {_default(spec)})")
             lines += textwrap.wrap(
                 spec.metadata["help"], _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
             )
@@ -49,35 +48,32 @@ def as_markdown() -> str:
         "",
         "Made by `make docs` from the options in `rahf/recipe`; do not edit.",
         "",
-        "A recipe is a YAML file. On the command line every key can be set anew: `--alpha 3`,",
-        "`--teachers.learning_rate 1e-4`. `rahf validate RECIPE.yaml` tells what is wrong with "
-        "one.",
+        "A recipe is a YAML file. The command line overrides every key: `--alpha 3`,",
+        "`--teachers.learning_rate 1e-4`. `rahf validate RECIPE.yaml` prints what is wrong with a",
+        "recipe, or every value that holds.",
     ]
-    for section, cls in _sections():
+    for title, section, cls in groups():
         kinds = annotations(cls)
-        title = f"`{section}:`" if section else cls.__name__.removesuffix("Options")
-        lines += ["", f"## {title}", "", _summary(cls), ""]
+        lines += ["", f"## `{title}`" if section else f"## {title}", "", _summary(cls), ""]
         lines += ["| key | default | values | meaning |", "|---|---|---|---|"]
         for spec in dataclasses.fields(cls):
             values = describe_type(kinds[spec.name])
             row = f"`{spec.name}`", f"`{_default(spec)}`", values, spec.metadata["help"]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-    lines += ["", "## Presets", "", *textwrap.wrap(_PRESETS, 100), ""]
-    lines += ["| key | " + " | ".join(f"`{method}`" for method in PRESETS) + " |"]
-    lines += ["|---|" + "---|" * len(PRESETS)]
-    for key in dict.fromkeys(key for keys in PRESETS.values() for key in keys):
-        values = (f"`{_yaml(keys[key])}`" if key in keys else "" for keys in PRESETS.values())
+    lines += ["", "## Training", "", *textwrap.wrap(_TRAINING, 100), "", *_by_method()]
+    return "\n".join(lines)
+
+
+def _by_method() -> list[str]:
+    """The table of the methods' own defaults."""
+    of_method = {name: row.defaults for name, row in METHODS.items() if row.defaults}
+    lines = ["## Defaults by method", "", *textwrap.wrap(_BY_METHOD, 100), ""]
+    lines += ["| key | " + " | ".join(f"`{name}`" for name in of_method) + " |"]
+    lines += ["|---|" + "---|" * len(of_method)]
+    for key in dict.fromkeys(key for keys in of_method.values() for key in keys):
+        values = (f"`{as_yaml(keys[key])}`" if key in keys else "" for keys in of_method.values())
         lines.append(f"| `{key}` | " + " | ".join(values) + " |")
-    return "\n".join([*lines, "", "## Training", "", *textwrap.wrap(_TRAINING, 100)])
-
-
-def _sections() -> Iterator[tuple[str, type]]:
-    yield from (("", cls) for cls in FLAT)
-    yield from SECTIONS.items()
-
-
-def _full(section: str, name: str) -> str:
-    return f"{section}.{name}" if section else name
+    return lines
 
 
 def _summary(cls: type) -> str:
@@ -86,12 +82,9 @@ def _summary(cls: type) -> str:
 
 def _default(spec: dataclasses.Field) -> str:
     """The default as it would stand in a recipe."""
-    if spec.default_factory is not dataclasses.MISSING:
-        return _yaml(spec.default_factory())
-    return "required" if spec.default is dataclasses.MISSING else _yaml(spec.default)
+    default = default_of(spec)
+    return "required" if default is dataclasses.MISSING else as_yaml(default)
 
 
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).partition(
-        "\n"
-    )[0]
+if __name__ == "__main__":
+    print(as_markdown())

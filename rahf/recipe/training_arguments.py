@@ -2,7 +2,8 @@
 from the source of the installed transformers without importing it (which takes seconds and needs
 torch).
 
-Knows no defaults, and no value but those of `report_to`: building the object checks the rest.
+Knows no default of transformers, and no value but those of `report_to`: building the object checks
+the rest.
 """
 
 import ast
@@ -55,6 +56,14 @@ _CORRECTED = {
     "per_device_train_batch_size": Count,
     "warmup_steps": Weight,
 }
+
+TRAINING_DEFAULTS = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "remove_unused_columns": False,
+}
+"""Defaults of the alignment that differ from those of transformers."""
 
 _SIMPLE = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list}
 

@@ -116,3 +116,9 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(item) for key, item in value.items()}
     return [_copy(item) for item in value] if isinstance(value, list) else value
+
+
+def as_yaml(value: Any) -> str:
+    """Return a value as it would stand in a recipe, on one line."""
+    shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    return shown.partition("\n")[0]

@@ -11,45 +11,35 @@ from rahf.report.tables import layers_table, models_table
 
 PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
 
-METHOD_NAMES = {
-    "dual": "RAHF-DUAL",
-    "scit": "RAHF-SCIT",
-    "dpo_shift": "RAHF towards a DPO teacher",
-    "lorra": "LoRRA",
-    "direction": "a stored direction",
-    "circuit_breakers": "circuit breakers",
-    "rmu": "RMU",
-    "repbend": "RepBend",
-}
-
 MOVED = "moved towards what the chosen responses of `{data}` share and the rejected ones lack"
-LED_AWAY = "led away from where they stood on the rejected responses of `{data}`"
-PAPERS = {"circuit_breakers": "2406.04313", "rmu": "2403.03218", "repbend": "2504.01550"}
-"""Methods that lead away, and where they are from; the others are in RAHF's paper."""
+PUSHED_AWAY = "pushed away from where they stood on the rejected responses of `{data}`"
 
 
 def model_card(
-    recipe: Mapping[str, Any], metrics: Mapping[str, Any], where: str = "path/of/this/folder"
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    method: str,
+    paper: str,
+    *,
+    pushed: bool,
+    where: str = "path/of/this/folder",
 ) -> str:
-    """Markdown with the Hub's metadata on top: data, base, method, layers, metrics, versions.
+    """Return Markdown with the Hub's metadata on top: data, base, method, metrics, versions.
 
     Args:
-        where: what a reader loads it by.
+        method: its title.
+        paper: number on arXiv of the method's paper.
+        pushed: whether rejected responses were pushed away.
+        where: what a reader loads the adapter by.
     """
-    base, method = recipe["model_name_or_path"], METHOD_NAMES[recipe["method"]]
-    datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
-    paper = PAPERS.get(recipe["method"], "2312.15997")
-    moved = (LED_AWAY if recipe["method"] in PAPERS else MOVED).format(data=datasets)
     head = {
         "library_name": "peft",
-        "base_model": base,
+        "base_model": recipe["model_name_or_path"],
         "tags": ["rahf", "lora", "representation-alignment", recipe["method"]],
         "pipeline_tag": "text-generation",
     }
     parts = [
-        f"# {base.rpartition('/')[2]} aligned by {method}",
-        f"A LoRA adapter of `{base}` whose hidden states were {moved} ({method}, "
-        f"[arXiv {paper}](https://arxiv.org/abs/{paper})).",
+        *_opening(recipe, method, paper, PUSHED_AWAY if pushed else MOVED),
         USE.format(where=where),
         "## How it was made",
         _settings(recipe, metrics),
@@ -61,6 +51,17 @@ def model_card(
     if "eval_repr/reached" in metrics:
         parts += ["## What was reached, per layer", layers_table(metrics)]
     return _card(head, parts)
+
+
+def _opening(recipe: Mapping[str, Any], method: str, paper: str, moved: str) -> list[str]:
+    """Return the title, and a sentence on what was done to which base."""
+    base = recipe["model_name_or_path"]
+    datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
+    return [
+        f"# {base.rpartition('/')[2]} aligned by {method}",
+        f"A LoRA adapter of `{base}` whose hidden states were {moved.format(data=datasets)} "
+        f"({method}, [arXiv {paper}](https://arxiv.org/abs/{paper})).",
+    ]
 
 
 USE = """## How to use it

@@ -38,7 +38,7 @@ from rahf.alignment import Alignment, Frozen, without_retained
 from rahf.artifacts import read_json
 from rahf.data.contrast import Batch, ContrastCollator, retained_name
 from rahf.models.adapters import fingerprint
-from rahf.recipe.config import MethodOptions
+from rahf.recipe.method_options import MethodOptions
 
 logger = logging.getLogger(__name__)
 GIB = 2**30

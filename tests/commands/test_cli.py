@@ -102,15 +102,67 @@ def test_validate_is_fast_and_loads_nothing_heavy(place):
 
 def test_validate_says_what_the_recipe_will_do(place, capsys):
     assert main(["validate", recipe(method="scit", target_layers="3-5"), "--alpha", "4"]) == 0
-    assert capsys.readouterr().out.splitlines() == [
+    told = capsys.readouterr().out.splitlines()
+    assert told[: told.index("")] == [
         "ok: recipe.yaml",
-        "  method   scit, reference base, alpha 4, response_source chosen; weights: align 1, "
-        "retain 0.5, sft 2",
+        "  method   scit, reference base, alpha 4, response_source chosen; weights: align",
+        "           1, retain 0.5, sft 2",
         "  model    model, target layers 3, 4, 5 of 12",
         "  data     pairs",
         "  stages   contrast (steps: 3), directions, alignment (steps: 3), evaluation",
         "  results  out",
     ]
+
+
+def shown(text):
+    """{key: its value and the mark of a default} of what `rahf validate` prints."""
+    lines, found = text.partition("\n\nModel\n")[2].splitlines(), {}
+    for line in lines:
+        if line.startswith(" " * 30):
+            found[name] += f" {line.strip()}"
+        elif line.startswith("  "):
+            name, _, found[name] = line.strip().partition(" ")
+    return {name: value.strip() for name, value in found.items()}
+
+
+def test_validate_prints_the_value_of_every_key_and_where_it_comes_from(place, capsys):
+    keys = {"method": "lorra", "teachers": {"max_steps": 9}, "evaluation": {"judge": None}}
+    assert main(["validate", recipe(**keys), "--alpha", "4", "--align_weight", "0.25"]) == 0
+    text = capsys.readouterr().out
+    found = shown(text)
+    assert found["alpha"] == "4"  # of the command line
+    assert found["align_weight"] == "0.25"  # given, though as by default
+    assert found["sft_weight"] == "2.0 (default of lorra)"
+    assert found["response_source"] == "chosen (default of lorra)"
+    assert found["dpo_weight"] == "0.0 (default)"
+    assert found["dataset_name"] == "pairs"
+    assert found["evaluation.judge"] == "null"
+    assert found["evaluation.max_new_tokens"] == "48 (default)"
+    assert found["teachers.max_steps"] == "9"
+    assert found["teachers.label_smoothing"] == "0.2 (default)"
+    assert found["compare.seeds"] == "[0, 1, 2] (default)"
+    assert found["learning_rate"] == "0.001 (default)"
+    assert found["max_steps"] == "3"
+    assert found["instructions"].endswith("unhelpful, dishonest and harmful.'} (default)")
+    assert all(len(line) <= 80 for line in text.partition("Every key")[2].splitlines())
+
+
+def test_validate_marks_training_keys_that_the_method_sets(place, capsys):
+    assert main(["validate", recipe(method="rmu"), "--per_device_train_batch_size", "2"]) == 0
+    found = shown(capsys.readouterr().out)
+    assert found["lora_target_modules"] == "all-linear (default of rmu)"
+    assert found["per_device_train_batch_size"] == "2"
+    assert found["learning_rate"] == "0.001 (default)"
+
+
+def test_validate_groups_the_keys_as_the_reference_does(place, capsys):
+    assert main(["validate", recipe()]) == 0
+    text = capsys.readouterr().out.partition("Model\n")[2]
+    titles = [line for line in text.splitlines() if line and not line.startswith(" ")]
+    reference = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    headed = [line[3:].strip("`") for line in reference.splitlines() if line.startswith("## ")]
+    assert ["Model", *titles] == headed[:-1]
+    assert headed[-1] == "Defaults by method"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +175,7 @@ def test_validate_says_what_the_recipe_will_do(place, capsys):
 )
 def test_validate_tells_the_weights_of_a_preset(place, capsys, method, told):
     assert main(["validate", recipe(), "--method", method]) == 0
-    assert told in capsys.readouterr().out
+    assert told in " ".join(capsys.readouterr().out.split())
     assert main(["validate", recipe(), "--method", method, "--layer_scale", "shift"]) == 1
     assert "layer_scale: shift is the size of a shift" in capsys.readouterr().err
 
@@ -350,7 +402,16 @@ def pipeline(monkeypatch):
 
 
 def test_align_runs_the_recipe_with_its_overrides(place, pipeline):
-    arguments = ["--alpha", "-3", "--bf16", "--stage", "positive", "--teachers.seed=5"]
+    arguments = [
+        "--alpha",
+        "-3",
+        "--dpo_weight",
+        "0",
+        "--bf16",
+        "--stage",
+        "positive",
+        "--teachers.seed=5",
+    ]
     assert main(["align", recipe(), *arguments]) == 0
     [(run, stage)] = pipeline.calls
     assert stage == "positive"
@@ -419,7 +480,7 @@ def test_help_of_align_ends_with_the_keys_of_a_recipe(capsys):
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert "rahf align RECIPE.yaml [--stage NAME] [--accelerate_config NAME] [--KEY" in printed
-    assert "alpha (default: null)\n      Strength: the target is" in printed
+    assert "alpha (default: 2.0)\n      Strength: the target is" in printed
     assert "teachers.label_smoothing (default: 0.2)" in printed
 
 

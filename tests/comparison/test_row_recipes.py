@@ -9,8 +9,12 @@ import yaml
 from rahf.cli import main
 from rahf.comparison.row_recipes import check_comparison, check_given_comparison, row_run
 from rahf.recipe.files import checked_recipe
-from rahf.recipe.presets import LEFT_TO_METHOD
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe
+
+METHOD_KEYS = (
+    *("alpha", "response_source", "sft_weight", "align_weight", "pairs_together", "dpo_weight"),
+)
+"""Keys whose default depends on the method."""
 
 
 @pytest.fixture
@@ -108,7 +112,7 @@ def test_all_problems_of_all_rows_trials_and_the_recipe_are_told_at_once(write, 
         "choice:NAME, api:MODEL",
         "compare.rows.sft: lora_r: 0 is out of range, it must be at least 1",
         "compare.trials.dual[1]: alfa: unknown key, did you mean alpha?",
-        "compare.trials.dual[2]: alpha: 'big' is not a number or one of auto or null",
+        "compare.trials.dual[2]: alpha: 'big' is not a number or one of auto",
         "compare.trials.sft[1]: max_steps: 'x' is not a whole number",
         "dtype: 'int4' is not one of auto, float32, bfloat16, float16",
         "learning_rat: unknown key, did you mean learning_rate?",
@@ -181,23 +185,29 @@ def test_the_rows_of_every_kind_are_recipes(write, capsys):
         (
             {"response_source": "both", "sft_weight": 1},
             (6, "both", 1, 0.25, False, 0),
-            (4, "both", 1, 1, False, 0),
+            (4, "both", 1, 1, True, 1),
         ),
         ({"align_weight": 1}, (6, "chosen", 2, 1, False, 0), (4, "both", 0, 1, True, 1)),
+        (
+            {"method": "rmu", "target_layers": "1-2"},
+            (6, "chosen", 2, 0.25, False, 0),
+            (4, "both", 0, 1, True, 1),
+        ),
     ],
     ids=str,
 )
-def test_a_row_stands_at_what_suits_its_own_method_where_the_recipe_is_silent(
+def test_a_row_has_the_defaults_of_its_own_method_where_the_recipe_omits_a_key(
     write, keys, lorra, dual
 ):
     path = write(compared("lorra", "dual"))
     given = yaml.safe_load(path.read_text())
-    for key in (*LEFT_TO_METHOD, "teachers"):
+    for key in (*METHOD_KEYS, "teachers"):
         given.pop(key, None)
     path.write_text(yaml.safe_dump(given | keys))
     for name, own in (("lorra", lorra), ("dual", dual)):
         made = row_run(load_recipe(path), name, {}, 0, Path("there")).recipe.method
-        assert tuple(getattr(made, key) for key in LEFT_TO_METHOD) == own
+        assert tuple(getattr(made, key) for key in METHOD_KEYS) == own
+        assert made.layer_scale == "shift"
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])

@@ -17,7 +17,7 @@ from rahf.comparison.results import READ_AT, readings_of
 from rahf.comparison.row_recipes import row_run
 from rahf.comparison.training import cost_of, train_row
 from rahf.evaluation.measures import measure_model
-from rahf.recipe.config import CompareOptions
+from rahf.recipe.comparison_options import CompareOptions
 from rahf.recipe.files import checked_recipe
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
 from rahf.report.curves import change_within

@@ -63,6 +63,7 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
         "retain_weight": 0.0,
         "alpha": 2.0,
         "dpo_weight": 0.0,
+        "pairs_together": False,
         "instructions": {"positive": "w2 w3", "negative": "w4 w5"},
         "max_steps": 4,
         "save_steps": 2,

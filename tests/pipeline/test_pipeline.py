@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from rahf.artifacts import read_lines
 from rahf.cli import main
 from rahf.pipeline.prepare import describe_data
-from rahf.pipeline.run import results_text, run_pipeline
+from rahf.pipeline.run import results_text, run_pipeline, stage_record
 from rahf.recipe.files import checked_recipe
 from rahf.trainer import RAHFTrainer
 
@@ -113,6 +113,22 @@ def test_stages_of_a_version_that_had_fewer_keys_are_complete_as_long_as_these_a
         run_pipeline(checked_recipe(recipe_file))
 
 
+def test_stages_of_a_version_that_had_more_keys_are_complete_where_these_had_no_effect(
+    recipe_file,
+):
+    recipe = checked_recipe(recipe_file)
+    gone = {"kl_temperature": 1.0, "prediction_weight": 0.0, "prediction_alpha": 1.0}
+    stage_record(recipe, "alignment").finish()
+    path = Path("out/stage.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "settings": record["settings"] | gone}))
+    assert stage_record(recipe, "alignment").is_complete()
+    changed = record["settings"] | gone | {"prediction_weight": 0.5}
+    path.write_text(json.dumps({**record, "settings": changed}))
+    with pytest.raises(ValueError, match=r"prediction_weight: 0\.5 there, None now"):
+        stage_record(recipe, "alignment").is_complete()
+
+
 def test_a_change_that_decides_nothing_is_no_other_setting(recipe_file):
     run_pipeline(checked_recipe(recipe_file), stage="positive")
     run_pipeline(checked_recipe(recipe_file, {"save_steps": 7}), stage="positive")
@@ -130,7 +146,9 @@ def test_an_unknown_stage_is_refused_with_the_names_of_the_stages(recipe_file):
 
 def test_the_directions_of_a_mean_shift_are_a_stage_of_their_own(recipe_file):
     run_pipeline(
-        checked_recipe(recipe_file, {"shift": "mean", "dpo_weight": 0, "alpha": 3}), stage=None
+        checked_recipe(
+            recipe_file, {"shift": "mean", "dpo_weight": 0, "pairs_together": False, "alpha": 3}
+        )
     )
     assert Path("out/directions/directions.safetensors").exists()
     run_pipeline(

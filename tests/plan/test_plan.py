@@ -971,7 +971,8 @@ def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
     assert 0.8 <= ratio <= 1.2, done.stdout
 
 
-@pytest.mark.parametrize(("keys", "rows"), [({"dpo_weight": 0.0}, 1), ({"dpo_weight": 1.0}, 2)])
-def test_smaller_batches_are_never_advised_to_tear_a_pair_apart(keys, rows):
+@pytest.mark.parametrize(("together", "rows"), [(False, 1), (True, 2)])
+def test_smaller_batches_are_never_advised_to_tear_a_pair_apart(together, rows):
+    keys = {"pairs_together": together, "dpo_weight": float(together)}
     told = [each.told for each in changes(case(per_device_train_batch_size=8, **keys))]
     assert f"per_device_train_batch_size: {rows}, accumulating the rest" in told

@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rahf.recipe.config import (
-    DEFAULT_INSTRUCTIONS,
-    TEACHERS,
-    DataOptions,
-    EvaluationOptions,
-    MethodOptions,
-    ModelOptions,
-    TeacherOptions,
-    resolve_layers,
-)
+from rahf.recipe.data_options import DataOptions
+from rahf.recipe.evaluation_options import EvaluationOptions
 from rahf.recipe.fields import OptionError, coerce, fits
-from rahf.recipe.presets import LEFT_TO_METHOD, PLAIN
-from rahf.recipe.recipe import Recipe
+from rahf.recipe.layers import resolve_layers
+from rahf.recipe.method_options import MethodOptions
+from rahf.recipe.methods import DEFAULT_INSTRUCTIONS, METHODS, with_defaults
+from rahf.recipe.model_options import ModelOptions
 from rahf.recipe.reference import as_markdown, as_text
+from rahf.recipe.shift_options import TeacherOptions
 
 SECTIONS = [ModelOptions, DataOptions, MethodOptions, TeacherOptions, EvaluationOptions]
 
@@ -38,50 +33,6 @@ def test_defaults_of_every_section_are_valid():
     assert MethodOptions().method == "dual"
     assert TeacherOptions().label_smoothing == 0.2
     assert EvaluationOptions().judge == "lexicon"
-
-
-@pytest.mark.parametrize(
-    ("options", "own"),
-    [
-        ({"method": "dual"}, (4, "both", 0, 1, True, 1)),
-        ({"method": "direction", "directions": "stored"}, (2, "both", 0, 1, False, 0)),
-        ({"method": "scit"}, (6, "chosen", 2, 1, False, 0)),
-        ({"method": "lorra"}, (6, "chosen", 2, 0.25, False, 0)),
-        ({"method": "lorra", "alpha": 3, "sft_weight": 0.5}, (3, "chosen", 0.5, 0.25, False, 0)),
-        ({"method": "scit", "response_source": "chosen"}, (6, "chosen", 2, 1, False, 0)),
-        ({"method": "scit", "response_source": "random"}, (6, "random", 0, 1, False, 0)),
-        ({"method": "scit", "response_source": "rejected"}, (6, "rejected", 0, 1, False, 0)),
-        ({"method": "scit", "pairs_together": True}, (6, "both", 0, 1, True, 0)),
-        ({"method": "lorra", "alpha": -2}, (-2, "both", 0, 1, False, 0)),
-        (
-            {"method": "lorra", "alpha": -2, "response_source": "chosen"},
-            (-2, "chosen", 0, 1, False, 0),
-        ),
-        ({"method": "scit", "alpha": "auto"}, ("auto", "both", 0, 1, False, 0)),
-        ({"method": "lorra", "sft_weight": 0}, (6, "chosen", 0, 1, False, 0)),
-        ({"method": "scit", "align_weight": 0.25}, (6, "chosen", 2, 0.25, False, 0)),
-        ({"method": "lorra", "align_weight": 1}, (6, "chosen", 2, 1, False, 0)),
-        ({"method": "dual", "sft_weight": 2}, (4, "both", 2, 1, False, 0)),
-        ({"method": "dual", "dpo_weight": 0}, (4, "both", 0, 1, False, 0)),
-        ({"method": "dual", "dpo_weight": 2, "alpha": 3}, (3, "both", 0, 1, True, 2)),
-        ({"method": "dual", "pairs_together": False}, (4, "both", 0, 1, False, 0)),
-        ({"method": "dual", "response_source": "chosen"}, (4, "chosen", 0, 1, False, 0)),
-        ({"method": "dual", "reference": "positive"}, (4, "both", 0, 1, False, 0)),
-        ({"method": "dual", "alpha": -2}, (-2, "both", 0, 1, False, 0)),
-        ({"method": "dual", "alpha": "auto"}, ("auto", "both", 0, 1, False, 0)),
-        ({"method": "dpo_shift"}, (2, "both", 0, 1, False, 0)),
-    ],
-    ids=str,
-)
-def test_what_nobody_gives_stands_at_what_suits_the_method(options, own):
-    made = MethodOptions(**options)
-    assert tuple(getattr(made, name) for name in LEFT_TO_METHOD) == own
-    assert dataclasses.replace(made) == made
-
-
-def test_a_record_that_lacks_a_key_left_to_the_method_was_made_with_a_plain_value():
-    known = Recipe.defaults()
-    assert {name: known[name] for name in LEFT_TO_METHOD} == PLAIN
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -137,11 +88,6 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"method": "lorra", "reference": "positive"}, "not of lorra: set reference: base"),
         ({"method": "direction"}, "method: direction needs directions"),
         ({"directions": "x"}, "directions: not read by method dual"),
-        ({"sft_weight": 1, "response_source": "rejected"}, "sft_weight: needs chosen responses"),
-        (
-            {"dpo_weight": 1, "pairs_together": False},
-            "both responses of a pair, which must be in one batch: set pairs_tog",
-        ),
         ({"retain_weight": 0.5, "retain_rows": 0}, "retain_weight: 0.5 needs texts"),
         ({"kl_weight": 1, "kl_rows": "retain", "retain_rows": 0}, "kl_rows: retain needs texts"),
         (
@@ -155,13 +101,12 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"weights_over_time": "crossing"}, "weights_over_time: crossing is not read by method"),
         ({"method": "rmu"}, "layer_scale: shift is the size of a shift that rmu does not ask for"),
         ({**AWAY, "response_source": "chosen"}, "response_source: chosen leaves rmu no rejected"),
-        ({**AWAY, "response_source": "rejected", "chosen_weight": 1}, "needs chosen responses"),
         ({**AWAY, "align_weight": 0}, "align_weight: 0 is not read by method rmu"),
         ({**AWAY, "alpha": "auto"}, "alpha: auto is a choice about a shift"),
         ({**AWAY, "target_layers": "auto"}, "target_layers: auto is a choice about a shift"),
         ({**AWAY, "reference": "positive"}, "not of rmu: set reference: base"),
         ({**AWAY, "directions": "x"}, "directions: not read by method rmu"),
-        ({**AWAY, "method": "repbend"}, "similarity_weight: 0 lets repbend never begin"),
+        ({**AWAY, "method": "repbend"}, "similarity_weight: 0 leaves repbend without a"),
         ({"method": "lorra", "instructions": {}}, "given: nothing"),
         ({"method": "scit", "instructions": {"positive": "a", "negative": " "}}, "not empty"),
         ({"method": "scit", "instructions": {"positive": "a", "negative": "a "}}, "the same text"),
@@ -171,6 +116,95 @@ def test_options_that_do_not_go_together_are_refused(options, said):
     with pytest.raises(ValueError) as error:
         MethodOptions(**options)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "keys", "cure"),
+    [
+        (
+            {"method": "lorra", "alpha": -2},
+            ("alpha: -2 ", "sft_weight: 2.0 (default of lorra)"),
+            {"sft_weight": 0, "response_source": "both"},
+        ),
+        (
+            {"method": "scit", "alpha": -2, "sft_weight": 1},
+            ("alpha: -2 ", "sft_weight: 1 "),
+            {"sft_weight": 0, "response_source": "both"},
+        ),
+        (
+            {"method": "dual", "alpha": -2},
+            ("alpha: -2 ", "dpo_weight: 1.0 (default of dual)"),
+            {"dpo_weight": 0},
+        ),
+        (
+            {"method": "dual", "response_source": "chosen"},
+            ("pairs_together: true (default of dual)", "response_source: chosen "),
+            {"pairs_together": False, "dpo_weight": 0},
+        ),
+        (
+            {"method": "scit", "pairs_together": True},
+            ("pairs_together: true ", "response_source: chosen (default of scit)"),
+            {"response_source": "both"},
+        ),
+        (
+            {"method": "dual", "pairs_together": False},
+            ("dpo_weight: 1.0 (default of dual)", "pairs_together: false "),
+            {"dpo_weight": 0},
+        ),
+        (
+            {"method": "dpo_shift", "dpo_weight": 1},
+            ("dpo_weight: 1 ", "pairs_together: false "),
+            {"pairs_together": True},
+        ),
+        (
+            {"method": "scit", "response_source": "rejected"},
+            ("sft_weight: 2.0 (default of scit)", "response_source: rejected "),
+            {"sft_weight": 0},
+        ),
+        (
+            {"method": "rmu", "chosen_weight": 1},
+            ("chosen_weight: 1 ", "response_source: rejected (default of rmu)"),
+            {"response_source": "both"},
+        ),
+    ],
+    ids=str,
+)
+def test_a_clash_names_both_keys_whose_default_one_is_and_what_to_set(given, keys, cure):
+    with pytest.raises(OptionError) as error:
+        made(given)
+    [line] = error.value.problems
+    said, _, advice = line.partition(": set ")
+    assert all(key in f"{said} " for key in keys)
+    for key, value in cure.items():
+        assert f"{key}: {str(value).lower()}" in advice
+    made(given | cure)
+
+
+def made(given):
+    """The options of a recipe's keys, on top of the defaults of their method."""
+    whole, known = with_defaults(given), {spec.name for spec in dataclasses.fields(MethodOptions)}
+    return MethodOptions(**{key: value for key, value in whole.items() if key in known})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"method": name} for name in METHODS if name != "direction"),
+        {"method": "lorra", "alpha": "auto"},
+        {"method": "dual", "alpha": "auto"},
+        {"method": "dual", "reference": "positive"},
+        {"method": "dual", "sft_weight": 2},
+        {"method": "scit", "response_source": "random"},
+        {"method": "lorra", "alpha": -2, "sft_weight": 0},
+    ],
+    ids=str,
+)
+def test_what_is_given_beside_the_defaults_of_a_method_holds(given):
+    options = made(given)
+    known = {spec.name for spec in dataclasses.fields(MethodOptions)}
+    whole = METHODS[given["method"]].defaults | given
+    for key in known & whole.keys():
+        assert getattr(options, key) == whole[key], key
 
 
 @pytest.mark.parametrize(
@@ -248,11 +282,6 @@ def test_default_instructions_are_two_texts_of_one_form():
     assert len(positive) == len(negative)
     assert MethodOptions().instructions == DEFAULT_INSTRUCTIONS
     assert MethodOptions().instructions is not DEFAULT_INSTRUCTIONS
-
-
-def test_every_method_has_its_teachers():
-    methods = MethodOptions.__dataclass_fields__["method"].type.__args__
-    assert set(TEACHERS) == set(methods)
 
 
 @pytest.mark.parametrize(
@@ -423,13 +452,13 @@ def test_a_bool_is_not_a_number():
 def test_the_reference_in_docs_is_up_to_date():
     path = Path(__file__).parents[2] / "docs" / "recipe.md"
     assert path.read_text(encoding="utf-8") == as_markdown() + "\n", (
-        "run: python -m rahf.recipe.config > docs/recipe.md"
+        "run: python -m rahf.recipe.reference > docs/recipe.md"
     )
 
 
 def test_the_reference_is_printed_by_the_module():
     printed = subprocess.run(
-        [sys.executable, "-m", "rahf.recipe.config"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "rahf.recipe.reference"], capture_output=True, text=True, check=True
     )
     assert printed.stdout == as_markdown() + "\n"
 

@@ -7,9 +7,13 @@ import pytest
 import yaml
 
 from rahf.recipe import training_arguments
-from rahf.recipe.config import DataOptions, MethodOptions, ModelOptions, TeacherOptions
-from rahf.recipe.keys import REMOVED
+from rahf.recipe.data_options import DataOptions
+from rahf.recipe.keys import REMOVED, REMOVED_CHOICES
+from rahf.recipe.method_options import MethodOptions
+from rahf.recipe.methods import METHODS
+from rahf.recipe.model_options import ModelOptions
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict
+from rahf.recipe.shift_options import TeacherOptions
 from rahf.recipe.training_arguments import REPLACED, trackers, training_annotations
 
 SMALL = {
@@ -39,7 +43,7 @@ def test_a_small_recipe_gets_every_default(write):
     recipe = load_recipe(write())
     assert recipe.model == ModelOptions("org/model")
     assert recipe.data == DataOptions("org/pairs")
-    assert recipe.method == MethodOptions()
+    assert recipe.method == MethodOptions(**METHODS["dual"].defaults)
     assert recipe.teachers == TeacherOptions()
     assert recipe.training == {"output_dir": "out"}
     assert recipe.teachers_training == {}
@@ -70,7 +74,7 @@ def test_a_recipe_as_run_reads_back_as_itself(write):
 
 def test_a_recipe_as_run_holds_the_defaults_too(write):
     kept = load_recipe(write()).as_dict()
-    assert kept["alpha"] == MethodOptions().alpha
+    assert kept["alpha"] == METHODS["dual"].defaults["alpha"]
     assert kept["teachers"]["label_smoothing"] == 0.2
     assert kept["evaluation"]["max_new_tokens"] == 48
     assert kept["output_dir"] == "out"
@@ -138,12 +142,29 @@ def test_a_field_that_transformers_has_dropped_comes_with_its_replacement(write,
     )
 
 
-@pytest.mark.parametrize("removed", REMOVED)
-def test_what_was_removed_is_refused_with_what_to_do_instead(write, removed):
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_is_refused_with_what_to_do_instead(write, key):
+    [problem] = problems(write(**{key: 1}))
+    assert problem == f"{key}: is no longer a key of a recipe: {REMOVED[key].advice}"
+
+
+@pytest.mark.parametrize("removed", REMOVED_CHOICES)
+def test_a_removed_choice_is_refused_with_what_to_do_instead(write, removed):
     key, _, value = removed.partition(": ")
-    [problem] = problems(write(**{key: value or 1}))
-    what = f" {value} is no longer a choice" if value else " is no longer a key of a recipe"
-    assert problem == f"{key}:{what}: {REMOVED[removed]}"
+    [problem] = problems(write(**{key: value}))
+    assert problem == f"{key}: {value} is no longer a choice: {REMOVED_CHOICES[removed]}"
+
+
+def test_the_values_before_a_key_was_recorded_are_the_general_defaults(write):
+    known = load_recipe(write()).defaults()
+    general = MethodOptions()
+    keys = ("alpha", "response_source", "sft_weight", "align_weight", "dpo_weight")
+    assert {key: known[key] for key in keys} == {key: getattr(general, key) for key in keys}
+
+
+def test_a_removed_key_had_no_effect_at_what_its_method_does_today(write):
+    assert load_recipe(write()).defaults()["kl_temperature"] == 1.0
+    assert load_recipe(write(method="repbend")).defaults()["kl_temperature"] == 2.0
 
 
 def test_a_removed_choice_names_the_one_to_take(write):
@@ -266,6 +287,7 @@ def test_overrides_of_the_command_line(write):
         write(alpha=1, teachers={"seed": 3}),
         [
             *("--alpha", "-2.5"),
+            *("--dpo_weight", "0"),
             "--teachers.learning_rate=1e-4",
             *("--teachers.positive", "out/positive"),
             "--bf16",
@@ -442,12 +464,13 @@ def test_a_batch_that_tears_a_pair_apart_is_refused(write, size):
         "method": "scit",
         "per_device_train_batch_size": size,
         "pairs_together": True,
-        "dpo_weight": 0.0,
+        "response_source": "both",
     }
     (line,) = problems(write(**keys))
     assert line == (
-        f"per_device_train_batch_size: {size} is odd, so that pairs_together would tear a pair "
-        f"apart: set it to {size + 1}, or pairs_together: false"
+        f"per_device_train_batch_size: {size} is odd, and pairs_together: true needs both "
+        "responses of a pair in one batch: set it to "
+        f"{size + 1}, or pairs_together: false"
     )
     for right in ({"pairs_together": False}, {"per_device_train_batch_size": size + 1}):
         assert load_recipe(write(**{**keys, **right}))
@@ -456,19 +479,20 @@ def test_a_batch_that_tears_a_pair_apart_is_refused(write, size):
 def test_a_dual_recipe_that_never_named_pairs_is_told_where_an_even_batch_comes_from(write):
     (line,) = problems(write(per_device_train_batch_size=3))
     assert line == (
-        "per_device_train_batch_size: 3 is odd, so that pairs_together (dual begins with it) would "
-        "tear a pair apart: set it to 4, or pairs_together: false, which goes without the DPO term"
+        "per_device_train_batch_size: 3 is odd, and pairs_together: true (default of dual) needs "
+        "both responses of a pair in one batch: set it to 4, or pairs_together: false and "
+        "dpo_weight: 0"
     )
-    keys = {"per_device_train_batch_size": 3, "pairs_together": False}
-    assert load_recipe(write(**keys)).method.dpo_weight == 0.0
+    keys = {"per_device_train_batch_size": 3, "pairs_together": False, "dpo_weight": 0}
+    assert load_recipe(write(**keys)).method.dpo_weight == 0
 
 
 def test_held_out_batches_that_tear_a_pair_apart_are_refused_beside_a_dpo_term(write):
     keys = {"per_device_eval_batch_size": 3, "pairs_together": True, "dpo_weight": 1.0}
     (line,) = problems(write(**keys))
     assert line == (
-        "per_device_eval_batch_size: 3 is odd, so that the DPO term would have half a pair: set it "
-        "to 4, or dpo_weight: 0"
+        "per_device_eval_batch_size: 3 is odd, and dpo_weight: 1.0 (default of dual) needs both "
+        "responses of a pair in one batch: set it to 4, or dpo_weight: 0"
     )
     for right in ({"per_device_eval_batch_size": 4}, {"dpo_weight": 0.0}):
         assert load_recipe(write(**{**keys, **right}))

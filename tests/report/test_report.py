@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import model_card
 from rahf.report.curves import Point, change_within, tradeoff_figure
@@ -80,12 +81,13 @@ def test_the_figure_of_a_method_without_a_shift_shows_its_terms(tmp_path):
     ("method", "said", "paper"),
     [
         ("dual", "were moved towards what the chosen responses of `org/pairs` share", "2312.15997"),
-        ("rmu", "led away from where they stood on the rejected responses", "2403.03218"),
+        ("rmu", "pushed away from where they stood on the rejected responses", "2403.03218"),
     ],
 )
 def test_the_card_says_what_the_method_did_and_where_it_is_from(method, said, paper):
     given = {"model_name_or_path": "org/base-1b", "dataset_name": "org/pairs", "output_dir": "out"}
-    card = model_card(recipe_from_dict(given | {"method": method}).as_dict(), {})
+    recipe = recipe_from_dict(given | {"method": method})
+    card = model_card(recipe.as_dict(), {}, **METHODS[method].card())
     assert said in card
     assert f"https://arxiv.org/abs/{paper}" in card
 
@@ -99,7 +101,8 @@ def test_the_card_names_data_base_layers_alpha_metrics_and_versions():
             "alpha": 2.5,
         }
     )
-    card = model_card(recipe.as_dict(), METRICS | {"models": MODELS})
+    shown = METHODS["dual"].card()
+    card = model_card(recipe.as_dict(), METRICS | {"models": MODELS}, **shown)
     head = yaml.safe_load(card.split("---")[1])
     assert head["base_model"] == "org/base-1b"
     assert head["library_name"] == "peft"

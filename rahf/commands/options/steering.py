@@ -50,7 +50,7 @@ def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContext
     from rahf.directions.steering import steer
     from rahf.directions.vectors import Directions
     from rahf.models.adapters import depth_of
-    from rahf.recipe.config import resolve_layers
+    from rahf.recipe.layers import resolve_layers
 
     directions = [Directions.load(path) for path in options.directions]
     if options.steered_layers:

@@ -65,6 +65,8 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
         "retain_weight": 0.0,
         "sft_weight": 0.0,
         "dpo_weight": 0.0,
+        "align_weight": 1.0,
+        "pairs_together": False,
         "response_source": "both",
         "positions": "response",
         "max_response_tokens": workload.max_response_tokens,

@@ -1,0 +1,46 @@
+"""Options of the table at the end of a run, and their checks.
+
+Knows no model, no data and no file.
+"""
+
+from dataclasses import dataclass
+
+from rahf.recipe.fields import Count, option, raise_problems, value_problems
+from rahf.recipe.judge_options import JudgeOptions
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(JudgeOptions):
+    """The table of base, teachers and policy at the end of a run."""
+
+    prompts: str | None = option(
+        None, "File of prompts that are answered and judged; null: no answers."
+    )
+    unrelated_text: str | None = option(
+        None,
+        "File of texts from elsewhere, on which the loss per token is measured; null: not "
+        "measured.",
+    )
+    unrelated_rows: Count = option(200, "Texts of that file that are read, from its start.")
+    max_new_tokens: Count = option(48, "Tokens of an answer.")
+
+    models: list[str] = option(
+        ["base", "teachers", "policy"], "Rows of the table: any of base, teachers, policy."
+    )
+
+    def __post_init__(self):
+        problems = value_problems(self, EvaluationOptions)
+        raise_problems(problems or [*self.judge_problems(), *self._model_problems()])
+
+    def _model_problems(self) -> list[str]:
+        problems = [
+            f"models: {name!r} is not one of base, teachers, policy"
+            for name in self.models
+            if name not in ("base", "teachers", "policy")
+        ]
+        if self.compares and "base" not in self.models:
+            problems.append(
+                f"models: {self.models} has no base, whose answers judge {self.judge!r} compares "
+                "with: add base, or set a judge that scores"
+            )
+        return problems

@@ -1,0 +1,62 @@
+"""Options of the model and of the LoRA that is trained on it, and their checks.
+
+Knows no model and no file.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rahf.recipe.fields import Count, Share, option, raise_problems, value_problems
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model and the LoRA that is trained on it (names as in TRL's ModelConfig)."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Base model: a local folder or a Hub id. Required."}
+    )
+    model_revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "float32",
+        "Number format of the frozen weights; adapters are trained in float32 whatever it is.",
+    )
+    attn_implementation: str | None = option(
+        None,
+        "Attention kernel (`eager`, `sdpa`, `flash_attention_2`); null: chosen by transformers.",
+    )
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    load_in_4bit: bool = option(False, "Quantise the frozen weights to 4 bits (bitsandbytes).")
+    load_in_8bit: bool = option(False, "Quantise the frozen weights to 8 bits (bitsandbytes).")
+    lora_r: Count = option(8, "Rank of the adapters.")
+    lora_alpha: Count = option(
+        16, "LoRA's scale: an adapter's update is multiplied by lora_alpha / lora_r."
+    )
+    lora_dropout: Share = option(0.0, "Dropout on the input of an adapter while it is trained.")
+    lora_target_modules: list[str] | str | None = option(
+        None,
+        "Modules that get an adapter: a list of names, `all-linear`, or a regular expression that "
+        "matches whole names (model.layers.0.self_attn.q_proj); null: PEFT's default for the "
+        "architecture.",
+    )
+
+    def __post_init__(self):
+        problems = value_problems(self, ModelOptions)
+        if not problems and self.load_in_4bit and self.load_in_8bit:
+            problems.append("load_in_4bit and load_in_8bit are both true: set one of them to false")
+        if not problems and isinstance(self.lora_target_modules, str):
+            problems = pattern_problems(self.lora_target_modules)
+        raise_problems(problems)
+
+
+def pattern_problems(modules: str) -> list[str]:
+    """Problems of modules that are given as a regular expression."""
+    try:
+        re.compile(modules)
+    except re.error as error:
+        return [
+            f"lora_target_modules: {modules!r} is no regular expression ({error}); give one that "
+            "matches whole names, a list of names, or all-linear"
+        ]
+    return []

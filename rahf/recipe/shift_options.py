@@ -1,0 +1,132 @@
+"""Options of the shift: the method, its views and teachers, and the responses that are read.
+
+Knows no model and no file.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from rahf.recipe.fields import Count, Limits, Share, option, raise_problems, value_problems
+from rahf.recipe.methods import DEFAULT_INSTRUCTIONS, DEFAULT_METHOD, METHODS, Method, method_names
+
+References = Literal[
+    tuple(dict.fromkeys(name for method in METHODS.values() for name in method.references))
+]
+
+_SHIFTED = ", ".join(method_names(lambda method: method.asks_views))
+_INSTRUCTED = ", ".join(method_names(lambda method: method.instructed))
+
+
+@dataclass
+class ShiftOptions:
+    """Where the shift comes from, and the responses that it is read from."""
+
+    method: Literal[tuple(METHODS)] = option(
+        DEFAULT_METHOD,
+        "Where the shift comes from. "
+        + "; ".join(f"{name}: {method.sentence}" for name, method in METHODS.items())
+        + ". The defaults of other keys depend on it (see Defaults by method).",
+    )
+    reference: References = option(
+        "base",
+        "Model whose hidden states are moved, and which the policy starts as: base, or a teacher "
+        "of this method.",
+    )
+    response_source: Literal["chosen", "rejected", "both", "random"] = option(
+        "both",
+        "Responses of a pair whose states are aligned; random: one of the two, drawn in every "
+        "epoch.",
+    )
+    pairs_together: bool = option(
+        False,
+        "Put both responses of a pair into one batch, where packed rows share their prompt; for "
+        "response_source: both, with an even batch size.",
+    )
+    shift: Literal["token", "mean"] = option(
+        "mean",
+        "mean: one vector per layer, fitted once from the views. token: every token has its own "
+        f"shift (published). Read by {_SHIFTED}.",
+    )
+    mean_responses: Count = option(
+        1024, "Responses, drawn once, that the shift of `mean` is fitted on, if there are so many."
+    )
+    directions: str | None = option(
+        None, "Stored directions; needed by method: direction, and read by no other."
+    )
+    instructions: dict[str, str] = option(
+        DEFAULT_INSTRUCTIONS,
+        f"The instructions {{positive, negative}} of {_INSTRUCTED}. Let them differ in the words "
+        "that name the preference only.",
+    )
+
+    @property
+    def facts(self) -> Method:
+        """What is particular to the method: its row of the table."""
+        return METHODS[self.method]
+
+
+def shift_problems(options: ShiftOptions) -> list[str]:
+    """Return the problems of what the shift is read from."""
+    name, method, problems = options.method, options.facts, []
+    if options.reference not in method.references:
+        owners = " or ".join(method_names(lambda row: options.reference in row.references))
+        problems.append(
+            f"reference: {options.reference} is a teacher of method {owners}, not of {name}: set "
+            f"reference: base or method: {owners}"
+        )
+    readers = " or ".join(method_names(lambda row: row.reads_directions))
+    if method.reads_directions and options.directions is None:
+        problems.append(f"method: {name} needs directions, the path of stored directions")
+    if options.directions is not None and not method.reads_directions:
+        problems.append(
+            f"directions: not read by method {name}: remove it, or set method: {readers}"
+        )
+    return problems + (instruction_problems(options.instructions) if method.instructed else [])
+
+
+def instruction_problems(instructions: dict) -> list[str]:
+    """Return the problems of the two texts under which the views are read."""
+    texts = [instructions.get(side) for side in ("positive", "negative")]
+    if set(instructions) != {"positive", "negative"}:
+        given = ", ".join(map(str, instructions)) or "nothing"
+        return [f"instructions: needs exactly the keys positive and negative, given: {given}"]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return ["instructions: positive and negative must both be text that is not empty"]
+    if texts[0].strip() == texts[1].strip():
+        return [
+            "instructions: positive and negative are the same text, so their difference would be "
+            "zero"
+        ]
+    return []
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """Step 1. A path names an existing teacher, which is then not trained.
+
+    In a recipe, TrainingArguments keys may stand beside these: see `Recipe.teacher_training`.
+    """
+
+    positive: str | None = option(
+        None, "Adapter or full model to use as the positive teacher (dual)."
+    )
+    negative: str | None = option(
+        None, "Adapter or full model to use as the negative teacher (dual)."
+    )
+    contrast: str | None = option(
+        None, "Adapter or full model to use as the contrast teacher (scit)."
+    )
+    preferred: str | None = option(
+        None, "Adapter or full model to use as the preferred teacher (dpo_shift)."
+    )
+    beta: Annotated[float, Limits(least=1e-6)] = option(
+        0.1, "How near the preferred teacher of dpo_shift is held to the base: DPO's beta."
+    )
+    label_smoothing: Share = option(
+        0.2,
+        "Share of the mismatched instruction in the contrast term of scit (HIR); 0: the paper's "
+        "form.",
+    )
+
+    def __post_init__(self):
+        raise_problems(value_problems(self, TeacherOptions))

@@ -1,0 +1,121 @@
+"""A recipe as text: what it will do, and the value of every key.
+
+Knows recipes and, for the number of decoder blocks, the model's config.json; no torch.
+"""
+
+import dataclasses
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rahf.recipe.files import is_local, model_depth
+from rahf.recipe.keys import full_name, groups
+from rahf.recipe.layers import AUTO, resolve_layers
+from rahf.recipe.recipe import Recipe
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS
+from rahf.recipe.yaml_file import as_yaml
+
+_WIDTH = 80  # characters of a line in a terminal
+_NAMES = 30  # of them for the name of a key
+
+_MARKS = (
+    "Every key with the value that holds. (default): the recipe omits the key; (default of {}): "
+    "the method sets it. Fields of TrainingArguments that are not shown have the defaults of "
+    "transformers; teachers inherit those of the top level."
+)
+
+
+def summary(recipe: Recipe) -> str:
+    """Return a few lines on what a recipe will do."""
+    method, data, name = recipe.method, recipe.data, recipe.model.model_name_or_path
+    paths = (
+        [data.dataset_name] if data.datasets is None else [part["path"] for part in data.datasets]
+    )
+    told = {name: f" ({_length(recipe.teacher_training)})" for name in method.facts.teachers}
+    told["alignment"] = f" ({_length(recipe.training)})"
+    rows = {
+        "method": _method_told(method),
+        "model": f"{_with_origin(name)}{_layers_told(recipe)}",
+        "data": ", ".join(map(_with_origin, paths)),
+        "stages": ", ".join(f"{stage}{told.get(stage, '')}" for stage in recipe.stages),
+        "results": recipe.training["output_dir"],
+    }
+    return "\n".join(line for key, value in rows.items() for line in _wrapped(key, value, 11))
+
+
+def _method_told(method: Any) -> str:
+    away = {"rejected": method.rejected_weight, "chosen": method.chosen_weight}
+    weights = {
+        **(away if method.facts.pushes_away else {"align": method.align_weight}),
+        "retain": method.retain_weight,
+        "similarity": method.similarity_weight,
+        "kl": method.kl_weight,
+        "sft": method.sft_weight,
+        "dpo": method.dpo_weight,
+    }
+    told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+    if not method.facts.pushes_away:
+        return (
+            f"{method.method}, reference {method.reference}, alpha {method.alpha}, "
+            f"response_source {method.response_source}; weights: {told}"
+        )
+    length = f", vector of length {method.alpha:g}" if method.facts.random_target else ""
+    return f"{method.method}{length}; weights ({method.weights_over_time}): {told}"
+
+
+def _with_origin(name: str) -> str:
+    return name if is_local(name) else f"{name} (from the Hub)"
+
+
+def _layers_told(recipe: Recipe) -> str:
+    folder = Path(recipe.model.model_name_or_path)
+    depth = model_depth(folder) if (folder / "config.json").is_file() else None
+    if depth is None or recipe.method.target_layers == AUTO:
+        return f", target layers {recipe.method.target_layers}"
+    layers = resolve_layers(recipe.method.target_layers, depth)
+    return f", target layers {', '.join(map(str, layers))} of {depth}"
+
+
+def _length(training: Mapping[str, Any]) -> str:
+    if training.get("max_steps", -1) > 0:
+        return f"steps: {training['max_steps']}"
+    return f"epochs: {training.get('num_train_epochs', 3)}"
+
+
+def values_that_hold(recipe: Recipe) -> str:
+    """Return every key of a recipe with its value, defaults marked, for a terminal."""
+    lines = textwrap.wrap(_MARKS.format(recipe.method.method), _WIDTH)
+    values, sections = recipe.as_dict(), {"compare": vars(recipe.compare)}
+    for title, section, options in groups():
+        held = (sections.get(section) or values[section]) if section else values
+        own = [spec.name for spec in dataclasses.fields(options)]
+        own += [name for name in recipe.teachers_training if section == "teachers"]
+        lines += ["", title]
+        lines += [line for name in own for line in _shown(recipe, section, name, held[name])]
+    lines += ["", "Training"]
+    for name, value in (TRAINING_DEFAULTS | recipe.training).items():
+        lines += _shown(recipe, "", name, value)
+    return "\n".join(lines)
+
+
+def _shown(recipe: Recipe, section: str, name: str, value: Any) -> list[str]:
+    """One key with its value and the mark of a default, on as many lines as it takes."""
+    method, full = recipe.method.method, full_name(section, name)
+    mark = ""
+    if full not in recipe.given:
+        of_method = not section and name in recipe.method.facts.defaults
+        mark = f" (default of {method})" if of_method else " (default)"
+    return _wrapped(full, f"{as_yaml(value)}{mark}", _NAMES)
+
+
+def _wrapped(name: str, value: str, indent: int) -> list[str]:
+    """A name and its value, wrapped beside it; a path is never cut."""
+    return textwrap.wrap(
+        value,
+        _WIDTH,
+        initial_indent=f"  {name:<{indent - 2}}",
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

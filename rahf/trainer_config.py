@@ -1,0 +1,81 @@
+"""The options of RAHFTrainer: those of a recipe's method beside transformers' TrainingArguments.
+
+Knows no model and no data. Checked once, when the options are made.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from rahf.recipe.fields import raise_problems
+from rahf.recipe.method_options import MethodOptions, batch_problems
+from rahf.recipe.methods import with_defaults
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS, tracker_problems
+
+
+def _default(name: str, help: str) -> Any:
+    return field(default=TRAINING_DEFAULTS[name], metadata={"help": help})
+
+
+@dataclass
+class TrainerOptions(MethodOptions, TrainingArguments):
+    """The fields of RAHFConfig, with defaults that hold for every method."""
+
+    learning_rate: float = _default("learning_rate", "Peak learning rate.")
+    lr_scheduler_type: str = _default("lr_scheduler_type", "Learning rate over time.")
+    logging_steps: float = _default("logging_steps", "Steps between two lines of the log.")
+    remove_unused_columns: bool = _default(
+        "remove_unused_columns", "Off: the collator reads every column."
+    )
+    max_prompt_length: int = field(
+        default=256, metadata={"help": "Pairs with a longer prompt are dropped."}
+    )
+    max_length: int = field(
+        default=768, metadata={"help": "Tokens of prompt and response; responses are cut at it."}
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "Jinja text, or a file that holds it; None: the tokenizer's."},
+    )
+    model_init_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Arguments of from_pretrained, where the model is given by name."},
+    )
+    teacher_args: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "TrainingArguments and label_smoothing for the teachers that are trained."
+        },
+    )
+
+    def __post_init__(self):
+        self.check_method()
+        if self.chooses:
+            raise ValueError(
+                "alpha: auto and target_layers: auto are chosen by the stage `choice` of rahf "
+                "align, before there is a trainer; give a number and layers here."
+            )
+        raise_problems(
+            batch_problems(self, self.per_device_train_batch_size, self.per_device_eval_batch_size)
+            + tracker_problems(self.report_to)
+        )
+        TrainingArguments.__post_init__(self)
+
+
+class RAHFConfig(TrainerOptions):
+    """Options of the method beside those of transformers.TrainingArguments.
+
+    What is not given is the default of the method (`rahf.recipe.methods.METHODS`; the keys of a
+    LoRA excepted, which a LoraConfig holds), or else that of the field. A parser that gives every
+    field, such as HfArgumentParser, gives those of the fields.
+
+    Raises:
+        ValueError: with every problem of the options.
+    """
+
+    def __init__(self, output_dir: str | None = None, **options: Any):
+        known = {spec.name for spec in fields(TrainerOptions)}
+        whole = with_defaults(options)
+        taken = {key: value for key, value in whole.items() if key in known or key in options}
+        super().__init__(output_dir=output_dir, **taken)
