@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rahf.data.contrast import Pairs, sequence_rows
+from rahf.data.rows import Pairs, sequence_rows, with_context
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
-from rahf.models.likelihood import predictions, preference_margins, with_context
+from rahf.models.likelihood import predictions, preference_margins
 from rahf.recipe.layers import resolve_layers
 from rahf.terms import kl_divergence
 

@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float
 from torch import Tensor
 
-from rahf.data.contrast import Rows, sequence_rows
+from rahf.data.rows import Rows, sequence_rows
 from rahf.directions.states import Reader, Side
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions

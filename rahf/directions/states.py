@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rahf.data.contrast import sequence_rows
+from rahf.data.rows import sequence_rows
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import record
 from rahf.models.likelihood import model_inputs

@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from rahf.data.contrast import sequence_rows
+from rahf.data.rows import sequence_rows
 from rahf.models.likelihood import likelihood
 from rahf.models.scoring import scored_together
 

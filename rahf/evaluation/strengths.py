@@ -16,9 +16,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.data.contrast import Pairs, row_count, sequence_rows
 from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
+from rahf.data.rows import Pairs, row_count, sequence_rows, with_context
 from rahf.evaluation.table import ANSWERS_AT_ONCE
 from rahf.generation.answers import answering, answers, pad_id
 from rahf.generation.decoding import Decoding
@@ -27,7 +27,6 @@ from rahf.models.likelihood import (
     pair_likelihoods,
     predictions,
     token_likelihood,
-    with_context,
 )
 from rahf.models.scoring import scored_together
 

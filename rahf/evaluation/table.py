@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.data.contrast import Pairs
+from rahf.data.rows import Pairs
 from rahf.evaluation.ability import text_loss
 from rahf.generation.answers import generate, pad_id
 from rahf.judges.lexicon import Judge, shows

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.data.chat_format import chat_format, prompt_messages, render
-from rahf.data.contrast import sequence_rows
 from rahf.data.messages import Message
+from rahf.data.rows import sequence_rows
 from rahf.data.tokenization import tokenize_responses
 from rahf.generation.answers import pad_id
 from rahf.judges.judge import Value, Verdict

@@ -37,7 +37,8 @@ from rahf.pipeline.inputs import load_base, load_tokenizer, lora_config, teacher
 from rahf.recipe.config import MethodOptions, resolve_layers
 from rahf.recipe.recipe import AUTO, Recipe
 from rahf.report.directions import choice_table
-from rahf.trainer import RAHFConfig, fit_mean_shift
+from rahf.trainer_config import RAHFConfig
+from rahf.training.preparation import fit_mean_shift
 
 CHOICE_FILE = "choice.json"
 HELD_OUT = 16  # pairs that windows are compared on

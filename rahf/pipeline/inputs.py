@@ -23,12 +23,13 @@ from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.data.sources import DataSource, load_mixture, load_pairs
 from rahf.data.summary import DataReport
-from rahf.data.tokenization import tokenize_pairs, tokenize_texts
+from rahf.data.tokenization import tokenize_texts
 from rahf.evaluation.table import HeldOut
 from rahf.judges.lexicon import lexicon_tone, wanted_sign
 from rahf.models.adapters import base_model
 from rahf.recipe.config import TEACHERS
 from rahf.recipe.recipe import Recipe
+from rahf.training.preparation import tokenized
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -100,14 +101,14 @@ def tokenized_split(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, split: str
 ) -> tuple[Dataset, DataReport]:
     """Rows of one split; the first process makes them, the others find them in the cache."""
-    data, method = recipe.data, recipe.method
+    data = recipe.data
     with PartialState().main_process_first():
-        return tokenize_pairs(
+        return tokenized(
             load_split(recipe, split),
             tokenizer,
+            recipe.method,
             max_prompt_length=data.max_prompt_length,
             max_length=data.max_length,
-            instructions=method.instructions if method.method in ("scit", "lorra") else None,
             chat_template=data.chat_template,
             num_proc=data.dataset_num_proc,
         )

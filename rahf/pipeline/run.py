@@ -54,8 +54,9 @@ from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
-from rahf.trainer import RAHFConfig, RAHFTrainer, fit_mean_shift
+from rahf.trainer import RAHFConfig, RAHFTrainer
 from rahf.training.adapter_trainer import AdapterTrainer
+from rahf.training.preparation import fit_mean_shift
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
 
 

@@ -16,9 +16,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.data.contrast import sequence_rows
+from rahf.data.rows import sequence_rows, with_context
 from rahf.models.adapters import frozen_pass
-from rahf.models.likelihood import predictions, with_context
+from rahf.models.likelihood import predictions
 
 BUCKETS = ("unshifted", "marginal", "shifted")
 """Rank in the base's predictions: 1; 2 or 3; beyond."""
