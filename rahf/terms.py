@@ -1,79 +1,166 @@
-"""The terms of the loss that are read from predictions of tokens: KL, SFT and DPO.
+"""The terms of the loss: which rows each is a mean over, with what weight, and what value it has.
 
-They are why a step needs the LM head, and no pass is asked for logits that none of them reads.
-Knows batches and logits; knows no hidden state and no model.
+`terms_of` lists the terms of a training, and one function values every term. Knows batches, hidden
+states and logits; knows no model, and of a method only its row in the table.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from rahf.data.contrast import Batch, Rows, row_count
-from rahf.models.likelihood import Likelihood, token_likelihood, with_context
-from rahf.objective import RowKind, dpo_loss, row_mean
+from rahf.data.contrast import Batch, RowKind
+from rahf.data.rows import Rows, row_count
+from rahf.models.likelihood import Likelihood, token_likelihood
+from rahf.objective import (
+    Distance,
+    Target,
+    dissimilarity,
+    dpo_loss,
+    row_loss,
+    row_mean,
+    token_divergence,
+)
 from rahf.recipe.method_options import MethodOptions
-from rahf.recipe.methods import METHODS
+
+SHARE = {"chosen": 1.0, "rejected": 1.0, "both": 0.5, "random": 0.5}
+"""Share of the responses that are of one side, by `response_source`."""
 
 
-class PredictionTerm(NamedTuple):
-    """A term, one value for each row or response, and the rows of it that count."""
+class Evidence(NamedTuple):
+    """What the terms of one batch are computed from."""
 
+    batch: Batch
+    hidden: Float[Tensor, "layers tokens d_model"]  # of the policy, at the aligned tokens
+    target: Target
+    policy: Float[Tensor, "scored vocab"] | None  # logits that predict the scored tokens
+    reference: Float[Tensor, "scored vocab"] | None  # logits of the frozen reference
+
+
+class Term(NamedTuple):
+    """A part of the loss."""
+
+    name: str  # under which it is logged
     rows: RowKind
-    values: Float[Tensor, " rows"]
+    value: Callable[[Evidence], Float[Tensor, " rows"]]  # of every row, or of every response
+    weight: float
+    schedule: Literal["constant", "falling", "rising"] = "constant"
+    share: float = 1.0  # of the responses that `rows` are
+    logits: tuple[Literal["policy", "reference"], ...] = ()  # that `value` reads
+
+    def weight_at(self, elapsed: float) -> float:
+        """Return the weight when a share `elapsed` of all steps is done.
+
+        Falling: from `weight` to a half of it. Rising: from 0 to a half of it (circuit breakers,
+        arXiv 2406.04313, algorithm 1).
+        """
+        shares = {"constant": 1.0, "falling": 1 - elapsed / 2, "rising": elapsed / 2}
+        return shares[self.schedule] * self.weight
 
 
-def scored_tokens(batch: Batch, options: MethodOptions) -> Bool[Tensor, "lines seq"] | None:
-    """Tokens of the block `reference` whose prediction a term reads; None where no term does."""
-    if not (options.compares_predictions or options.sft_weight):
-        return None
-    rows, responses = batch["reference"], len(batch["row"])
-    mask = with_context(rows)
-    kept = torch.zeros(row_count(rows), dtype=torch.bool, device=mask.device)
-    if options.kl_weight:
-        kept[responses:] = options.kl_rows == "retain"
-        kept[:responses] = options.kl_rows == "responses"
-    if options.sft_weight:
-        kept[:responses] |= batch["chosen"]
-    if options.dpo_weight:
-        kept[:responses] = True
-    return mask & kept[rows["owner"]]
+def terms_of(options: MethodOptions) -> tuple[Term, ...]:
+    """Return the terms of a training, in the order in which they are added up."""
+    terms = (*_distance_terms(options), *_other_terms(options))
+    share = SHARE[options.response_source]
+    sides = ("chosen", "rejected")
+    return tuple(term._replace(share=share) if term.rows in sides else term for term in terms)
 
 
-def prediction_terms(
-    policy: Float[Tensor, "tokens vocab"] | None,
-    reference: Float[Tensor, "tokens vocab"] | None,
-    scored: Bool[Tensor, "lines seq"] | None,
-    batch: Batch,
-    options: MethodOptions,
-) -> dict[str, PredictionTerm]:
-    """The terms that have a weight, by name.
+def _distance_terms(options: MethodOptions) -> list[Term]:
+    """Return the terms that are distances to the target; those of weight 0 are logged too."""
+    method, near = options.facts, DISTANCES[options.distance]
+    crossing = options.weights_over_time == "crossing"
+    falling, rising = ("falling", "rising") if crossing else ("constant", "constant")
+    retain = Term("retain", "retained", near, options.retain_weight, rising)
+    if method.pushes_by is None:
+        return [Term("align", "responses", near, options.align_weight), retain]
+    away = near if method.pushes_by == "distance" else DISTANCES[method.pushes_by]
+    rejected = Term("rejected", "rejected", away, options.rejected_weight, falling)
+    chosen = Term("chosen", "chosen", near, options.chosen_weight, rising)
+    return [rejected, chosen, retain] if options.chosen_weight else [rejected, retain]
 
-    Args:
-        policy: logits that predict the tokens `scored`, packed row by row.
-        reference: the same of the reference, where a term compares the two.
+
+def _other_terms(options: MethodOptions) -> list[Term]:
+    """Return the optional terms that have a weight."""
+    divergence = partial(_divergence, temperature=options.facts.kl_temperature)
+    kl_rows = "retained" if options.kl_rows == "retain" else "responses"
+    preference = partial(_preference, beta=options.dpo_beta)
+    both = ("policy", "reference")
+    terms = [
+        Term("similarity", "rejected", _similarity, options.similarity_weight),
+        Term("kl", kl_rows, divergence, options.kl_weight, logits=both),
+        Term("sft", "chosen", _cross_entropy, options.sft_weight, logits=("policy",)),
+        Term("dpo", "responses", preference, options.dpo_weight, logits=both),
+    ]
+    return [term for term in terms if term.weight]
+
+
+def scored_kinds(terms: Sequence[Term]) -> tuple[RowKind, ...]:
+    """Return the kinds of rows whose predictions the terms read."""
+    return tuple(dict.fromkeys(term.rows for term in terms if term.logits))
+
+
+def values_of(terms: Sequence[Term], evidence: Evidence) -> dict[str, Float[Tensor, " responses"]]:
+    """Return the value of each term for each response, by the name of the term.
+
+    The mean over the responses is the mean over the rows of the term: responses of the other side
+    count 0, and the others are divided by the share of their side.
     """
-    rows, responses, terms = batch["reference"], len(batch["row"]), {}
-    if options.kl_weight:
-        temperature = METHODS[options.method].kl_temperature
-        divergence = kl_divergence(reference, policy, scored, rows, temperature)
-        kind = "retained" if options.kl_rows == "retain" else "responses"
-        terms["kl"] = PredictionTerm(kind, divergence)
-    if options.sft_weight:
-        terms["sft"] = PredictionTerm("chosen", -_likelihood(policy, scored, rows).means())
-    if options.dpo_weight:
-        own, base = (
-            _likelihood(logits, scored, rows).sums()[:responses] for logits in (policy, reference)
-        )
-        # Each response of a pair has the pair's loss, so that their mean is the mean over pairs.
-        of_pairs = dpo_loss(own, base, options.dpo_beta)
-        terms["dpo"] = PredictionTerm("responses", of_pairs.repeat_interleave(2))
-    return terms
+    # Terms with the same function share one computation.
+    values = {value: value(evidence) for value in dict.fromkeys(term.value for term in terms)}
+    responses, found = len(evidence.batch["row"]), {}
+    for term in terms:
+        start = responses if term.rows == "retained" else 0
+        part = slice(start, start + responses)
+        counts = evidence.batch["kinds"][term.rows][part]
+        found[term.name] = torch.where(counts, values[term.value][part], 0.0) / term.share
+    return found
 
 
-def _likelihood(logits: Tensor, scored: Tensor, rows: Rows) -> Likelihood:
-    return token_likelihood(logits, rows | {"response_mask": scored})
+def _distance(evidence: Evidence, distance: Distance) -> Float[Tensor, " rows"]:
+    owner = evidence.batch["reference"]["aligned_owner"]
+    return row_loss(evidence.hidden, evidence.target, owner, distance)
+
+
+DISTANCES = {distance: partial(_distance, distance=distance) for distance in get_args(Distance)}
+"""The value of a term that is a distance to the target."""
+
+
+def _similarity(evidence: Evidence) -> Float[Tensor, " responses"]:
+    """Return how unlike each other the rejected rows are, each at its first aligned token.
+
+    The only term that rows of a batch have in common: it sees the pairs within a process.
+    """
+    first, responses = evidence.batch["first_aligned"], len(evidence.batch["row"])
+    rejected = evidence.batch["kinds"]["rejected"][:responses]
+    return dissimilarity(evidence.hidden[:, first], rejected)
+
+
+def _divergence(evidence: Evidence, temperature: float) -> Float[Tensor, " rows"]:
+    rows = evidence.batch["reference"]
+    return kl_divergence(evidence.reference, evidence.policy, rows["scored"], rows, temperature)
+
+
+def _cross_entropy(evidence: Evidence) -> Float[Tensor, " rows"]:
+    return -_likelihood(evidence.policy, evidence).means()
+
+
+def _preference(evidence: Evidence, beta: float) -> Float[Tensor, " responses"]:
+    responses = len(evidence.batch["row"])
+    own, base = (
+        _likelihood(logits, evidence).sums()[:responses]
+        for logits in (evidence.policy, evidence.reference)
+    )
+    # Each response of a pair has the pair's loss, so that their mean is the mean over pairs.
+    return dpo_loss(own, base, beta).repeat_interleave(2)
+
+
+def _likelihood(logits: Float[Tensor, "scored vocab"], evidence: Evidence) -> Likelihood:
+    rows = evidence.batch["reference"]
+    return token_likelihood(logits, rows | {"response_mask": rows["scored"]})
 
 
 def kl_divergence(
@@ -83,25 +170,12 @@ def kl_divergence(
     rows: Rows,
     temperature: float = 1.0,
 ) -> Float[Tensor, " rows"]:
-    """KL(reference || policy) over the whole vocabulary, in nats, mean over a row's tokens.
+    """Return KL(reference || policy) over the whole vocabulary, in nats, mean over a row's tokens.
 
     Args:
-        temperature: both logits are divided by it, the divergence multiplied by its square, so that
-            gradients keep their size (distillation, arXiv 1503.02531).
+        scored: the tokens that the logits predict, packed row by row.
+        temperature: see `token_divergence`.
     """
     per_token = token_divergence(reference, policy, temperature)
     owner = rows["owner"][:, 1:][scored[:, 1:]]
     return row_mean(per_token.unsqueeze(0), owner, row_count(rows))[0]
-
-
-def token_divergence(
-    reference: Float[Tensor, "tokens vocab"],
-    policy: Float[Tensor, "tokens vocab"],
-    temperature: float = 1.0,
-) -> Float[Tensor, " tokens"]:
-    """KL(reference || policy) of each token's prediction, in nats."""
-    if temperature != 1:  # logits are large: not copied for nothing
-        policy, reference = policy / temperature, reference / temperature
-    return temperature**2 * nn.functional.kl_div(
-        policy.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
-    ).sum(-1)

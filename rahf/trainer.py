@@ -1,17 +1,15 @@
 """The alignment as a trainer in the shape of TRL's: pairs and teachers in, an adapter out.
 
-Optimiser, logging, checkpoints and ranks are transformers'; the loss is `alignment.py`. No maths
-here.
+Optimiser, logging, checkpoints and ranks are transformers'; the loss is `alignment.py`, and what a
+training is made of is `training/preparation.py`. No maths here.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 
-import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from torch import Tensor
@@ -21,33 +19,19 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    set_seed,
 )
 
-from rahf.alignment import Alignment, AlignmentOutput, build_alignment, mean_shift, views_asked
+from rahf.alignment import AlignmentOutput
 from rahf.data.chat_format import with_chat_template
-from rahf.data.contrast import Batch, ContrastCollator, PairsTogether, Responses
-from rahf.data.pairs import normalize_pairs
-from rahf.data.tokenization import tokenize_pairs, tokenize_texts
+from rahf.data.contrast import PairsTogether, Responses
 from rahf.directions.vectors import Directions
-from rahf.distributed.sharding import gathered, take_over_sharding
-from rahf.generation.answers import pad_id, sample_texts
-from rahf.models.adapters import base_model, base_name, frozen_pass
+from rahf.models.adapters import base_name, frozen_pass
 from rahf.models.likelihood import preference_margins
 from rahf.objective import Progress
 from rahf.overrides import overrides
-from rahf.recipe.method_options import MethodOptions
 from rahf.trainer_config import RAHFConfig
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
-from rahf.training.target_cache import open_cache
-from rahf.training.teachers import train_teachers
-
-INHERITED_BY_TEACHERS = (
-    *("seed", "max_steps", "num_train_epochs", "bf16", "fp16", "use_cpu", "report_to"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
-    *("lr_scheduler_type", "dataloader_pin_memory", "disable_tqdm", "deepspeed", "fsdp"),
-)
-"""Arguments that the training of missing teachers takes over from the alignment."""
+from rahf.training.preparation import load_base, prepare, rows_of
 
 
 class RAHFTrainer(AdapterTrainer):
@@ -89,54 +73,29 @@ class RAHFTrainer(AdapterTrainer):
         retain_texts: Sequence[list[int]] | None = None,
         **kwargs,
     ):
-        tokenizer = with_chat_template(
-            processing_class or AutoTokenizer.from_pretrained(base_name(model)), args.chat_template
-        )
-        train_rows = rows_of(train_dataset, tokenizer, args)
-        self.eval_rows = (
-            rows_of(eval_dataset, tokenizer, args) if eval_dataset is not None else None
-        )
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(base_name(model))
+        tokenizer = with_chat_template(tokenizer, args.chat_template)
+        rows = rows_of(train_dataset, tokenizer, args)
+        eval_rows = None if eval_dataset is None else rows_of(eval_dataset, tokenizer, args)
         directions = directions if directions is not None else args.directions
         if isinstance(directions, str | Path):
             directions = Directions.load(directions)
-        peft_config = peft_config or LoraConfig(r=8, lora_alpha=16)
-        take_over_sharding()
-        placed = "device_map" in (args.model_init_kwargs or {})
-        base = base_model(model, args.model_init_kwargs, None if placed else args.device)
-        views = views_asked(args, stored=directions is not None)
-        teachers = dict(teachers or {})
-        missing = [name for name in views.teachers() if name not in teachers]
-        if missing:
-            teachers |= teach(missing, base, train_rows, tokenizer, peft_config, args)
-
-        set_seed(args.seed)
-        self.alignment = build_alignment(
-            base, args, peft_config, teachers, directions, seed=args.seed
-        )
-        policy = self.alignment.model
-        collator = collator_for(args, tokenizer, self.alignment.packed)
-        with gathered(policy):
-            if args.shift == "mean" and args.asks_views and directions is None:
-                directions = fit_mean_shift(self.alignment, train_rows, tokenizer, args)
-                self.alignment = self.alignment.towards(directions)
-            start = perf_counter()
-            if retain_texts is None:
-                retain_texts = read_retained(policy, tokenizer, args)
-            self.sampling_seconds = perf_counter() - start
-        self.target_cache = None
-        if args.target_cache is not None:
-            autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else "none"
-            self.target_cache = open_cache(
-                self.alignment, teachers, train_rows, retain_texts, autocast, collator
-            )
+        lora = peft_config or LoraConfig(r=8, lora_alpha=16)
+        base, given = load_base(model, args), teachers or {}
+        made = prepare(base, args, rows, tokenizer, lora, given, directions, retain_texts)
+        self.alignment, self.target_cache = made.alignment, made.target_cache
+        self.eval_rows, self.sampling_seconds = eval_rows, made.sampling_seconds
         self._tally = {phase: Tally(self.alignment.layers) for phase in ("train", "eval")}
+        train, held_out = (
+            data and Responses(data, args.response_source, made.retained, args.seed)
+            for data in (rows, eval_rows)
+        )
         super().__init__(
-            model=policy,
+            model=self.alignment.model,
             args=args,
-            data_collator=collator,
-            train_dataset=Responses(train_rows, args.response_source, retain_texts, args.seed),
-            eval_dataset=self.eval_rows
-            and Responses(self.eval_rows, args.response_source, retain_texts, args.seed),
+            data_collator=made.collator,
+            train_dataset=train,
+            eval_dataset=held_out,
             processing_class=tokenizer,
             **kwargs,
         )
@@ -257,94 +216,3 @@ class Tally:
             }
         self._clear()
         return values
-
-
-def rows_of(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig) -> Dataset:
-    """Tokenised rows: `data` itself where it holds them, otherwise made of its pairs."""
-    if "chosen_ids" in data.column_names:
-        return data
-    instructions = args.instructions if args.method in ("scit", "lorra") else None
-    return tokenize_pairs(
-        normalize_pairs(data),
-        tokenizer,
-        max_prompt_length=args.max_prompt_length,
-        max_length=args.max_length,
-        instructions=instructions,
-    )[0]
-
-
-def teach(
-    names: Sequence[str],
-    base: PreTrainedModel | PeftModel,
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    peft_config: LoraConfig,
-    args: RAHFConfig,
-) -> dict[str, Path]:
-    """Train teachers that were not given, into `output_dir/teachers`.
-
-    Length, batch and device are those of `args`, unless `args.teacher_args` say otherwise.
-
-    Raises:
-        ValueError: the model carries an adapter already, so that a teacher cannot be put on it.
-    """
-    if isinstance(base, PeftModel):
-        raise ValueError(
-            f"method {args.method!r} needs the teachers {list(names)}, which cannot be trained on "
-            "a model that carries an adapter already. Give them as teachers=, or give the base as "
-            "model and peft_config beside it."
-        )
-    options = {name: getattr(args, name) for name in INHERITED_BY_TEACHERS}
-    options |= args.teacher_args or {}
-    folder = Path(args.output_dir) / "teachers"
-    return train_teachers(names, base, rows, tokenizer, peft_config, folder, options, args.packing)
-
-
-def collator_for(
-    options: MethodOptions, tokenizer: PreTrainedTokenizerBase, packed: bool
-) -> ContrastCollator:
-    """The collator that the options ask for."""
-    return ContrastCollator(
-        pad_id(tokenizer),
-        options.positions,
-        options.tail_tokens,
-        options.max_response_tokens,
-        packed=packed,
-    )
-
-
-def fit_mean_shift(
-    alignment: Alignment, rows: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
-) -> Directions:
-    """The mean of the views' shift over the training responses, which each rank reads a part of."""
-    state, collator = PartialState(), collator_for(args, tokenizer, alignment.packed)
-    responses = Responses(rows, args.response_source, seed=args.seed)
-    drawn = np.random.default_rng(args.seed).permutation(len(responses))[: args.mean_responses]
-    indices = drawn[state.process_index :: state.num_processes].tolist()
-    size, most = args.per_device_train_batch_size, -(-len(drawn) // state.num_processes)
-
-    def batches() -> Iterator[tuple[Batch, bool]]:
-        for start in range(0, most, size):
-            # A base in pieces runs on all ranks or on none: one without rows left repeats its
-            # first, and leaves it out.
-            chosen = indices[start : start + size]
-            filling = chosen or drawn[:1].tolist()
-            yield collator([responses[index] for index in filling]), bool(chosen)
-
-    return mean_shift(alignment, batches(), state.device)
-
-
-def read_retained(
-    policy: PeftModel, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig
-) -> Sequence[list[int]]:
-    """Ids of the retain term's texts: from a file, or sampled from the reference, or none."""
-    if not args.reads_retained:
-        return ()
-    if args.retain_dataset_name:
-        return tokenize_texts(
-            args.retain_dataset_name, tokenizer, args.retain_rows, args.retain_tokens
-        )
-    with frozen_pass(policy, None if args.reference == "base" else args.reference):
-        return sample_texts(
-            policy, tokenizer, rows=args.retain_rows, tokens=args.retain_tokens, seed=args.seed
-        )

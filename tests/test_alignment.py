@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -6,12 +7,16 @@ from matrices import slow_unless
 from reference import objective as loops
 from tiny_models import D_MODEL, EOS, Family, lora, randomize, tiny_pairs
 
-from rahf.alignment import CHOSEN_SHARE, Alignment, mean_shift, views_of
+from rahf.alignment import Alignment
 from rahf.data.contrast import ContrastCollator, Responses
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, trainable
 from rahf.models.packing import use_packed_attention
 from rahf.recipe.method_options import MethodOptions
+from rahf.recipe.methods import METHODS as TABLE
+from rahf.terms import SHARE, scored_kinds, terms_of
+from rahf.training.preparation import mean_shift
+from rahf.views import FrozenViews, views_of
 
 LAYERS = (0, 2)
 METHODS = [
@@ -43,22 +48,31 @@ def alignment_of(
     family: Family, options: MethodOptions, teachers=None, packed=False, **adapter
 ) -> Alignment:
     """An alignment whose policy has moved a little from where it starts."""
-    views = views_of(options.method, options.reference)
+    views = TABLE[options.method].views(options.reference)
     teachers = teachers or {name: family.adapters[name] for name in views.teachers()}
     model = attach_policy(family.load_base(), lora(**adapter), range(LAYERS[-1] + 1))
     full = add_teachers(model, teachers, LAYERS[-1] + 1)
     randomize(model, "default", seed=9, scale=0.1)
     assert not packed or use_packed_attention(model.get_base_model())
-    directions = stored_directions() if options.method == "direction" else None
-    return Alignment(model, views, LAYERS, options, directions, full)
+    stored = stored_directions().vectors if options.method == "direction" else None
+    return Alignment(FrozenViews(model, views, LAYERS, full), options, stored)
 
 
 def batch_of(pairs, options, retain=(), **collating):
     dataset = Responses(pairs, options.response_source, retain)
-    collator = ContrastCollator(
-        EOS, options.positions, options.tail_tokens, options.max_response_tokens, **collating
+    items = [dataset[index] for index in range(len(dataset))]
+    return collator_of(options, **collating)(items)
+
+
+def collator_of(options, **collating):
+    return ContrastCollator(
+        EOS,
+        options.positions,
+        options.tail_tokens,
+        options.max_response_tokens,
+        scored=scored_kinds(terms_of(options)),
+        **collating,
     )
-    return collator([dataset[index] for index in range(len(dataset))])
 
 
 def policy_alone(family, alignment):
@@ -77,7 +91,7 @@ class ByLoops:
     def __init__(self, family, alignment, options):
         self.options = options
         self.policy = policy_alone(family, alignment)
-        views = views_of(options.method, options.reference)
+        views = TABLE[options.method].views(options.reference)
         self.views = views
         self.models = {view.teacher: family.load(view.teacher) for view in views if view}
 
@@ -251,12 +265,12 @@ def test_the_sft_term_alone_equals_the_loops(family, source):
 
 
 def test_the_sft_term_is_a_mean_over_chosen_responses(family):
-    assert CHOSEN_SHARE == {"chosen": 1.0, "both": 0.5, "random": 0.5}
+    assert SHARE == {"chosen": 1.0, "rejected": 1.0, "both": 0.5, "random": 0.5}
     both = method_options(sft_weight=1.0, response_source="both")
     chosen = method_options(sft_weight=1.0, response_source="chosen")
     alignment, pairs = alignment_of(family, both), tiny_pairs(3)
     over_both = alignment(alignment.model, batch_of(pairs, both)).terms["sft"]
-    alignment.options = chosen
+    alignment = replace(alignment, options=chosen)
     over_chosen = alignment(alignment.model, batch_of(pairs, chosen)).terms["sft"]
     assert over_both.mean().item() == pytest.approx(over_chosen.mean().item(), rel=1e-5)
 
@@ -304,7 +318,7 @@ def test_a_dpo_term_beside_every_other_equals_the_loops(family, kl_rows, packed)
 def test_a_batch_of_rejected_responses_only_has_an_sft_term_of_zero(family, packed):
     options = method_options(sft_weight=1.0, response_source="both")
     dataset = Responses(tiny_pairs(2), "both")
-    batch = ContrastCollator(EOS, packed=packed)([dataset[1], dataset[3]])
+    batch = collator_of(options, packed=packed)([dataset[1], dataset[3]])
     alignment = alignment_of(family, options, packed=packed)
     output = alignment(alignment.model, batch)
     assert output.terms["sft"].tolist() == [0.0, 0.0]
@@ -351,7 +365,7 @@ def test_the_loss_does_not_depend_on_the_split_or_order_of_the_batch(family):
     alignment = alignment_of(family, options)
     dataset = Responses(tiny_pairs(3), "both", RETAINED)
     items = [dataset[index] for index in range(len(dataset))]
-    collator = ContrastCollator(EOS, options.positions, options.tail_tokens)
+    collator = collator_of(options)
     whole = alignment(alignment.model, collator(items))
 
     singles = [alignment(alignment.model, collator([item])) for item in items]
@@ -377,7 +391,8 @@ def test_identical_views_ask_for_no_shift_and_the_loss_stays_finite(family, laye
         for pair in tiny_pairs(2)
     ]
     alignment, batch = alignment_of(family, options), batch_of(pairs, options)
-    assert torch.equal(alignment.shift(batch), torch.zeros_like(alignment.shift(batch)))
+    shift = alignment.frozen_views.shift(batch)
+    assert torch.equal(shift, torch.zeros_like(shift))
     randomize(alignment.model, "default", seed=0, scale=0.0)
     loss = alignment(alignment.model, batch).loss
     assert loss.tolist() == [0.0] * 4
@@ -392,19 +407,19 @@ def test_the_same_teacher_on_both_sides_asks_for_no_shift(family):
     options = method_options("dual")
     teachers = dict.fromkeys(("positive", "negative"), family.adapters["positive"])
     alignment = alignment_of(family, options, teachers)
-    shift = alignment.shift(batch_of(tiny_pairs(2), options))
+    shift = alignment.frozen_views.shift(batch_of(tiny_pairs(2), options))
     assert torch.equal(shift, torch.zeros_like(shift))
 
 
 def test_swapping_the_teachers_turns_the_shift_round(family):
     options = method_options("dual")
     batch = batch_of(tiny_pairs(2), options)
-    shift = alignment_of(family, options).shift(batch)
+    shift = alignment_of(family, options).frozen_views.shift(batch)
     swapped = {
         "positive": family.adapters["negative"],
         "negative": family.adapters["positive"],
     }
-    assert torch.equal(alignment_of(family, options, swapped).shift(batch), -shift)
+    assert torch.equal(alignment_of(family, options, swapped).frozen_views.shift(batch), -shift)
     assert shift.norm() > 1
 
 
@@ -488,8 +503,8 @@ def test_a_positive_reference_is_read_once(family):
 def test_no_gradient_reaches_the_target(family):
     alignment = alignment_of(family, method_options())
     batch = batch_of(tiny_pairs(2), method_options())
-    asked = alignment.asked(batch, alignment.frozen(batch))
-    assert not any(part.requires_grad for part in asked)
+    target = alignment.target(batch, alignment.frozen(batch))
+    assert not any(part.requires_grad for part in target)
 
 
 def test_dropout_of_the_policy_does_not_touch_the_target(family):
@@ -507,10 +522,10 @@ def test_dropout_of_the_policy_does_not_touch_the_target(family):
 
 def test_progress_is_0_where_the_policy_starts(family):
     options = method_options("dual", "positive")
-    views = views_of("dual", "positive")
+    views = TABLE["dual"].views("positive")
     model = attach_policy(family.load_base(), lora(), range(3), family.adapters["positive"])
     add_teachers(model, {name: family.adapters[name] for name in views.teachers()}, 3)
-    alignment = Alignment(model, views, LAYERS, options)
+    alignment = Alignment(FrozenViews(model, views, LAYERS, {}), options)
     output = alignment(model, batch_of(tiny_pairs(2), options))
     assert output.progress.reached().tolist() == [0.0, 0.0]
     assert output.progress.moved.tolist() == [0.0, 0.0]
@@ -521,24 +536,41 @@ def test_the_mean_shift_is_that_of_single_responses_whatever_the_batches(family)
     alignment = alignment_of(family, options)
     dataset = Responses(tiny_pairs(3), "both", RETAINED)
     items = [dataset[index] for index in range(len(dataset))]
-    collator = ContrastCollator(EOS, options.positions, options.tail_tokens)
+    collator = collator_of(options)
 
-    singles = torch.stack([alignment.shift(collator([item])).mean(1) for item in items])
+    singles = torch.stack(
+        [alignment.frozen_views.shift(collator([item])).mean(1) for item in items]
+    )
     for size in (1, 4, 6):
         batches = [(collator(items[start : start + size]), True) for start in range(0, 6, size)]
         found = mean_shift(alignment, batches, torch.device("cpu"))
         assert torch.allclose(found.vectors, singles.mean(0), atol=1e-5)
-        assert found.metadata["method"] == "scit"
-        assert found.metadata["positions"] == "response_and_tail"
+        assert found.metadata == {
+            "method": "scit",
+            "positions": "response_and_tail",
+            "fit": "mean",
+            "responses": "6",
+        }
+
+
+def test_a_batch_that_does_not_count_leaves_the_mean_shift_as_it_is(family):
+    options = method_options("scit", "base")
+    alignment, pairs = alignment_of(family, options), tiny_pairs(3)
+    counted, repeated = batch_of(pairs[:2], options), batch_of(pairs[2:], options)
+    cpu = torch.device("cpu")
+    alone = mean_shift(alignment, [(counted, True)], cpu)
+    beside = mean_shift(alignment, [(counted, True), (repeated, False)], cpu)
+    assert torch.equal(beside.vectors, alone.vectors)
+    assert beside.metadata["responses"] == "4"
 
 
 def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
     options = method_options("dual", alpha=3.0, layer_scale="none")
     alignment = alignment_of(family, options).towards(stored_directions())
     batch = batch_of(tiny_pairs(2), options)
-    asked = alignment.asked(batch, alignment.frozen(batch))
+    target = alignment.target(batch, alignment.frozen(batch))
     vectors = 3.0 * stored_directions().vectors.unsqueeze(1)
-    assert torch.equal(asked.shift, vectors.expand_as(asked.shift))
+    assert torch.equal(target.shift, vectors.expand_as(target.shift))
 
 
 @pytest.mark.parametrize(
@@ -556,7 +588,14 @@ def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
     ],
 )
 def test_views_name_the_teachers_they_need(method, reference, teachers):
-    assert views_of(method, reference).teachers() == teachers
+    assert views_of(method, reference, stored_shift=False).teachers() == teachers
+
+
+@pytest.mark.parametrize(("method", "reference"), METHODS)
+def test_a_stored_shift_needs_the_reference_only(method, reference):
+    views = views_of(method, reference, stored_shift=True)
+    assert (views.positive, views.negative) == (None, None)
+    assert views.teachers() == (() if reference == "base" else (reference,))
 
 
 @pytest.mark.parametrize("reference", ["base", "preferred"])
@@ -570,9 +609,9 @@ def test_the_shift_of_a_dpo_teacher_costs_one_pass_beside_the_reference(family, 
 
 def test_instructed_views_read_rows_that_differ_in_the_instruction():
     for method in ("scit", "lorra"):
-        views = views_of(method, "base")
+        views = TABLE[method].views("base")
         assert (views.positive.rows, views.negative.rows) == ("positive", "negative")
         assert views.positive.teacher == views.negative.teacher
-    dual = views_of("dual", "base")
+    dual = TABLE["dual"].views("base")
     assert dual.positive.rows == dual.negative.rows == "reference"
     assert dual.positive.teacher != dual.negative.teacher

@@ -12,7 +12,7 @@ import yaml
 import rahf.cli as cli
 from rahf.recipe.keys import SECTIONS, unknown_keys
 from rahf.recipe.methods import METHODS
-from rahf.trainer import RAHFConfig
+from rahf.trainer_config import RAHFConfig
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

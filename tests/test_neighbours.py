@@ -1,7 +1,7 @@
 """Circuit breakers, RMU and RepBend: formulas by hand, what training does, what is refused."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -21,18 +21,19 @@ from tiny_runs import (
     policy_weights,
 )
 
-from rahf.alignment import build_alignment, terms_of
+from rahf.alignment import build_alignment
 from rahf.data.contrast import ContrastCollator, Responses
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import attach_policy, trainable
 from rahf.models.packing import use_packed_attention
-from rahf.objective import Asked, Term, dissimilarity, random_units, row_loss
+from rahf.objective import Target, dissimilarity, random_units, row_loss
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.method_options import MethodOptions
 from rahf.recipe.methods import METHODS as TABLE
 from rahf.recipe.methods import preset
 from rahf.recipe.recipe import load_recipe, recipe_from_dict
-from rahf.trainer import RAHFConfig
+from rahf.terms import DISTANCES, Term, scored_kinds, terms_of
+from rahf.trainer_config import RAHFConfig
 
 LAYERS, SEED = (0, 2), 5
 METHODS = ("circuit_breakers", "rmu", "repbend")
@@ -66,7 +67,8 @@ def items_of(options, retain=(), pairs=2):
 
 
 def batch_of(items, options, **collating):
-    tail, cut = options.tail_tokens, options.max_response_tokens
+    tail, cut, scored = options.tail_tokens, options.max_response_tokens, terms_of(options)
+    collating["scored"] = scored_kinds(scored)
     return ContrastCollator(EOS, options.positions, tail, cut, **collating)(items)
 
 
@@ -157,16 +159,16 @@ class ByHand:
 
 def test_the_cosine_to_the_target_counts_where_it_is_positive():
     # One row of three tokens: along the target, across it, against it.
-    asked = Asked(torch.tensor([[[2.0, 0.0]] * 3]), torch.zeros(1, 3, 2), torch.full((1, 1), 7.0))
+    target = Target(torch.tensor([[[2.0, 0.0]] * 3]), torch.zeros(1, 3, 2), torch.full((1, 1), 7.0))
     hidden = torch.tensor([[[5.0, 0.0], [0.0, 3.0], [-4.0, 0.0]]])
-    loss = row_loss(hidden, asked, torch.tensor([0, 0, 0]), "relu_cosine")
+    loss = row_loss(hidden, target, torch.tensor([0, 0, 0]), "relu_cosine")
     assert loss.tolist() == pytest.approx([1 / 3])
 
 
 def test_away_is_the_distance_with_its_sign_turned():
-    asked = Asked(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.full((1, 1), 2.0))
+    target = Target(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.full((1, 1), 2.0))
     hidden = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
-    assert row_loss(hidden, asked, torch.tensor([0, 0]), "away").tolist() == [-2.5 / 2]
+    assert row_loss(hidden, target, torch.tensor([0, 0]), "away").tolist() == [-2.5 / 2]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_away_is_the_distance_with_its_sign_turned():
     [("constant", [4, 4, 4]), ("falling", [4, 3, 2]), ("rising", [0, 1, 2])],
 )
 def test_weights_over_time_by_hand(schedule, weights):
-    term = Term("name", "rejected", "l2", 4.0, schedule)
+    term = Term("name", "rejected", DISTANCES["l2"], 4.0, schedule)
     assert [term.weight_at(elapsed) for elapsed in (0.0, 0.5, 1.0)] == weights
 
 
@@ -271,7 +273,7 @@ def test_the_mean_of_a_term_is_that_over_its_own_rows(family):
     )
     alignment = alignment_of(family, both)
     over_both = alignment(alignment.model, batch_of(items_of(both), both)).terms["rejected"]
-    alignment.options = rejected
+    alignment = replace(alignment, options=rejected)
     batch = batch_of(items_of(rejected), rejected)
     over_rejected = alignment(alignment.model, batch).terms["rejected"]
     assert over_both.mean().item() == pytest.approx(over_rejected.mean().item(), rel=1e-5)
@@ -281,7 +283,7 @@ def test_rmu_asks_rejected_responses_alone_to_move(family):
     options = options_of("rmu")
     items, alignment = items_of(options, RETAINED), alignment_of(family, options)
     batch = batch_of(items, options)
-    asked = alignment.asked(batch, alignment.frozen(batch))
+    asked = alignment.target(batch, alignment.frozen(batch))
     owner = batch["reference"]["aligned_owner"]
     responses = len(items)
     rejected = (owner < responses) & (owner % 2 == 1)
@@ -329,10 +331,10 @@ def test_directions_are_refused(family):
 
 
 def test_the_methods_of_rahf_align_all_responses_at_one_weight():
-    options = MethodOptions(retain_weight=0.3)
+    options = MethodOptions(retain_weight=0.3, dpo_weight=0.0)
     assert terms_of(options) == (
-        Term("align", "responses", "l2", 1.0, "constant"),
-        Term("retain", "retained", "l2", 0.3, "constant"),
+        Term("align", "responses", DISTANCES["l2"], 1.0, "constant"),
+        Term("retain", "retained", DISTANCES["l2"], 0.3, "constant"),
     )
 
 

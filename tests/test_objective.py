@@ -7,7 +7,7 @@ from reference import objective as loops
 from rahf.objective import (
     RESOLUTION,
     SMALLEST_SCALE,
-    Asked,
+    Target,
     layer_scale,
     progress,
     row_loss,
@@ -31,7 +31,9 @@ def of_row(states, row):
 
 def asked_of(kind, shift, alpha=1.0):
     reference = random_states(0)
-    return Asked(reference, alpha * shift, layer_scale(kind, reference, alpha * shift, OWNER, ROWS))
+    return Target(
+        reference, alpha * shift, layer_scale(kind, reference, alpha * shift, OWNER, ROWS)
+    )
 
 
 @pytest.mark.parametrize("distance", ["l2", "squared_l2"])
@@ -50,7 +52,7 @@ def test_row_loss_equals_the_loops(distance, kind):
 
 def test_distances_by_hand():
     # One row of two tokens; the errors are (3, 4) and (0, 0): norms 5 and 0, squares 25 and 0.
-    asked = Asked(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.full((1, 1), 2.0))
+    asked = Target(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.full((1, 1), 2.0))
     hidden = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
     owner = torch.tensor([0, 0])
     assert row_loss(hidden, asked, owner, "l2").tolist() == [2.5 / 2]
@@ -59,7 +61,7 @@ def test_distances_by_hand():
 
 def test_the_target_is_the_reference_moved_by_the_shift():
     asked = asked_of("none", random_states(1))
-    at_target = row_loss(asked.reference + asked.shift, asked, OWNER, "l2")
+    at_target = row_loss(asked.states, asked, OWNER, "l2")
     assert torch.equal(at_target, torch.zeros(ROWS).double())
 
 
@@ -77,7 +79,7 @@ def test_a_layer_of_large_states_weighs_as_much_as_one_of_small_ones_when_scaled
     larger = torch.tensor([1.0, 1000.0]).view(2, 1, 1)
     for kind in ("rms", "shift"):
         asked = asked_of(kind, shift)
-        scaled = Asked(
+        scaled = Target(
             asked.reference * larger,
             asked.shift * larger,
             layer_scale(kind, asked.reference * larger, asked.shift * larger, OWNER, ROWS),
@@ -144,7 +146,7 @@ def test_a_state_that_is_not_a_number_is_no_rounding():
 def test_progress_is_0_at_the_start_and_1_at_the_target():
     asked = asked_of("none", random_states(1))
     start = progress(asked.reference, asked)
-    target = progress(asked.reference + asked.shift, asked)
+    target = progress(asked.states, asked)
     assert start.reached().tolist() == [0.0, 0.0]
     assert target.reached().tolist() == pytest.approx([1.0, 1.0])
     assert target.cosine().tolist() == pytest.approx([1.0, 1.0])
@@ -153,7 +155,7 @@ def test_progress_is_0_at_the_start_and_1_at_the_target():
 
 def test_progress_halfway_and_astray_by_hand():
     # Asked: 2 along the first axis. Moved: 1 along it and 1 beside it.
-    asked = Asked(torch.zeros(1, 1, 2), torch.tensor([[[2.0, 0.0]]]), torch.ones(1, 1))
+    asked = Target(torch.zeros(1, 1, 2), torch.tensor([[[2.0, 0.0]]]), torch.ones(1, 1))
     made = progress(torch.tensor([[[1.0, 1.0]]]), asked)
     assert made.reached().tolist() == [0.5]
     assert made.cosine().tolist() == pytest.approx([math.sqrt(0.5)])
@@ -163,7 +165,7 @@ def test_tokens_that_ask_for_nothing_are_left_out_of_progress():
     asked = asked_of("none", random_states(1))
     retained = torch.cat([asked.shift, torch.zeros(LAYERS, 2, D_MODEL)], 1)
     moved = torch.cat([random_states(2), 100 * torch.ones(LAYERS, 2, D_MODEL)], 1)
-    both = Asked(torch.cat([asked.reference, torch.zeros(LAYERS, 2, D_MODEL)], 1), retained, None)
+    both = Target(torch.cat([asked.reference, torch.zeros(LAYERS, 2, D_MODEL)], 1), retained, None)
     for whole, part in zip(progress(moved, both), progress(random_states(2), asked), strict=True):
         assert torch.allclose(whole, part)
 
@@ -171,7 +173,7 @@ def test_tokens_that_ask_for_nothing_are_left_out_of_progress():
 def test_progress_adds_up_over_batches():
     asked, hidden = asked_of("none", random_states(1)), random_states(2)
     parts = [
-        progress(hidden[:, cut], Asked(asked.reference[:, cut], asked.shift[:, cut], asked.scale))
+        progress(hidden[:, cut], Target(asked.reference[:, cut], asked.shift[:, cut], asked.scale))
         for cut in (slice(0, 2), slice(2, None))
     ]
     for whole, first, second in zip(progress(hidden, asked), *parts, strict=True):

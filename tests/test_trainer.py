@@ -17,12 +17,13 @@ from tiny_runs import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from rahf.alignment import mean_shift
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import attach_policy, frozen_pass, trainable
 from rahf.models.capture import record
 from rahf.models.likelihood import preference_margins
-from rahf.trainer import RAHFConfig, RAHFTrainer
+from rahf.trainer import RAHFTrainer
+from rahf.trainer_config import RAHFConfig
+from rahf.training.preparation import mean_shift
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 LAYERS = (0, 2)
@@ -218,7 +219,7 @@ def test_a_full_model_teaches_what_the_same_teacher_teaches_as_an_adapter(family
         )
         trainer.train()
         results.append(policy_weights(trainer))
-        full = trainer.alignment.teachers
+        full = trainer.alignment.frozen_views.teachers
         # The blocks up to the top target layer.
         assert [len(each.model.layers) for each in full.values()] == [3] * len(full)
         assert set(full) == ({"positive"} if name == "full" else set())
@@ -252,7 +253,7 @@ def test_missing_teachers_take_over_rate_length_and_batch(family, tmp_path, monk
         asked.update(options)
         return {name: family.adapters[name] for name in names}
 
-    monkeypatch.setattr("rahf.trainer.train_teachers", remember)
+    monkeypatch.setattr("rahf.training.preparation.train_teachers", remember)
     args = RAHFConfig(
         str(tmp_path),
         shift="token",
@@ -451,7 +452,7 @@ def test_a_mean_shift_is_fitted_once_and_is_that_of_all_responses(family, tmp_pa
     batches = [(token.data_collator(items), True), (token.data_collator(items[:2]), False)]
     expected = mean_shift(token.alignment, batches, token.args.device)
     assert torch.allclose(trainer.alignment.directions, expected.vectors, atol=1e-5)
-    assert trainer.alignment.views.teachers() == ()
+    assert trainer.alignment.frozen_views.views.teachers() == ()
     trainer.train()
 
 

@@ -8,8 +8,9 @@ from tiny_models import Family, lora, tiny_dataset, tiny_tokenizer
 from torch import Tensor
 from transformers import TrainerCallback
 
-from rahf.alignment import views_of
-from rahf.trainer import RAHFConfig, RAHFTrainer
+from rahf.recipe.methods import METHODS
+from rahf.trainer import RAHFTrainer
+from rahf.trainer_config import RAHFConfig
 from rahf.training.adapter_trainer import AdapterTrainer
 
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
@@ -65,7 +66,7 @@ def alignment_trainer(
         }
     )
     if teachers is None:
-        names = views_of(args.method, args.reference).teachers()
+        names = METHODS[args.method].views(args.reference).teachers()
         teachers = {name: family.adapters[name] for name in names}
     return RAHFTrainer(
         base if base is not None else family.load_base(),

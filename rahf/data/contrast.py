@@ -14,6 +14,11 @@ A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one 
                               3 2 1                        1 1 1                     1 1 1
     reference.aligned         1 2 4 6 7 9 10 11     indices into the flattened block
     reference.aligned_owner   0 0 1 2 2 3 3  3      the row each of them belongs to
+    aligned_responses         3                     aligned tokens of responses
+    first_aligned             0 2                   where each response begins among the aligned
+    kinds.chosen              1 1 0 0               rows of this kind, of all in `reference`
+    reference.scored          0 1 1, 0 1 0, ...     tokens whose prediction a term of the loss reads
+    reference.columns         0 1                   columns whose logits predict them
 
 With `packed` the rows stand one after the other in a single one, without padding and without an
 attention mask; `spans` tells them apart, and where rows begin alike they share that beginning:
@@ -29,19 +34,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import Dataset
+from jaxtyping import Bool
 from torch import Tensor, nn
+
+from rahf.data.rows import (
+    Pairs,
+    Rows,
+    first_rows,
+    packed_rows,
+    sequence_rows,
+    with_aligned,
+    with_context,
+    with_scored,
+)
 
 ResponseSource = Literal["chosen", "rejected", "both", "random"]
 Positions = Literal["response", "response_and_tail"]
+RowKind = Literal["responses", "chosen", "rejected", "retained"]
 Batch = dict[str, Any]
-Rows = dict[str, Any]  # a block of rows: tensors; where it is packed, the list `spans`
-Span = tuple[int, int]
-LEAST_SHARED = 16
-"""Tokens; for fewer, putting them together in each attention costs more than it saves."""
-
-TOKENWISE = ("input_ids", "attention_mask", "position_ids", "response_mask", "owner")
-Pairs = Dataset | Sequence[Mapping[str, Any]]
 
 
 class Responses(torch.utils.data.Dataset):
@@ -126,129 +136,6 @@ class PairsTogether(torch.utils.data.Sampler):
             yield from (2 * pair, 2 * pair + 1)
 
 
-def sequence_rows(
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    pad_token_id: int,
-    padding_side: Literal["right", "left"] = "right",
-    width: int = 0,
-) -> Rows:
-    """Pad prompt + response rows to the longest (at least `width`).
-
-    Returns:
-        `input_ids`, `attention_mask`, `position_ids` (restarting at the first real token),
-        `response_mask` and `owner` (the row of each token), all [rows, seq].
-        Padding is known by the mask, never by its id, which may be the end-of-text id.
-    """
-    lengths = [
-        len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)
-    ]
-    shape = (len(prompts), max([width, *lengths]))
-    input_ids = torch.full(shape, pad_token_id)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    response_mask = torch.zeros(shape, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        start = 0 if padding_side == "right" else shape[1] - lengths[row]
-        stop = start + lengths[row]
-        input_ids[row, start:stop] = torch.tensor(prompt + response)
-        attention_mask[row, start:stop] = 1
-        response_mask[row, start + len(prompt) : stop] = True
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
-        "response_mask": response_mask,
-        "owner": torch.arange(shape[0]).unsqueeze(1).expand(shape),
-    }
-
-
-def rows_of_ids(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_token_id: int, packed: bool
-) -> Rows:
-    """One block of rows, packed or padded on the right."""
-    if packed:
-        return packed_rows(prompts, responses)
-    return sequence_rows(prompts, responses, pad_token_id)
-
-
-def packed_rows(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], own_tail: int = 1
-) -> Rows:
-    """Prompt + response rows one after the other: what `sequence_rows` returns, all [1, tokens],
-    less the attention mask, since nothing is padding.
-
-    The beginning of a prompt that an earlier row has as well stands there alone: both responses of
-    a pair, and all rows under one instruction, share it. `spans` says of each row where its tokens
-    stand; the last span is its own.
-
-    Args:
-        own_tail: prompt tokens, from its end, that are never shared, because states or predictions
-            are read at them.
-    """
-    spans: list[list[Span]] = []
-    tokens: dict[str, list] = {"input_ids": [], "position_ids": [], "owner": []}
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        shared = _shared_spans(prompt[: max(0, len(prompt) - own_tail)], prompts[:row], spans)
-        begin = sum(stop - start for start, stop in shared)
-        own, place = [*prompt, *response][begin:], len(tokens["owner"])
-        spans.append([*shared, (place, place + len(own))])
-        tokens["input_ids"] += own
-        tokens["position_ids"] += range(begin, begin + len(own))
-        tokens["owner"] += [row] * len(own)
-    rows = {name: torch.tensor([values], dtype=torch.long) for name, values in tokens.items()}
-    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
-    rows["response_mask"] = rows["position_ids"] >= prompt_lengths[rows["owner"]]
-    return rows | {"spans": spans}
-
-
-def _shared_spans(
-    wanted: list[int], earlier: Sequence[list[int]], spans: Sequence[list[Span]]
-) -> list[Span]:
-    """Where the longest beginning of `wanted` that an earlier prompt has stands; empty if short."""
-    longest, source = 0, 0
-    for row, prompt in enumerate(earlier):
-        same = next(
-            (i for i, (x, y) in enumerate(zip(wanted, prompt, strict=False)) if x != y),
-            min(len(wanted), len(prompt)),
-        )
-        if same > longest:
-            longest, source = same, row
-    if longest < LEAST_SHARED:
-        return []
-    found = []
-    for start, stop in spans[source]:
-        found.append((start, min(stop, start + longest)))
-        longest -= found[-1][1] - start
-        if longest == 0:
-            break
-    return found
-
-
-def row_count(rows: Rows) -> int:
-    """Number of rows of a block, packed or padded."""
-    return len(rows["spans"] if "spans" in rows else rows["input_ids"])
-
-
-def packed_tokens_until(rows: Rows, columns: Tensor) -> int | None:
-    """Tokens of a packed block up to the end of the row of the last of `columns`, which ascend;
-    at least those of the first row. None where the block is padded.
-    """
-    if "spans" not in rows:
-        return None
-    last = int(columns[-1]) if len(columns) else 0
-    return next(spans[-1][1] for spans in rows["spans"] if spans[-1][1] > last)
-
-
-def first_rows(rows: Rows, count: int) -> Rows:
-    """The first rows of a block, at least one, without `aligned` and `aligned_owner`."""
-    names = [name for name in TOKENWISE if name in rows]
-    if "spans" not in rows:
-        return {name: rows[name][:count] for name in names}
-    spans = rows["spans"][:count]
-    tokens = spans[-1][-1][1]
-    return {name: rows[name][:, :tokens] for name in names} | {"spans": spans}
-
-
 def aligned_mask(rows: Rows, positions: Positions, tail_tokens: int) -> Tensor:
     """Which states are aligned, [rows, seq] bool.
 
@@ -282,6 +169,7 @@ class ContrastCollator:
     padding_side: Literal["right", "left"] = "right"
     width: int = 0
     packed: bool = False
+    scored: tuple[RowKind, ...] = ()  # rows of `reference` whose predictions are read
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> Batch:
         responses = [item["response_ids"][: self.max_response_tokens] for item in items]
@@ -293,14 +181,21 @@ class ContrastCollator:
         # A retained text has no prompt: all of it is kept, whatever is aligned in a response.
         of_responses = reference["owner"] < len(items)
         aligned = torch.where(of_responses, aligned, reference["response_mask"])
-        # The Trainer takes the size of a batch from the first tensor that it finds.
-        batch: Batch = {"row": torch.tensor([item["row"] for item in items])}
-        batch["chosen"] = torch.tensor([item["chosen"] for item in items])
-        batch["items"] = [
-            item[name] for name in ("name", "retain_name") for item in items if name in item
-        ]
-        batch["reference"] = with_aligned(reference, aligned)
-        batch["aligned_responses"] = int((aligned & of_responses).sum())
+        reference, kinds = with_aligned(reference, aligned), kinds_of_rows(items, len(retained))
+        if self.scored:
+            kept = torch.stack([kinds[kind] for kind in self.scored]).any(0)
+            reference = with_scored(reference, with_context(reference) & kept[reference["owner"]])
+        names = [item[name] for name in ("name", "retain_name") for item in items if name in item]
+        owner, rows = reference["aligned_owner"], torch.arange(len(items))
+        batch: Batch = {
+            # The Trainer takes the size of a batch from the first tensor that it finds.
+            "row": torch.tensor([item["row"] for item in items]),
+            "items": names,
+            "kinds": kinds,
+            "reference": reference,
+            "aligned_responses": int((aligned & of_responses).sum()),
+            "first_aligned": torch.searchsorted(owner, rows),
+        }
         for view in ("positive", "negative"):
             if f"{view}_prompt_ids" in items[0]:
                 batch[view] = self._view(view, items, responses)
@@ -340,7 +235,22 @@ class ContrastCollator:
                 )
 
 
-def with_aligned(rows: Rows, mask: Tensor) -> Rows:
-    """Add the aligned tokens as flat indices and their rows, found off the accelerator."""
-    aligned = mask.flatten().nonzero().squeeze(1)
-    return rows | {"aligned": aligned, "aligned_owner": rows["owner"].flatten()[aligned]}
+def kinds_of_rows(
+    items: Sequence[Mapping[str, Any]], retained: int
+) -> dict[RowKind, Bool[Tensor, " rows"]]:
+    """Return which rows of `reference` are of each kind: responses, then `retained` texts."""
+    chosen = torch.tensor([item["chosen"] for item in items] + [False] * retained)
+    responses = torch.arange(len(chosen)) < len(items)
+    return {
+        "responses": responses,
+        "chosen": chosen,
+        "rejected": responses & ~chosen,
+        "retained": ~responses,
+    }
+
+
+def without_retained(batch: Batch) -> Batch:
+    """Return the batch without the retained texts, which follow the responses in `reference`."""
+    rows, aligned = batch["reference"], batch["aligned_responses"]
+    cut = {name: rows[name][:aligned] for name in ("aligned", "aligned_owner")}
+    return batch | {"reference": first_rows(rows, len(batch["row"])) | cut}

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rahf.data.rows import with_context
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
-from rahf.models.likelihood import predictions, preference_margins, rows_for, with_context
+from rahf.models.likelihood import predictions, preference_margins, rows_for
 from rahf.recipe.layers import resolve_layers
 from rahf.terms import kl_divergence
 

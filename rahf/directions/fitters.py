@@ -5,9 +5,10 @@ Every vector is as long as the mean difference is along it, so that alpha 1 mean
 of them: the distance between the two sides along that vector. Knows samples; knows no model.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+from accelerate.utils import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,6 +23,13 @@ class Fitter(Protocol):
     def vectors(self) -> Float[Tensor, "layers d_model"]: ...
 
 
+class Differences(NamedTuple):
+    """Differences of contrasting states, where nothing else is known of them."""
+
+    difference: Float[Tensor, "layers differences d_model"]
+    difference_weight: Float[Tensor, " differences"]
+
+
 class MeanDifference:
     """Mean of positive minus negative, in float64."""
 
@@ -29,10 +37,19 @@ class MeanDifference:
         self._sum: Tensor | float = 0.0
         self._weight: Tensor | float = 0.0
 
-    def update(self, samples: Samples) -> None:
+    @property
+    def weight(self) -> float:
+        """The weight of all differences so far."""
+        return float(self._weight)
+
+    def update(self, samples: Samples | Differences) -> None:
         weight = samples.difference_weight.double()
         self._sum = self._sum + torch.einsum("ltd,t->ld", samples.difference.double(), weight)
         self._weight = self._weight + weight.sum()
+
+    def reduce(self) -> None:
+        """Add up what every rank has seen."""
+        self._sum, self._weight = reduce((self._sum, self._weight), reduction="sum")
 
     def vectors(self) -> Float[Tensor, "layers d_model"]:
         return (self._sum / self._weight).float()
@@ -63,10 +80,10 @@ class PrincipalDifference:
 class LogisticProbe:
     """Normal vector of a Bayesian logistic regression of the side on the state, with intercept.
 
-    A batch moves the Gaussian posterior of what came before to its Laplace approximation (recursive
-    Laplace: Spiegelhalter and Lauritzen 1990), whose mode is found by Newton steps in the space of
-    the batch (Rasmussen and Williams 2006, algorithm 3.1). So nothing is read twice, and memory is
-    one d_model x d_model covariance per layer.
+    A batch moves the Gaussian posterior of the batches before it to its Laplace approximation
+    (recursive Laplace: Spiegelhalter and Lauritzen 1990). Newton steps find the mode in the space
+    of the batch: mode + covariance @ states.T @ dual. Nothing is read twice, and memory is one
+    d_model x d_model covariance per layer.
     """
 
     ROWS = 64  # samples in one step, which bounds its matrices
@@ -77,73 +94,48 @@ class LogisticProbe:
 
     def __init__(self):
         self._mean = MeanDifference()
-        self._center: Tensor | None = None
+        self._mode: Tensor | None = None
 
     def update(self, samples: Samples) -> None:
         self._mean.update(samples)
-        states = torch.cat([samples.positive, samples.negative], 1)
-        weight = torch.cat([samples.positive_weight, samples.negative_weight])
-        label = torch.zeros_like(weight)
-        label[: len(samples.positive_weight)] = 1
-        if self._center is None:
-            self._begin(states, weight)
-        scaled = nn.functional.pad((states - self._center) / self._scale, (0, 1), value=1.0)
-        # Both sides in every step: the order is that of positive, negative, positive, ...
-        order = torch.argsort(
-            torch.cat([torch.arange(count) / count for count in _counts(samples)]), stable=True
-        )
-        for part in order.to(weight.device).split(self.ROWS):
-            self._step(scaled[:, part], label[part], weight[part])
+        sides = (samples.positive, samples.negative)
+        weights = (samples.positive_weight, samples.negative_weight)
+        if self._mode is None:
+            self._begin(torch.cat(sides, 1), torch.cat(weights))
+        steps = -(-sum(map(len, weights)) // self.ROWS)
+        parts = [side.tensor_split(steps, dim=1) for side in sides]
+        parts += [weight.tensor_split(steps) for weight in weights]
+        for positive, negative, *weight in zip(*parts, strict=True):
+            self._step(positive, negative, torch.cat(weight)[:, None])
 
     def _begin(self, states: Tensor, weight: Tensor) -> None:
-        layers, _, width = states.shape
-        share = (weight / weight.sum())[:, None]
-        self._center = (states * share).sum(1, keepdim=True)
-        square = ((states - self._center).square() * share).sum((1, 2))
-        self._scale = (square / width).sqrt()[:, None, None]
-        self._mode = states.new_zeros(layers, width + 1)
-        prior = states.new_full((width + 1,), self.SPREAD**2 / width)
-        prior[-1] = self.SPREAD**2  # the intercept's feature is 1
-        self._covariance = prior.diag().repeat(layers, 1, 1)
+        share, width = weight / weight.sum(), states.shape[2]
+        self._center = torch.einsum("ltd,t->ld", states, share)[:, None]
+        square = (states - self._center).square().mean(-1) @ share
+        self._scale = square.sqrt()[:, None, None]
+        prior = states.new_tensor([self.SPREAD**2 / width] * width + [self.SPREAD**2])
+        self._covariance = prior.diag().repeat(len(states), 1, 1)
+        self._mode = states.new_zeros(len(states), width + 1, 1)
 
-    def _step(self, states: Tensor, label: Tensor, weight: Tensor) -> None:
+    def _step(self, positive: Tensor, negative: Tensor, weight: Tensor) -> None:
+        states = (torch.cat([positive, negative], 1) - self._center) / self._scale
+        states = nn.functional.pad(states, (0, 1), value=1.0)
+        label = torch.zeros_like(weight)
+        label[: positive.shape[1]] = 1
         spanned = states @ self._covariance  # [layers, rows, d_model + 1]
-        kernel = spanned @ states.transpose(1, 2)
-        before = (states @ self._mode[..., None]).squeeze(-1)
+        kernel, before = spanned @ states.mT, states @ self._mode
         dual = torch.zeros_like(before)
         for _ in range(self.STEPS):
-            logit = before + (kernel @ dual[..., None]).squeeze(-1)
-            curvature, factor = self._curvature(logit, weight, kernel)
-            pull = curvature * (logit - before) + weight * (label - logit.sigmoid())
-            root = curvature.sqrt()
-            inner = root * (kernel @ pull[..., None]).squeeze(-1)
-            dual = pull - root * torch.cholesky_solve(inner[..., None], factor).squeeze(-1)
-        self._mode = self._mode + (dual[:, None] @ spanned).squeeze(1)
-        logit = before + (kernel @ dual[..., None]).squeeze(-1)
-        curvature, factor = self._curvature(logit, weight, kernel)
-        learned = torch.linalg.solve_triangular(
-            factor, curvature.sqrt()[..., None] * spanned, upper=False
-        )
-        self._covariance = self._covariance - learned.transpose(1, 2) @ learned
-
-    @staticmethod
-    def _curvature(logit: Tensor, weight: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """Second derivative of the loss per sample, and the Cholesky factor of I + sKs, s = its
-        root.
-        """
-        probability = logit.sigmoid()
-        curvature = weight * probability * (1 - probability)
-        root = curvature.sqrt()
-        inner = root[:, :, None] * kernel * root[:, None, :]
-        identity = torch.eye(inner.shape[-1], device=inner.device, dtype=inner.dtype)
-        return curvature, torch.linalg.cholesky(inner + identity)
+            probability = (before + kernel @ dual).sigmoid()
+            curvature = weight * probability * (1 - probability)
+            system = torch.eye(len(weight), device=weight.device) + curvature * kernel
+            dual = dual + torch.linalg.solve(system, weight * (label - probability) - dual)
+        self._mode = self._mode + spanned.mT @ dual
+        learned = torch.linalg.solve(system, curvature * spanned)
+        self._covariance = self._covariance - spanned.mT @ learned
 
     def vectors(self) -> Float[Tensor, "layers d_model"]:
-        return along(self._mean.vectors(), self._mode[:, :-1])
-
-
-def _counts(samples: Samples) -> tuple[int, int]:
-    return len(samples.positive_weight), len(samples.negative_weight)
+        return along(self._mean.vectors(), self._mode[:, :-1, 0])
 
 
 def along(

@@ -1,6 +1,6 @@
-"""One vector per layer: fitted from per-token shifts, frozen, saved, loaded.
+"""One vector per layer: frozen, saved, loaded, and the arithmetic of such vectors.
 
-A `MeanFitter` gathers, `Directions` is the frozen result. Knows no model.
+`fitters.py` fits them. Knows no model.
 """
 
 import hashlib
@@ -10,13 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import reduce
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-from rahf.objective import row_mean
 
 FILE_NAME = "directions.safetensors"
 
@@ -152,39 +149,3 @@ class Directions:
             vectors = torch.stack([file.get_tensor(name) for name in names]).float()
             metadata = json.loads((file.metadata() or {}).get("rahf", "{}"))
         return cls(tuple(int(name[6:]) for name in names), vectors, metadata)
-
-
-class MeanFitter:
-    """Streaming mean of the shift, over tokens of a response, then over responses, in float64."""
-
-    def __init__(self, layers: tuple[int, ...]):
-        self.layers = layers
-        self.sums: Tensor | None = None
-        self.responses = 0
-
-    def update(
-        self,
-        shift: Float[Tensor, "layers tokens d_model"],
-        owner: Int[Tensor, " tokens"],
-        rows: int,
-        *,
-        counts: bool = True,
-    ) -> None:
-        """Add the shift of `rows` responses; one that does not count gives the shape alone."""
-        flat = shift.transpose(1, 2).flatten(0, 1)
-        total = row_mean(flat, owner, rows).double().sum(1).view(shift.shape[0], -1)
-        total = total if counts else torch.zeros_like(total)
-        self.sums = total if self.sums is None else self.sums + total
-        self.responses += rows if counts else 0
-
-    def reduce(self) -> None:
-        """Add up what every rank has seen."""
-        responses = torch.tensor(self.responses, device=self.sums.device)
-        self.sums = reduce(self.sums, reduction="sum")
-        self.responses = int(reduce(responses, reduction="sum"))
-
-    def fit(self, **metadata: str) -> Directions:
-        """Freeze the mean of everything seen."""
-        assert self.sums is not None, "fit before the first update"
-        described = {**metadata, "fit": "mean", "responses": str(self.responses)}
-        return Directions(self.layers, (self.sums / self.responses).float().cpu(), described)

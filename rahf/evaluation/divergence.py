@@ -11,9 +11,9 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rahf.data.contrast import sequence_rows
+from rahf.data.rows import sequence_rows, with_context
 from rahf.models.adapters import at_strength
-from rahf.models.likelihood import Likelihood, predictions, token_likelihood, with_context
+from rahf.models.likelihood import Likelihood, predictions, token_likelihood
 from rahf.models.scoring import scored_together
 
 TEXTS_IN_FORWARD = 8

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.data.contrast import Pairs
 from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
+from rahf.data.rows import Pairs
 from rahf.evaluation.divergence import read_texts
 from rahf.generation.answers import generate, pad_id
 from rahf.models.adapters import at_strength

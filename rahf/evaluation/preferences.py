@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rahf.data.contrast import Pairs
+from rahf.data.rows import Pairs
 from rahf.evaluation.intervals import mean_estimate
 from rahf.models.likelihood import PairLikelihoods
 

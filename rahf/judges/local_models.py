@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.data.chat_format import chat_format, prompt_messages, render
-from rahf.data.contrast import sequence_rows
 from rahf.data.messages import Message
 from rahf.data.response_ids import tokenize_responses
+from rahf.data.rows import sequence_rows
 from rahf.generation.answers import pad_id
 from rahf.judges.judge import Value, Verdict
 from rahf.judges.questions import (

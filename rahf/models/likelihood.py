@@ -1,7 +1,7 @@
 """Log-probability of responses under a model, with the LM head applied to the tokens that predict a
 response and no others.
 
-Knows models and rows of ids (`contrast.rows_of_ids`); knows no loss.
+Knows models and rows of ids (`rows.rows_of_ids`); knows no loss.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,15 @@ from accelerate.utils import send_to_device
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rahf.data.contrast import Pairs, Rows, row_count, rows_of_ids, sequence_rows
+from rahf.data.rows import (
+    Pairs,
+    Rows,
+    predicting_columns,
+    row_count,
+    rows_of_ids,
+    sequence_rows,
+    with_context,
+)
 from rahf.models.packing import packed_inputs, takes_packed_rows
 from rahf.models.scoring import scored_together
 
@@ -59,11 +67,6 @@ def rows_for(
     return send_to_device(sequence_rows(prompts, responses, pad_token_id), device)
 
 
-def forward_columns(response_mask: Tensor) -> Tensor:
-    """Columns that predict a response token in any row: the only ones whose logits are needed."""
-    return response_mask[:, 1:].any(0).nonzero().squeeze(1)
-
-
 def response_logits(
     logits: Float[Tensor, "rows columns vocab"], response_mask: Tensor, columns: Tensor
 ) -> Float[Tensor, "tokens vocab"]:
@@ -71,16 +74,9 @@ def response_logits(
     return logits[response_mask[:, columns + 1]].float()
 
 
-def with_context(rows: Rows) -> Tensor:
-    """Response tokens that something stands before: the first token of a text without a prompt has
-    no prediction.
-    """
-    return rows["response_mask"] & (rows["position_ids"] > 0)
-
-
 def likelihood(model: nn.Module, rows: Rows) -> Likelihood:
-    """Score the tokens under `response_mask` given everything before them; see `with_context` for
-    those that have no score.
+    """Score the tokens under `response_mask` given everything before them; see `rows.with_context`
+    for those that have no score.
     """
     rows = rows | {"response_mask": with_context(rows)}
     return token_likelihood(predictions(model, rows), rows)
@@ -88,7 +84,7 @@ def likelihood(model: nn.Module, rows: Rows) -> Likelihood:
 
 def predictions(model: nn.Module, rows: Rows) -> Float[Tensor, "tokens vocab"]:
     """Logits that predict the tokens under `response_mask`, packed row by row, from one forward."""
-    columns = forward_columns(rows["response_mask"])
+    columns = predicting_columns(rows["response_mask"])
     output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
     return response_logits(output.logits, rows["response_mask"], columns)
 

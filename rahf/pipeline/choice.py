@@ -45,7 +45,7 @@ from rahf.pipeline.inputs import (
 from rahf.recipe.layers import AUTO
 from rahf.recipe.recipe import Recipe
 from rahf.report.directions import choice_table
-from rahf.trainer import fit_mean_shift
+from rahf.training.preparation import fit_mean_shift
 
 CHOICE_FILE = "choice.json"
 HELD_OUT = 16  # pairs that windows are compared on

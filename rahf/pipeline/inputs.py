@@ -22,10 +22,11 @@ from transformers import (
 from rahf.data.chat_format import with_chat_template
 from rahf.data.sources import DataSource, load_mixture, load_pairs
 from rahf.data.summary import DataReport
-from rahf.data.tokenization import tokenize_pairs, tokenize_texts
+from rahf.data.tokenization import tokenize_texts
 from rahf.models.adapters import base_model
 from rahf.recipe.recipe import Recipe
-from rahf.trainer import RAHFConfig
+from rahf.trainer_config import RAHFConfig
+from rahf.training.preparation import tokenized
 
 QUIET_DEFAULTS = {
     "report_to": "none",
@@ -114,20 +115,20 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
 def tokenized_split(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, split: str, *, instructed: bool = False
 ) -> tuple[Dataset, DataReport]:
-    """Rows of one split; the first process makes them, the others find them in the cache.
+    """Return the rows of one split; the first process makes them, the others read the cache.
 
     Args:
         instructed: whether rows hold the prompts under the instructions, whatever the method.
     """
-    data, method = recipe.data, recipe.method
-    instructed = instructed or method.facts.instructed
+    data = recipe.data
     with PartialState().main_process_first():
-        return tokenize_pairs(
+        return tokenized(
             load_split(recipe, split),
             tokenizer,
+            recipe.method,
             max_prompt_length=data.max_prompt_length,
             max_length=data.max_length,
-            instructions=method.instructions if instructed else None,
+            instructed=instructed,
             chat_template=data.chat_template,
             num_proc=data.dataset_num_proc,
         )

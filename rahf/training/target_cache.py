@@ -34,11 +34,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rahf.alignment import Alignment, Frozen, without_retained
+from rahf.alignment import Alignment
 from rahf.artifacts import read_json
-from rahf.data.contrast import Batch, ContrastCollator, retained_name
+from rahf.data.contrast import Batch, ContrastCollator, retained_name, without_retained
 from rahf.models.adapters import fingerprint
 from rahf.recipe.method_options import MethodOptions
+from rahf.views import Frozen
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
@@ -257,13 +258,15 @@ def open_cache(
         collator: what makes the training's batches.
     """
     options, base = alignment.options, alignment.model.get_base_model()
-    both = alignment.views.positive is not None  # a shift of every token
+    both = alignment.frozen_views.views.positive is not None  # a shift of every token
     key = {
         "base": weights_of(base),
         "dtype": f"{base.dtype} {autocast}",
         "loading": str(getattr(base.config, "quantization_config", None)),
-        "teachers": {name: weights_of(teachers[name]) for name in alignment.views.teachers()},
-        "views": [view and list(view) for view in alignment.views],
+        "teachers": {
+            name: weights_of(teachers[name]) for name in alignment.frozen_views.views.teachers()
+        },
+        "views": [view and list(view) for view in alignment.frozen_views.views],
         "layers": alignment.layers,
         **{name: getattr(options, name) for name in DECIDING},
         "rows": digest_of_rows(rows),
@@ -291,7 +294,9 @@ def _retained_states(
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         together = texts[start : start + TEXTS_AT_ONCE]
         rows = send_to_device(collator.retained_rows(together), device)
-        yield from alignment.retained(rows).split([len(text) for text in together], dim=1)
+        yield from alignment.frozen_views.retained(rows).split(
+            [len(text) for text in together], dim=1
+        )
 
 
 DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens")

@@ -17,9 +17,9 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-from rahf.data.contrast import rows_of_ids
+from rahf.data.rows import rows_of_ids, with_context
 from rahf.models.adapters import attach_policy, depth_of, frozen_pass, pad_id
-from rahf.models.likelihood import likelihood, with_context
+from rahf.models.likelihood import likelihood
 from rahf.models.packing import use_packed_attention
 from rahf.objective import dpo_loss
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss

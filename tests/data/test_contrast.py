@@ -2,7 +2,8 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_pairs
 
-from rahf.data.contrast import ContrastCollator, PairsTogether, Responses, sequence_rows
+from rahf.data.contrast import ContrastCollator, PairsTogether, Responses, without_retained
+from rahf.data.rows import sequence_rows
 
 PAIR = {
     "row": 7,
@@ -46,6 +47,43 @@ def test_the_example_of_the_module_docstring():
     assert rows["aligned"].tolist() == [1, 2, 4, 6, 7, 9, 10, 11]
     assert rows["aligned_owner"].tolist() == [0, 0, 1, 2, 2, 3, 3, 3]
     assert batch["aligned_responses"] == 3
+    assert batch["first_aligned"].tolist() == [0, 2]
+    assert batch["kinds"]["chosen"].tolist() == [True, True, False, False]
+    assert "scored" not in rows
+
+
+@pytest.mark.parametrize(
+    ("kinds", "tokens"),
+    [
+        (("chosen",), [[21, 22, EOS], [], [], []]),
+        (("responses",), [[21, 22, EOS], [31, EOS], [], []]),
+        (("retained",), [[], [], [4], [6, 7]]),  # the first token of a text has no prediction
+        (("retained", "chosen"), [[21, 22, EOS], [], [4], [6, 7]]),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_kinds_of_rows_name_the_tokens_whose_predictions_are_read(kinds, tokens, packed):
+    collator = ContrastCollator(EOS, packed=packed, scored=kinds)
+    batch = collator(items(retain=[[3, 4], [5, 6, 7]]))
+    rows, places = batch["reference"], batch["reference"]["scored"].nonzero()
+    found = [[] for _ in tokens]
+    for place in places.tolist():
+        found[rows["owner"][tuple(place)]].append(rows["input_ids"][tuple(place)].item())
+    assert found == tokens
+    assert rows["columns"].tolist() == sorted({column - 1 for _, column in places.tolist()})
+    whole, cut = without_retained(batch)["reference"], collator(items())["reference"]
+    assert torch.equal(whole["columns"], cut["columns"])
+    assert torch.equal(whole["scored"].nonzero(), cut["scored"].nonzero())
+
+
+def test_every_row_of_the_reference_is_of_two_kinds_or_retained():
+    kinds = ContrastCollator(EOS)(items(retain=[[3, 4], [5, 6, 7]]))["kinds"]
+    assert {name: rows.int().tolist() for name, rows in kinds.items()} == {
+        "responses": [1, 1, 0, 0],
+        "chosen": [1, 0, 0, 0],
+        "rejected": [0, 1, 0, 0],
+        "retained": [0, 0, 1, 1],
+    }
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from peft import PeftModel
 from ranks import launched, run
 from reference.objective import block_states, kl, log_probabilities
@@ -28,7 +28,7 @@ from rahf.directions.calibration import (
 )
 from rahf.directions.effect import candidates, effect_on_predictions
 from rahf.directions.evidence import area_under_curve, fit, measure
-from rahf.directions.fitters import FITTERS, MeanDifference
+from rahf.directions.fitters import FITTERS, Differences, MeanDifference
 from rahf.directions.states import SIDES, Reader, Samples
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
@@ -37,7 +37,7 @@ from rahf.pipeline.inputs import load_base, load_tokenizer
 from rahf.pipeline.inputs import test_rows as held_out_rows
 from rahf.pipeline.run import run_pipeline
 from rahf.recipe.files import checked_recipe
-from rahf.trainer import RAHFConfig
+from rahf.trainer_config import RAHFConfig
 
 LAYERS = (0, 1, 2)
 SOURCES = ("responses", "instructions", "adapters")
@@ -125,6 +125,45 @@ def samples_of(positive, negative):
         torch.ones(1, len(positive)),
         ones,
     )
+
+
+def shifts_of_responses():
+    """Per-token shifts [layers, tokens, d_model] of six responses of different lengths."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(2, length, 4, generator=generator) for length in (1, 5, 2, 2, 7, 3)]
+
+
+def mean_of(batches):
+    """A fitter of the shifts of responses, the tokens of each with a weight of 1 in all."""
+    fitter = MeanDifference()
+    for batch in batches:
+        weight = torch.cat([torch.full(part.shape[1:2], 1 / part.shape[1]) for part in batch])
+        fitter.update(Differences(torch.cat(batch, 1), weight))
+    return fitter
+
+
+def test_the_mean_is_over_the_tokens_of_a_response_and_then_over_responses():
+    responses = shifts_of_responses()
+    expected = torch.stack([shift.mean(1) for shift in responses]).mean(0)
+    fitter = mean_of([responses])
+    assert torch.allclose(fitter.vectors(), expected, atol=1e-6)
+    assert fitter.weight == pytest.approx(6)
+
+
+def test_a_streaming_mean_equals_that_of_one_batch():
+    responses = shifts_of_responses()
+    whole = mean_of([responses]).vectors()
+    for batches in ([responses[:1], responses[1:]], [[response] for response in responses[::-1]]):
+        assert torch.allclose(mean_of(batches).vectors(), whole, atol=1e-6)
+
+
+def test_adding_up_over_one_rank_changes_nothing():
+    fitter = mean_of([shifts_of_responses()])
+    before, weight = fitter.vectors(), fitter.weight
+    Accelerator(cpu=True)  # says that there is one rank
+    fitter.reduce()
+    assert torch.equal(fitter.vectors(), before)
+    assert fitter.weight == weight
 
 
 def planted(count, seed=0, width=6):

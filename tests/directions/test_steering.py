@@ -6,7 +6,7 @@ from peft import PeftModel
 from reference.steering import logits_by_loops, some_directions
 from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, EOS, tiny_model, tiny_pairs, tiny_tokenizer
 
-from rahf.data.contrast import sequence_rows
+from rahf.data.rows import sequence_rows
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
 from rahf.generation.answers import WORTH_SHARING, answers

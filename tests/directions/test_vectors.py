@@ -1,9 +1,8 @@
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from rahf.directions.vectors import FILE_NAME, Directions, MeanFitter
+from rahf.directions.vectors import FILE_NAME, Directions
 
 
 def some_directions():
@@ -110,44 +109,3 @@ def test_directions_of_other_layers_or_widths_do_not_go_together():
         directions + directions.only((2, 9))
     with pytest.raises(ValueError, match="have 4 dimensions"):
         directions.cosine(Directions((2, 9, 10), torch.zeros(3, 4)))
-
-
-def shifts_of_responses():
-    """Per-token shifts [layers, tokens, d_model] of six responses of different lengths."""
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(2, length, 4, generator=generator) for length in (1, 5, 2, 2, 7, 3)]
-
-
-def fitted(batches):
-    fitter = MeanFitter((0, 3))
-    for batch in batches:
-        owner = torch.tensor(
-            [row for row, shift in enumerate(batch) for _ in range(shift.shape[1])]
-        )
-        fitter.update(torch.cat(batch, 1), owner, len(batch))
-    return fitter
-
-
-def test_the_mean_is_over_the_tokens_of_a_response_and_then_over_responses():
-    responses = shifts_of_responses()
-    expected = torch.stack([shift.mean(1) for shift in responses]).mean(0)
-    directions = fitted([responses]).fit(method="dual")
-    assert directions.layers == (0, 3)
-    assert torch.allclose(directions.vectors, expected, atol=1e-6)
-    assert directions.metadata == {"method": "dual", "fit": "mean", "responses": "6"}
-
-
-def test_streaming_equals_one_batch():
-    responses = shifts_of_responses()
-    whole = fitted([responses]).fit().vectors
-    for batches in ([responses[:1], responses[1:]], [[response] for response in responses[::-1]]):
-        assert torch.allclose(fitted(batches).fit().vectors, whole, atol=1e-6)
-
-
-def test_adding_up_over_one_rank_changes_nothing():
-    fitter = fitted([shifts_of_responses()])
-    before = fitter.fit().vectors
-    Accelerator(cpu=True)  # says that there is one rank
-    fitter.reduce()
-    assert torch.equal(fitter.fit().vectors, before)
-    assert fitter.responses == 6

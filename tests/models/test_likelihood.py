@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_models import EOS, tiny_model, tiny_pairs
 
-from rahf.data.contrast import sequence_rows
+from rahf.data.rows import sequence_rows
 from rahf.models import scoring
 from rahf.models.likelihood import likelihood, pair_likelihoods, preference_margins
 from rahf.models.packing import use_packed_attention

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, EOS, tiny_model, tiny_pairs
 
-from rahf.data.contrast import ContrastCollator, Responses, first_rows, packed_rows, sequence_rows
+from rahf.data.contrast import ContrastCollator, Responses
+from rahf.data.rows import first_rows, packed_rows, sequence_rows
 from rahf.models.capture import record
 from rahf.models.likelihood import likelihood, model_inputs
 from rahf.models.packing import (

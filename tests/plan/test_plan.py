@@ -16,9 +16,8 @@ from tiny_models import _CONFIGS, ARCHITECTURES, DEPTH, VOCABULARY, lora, tiny_t
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from rahf.alignment import views_of
 from rahf.cli import main
-from rahf.data.contrast import packed_rows
+from rahf.data.rows import packed_rows
 from rahf.distributed.accelerate import Launch, read_launch
 from rahf.models.capture import Narrowed, find_blocks, replaced_blocks
 from rahf.models.lora_targets import oriented
@@ -40,6 +39,7 @@ from rahf.plan.memory import (
 from rahf.plan.passes import Case, stages_of, steps_of
 from rahf.plan.savings import changes, fitting, largest
 from rahf.plan.work import Pass, Upper, pass_work
+from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 
 ROOT = Path(__file__).parents[2]
@@ -369,7 +369,7 @@ def test_packed_responses_of_a_pair_share_their_prompt():
 
 @pytest.mark.parametrize("method", ["dual", "scit", "lorra"])
 def test_views_have_the_adapters_of_the_alignment(method):
-    views = views_of(method, "base")
+    views = METHODS[method].views("base")
     stage = next(s for s in stages_of(case(method=method, shift="token")) if s.name == "alignment")
     adapted = {made.name: made.adapted for made in stage.usual}
     assert adapted == {

@@ -1,6 +1,8 @@
 import json
 import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ from tiny_runs import (
     policy_weights,
 )
 
-from rahf.data.contrast import row_count
+from rahf.data.rows import row_count
 from rahf.recipe.fields import OptionError
 from rahf.training.target_cache import digest_of_rows, weights_of
+from rahf.views import FrozenViews
 
 RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 STATES = 4 * 2  # files: four pairs, both responses
@@ -31,10 +34,22 @@ def run(family, folder, cache=None, **options):
     if cache is not None:
         settings["target_cache"] = str(cache)
     trainer = alignment_trainer(family, folder, **settings)
-    passes, look = [], trainer.alignment._look_frozen
-    trainer.alignment._look_frozen = lambda *given: (passes.append(1), look(*given))[1]
-    trainer.train()
+    with frozen_passes() as passes:
+        trainer.train()
     return trainer, len(passes)
+
+
+@contextmanager
+def frozen_passes():
+    """The view and the rows of each pass of a frozen view that is run inside the context."""
+    passes, run_view = [], FrozenViews.outputs
+
+    def watched(views, view, batch, **how):
+        passes.append((view, row_count(batch[view.rows])))
+        return run_view(views, view, batch, **how)
+
+    with patch.object(FrozenViews, "outputs", watched):
+        yield passes
 
 
 def files_in(cache):
@@ -85,17 +100,20 @@ def test_retained_texts_are_computed_once_and_beside_no_response(family, tmp_pat
         asked.append(row_count(batch["reference"]))
         return trainer.alignment.frozen(batch)
 
-    texts = []
-    compute_texts = trainer.alignment.retained
-    trainer.alignment.retained = lambda rows: (texts.append(row_count(rows)), compute_texts(rows))[
-        1
-    ]
-    for start in (0, 3, 6):  # three responses, each with one of the three texts
-        items = [trainer.train_dataset[index] for index in range(start, start + 3)]
-        batch = trainer.data_collator(items)
-        found, whole = trainer.target_cache.frozen(batch, compute), trainer.alignment.frozen(batch)
-        assert torch.allclose(found.reference, whole.reference, atol=1e-5)
-        assert torch.allclose(found.shift, whole.shift, atol=1e-5)
+    texts, compute_texts = [], FrozenViews.retained
+
+    def watched(views, rows):
+        texts.append(row_count(rows))
+        return compute_texts(views, rows)
+
+    with patch.object(FrozenViews, "retained", watched):
+        for start in (0, 3, 6):  # three responses, each with one of the three texts
+            items = [trainer.train_dataset[index] for index in range(start, start + 3)]
+            batch = trainer.data_collator(items)
+            found = trainer.target_cache.frozen(batch, compute)
+            whole = trainer.alignment.frozen(batch)
+            assert torch.allclose(found.reference, whole.reference, atol=1e-5)
+            assert torch.allclose(found.shift, whole.shift, atol=1e-5)
     assert (texts, asked) == ([3], [3, 3, 3])
 
 
@@ -115,16 +133,10 @@ def test_beside_a_term_that_reads_predictions_retained_texts_alone_are_kept(
         options_of_run = {"retain_texts": RETAINED, "retain_weight": 0.5, **options, **more}
         options_of_run |= {"per_device_train_batch_size": 4, "save_strategy": "no"}
         trainer = alignment_trainer(family, tmp_path / folder, **options_of_run)
-        rows, look = [], trainer.alignment._look_frozen
-
-        def watched(view, batch, *given):
-            if view == trainer.alignment.views.reference:
-                rows.append(row_count(batch["reference"]))
-            return look(view, batch, *given)
-
-        trainer.alignment._look_frozen = watched
-        trainer.train()
-        return trainer, rows
+        with frozen_passes() as passes:
+            trainer.train()
+        reference = trainer.alignment.frozen_views.views.reference
+        return trainer, [rows for view, rows in passes if view == reference]
 
     plain, whole = trained("plain")
     cached, first = trained("cached", target_cache=str(tmp_path / "cache"))

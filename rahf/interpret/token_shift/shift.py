@@ -15,8 +15,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from rahf.data.rows import with_context
 from rahf.models.adapters import frozen_pass
-from rahf.models.likelihood import predictions, rows_for, with_context
+from rahf.models.likelihood import predictions, rows_for
 
 BUCKETS = ("unshifted", "marginal", "shifted")
 """Rank in the base's predictions: 1; 2 or 3; beyond."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from parts.workload import Workload, lora, responses_of
 
-from rahf.data.contrast import packed_rows
+from rahf.data.rows import packed_rows
 from rahf.models.shapes import read_decoder, read_lora
 from rahf.plan.work import Pass, Work, pass_work
 

@@ -15,7 +15,7 @@ from parts.workload import Workload, responses_of
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rahf.data.contrast import sequence_rows
+from rahf.data.rows import sequence_rows
 
 VIEWS = ("reference", "positive", "negative")
 

@@ -1,0 +1,114 @@
+"""What each view says of a batch: hidden states at the aligned tokens, logits of the scored tokens.
+
+The table of methods names the views. Knows models and batches; knows no target and no loss.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+
+from rahf.data.contrast import Batch, without_retained
+from rahf.data.rows import Rows
+from rahf.models.adapters import frozen_pass
+from rahf.models.capture import record
+from rahf.models.likelihood import model_inputs, response_logits
+from rahf.recipe.methods import METHODS, View, Views
+
+
+class Outputs(NamedTuple):
+    """What one forward pass says of a block of rows."""
+
+    hidden: Float[Tensor, "layers tokens d_model"]  # at the aligned tokens
+    logits: Float[Tensor, "scored vocab"] | None  # that predict the scored tokens, if asked for
+
+
+class Frozen(NamedTuple):
+    """What the frozen views say of a batch: the same for every alpha and in every epoch."""
+
+    reference: Float[Tensor, "layers tokens d_model"]  # responses, then retained texts
+    shift: Float[Tensor, "layers response_tokens d_model"] | None  # positive minus negative view
+    logits: Float[Tensor, "scored vocab"] | None = None  # of the reference, where a term reads them
+
+
+def views_of(method: str, reference: str, *, stored_shift: bool) -> Views:
+    """Return the views that a training reads: of a stored shift, only the reference."""
+    views = METHODS[method].views(reference)
+    return views._replace(positive=None, negative=None) if stored_shift else views
+
+
+@dataclass(frozen=True)
+class FrozenViews:
+    """The frozen views, on a model whose adapters are the policy and its teachers."""
+
+    model: PeftModel  # unwrapped; the policy is active
+    views: Views
+    layers: tuple[int, ...]  # target layers, ascending
+    teachers: Mapping[str, nn.Module]  # full models in place of adapters, by name
+
+    def frozen(self, batch: Batch, *, predictions: bool) -> Frozen:
+        """Run the views on `batch`.
+
+        Args:
+            predictions: whether the logits of the reference are read.
+        """
+        reference, logits = self.outputs(self.views.reference, batch, predictions=predictions)
+        if self.views.positive is None:
+            return Frozen(reference, None, logits)
+        known = {self.views.reference: reference[:, : batch["aligned_responses"]]}
+        return Frozen(reference, self.shift(batch, known), logits)
+
+    def retained(self, rows: Rows) -> Float[Tensor, "layers tokens d_model"]:
+        """Return the states of the reference on a block of retained texts."""
+        return self.outputs(self.views.reference, {"reference": rows}).hidden
+
+    def shift(
+        self, batch: Batch, known: Mapping[View, Tensor] | None = None
+    ) -> Float[Tensor, "layers tokens d_model"]:
+        """Return positive minus negative at the aligned response tokens, not multiplied by alpha.
+
+        Args:
+            known: hidden states of views that need no pass: in published DUAL the positive view is
+                the reference.
+        """
+        hidden, responses = dict(known or {}), without_retained(batch)
+        for view in (self.views.positive, self.views.negative):
+            if view not in hidden:
+                hidden[view] = self.outputs(view, responses).hidden
+        return hidden[self.views.positive] - hidden[self.views.negative]
+
+    def outputs(self, view: View, batch: Batch, *, predictions: bool = False) -> Outputs:
+        """Run one view on its block of rows."""
+        rows = batch[view.rows]
+        if view.teacher in self.teachers:
+            teacher = self.teachers[view.teacher]
+            with torch.no_grad():
+                return outputs(teacher, teacher, self.layers, rows, predictions=predictions)
+        with frozen_pass(self.model, view.teacher):
+            return outputs(self.model, self.model, self.layers, rows, predictions=predictions)
+
+
+def outputs(
+    model: nn.Module,
+    unwrapped: nn.Module,
+    layers: tuple[int, ...],
+    rows: Rows,
+    *,
+    predictions: bool,
+) -> Outputs:
+    """Run `model`, which may wrap `unwrapped`, on a block of rows, in one forward."""
+    if predictions:
+        columns = rows["columns"]
+    else:  # the LM head gets no column, and no block above the top target layer runs
+        columns = torch.empty(0, dtype=torch.long, device=rows["input_ids"].device)
+    # Rows behind the last scored one, as retained texts are, end at the top target layer.
+    above = {"stop": not predictions, "tokens_above": rows.get("tokens_above")}
+    with record(unwrapped, layers, rows["aligned"], **above) as recording:
+        output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
+    if not predictions:
+        return Outputs(recording.stack(), None)
+    return Outputs(recording.stack(), response_logits(output.logits, rows["scored"], columns))
