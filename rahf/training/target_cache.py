@@ -258,15 +258,14 @@ def open_cache(
         collator: what makes the training's batches.
     """
     options, base = alignment.options, alignment.model.get_base_model()
-    both = alignment.frozen_views.views.positive is not None  # a shift of every token
+    views = alignment.frozen_views.views
+    both = views.positive is not None  # a shift of every token
     key = {
         "base": weights_of(base),
         "dtype": f"{base.dtype} {autocast}",
         "loading": str(getattr(base.config, "quantization_config", None)),
-        "teachers": {
-            name: weights_of(teachers[name]) for name in alignment.frozen_views.views.teachers()
-        },
-        "views": [view and list(view) for view in alignment.frozen_views.views],
+        "teachers": {name: weights_of(teachers[name]) for name in views.teachers()},
+        "views": [view and list(view) for view in views],
         "layers": alignment.layers,
         **{name: getattr(options, name) for name in DECIDING},
         "rows": digest_of_rows(rows),

@@ -52,9 +52,8 @@ def train_reward_model(
     chat_template: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train a reward model and save it with its tokenizer; an interrupted run resumes.
-
-    Returns TRL's figures, with `eval_accuracy` and `eval_margin` on `held_out`.
+    """Train a reward model, save it with its tokenizer and return TRL's figures, with
+    `eval_accuracy` and `eval_margin` on `held_out`. An interrupted run resumes.
 
     Args:
         model: folder or Hub id of a language model, or of a reward model.
@@ -66,8 +65,8 @@ def train_reward_model(
         ValueError: TRL is not installed.
     """
     config_class, trainer_class = _trl()
-    arguments = without_checkpointing({**DEFAULTS, **(arguments or {})})
-    args = config_class(output_dir=str(output_dir), **arguments)
+    given = without_checkpointing({**DEFAULTS, **(arguments or {})})
+    args = config_class(output_dir=str(output_dir), **given)
     tokenizer, chat = _tokenizer(model, chat_template)
     classifier = _classifier(model, dtype, pad_id(tokenizer), args.seed)
     trainer = trainer_class(

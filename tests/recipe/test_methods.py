@@ -30,15 +30,7 @@ def methods_named(path):
     ]
 
 
-# These two are rewritten for the table elsewhere: once they are, this list must go.
-WAITING = ("alignment.py", "trainer.py")
-MARKED = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True)) if name in WAITING else name
-    for name in MODULES
-]
-
-
-@pytest.mark.parametrize("module", MARKED)
+@pytest.mark.parametrize("module", MODULES)
 def test_no_other_module_names_a_method(module):
     assert methods_named(MODULES[module]) == []
 
