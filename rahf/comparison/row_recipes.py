@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from rahf.recipe.comparison_options import ROW_KINDS, UNTRAINED, CompareOptions, kind_of_row
 from rahf.recipe.fields import Limits, coerce, value_problem
-from rahf.recipe.files import check_named_files, missing_judge
-from rahf.recipe.methods import ALL_TEACHERS, DEFAULT_METHOD, METHODS
+from rahf.recipe.files import HELD_OUT, check_named_files, held_out_split, missing_judge
+from rahf.recipe.methods import DEFAULT_METHOD, METHODS
 from rahf.recipe.recipe import Recipe, RecipeError, recipe_from_dict
+from rahf.recipe.shift_options import unread_teacher_keys
 from rahf.recipe.yaml_file import merge_overrides
 
 BETA = 0.1
@@ -32,6 +33,7 @@ NOT_OF_A_ROW = {
     "model_revision": _ONE_BASE,
     "evaluation": _MEASURED_ALIKE,
     "dataset_test_split": _MEASURED_ALIKE,
+    "test_share": _MEASURED_ALIKE,
     "eval_strategy": _MEASURED_ALIKE,
     "eval_on_start": _MEASURED_ALIKE,
     "load_best_model_at_end": _MEASURED_ALIKE,
@@ -101,7 +103,8 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
         if key not in NOT_OF_A_ROW and key not in left
     }
     given |= {"model_name_or_path": recipe.model.model_name_or_path}
-    given |= {"model_revision": recipe.model.model_revision, "dataset_test_split": None}
+    given |= {"model_revision": recipe.model.model_revision}
+    given |= {"dataset_test_split": None, "test_share": 0.0}
     if kind in ("sft", "dpo"):
         # Their own training is what the keys at the top level say, of the alignment elsewhere.
         alone = {"shift": "token", "directions": None, "dpo_weight": 0.0, "pairs_together": False}
@@ -110,7 +113,7 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
     given["teachers"] = {
         key: value
         for key, value in given["teachers"].items()
-        if key not in ALL_TEACHERS or key in method.teachers
+        if key not in unread_teacher_keys(kind)
     }
     if method.references == ("base",):
         given["reference"] = "base"
@@ -153,7 +156,8 @@ def _problems_of_itself(recipe: Recipe) -> list[str]:
 def _measuring_problems(recipe: Recipe) -> list[str]:
     """Problems of what rows are measured on, and of who judges."""
     problems = []
-    if recipe.data.dataset_test_split is None or recipe.evaluation.unrelated_text is None:
+    named = held_out_split(recipe.data) not in (None, HELD_OUT)
+    if not named or recipe.evaluation.unrelated_text is None:
         problems.append(
             "compare: rows are measured on held-out pairs and on unrelated text: set "
             "dataset_test_split and evaluation.unrelated_text"

@@ -10,6 +10,8 @@ drops that row: the row stays in place with its number and reason, so that it is
 and only the tokenisation leaves it out.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -99,6 +101,29 @@ def usable_pairs(pairs: "Dataset") -> "Dataset":
     """The normalised rows that are not dropped."""
     kept = [index for index, reason in enumerate(pairs["dropped"][:]) if reason is None]
     return pairs if len(kept) == len(pairs) else pairs.select(kept)
+
+
+def without_held_out(pairs: "Dataset", share: float, most: int) -> tuple["Dataset", "Dataset"]:
+    """Return the pairs apart by their prompts: those that are left, and a held-out share.
+
+    A prompt's hash decides: the held-out prompts are the same in every run, and few of them change
+    when pairs are added. Rows that are dropped stay with those that are left.
+
+    Args:
+        share: of the distinct prompts; at least one is held out where there are two.
+        most: prompts that are held out.
+    """
+    kept = (reason is None for reason in pairs["dropped"])
+    keys = [
+        hashlib.sha256(json.dumps(prompt).encode()).digest() if usable else None
+        for prompt, usable in zip(pairs["prompt"], kept, strict=True)
+    ]
+    distinct = sorted({key for key in keys if key is not None})
+    count = min(max(1, round(share * len(distinct))), most, len(distinct) - 1)
+    held = set(distinct[: max(0, count)])
+    inside = [index for index, key in enumerate(keys) if key in held]
+    outside = [index for index, key in enumerate(keys) if key not in held]
+    return pairs.select(outside), pairs.select(inside)
 
 
 def check_columns(

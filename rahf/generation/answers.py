@@ -173,9 +173,10 @@ def sample_texts(
     tokens: int,
     seed: int,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> list[list[int]]:
-    """Ids of texts that the model writes when it is given nothing but its first token, at
-    temperature 1.
+    """Return ids of texts that the model writes when it is given nothing but its first token, at
+    temperature 1; `progress` shows a bar.
 
     They show what the model does anyway, and need no data: rows for the retain term. They follow
     from the seed alone, whatever the batch size.
@@ -183,7 +184,8 @@ def sample_texts(
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ends, decoding = end_ids(model, tokenizer), Decoding(tokens - 1, temperature=1.0, seed=seed)
     texts: list[list[int]] = []
-    with answering(model):
+    bar = tqdm(total=rows, desc="retained texts", disable=not progress)
+    with answering(model), bar:
         for first in range(0, rows, batch_size):
             drawn = range(first, min(first + batch_size, rows))
             written = decode(
@@ -196,6 +198,7 @@ def sample_texts(
                 later=(ends, LEAST_SAMPLED),
             )
             texts += [[start, *ids] for ids in written]
+            bar.update(len(drawn))
     return texts
 
 

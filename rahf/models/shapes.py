@@ -106,13 +106,38 @@ _LLAMA_LIKE = {
 KNOWN = (*_LLAMA_LIKE, "gpt2", "gpt_neox")
 
 
+_MOST_LAYERS, _LARGEST = 10_000, 2**28
+_SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), _MOST_LAYERS),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "n_embd", "n_inner"), _LARGEST),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), _LARGEST),
+    **dict.fromkeys(("head_dim", "vocab_size", "n_positions"), _LARGEST),
+    "max_position_embeddings": _LARGEST,
+}
+"""Sizes in a config.json, with a bound that no model comes near."""
+
+
+def size_problems(config: Mapping[str, Any]) -> list[str]:
+    """Return a problem for each size that is no whole number of a model; null is omitted."""
+    return [
+        f"{key}: {value!r:.60} is not a whole number from 1 to {_SIZES[key]:,}"
+        for key, value in config.items()
+        if key in _SIZES
+        and value is not None
+        and (type(value) is not int or not 1 <= value <= _SIZES[key])
+    ]
+
+
 def read_decoder(config: Mapping[str, Any], source: str) -> Decoder:
-    """The decoder that a config.json describes.
+    """Return the decoder that a config.json describes.
 
     Raises:
-        ValueError: an architecture whose blocks are not known here; a size is missing.
+        ValueError: an architecture whose blocks are not known here; a size is missing or absurd.
     """
     config = config.get("text_config") or config
+    wrong = size_problems(config)
+    if wrong:
+        raise ValueError(f"{source}: {'; '.join(wrong)}")
     family = config.get("model_type")
     build = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}.get(family)
     if build is None and family in _LLAMA_LIKE:
@@ -124,9 +149,15 @@ def read_decoder(config: Mapping[str, Any], source: str) -> Decoder:
             "--model_config FILE."
         )
     try:
-        return build(config)
+        decoder = build(config)
     except KeyError as error:
         raise ValueError(f"{source}: {error.args[0]} is missing") from None
+    if decoder.head_dim < 1:
+        raise ValueError(
+            f"{source}: {decoder.heads} attention heads do not fit into a width of "
+            f"{decoder.d_model}"
+        )
+    return decoder
 
 
 def _llama_like(config: Mapping[str, Any]) -> Decoder:

@@ -206,8 +206,15 @@ def neutral_texts(recipe: Recipe, model, tokenizer) -> list[list[int]]:
     method = recipe.method
     if method.retain_dataset_name:
         return tokenize_texts(method.retain_dataset_name, tokenizer, NEUTRAL, method.retain_tokens)
-    seed = recipe.training.get("seed", 42)
-    return sample_texts(model, tokenizer, rows=NEUTRAL, tokens=method.retain_tokens, seed=seed)
+    seed, quiet = recipe.training.get("seed", 42), recipe.training.get("disable_tqdm", False)
+    return sample_texts(
+        model,
+        tokenizer,
+        rows=NEUTRAL,
+        tokens=method.retain_tokens,
+        seed=seed,
+        progress=PartialState().is_main_process and not quiet,
+    )
 
 
 def _save(

@@ -5,7 +5,8 @@ Loads, measures and saves; how a model is measured is in `evaluation.measures`.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rahf.pipeline.inputs import (
     test_rows,
     unrelated_texts,
 )
+from rahf.recipe.files import held_out_split
 from rahf.recipe.judge_options import JudgeOptions
 from rahf.recipe.recipe import Recipe
 
@@ -46,7 +48,7 @@ def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
     tokenizer, is_main = load_tokenizer(recipe), PartialState().is_main_process
     held_out, judging = held_out_of(recipe, tokenizer), None
     if recipe.evaluation.judge and held_out.chats and is_main:
-        split = recipe.data.dataset_test_split
+        split = held_out_split(recipe.data)
         pairs = usable_pairs(load_split(recipe, split)) if split else None
         judging = judging_of(recipe.evaluation, folder, pairs)
         judging = judging._replace(sign=judging.sign or 1)  # without a difference, the upper side
@@ -66,14 +68,31 @@ def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
 def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
     """Return what all rows of the last table are measured on."""
     options = recipe.evaluation
-    prompts = read_prompts(options.prompts) if options.prompts else []
+    rows = test_rows(recipe, tokenizer) or ()
+    if options.prompts:
+        chats = [prompt.messages for prompt in read_prompts(options.prompts)]
+    else:
+        chats = _held_out_chats(recipe, {row["row"] for row in rows})
     return HeldOut(
-        test_rows(recipe, tokenizer) or (),
-        [prompt.messages for prompt in prompts],
+        rows,
+        chats,
         chat_prompt_form(tokenizer, recipe.data.chat_template),
         unrelated_texts(recipe, tokenizer),
         options.max_new_tokens,
     )
+
+
+def _held_out_chats(recipe: Recipe, kept: Set[int]) -> list[Any]:
+    """Return the first held-out prompts, each once, of the pairs that are measured."""
+    split, wanted = held_out_split(recipe.data), recipe.evaluation.held_out_prompts
+    if split is None or not wanted:
+        return []
+    pairs = load_split(recipe, split)
+    chats = {}
+    for row, chat in zip(pairs["row"], pairs["prompt"], strict=True):
+        if row in kept and len(chats) < wanted:
+            chats.setdefault(json.dumps(chat), chat)
+    return list(chats.values())
 
 
 def judging_of(options: JudgeOptions, folder: Path, pairs: Dataset | None) -> Judging:

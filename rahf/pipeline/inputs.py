@@ -20,10 +20,13 @@ from transformers import (
 )
 
 from rahf.data.chat_format import with_chat_template
+from rahf.data.pairs import without_held_out
 from rahf.data.sources import DataSource, load_mixture, load_pairs
 from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_texts
 from rahf.models.adapters import base_model
+from rahf.recipe.data_options import MOST_HELD_OUT
+from rahf.recipe.files import HELD_OUT, held_out_split
 from rahf.recipe.recipe import Recipe
 from rahf.trainer_config import RAHFConfig
 from rahf.training.preparation import tokenized
@@ -102,7 +105,18 @@ def alignment_arguments(recipe: Recipe) -> RAHFConfig:
 
 
 def load_split(recipe: Recipe, split: str) -> Dataset:
-    """Normalised pairs of one split, or of the recipe's mixture for the training split."""
+    """Return the normalised pairs of one split, or of the recipe's mixture for the training split.
+
+    HELD_OUT is the share of the training prompts that is held out; the training split lacks it.
+    """
+    data = recipe.data
+    if held_out_split(data) == HELD_OUT and split in (data.dataset_train_split, HELD_OUT):
+        pairs = _load_split(recipe, data.dataset_train_split)
+        return without_held_out(pairs, data.test_share, MOST_HELD_OUT)[split == HELD_OUT]
+    return _load_split(recipe, split)
+
+
+def _load_split(recipe: Recipe, split: str) -> Dataset:
     data = recipe.data
     if data.datasets is not None and split == data.dataset_train_split:
         sources = [DataSource(**{"split": split, **part}) for part in data.datasets]
@@ -153,7 +167,7 @@ def test_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, **options: bool
 ) -> Dataset | None:
     """Held-out rows; None where the recipe holds nothing out. `options`: of `tokenized_split`."""
-    split = recipe.data.dataset_test_split
+    split = held_out_split(recipe.data)
     return tokenized_split(recipe, tokenizer, split, **options)[0] if split else None
 
 

@@ -13,7 +13,7 @@ from rahf.models.shapes import Decoder, read_decoder
 from rahf.plan.lengths import LENGTHS_FILE, Lengths, bounds, count_rows, read_measured
 from rahf.plan.passes import Case
 from rahf.plan.report import refusal, report
-from rahf.recipe.files import is_local
+from rahf.recipe.model_files import is_local
 from rahf.recipe.recipe import Recipe
 
 

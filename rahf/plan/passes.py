@@ -271,7 +271,7 @@ def _scored(case: Case, name: str, response: float) -> float:
 
 def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:
     """Both sides of the held-out pairs at the end of the alignment, for the preference accuracy."""
-    if case.recipe.data.dataset_test_split is None:
+    if case.recipe.data.dataset_test_split is None and not case.recipe.data.test_share:
         return ()
     pairs = case.recipe.training.get("per_device_eval_batch_size", EVAL_BATCH)
     width, response = _of_pairs(case, extents, "prompt", None, 2 * pairs)

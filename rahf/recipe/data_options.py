@@ -8,12 +8,16 @@ from typing import Any
 
 from rahf.recipe.fields import (
     Count,
+    Share,
     describe_type,
     fits,
     option,
     raise_problems,
     value_problems,
 )
+
+MOST_HELD_OUT = 200
+"""Prompts that `test_share` holds out at most: measuring more takes long and tells little more."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,14 @@ class DataOptions:
     dataset_config: str | None = option(None, "Configuration of a dataset on the Hub.")
     dataset_train_split: str = option("train", "Split that is trained on.")
     dataset_test_split: str | None = option(
-        "test", "Split that is held out for evaluation; null: none."
+        "test",
+        "Split that is held out for evaluation. null: test_share of the training prompts is held "
+        "out, as it is for a mixture and for local data whose only split is another.",
+    )
+    test_share: Share = option(
+        0.05,
+        f"Share of the training prompts that is held out where no split is, at most "
+        f"{MOST_HELD_OUT} prompts, the same ones for every seed; 0: none.",
     )
     datasets: list[dict] | None = option(
         None,
@@ -68,6 +79,11 @@ def data_problems(data: "DataOptions") -> list[str]:
         problems.append("no data: give dataset_name, or datasets for a mixture")
     if data.dataset_name is not None and data.datasets is not None:
         problems.append("dataset_name and datasets are both given: keep one of them")
+    if data.datasets is not None and data.dataset_test_split not in (None, "test"):
+        problems.append(
+            f"dataset_test_split: {data.dataset_test_split} is not read beside a mixture, of which "
+            "test_share is held out: remove it"
+        )
     if data.datasets is not None and data.columns is not None:
         problems.append(
             "columns does not reach into a mixture: give columns inside the entries of datasets"

@@ -5,7 +5,7 @@ Knows no model, no data and no file.
 
 from dataclasses import dataclass
 
-from rahf.recipe.fields import Count, option, raise_problems, value_problems
+from rahf.recipe.fields import Count, CountFromZero, option, raise_problems, value_problems
 from rahf.recipe.judge_options import JudgeOptions
 
 
@@ -14,7 +14,10 @@ class EvaluationOptions(JudgeOptions):
     """The table of base, teachers and policy at the end of a run."""
 
     prompts: str | None = option(
-        None, "File of prompts that are answered and judged; null: no answers."
+        None, "File of prompts that are answered and judged; null: some held-out prompts."
+    )
+    held_out_prompts: CountFromZero = option(
+        8, "Held-out prompts that are answered where `prompts` names no file; 0: none."
     )
     unrelated_text: str | None = option(
         None,

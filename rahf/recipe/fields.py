@@ -29,6 +29,7 @@ class Limits(NamedTuple):
 
     least: float = -math.inf
     below: float = math.inf
+    above: float = -math.inf
 
 
 class OrAny(NamedTuple):
@@ -43,6 +44,7 @@ class OrAny(NamedTuple):
 Count = Annotated[int, Limits(least=1)]
 CountFromZero = Annotated[int, Limits(least=0)]
 Weight = Annotated[float, Limits(least=0)]
+Positive = Annotated[float, Limits(above=0)]
 Share = Annotated[float, Limits(least=0, below=1)]
 
 
@@ -83,7 +85,7 @@ def value_problem(name: str, value: Any, annotation: Any) -> list[str]:
     if isinstance(value, float) and not math.isfinite(value):
         return [f"{name}: {value} is not a finite number"]
     for limits in _limits(annotation) if isinstance(value, int | float) else ():
-        if not limits.least <= value < limits.below:
+        if not (limits.least <= value < limits.below and value > limits.above):
             return [f"{name}: {value} is out of range, it must be {_describe_limits(limits)}"]
     return []
 
@@ -96,8 +98,8 @@ def _limits(annotation: Any) -> list[Limits]:
 
 
 def _describe_limits(limits: Limits) -> str:
-    bounds = {f"at least {limits.least:g}": limits.least, f"below {limits.below:g}": limits.below}
-    return " and ".join(words for words, bound in bounds.items() if math.isfinite(bound))
+    bounds = (("at least", limits.least), ("above", limits.above), ("below", limits.below))
+    return " and ".join(f"{words} {bound:g}" for words, bound in bounds if math.isfinite(bound))
 
 
 def fits(value: Any, annotation: Any) -> bool:

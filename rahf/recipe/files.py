@@ -5,9 +5,7 @@ beginning of data files only; every row is checked when the data is loaded.
 """
 
 import importlib.util
-import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -16,17 +14,20 @@ from typing import Any
 
 from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
-from rahf.data.sources import FILE_SUFFIXES, DataSource, local_path, local_splits
-from rahf.models.shapes import KNOWN, read_decoder, read_lora
+from rahf.data.sources import DataSource, local_path, local_splits
 from rahf.recipe.data_options import column_problems, part_problems
-from rahf.recipe.layers import resolve_layers
-from rahf.recipe.methods import METHODS
+from rahf.recipe.keys import full_name
+from rahf.recipe.model_files import (
+    is_local,
+    json_object,
+    missing_file,
+    model_problems,
+    teacher_folder_problems,
+)
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe
+from rahf.recipe.training_arguments import missing_trackers
 
 ROWS_READ = 200
-
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def checked_recipe(
@@ -54,9 +55,9 @@ def check_files(recipe: Recipe) -> list[str]:
     """Everything in a recipe that does not agree with the files it names."""
     return [
         *_engine_problems(recipe),
-        *_model_problems(recipe),
+        *model_problems(recipe),
         *_data_problems(recipe.data),
-        *_teacher_problems(recipe),
+        *teacher_folder_problems(recipe),
         *_text_problems(recipe),
         *_output_problems(recipe.training.get("output_dir")),
     ]
@@ -64,78 +65,51 @@ def check_files(recipe: Recipe) -> list[str]:
 
 def check_named_files(recipe: Recipe) -> list[str]:
     """The part of it that needs no look into the pairs: model, teachers, single files."""
-    return [*_model_problems(recipe), *_teacher_problems(recipe), *_text_problems(recipe)]
+    return [*model_problems(recipe), *teacher_folder_problems(recipe), *_text_problems(recipe)]
 
 
-def is_local(name: str) -> bool:
-    """Whether a name means a path on this machine and not a repository on the Hub.
+HELD_OUT = "held out"
+"""Stands for a split: the share of the training prompts that is held out."""
 
-    `data/pairs` could be either: it is a path when it exists, or when the folder `data` does.
+
+def held_out_split(data: Any) -> str | None:
+    """Return the split that is measured on: its name, HELD_OUT, or None where nothing is held out.
+
+    args: data: DataOptions. The default name gives way to a share where there is one split only.
     """
-    path = Path(name).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(name) or name.endswith(FILE_SUFFIXES):
-        return True
-    return len(path.parts) == 2 and Path(path.parts[0]).is_dir()
+    split = data.dataset_test_split
+    missing = split is None or data.datasets is not None or _only_split_is_another(data, split)
+    return split if not missing else HELD_OUT if data.test_share else None
 
 
-def model_depth(folder: Path) -> int | None:
-    """Number of decoder blocks in a model's config.json; None where it has no known key for it."""
-    config = _model_config(folder)
-    return next((config[key] for key in _DEPTH_KEYS if key in config), None)
-
-
-def _model_config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config.get("text_config") or config
-
-
-def missing_file(key: str, path: str | Path) -> str:
-    return f"{key}: {path} does not exist (looked from {Path.cwd()})"
+def _only_split_is_another(data: Any, split: str) -> bool:
+    if split != "test" or not is_local(data.dataset_name):
+        return False
+    try:
+        local = local_path(DataSource(data.dataset_name, data.dataset_config))
+        return (
+            local is not None
+            and len({*local_splits(local), split}) == 2
+            and split not in (local_splits(local))
+        )
+    except ValueError:  # told where the data is loaded
+        return False
 
 
 def _engine_problems(recipe: Recipe) -> list[str]:
-    if not recipe.training.get("fsdp"):
-        return []
-    return [
-        "fsdp: not read, since rahf cuts the base itself while it loads it: remove the key and "
-        "start with --accelerate_config fsdp2"
+    """Return what the recipe wants of this machine's programs and does not get."""
+    problems = [
+        full_name(section, line)
+        for section, given in (("", recipe.training), ("teachers", recipe.teachers_training))
+        for line in missing_trackers(given.get("report_to"))
     ]
-
-
-def _model_problems(recipe: Recipe) -> list[str]:
-    name = recipe.model.model_name_or_path
-    folder = Path(name)
-    if not is_local(name):
-        return []
-    if not folder.exists():
-        return [missing_file("model_name_or_path", name)]
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        return [f"model_name_or_path: {name} is an adapter: give the model that it was trained on"]
-    if not (folder / "config.json").is_file():
-        return [f"model_name_or_path: {name} holds no config.json, so it is not a model's folder"]
-    try:
-        depth = model_depth(folder)
-        if depth is not None:
-            resolve_layers(recipe.method.target_layers, depth)
-    except json.JSONDecodeError as error:
-        return [f"model_name_or_path: {name}/config.json, line {error.lineno}: not JSON"]
-    except ValueError as error:
-        # A specification without meaning has been reported with the method's options.
-        return [str(error)] if "blocks, counted from 0:" in str(error) else []
-    return _module_problems(recipe.model, _model_config(folder))
-
-
-def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:
-    """Modules that no block has; those of a family that is not known here are left to the run."""
-    if model.lora_target_modules is None or config.get("model_type") not in KNOWN:
-        return []
-    try:
-        decoder = read_decoder(config, model.model_name_or_path)
-        read_lora(decoder, model.lora_r, model.lora_dropout, model.lora_target_modules)
-    except ValueError as error:
-        # A size that config.json leaves out is no business of this check.
-        return [str(error)] if str(error).startswith("lora_target_modules") else []
-    return []
+    if not recipe.training.get("fsdp"):
+        return problems
+    return [
+        *problems,
+        "fsdp: not read, since rahf cuts the base itself while it loads it: remove the key and "
+        "start with --accelerate_config fsdp2",
+    ]
 
 
 def _data_problems(data: Any) -> list[str]:
@@ -145,9 +119,10 @@ def _data_problems(data: Any) -> list[str]:
     if data.dataset_name is not None:
         columns = None if column_problems("columns", data.columns) else data.columns
         source = DataSource(data.dataset_name, data.dataset_config, columns=columns)
+        test = held_out_split(data)
         splits = {
             "dataset_train_split": data.dataset_train_split,
-            "dataset_test_split": data.dataset_test_split,
+            "dataset_test_split": None if test == HELD_OUT else test,
         }
         problems += _source_problems("dataset_name", source, splits)
     for index, part in enumerate(data.datasets or []):
@@ -172,7 +147,7 @@ def _source_problems(key: str, source: DataSource, splits: Mapping[str, str | No
     for split_key, split in splits.items():
         name = (split or "").partition("[")[0]  # "train[:10%]" is a slice of train
         if split is not None and name not in found:
-            hint = "; null holds nothing out" if split_key == "dataset_test_split" else ""
+            hint = "; null holds a share out" if split_key == "dataset_test_split" else ""
             problems.append(
                 f"{split_key}: {path} has no split {name!r}, it has: {', '.join(found)}{hint}"
             )
@@ -211,42 +186,12 @@ def _saved_problems(key: str, folder: Path, columns: Mapping[str, str] | None) -
     """Problems of a folder that `datasets` saved."""
     if not (folder / "dataset_info.json").is_file():
         return [f"{key}: {folder} holds no dataset_info.json, so it was not saved completely"]
-    info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
     try:
+        info = json_object(folder / "dataset_info.json")
         check_columns(list(info.get("features") or {}), columns, str(folder))
     except ValueError as error:
         return [f"{key}: {error}"]
     return []
-
-
-def _teacher_problems(recipe: Recipe) -> list[str]:
-    base, problems = recipe.model.model_name_or_path, []
-    for name in METHODS[recipe.method.method].teachers:
-        given = getattr(recipe.teachers, name)
-        if given is None or not is_local(given):
-            continue
-        key, folder = f"teachers.{name}", Path(given)
-        if not folder.exists():
-            problems.append(missing_file(key, given))
-        elif (folder / "adapter_config.json").is_file():
-            problems += _adapter_problems(key, folder, base)
-        elif not (folder / "config.json").is_file():
-            problems.append(f"{key}: {given} is neither an adapter nor a model's folder")
-    return problems
-
-
-def _adapter_problems(key: str, folder: Path, base: str) -> list[str]:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        return [f"{key}: {folder}/adapter_config.json, line {error.lineno}: not JSON"]
-    trained_on = config.get("base_model_name_or_path")
-    if not trained_on or trained_on == base or Path(trained_on).resolve() == Path(base).resolve():
-        return []
-    return [
-        f"{key}: {folder} was trained on {trained_on}, not on {base}: give an adapter of this "
-        "base, or set model_name_or_path to the adapter's"
-    ]
 
 
 def _text_problems(recipe: Recipe) -> list[str]:
@@ -264,7 +209,8 @@ def _text_problems(recipe: Recipe) -> list[str]:
     for key, name in files.items():
         if isinstance(name, str):
             problems += _file_problems(key, name)
-    if evaluation.prompts is not None and evaluation.judge is not None:
+    answered = evaluation.prompts is not None or evaluation.held_out_prompts
+    if answered and evaluation.judge is not None:
         problems += missing_judge("evaluation.judge", evaluation.judge)
     return problems
 

@@ -59,12 +59,75 @@ REMOVED_CHOICES = {
     "positions: predicting": "set response_and_tail, which aligns the end of the prompt as well",
 }
 
-# Names that people bring along from other projects' recipes.
-_OTHER_NAMES = {
-    "beta": "use alpha, the strength of the shift",
+# Names from other projects' recipes, with what to write here.
+OTHER_NAMES = {
+    "activation_checkpoint": "use activation_checkpointing",
+    "adapter_name_or_path": "use model_name_or_path for the base; adapters are given as teachers",
+    "attn": "use attn_implementation",
+    "base_model": "use model_name_or_path",
+    "batch_size": "use per_device_train_batch_size",
+    "beta": "use dpo_beta for the DPO term, or alpha for the strength of the shift; the beta of a "
+    "preferred teacher is teachers.beta",
+    "checkpoint": "use resume_from_checkpoint",
+    "cutoff_len": "use max_length",
+    "data": "use dataset_name, or datasets for a mixture",
+    "data_path": "use dataset_name",
+    "dataset": "use dataset_name",
+    "dataset_path": "use dataset_name",
+    "epochs": "use num_train_epochs",
+    "eval_batch_size": "use per_device_eval_batch_size",
+    "eval_dataset": "use dataset_test_split",
+    "flash_attention": "use attn_implementation: flash_attention_2",
+    "grad_accum": "use gradient_accumulation_steps",
+    "grad_accumulation_steps": "use gradient_accumulation_steps",
+    "gradient_accumulation": "use gradient_accumulation_steps",
+    "gradient_checkpointing": "use activation_checkpointing",
+    "layers": "use target_layers",
+    "learning_rate_scheduler": "use lr_scheduler_type",
+    "load_in_16bit": "use dtype: bfloat16",
+    "lora_modules": "use lora_target_modules",
     "lora_modules_to_save": "remove it; only adapters are trained",
+    "lora_rank": "use lora_r",
+    "lr": "use learning_rate",
+    "lr_scheduler": "use lr_scheduler_type",
+    "max_completion_length": "use max_length, of prompt and response together",
+    "max_grad": "use max_grad_norm",
+    "max_new_tokens": "use evaluation.max_new_tokens",
+    "max_seq_len": "use max_length",
+    "max_seq_length": "use max_length",
+    "max_tokens": "use max_length",
+    "micro_batch_size": "use per_device_train_batch_size",
+    "model": "use model_name_or_path",
+    "model_id": "use model_name_or_path",
+    "model_name": "use model_name_or_path",
+    "num_epochs": "use num_train_epochs",
+    "num_proc": "use dataset_num_proc",
+    "optimizer": "use optim",
+    "output": "use output_dir",
+    "output_path": "use output_dir",
+    "precision": "use bf16: true or fp16: true for training, dtype for the weights",
+    "r": "use lora_r",
+    "ref_model": "remove it; the reference is the base, or the key reference names a teacher",
+    "scheduler": "use lr_scheduler_type",
+    "seq_length": "use max_length",
+    "sequence_len": "use max_length",
+    "steps": "use max_steps",
+    "target_modules": "use lora_target_modules",
+    "test_split": "use dataset_test_split",
+    "tokenizer": "remove it; the tokenizer is that of model_name_or_path",
+    "tokenizer_name": "remove it; the tokenizer is that of model_name_or_path",
     "torch_dtype": "use dtype",
+    "train_batch_size": "use per_device_train_batch_size",
+    "train_dataset": "use dataset_name",
+    "train_file": "use dataset_name",
+    "train_split": "use dataset_train_split",
+    "truncation_mode": "remove it; a longer response loses its end",
+    "use_flash_attention_2": "use attn_implementation: flash_attention_2",
+    "use_lora": "remove it; an adapter is always what is trained",
     "use_peft": "remove it; an adapter is always what is trained",
+    "val_size": "use test_share",
+    "wandb_project": "set the environment variable WANDB_PROJECT",
+    "warmup": "use warmup_steps: a number below 1 is the share of all steps",
 }
 
 
@@ -116,6 +179,8 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
     full = full_name(section, f"{key}")
     if not isinstance(key, str):
         return f"{full}: a key must be text, not {key!r}"
+    if not section and key in OTHER_NAMES:
+        return f"{full}: is not a key of a recipe: {OTHER_NAMES[key]}"
     for home, cls in SECTIONS.items():
         if not section and key in names(cls):
             return f"{full}: belongs under {home}: write {home}: {{{key}: ...}}"
@@ -123,7 +188,7 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
         return f"{full}: belongs to the top level of the recipe"
     if full in REMOVED:
         return f"{full}: is no longer a key of a recipe: {REMOVED[full].advice}"
-    cure = REPLACED.get(key) or _OTHER_NAMES.get(key)
+    cure = REPLACED.get(key) or OTHER_NAMES.get(key)
     if cure:
         return f"{full}: is not a key of a recipe: {cure}"
     near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)

@@ -16,6 +16,9 @@ FORMS = (
     "'0.3-0.6:0.1') or a list of these"
 )
 
+MOST_BLOCKS = 10_000
+"""More than any decoder has. A larger number is refused before a list is made of it."""
+
 _NUMBER = r"\d+(?:\.\d+)?|\.\d+"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*(?:-\s*({_NUMBER})\s*(?::\s*({_NUMBER})\s*)?)?")
 
@@ -44,9 +47,9 @@ def resolve_layers(spec: int | float | str | list | tuple, num_layers: int) -> t
     blocks: set[int] = set()
     for span in _parse(spec):
         chosen = _blocks(span, num_layers)
-        if max(chosen) >= num_layers:
+        if chosen[-1] >= num_layers:
             raise ValueError(
-                f"target_layers: {span.text} reaches block {max(chosen)}, but the model has "
+                f"target_layers: {span.text} reaches block {chosen[-1]}, but the model has "
                 f"{num_layers} blocks, counted from 0: the last one is {num_layers - 1}"
             )
         blocks.update(chosen)
@@ -100,7 +103,13 @@ def _span(text: str) -> _Span:
     match = _RANGE.fullmatch(text)
     if not match:
         raise ValueError(f"target_layers: {text!r} is not {FORMS}")
+    if len(text) > 60:
+        raise ValueError(f"target_layers: {text[:60]}... has more digits than a block can need")
     first, last, step = (_number(part) if part else None for part in match.groups())
+    if any(isinstance(end, int) and end >= MOST_BLOCKS for end in (first, last)):
+        raise ValueError(f"target_layers: {text} is far beyond the blocks of any model")
+    if isinstance(step, Fraction) and 0 < step * MOST_BLOCKS < 1:
+        raise ValueError(f"target_layers: {text} has a step that is shorter than any block")
     if last is None:
         if isinstance(first, Fraction) and not 0 < first < 1:
             raise ValueError(

@@ -34,13 +34,20 @@ from rahf.recipe.keys import (
     unknown_keys,
 )
 from rahf.recipe.method_options import batch_problems
-from rahf.recipe.methods import ALL_TEACHERS, METHODS, with_defaults
-from rahf.recipe.training_arguments import tracker_problems, training_annotations
+from rahf.recipe.methods import METHODS, with_defaults
+from rahf.recipe.shift_options import teacher_problems
+from rahf.recipe.training_arguments import (
+    EVALUATING,
+    clash_problems,
+    tracker_problems,
+    training_annotations,
+)
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
-# What teachers never take over from the alignment: it says where a run goes, or is measured by
-# the alignment's own metrics.
+# What teachers never inherit from the alignment: it says where a run goes, or is measured on
+# held-out pairs by the alignment's own metrics.
 NOT_INHERITED = {
+    *EVALUATING,
     "greater_is_better",
     "hub_model_id",
     "hub_revision",
@@ -125,8 +132,11 @@ class Recipe:
         """
         known = {name: removed.inert for name, removed in REMOVED.items()}
         known |= {"kl_temperature": self.method.facts.kl_temperature}
+        # Without a test split nothing was held out before there was a share.
+        shared = self.data.dataset_test_split is None
         for options in (*FLAT, EvaluationOptions):
             known |= _stand_ins(options)
+        known["test_share"] = 0.0 if shared else self.data.test_share
         return known | {"teachers": _stand_ins(TeacherOptions)}
 
     def as_yaml(self) -> str:
@@ -231,7 +241,7 @@ def _stand_ins(options: type) -> dict[str, Any]:
 
 def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> dict[str, Any]:
     """The keys that are fields of TrainingArguments, checked."""
-    training = {}
+    training, wrong = {}, []
     for key in (key for key in given if key in training_annotations()):
         full, kind = full_name(section, key), training_annotations()[key]
         training[key] = coerce(given[key], kind)
@@ -239,11 +249,15 @@ def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> di
         found = [f"{full}: {refusal}"] if refusal else value_problem(full, training[key], kind)
         if key == "report_to" and not found:
             found = [full_name(section, line) for line in tracker_problems(training[key])]
-        problems += found
-    if training.get("bf16") and training.get("fp16"):
-        problems.append(
-            f"{full_name(section, 'bf16')} and fp16 are both true: set one of them to false"
-        )
+        wrong += found
+    if section == "teachers":
+        wrong += [
+            f"teachers.{key}: teachers have no held-out pairs to be measured on: remove it"
+            for key in (*EVALUATING, "load_best_model_at_end")
+            if training.get(key) not in (None, False, "no", 0)
+        ]
+    clashes = [] if wrong else clash_problems(training)
+    problems += wrong + [full_name(section, line) for line in clashes]
     return {key: training[key] for key in given if key in training}
 
 
@@ -253,19 +267,28 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
     if not recipe.training.get("output_dir"):
         problems.append("output_dir: is missing: the folder that gets the results")
     if "method" not in refused:
-        method = recipe.method.method
-        problems += [
-            f"teachers.{name}: not read by method {method}: remove it"
-            for name in ALL_TEACHERS
-            if getattr(recipe.teachers, name) is not None and name not in METHODS[method].teachers
-        ]
+        problems += teacher_problems(recipe.teachers, recipe.method.method)
+        problems += _inherited_problems(recipe) if METHODS[recipe.method.method].teachers else []
     sizes = [recipe.training.get(f"per_device_{part}_batch_size", 8) for part in ("train", "eval")]
     if not refused and not any(value_problem("", size, Count) for size in sizes):
         problems += batch_problems(recipe.method, *sizes)
     strategy = recipe.training.get("eval_strategy", "no")
-    if strategy != "no" and recipe.data.dataset_test_split is None:
+    if strategy != "no" and recipe.data.dataset_test_split is None and not recipe.data.test_share:
         problems.append(
-            f"eval_strategy: {strategy} needs held-out pairs: set dataset_test_split, or set "
-            "eval_strategy: 'no'"
+            f"eval_strategy: {strategy} needs held-out pairs: set dataset_test_split or "
+            "test_share, or set eval_strategy: 'no'"
         )
     return problems
+
+
+def _inherited_problems(recipe: Recipe) -> list[str]:
+    """Problems of what teachers inherit that the alignment does not have."""
+    kinds, merged = training_annotations(), recipe.teacher_training
+    if any(value_problem(key, value, kinds[key]) for key, value in merged.items()):
+        return []
+    told = {*clash_problems(recipe.training), *clash_problems(recipe.teachers_training)}
+    return [
+        f"teachers inherit a key: {line}, or another value under teachers"
+        for line in clash_problems(merged)
+        if line not in told
+    ]

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rahf.recipe.fields import Count, Limits, Share, option, raise_problems, value_problems
-from rahf.recipe.methods import DEFAULT_INSTRUCTIONS, DEFAULT_METHOD, METHODS, Method, method_names
+from rahf.recipe.methods import (
+    ALL_TEACHERS,
+    DEFAULT_INSTRUCTIONS,
+    DEFAULT_METHOD,
+    METHODS,
+    Method,
+    method_names,
+)
 
 References = Literal[
     tuple(dict.fromkeys(name for method in METHODS.values() for name in method.references))
@@ -130,3 +137,26 @@ class TeacherOptions:
 
     def __post_init__(self):
         raise_problems(value_problems(self, TeacherOptions))
+
+
+_READ_FOR = {"beta": "preferred", "label_smoothing": "contrast"}
+"""The teacher in whose training an option is read."""
+
+_MEANT = {"beta": "; the strength of the DPO term is dpo_beta"}
+
+
+def unread_teacher_keys(method: str) -> set[str]:
+    """Return the options of teachers that a method does not read."""
+    trained = METHODS[method].teachers
+    unread = {name for name, teacher in _READ_FOR.items() if teacher not in trained}
+    return unread | (set(ALL_TEACHERS) - set(trained))
+
+
+def teacher_problems(teachers: TeacherOptions, method: str) -> list[str]:
+    """Return a problem for each option that is set and that the method does not read."""
+    default = TeacherOptions()
+    return [
+        f"teachers.{name}: not read by method {method}: remove it{_MEANT.get(name, '')}"
+        for name in (*ALL_TEACHERS, *_READ_FOR)
+        if name in unread_teacher_keys(method) and getattr(teachers, name) != getattr(default, name)
+    ]

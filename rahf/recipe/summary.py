@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rahf.recipe.files import is_local, model_depth
 from rahf.recipe.keys import full_name, groups
 from rahf.recipe.layers import AUTO, resolve_layers
+from rahf.recipe.model_files import is_local, model_depth
 from rahf.recipe.recipe import Recipe
 from rahf.recipe.training_arguments import TRAINING_DEFAULTS
 from rahf.recipe.yaml_file import as_yaml

@@ -11,9 +11,9 @@ import functools
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
-from rahf.recipe.fields import Count, Weight
+from rahf.recipe.fields import Count, CountFromZero, Limits, Positive, Share, Weight
 
 # Fields of earlier releases, with what takes their place. Looked at only for names that the
 # installed release does not have.
@@ -47,14 +47,36 @@ REPLACED = {
 }
 
 # Where the annotation says too little: limits, and `fsdp: true`, the form of transformers 5.
+_SEED = Annotated[int, Limits(least=0, below=2**32)]  # what numpy takes
 _CORRECTED = {
+    "adam_beta1": Share,
+    "adam_beta2": Share,
+    "adam_epsilon": Weight,
+    "data_seed": _SEED | None,
+    "dataloader_num_workers": CountFromZero,
+    "dataloader_prefetch_factor": Count | None,
+    "ddp_bucket_cap_mb": Count | None,
+    "ddp_timeout": Count,
+    "eval_accumulation_steps": Count | None,
+    "eval_delay": Weight,
+    "eval_steps": Positive | None,
     "fsdp": bool | str | list | None,
     "gradient_accumulation_steps": Count,
+    "label_smoothing_factor": Share,
     "learning_rate": Weight,
+    "logging_steps": Positive,
+    "max_grad_norm": Weight,
+    "max_steps": Annotated[int, Limits(least=-1)],
+    "neftune_noise_alpha": Weight | None,
     "num_train_epochs": Weight,
     "per_device_eval_batch_size": Count,
     "per_device_train_batch_size": Count,
+    "save_steps": Positive,
+    "save_total_limit": Count | None,
+    "seed": _SEED,
+    "torch_empty_cache_steps": Count | None,
     "warmup_steps": Weight,
+    "weight_decay": Weight,
 }
 
 TRAINING_DEFAULTS = {
@@ -125,6 +147,94 @@ def tracker_problems(report_to: str | list | None) -> list[str]:
         for name in names
         if name not in trackers()
     ]
+
+
+# Packages of the trackers whose module has another name; one of the listed is enough.
+_TRACKER_MODULES = {
+    "azure_ml": ("azureml",),
+    "flyte": ("flytekit",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+}
+
+
+def missing_trackers(report_to: str | list | None) -> list[str]:
+    """Return a problem for each tracker of `report_to` that is not installed here."""
+    names = report_to if isinstance(report_to, list) else [report_to]
+    modules = {name: _TRACKER_MODULES.get(name, (name,)) for name in names if name in trackers()}
+    return [
+        f"report_to: {name} is not installed: pip install {any_of[0]}, or set report_to: none"
+        for name, any_of in modules.items()
+        if not any(map(importlib.util.find_spec, any_of))
+    ]
+
+
+# What transformers takes where a recipe omits a key, as far as it decides a clash.
+_DEFAULTS = {
+    "eval_strategy": "no",
+    "eval_steps": None,
+    "load_best_model_at_end": False,
+    "lr_scheduler_type": "linear",
+    "save_steps": 500,
+    "save_strategy": "steps",
+}
+EVALUATING = ("eval_delay", "eval_on_start", "eval_steps", "eval_strategy", "do_eval")
+"""Keys that say when held-out pairs are measured. Teachers have no held-out pairs."""
+
+
+def clash_problems(given: Mapping[str, Any]) -> list[str]:
+    """Return what transformers would refuse of keys that are right one by one.
+
+    Transformers would refuse them after the model is loaded, or in a later stage.
+    """
+    held, problems = {**_DEFAULTS, **TRAINING_DEFAULTS, **given}, []
+    if given.get("bf16") and given.get("fp16"):
+        problems.append("bf16 and fp16 are both true: set one of them to false")
+    if given.get("max_steps") == 0:
+        problems.append(
+            "max_steps: 0 is no number of steps: give one, or remove it to train epochs"
+        )
+    for key in ("eval_steps", "logging_steps", "save_steps"):
+        steps = held[key]
+        if steps is not None and steps > 1 and steps != int(steps):
+            problems.append(f"{key}: {steps} is neither a whole number nor a share below 1")
+    if held["lr_scheduler_type"] == "reduce_lr_on_plateau" and held["eval_strategy"] == "no":
+        problems.append(
+            "lr_scheduler_type: reduce_lr_on_plateau follows the held-out loss: set eval_strategy"
+        )
+    if held["save_strategy"] == "best" and held["eval_strategy"] == "no":
+        problems.append("save_strategy: best needs held-out losses to choose by: set eval_strategy")
+    elif held["load_best_model_at_end"]:
+        problems += _best_model_problems(held)
+    return problems
+
+
+def _best_model_problems(held: Mapping[str, Any]) -> list[str]:
+    """Return why the best checkpoint cannot be told or is not saved."""
+    measured, saved = held["eval_strategy"], held["save_strategy"]
+    if measured == "no":
+        return [
+            "load_best_model_at_end: true needs held-out losses to choose by: set eval_strategy "
+            f"to the save_strategy, {saved}"
+            if saved != "no"
+            else "load_best_model_at_end: true needs checkpoints and held-out losses to choose by: "
+            "set eval_strategy and save_strategy to steps or epoch"
+        ]
+    if saved not in (measured, "best"):
+        return [
+            f"load_best_model_at_end: true needs eval_strategy ({measured}) and save_strategy "
+            f"({saved}) to be the same"
+        ]
+    every, kept = held["eval_steps"] or held["logging_steps"], held["save_steps"]
+    if saved == measured == "steps" and ((every < 1) != (kept < 1) or not _divides(every, kept)):
+        return [
+            f"load_best_model_at_end: true needs save_steps ({kept:g}) to be a multiple of "
+            f"eval_steps ({every:g})"
+        ]
+    return []
+
+
+def _divides(part: float, whole: float) -> bool:
+    return (whole * 1_000_000) % (part * 1_000_000) == 0  # as transformers counts shares
 
 
 def _parse(name: str) -> ast.Module:

@@ -16,19 +16,54 @@ def read_yaml(path: Path) -> tuple[dict[Any, Any], list[str]]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         return {}, [f"byte {error.start}: not UTF-8 text"]
-    loader = _Loader(text)
-    loader.problems = problems
     try:
-        given = loader.get_single_data()
+        given = _load(text, problems)
     except yaml.YAMLError as error:
         return {}, [*problems, _syntax_problem(error)]
-    finally:
-        loader.dispose()
     if given is None:
         return {}, [*problems, "the file is empty"]
     if not isinstance(given, dict):
         return {}, [*problems, f"a recipe is a mapping of keys to values, not {given!r:.60}"]
     return given, problems
+
+
+MOST_NODES = 100_000
+"""Values of a YAML text with every alias written out: a few lines of aliases can stand for
+billions.
+"""
+
+
+def _load(text: str, problems: list[str]) -> Any:
+    """Return the value of a YAML text; equal keys are appended to `problems`.
+
+    Raises yaml.YAMLError for a text that is not YAML, is nested too deeply, or is too large with
+    its aliases written out.
+    """
+    try:
+        loader = _Loader(text)  # refuses control characters
+        loader.problems = problems
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"more than {MOST_NODES:,} values with its aliases written out")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply, or an alias inside its own value") from None
+    except yaml.YAMLError:
+        raise
+    except ValueError as error:  # a date such as 2024-99-99
+        raise yaml.YAMLError(f"{error}") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values in a node, each alias counted as what it stands for."""
+    if id(node) not in known:
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,7 +88,7 @@ class _Loader(yaml.SafeLoader):
 def _syntax_problem(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
-        return f"not YAML: {error}"
+        return f"not YAML: {' '.join(str(error).split())}"
     return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {error.problem}"
 
 
@@ -88,7 +123,7 @@ def _override_value(text: str, annotation: Any) -> Any:
     text_only = not any(fits(sample, annotation) for sample in (0, 0.5, True, [], {}))
     if text_only and fits("", annotation) and text != "null":
         return text
-    return yaml.safe_load(text)
+    return _load(text, [])
 
 
 def merge_overrides(

@@ -26,6 +26,8 @@ def heat_map(
     names = list(axes)
     down, right = names[0], names[1] if len(names) > 1 else None
     columns = list(results[0]["results"])
+    if not columns:  # nothing was measured
+        return
     figure = Figure(figsize=(3.4 * len(columns), 3.2), layout="constrained")
     panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for panel, name in zip(panels, columns, strict=True):

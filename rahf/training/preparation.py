@@ -225,5 +225,10 @@ def read_retained(
         )
     with frozen_pass(policy, None if args.reference == "base" else args.reference):
         return sample_texts(
-            policy, tokenizer, rows=args.retain_rows, tokens=args.retain_tokens, seed=args.seed
+            policy,
+            tokenizer,
+            rows=args.retain_rows,
+            tokens=args.retain_tokens,
+            seed=args.seed,
+            progress=args.should_log and not args.disable_tqdm,
         )

@@ -62,7 +62,7 @@ def compared(*rows, trials=None, **more):
         ({"dual": {"method": "scit"}}, "rows.dual: method: is not a row's to set, the row's name"),
         ({"dual": {"seed": 3}}, "rows.dual: seed: is not a row's to set, compare.seeds says it"),
         ({"dual": {"evaluation.judge": None}}, "rows.dual: evaluation.judge: is not a row's"),
-        ({"dual": {"beta": 0.1}}, "rows.dual: beta: belongs under teachers"),
+        ({"dual": {"beta": 0.1}}, "rows.dual: beta: is not a key of a recipe: use dpo_beta"),
         ({"dpo": {"beta": "a"}}, "rows.dpo: beta: 'a' is not a number"),
         ({"dpo": {"beta": 0}}, "rows.dpo: beta: 0 is out of range"),
         ({"direction": {}}, "rows.direction: method: direction needs directions"),

@@ -1,0 +1,177 @@
+"""A recipe against the folders of its model and of its teachers, as far as their JSON files tell.
+
+Knows neither torch nor a GPU and reads no weights.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rahf.data.sources import FILE_SUFFIXES
+from rahf.models.shapes import KNOWN, read_decoder, read_lora, size_problems
+from rahf.recipe.layers import resolve_layers
+from rahf.recipe.methods import METHODS
+from rahf.recipe.recipe import Recipe
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def is_local(name: str) -> bool:
+    """Whether a name means a path on this machine and not a repository on the Hub.
+
+    `data/pairs` could be either: it is a path when it exists, or when the folder `data` does.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or not _HUB_ID.fullmatch(name) or name.endswith(FILE_SUFFIXES):
+        return True
+    return len(path.parts) == 2 and Path(path.parts[0]).is_dir()
+
+
+def model_depth(folder: Path) -> int | None:
+    """Number of decoder blocks in a model's config.json; None where it has no known key for it."""
+    config = _model_config(folder)
+    return next((config[key] for key in _DEPTH_KEYS if key in config), None)
+
+
+def _model_config(folder: Path) -> dict[str, Any]:
+    config = json_object(folder / "config.json")
+    return config.get("text_config") or config
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises ValueError for a file that holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise ValueError(f"{path}: not JSON text") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON object belongs here, not {value!r:.60}")
+    return value
+
+
+def missing_file(key: str, path: str | Path) -> str:
+    return f"{key}: {path} does not exist (looked from {Path.cwd()})"
+
+
+def model_problems(recipe: Recipe) -> list[str]:
+    name = recipe.model.model_name_or_path
+    folder = Path(name)
+    if not is_local(name):
+        return []
+    if not folder.exists():
+        return [missing_file("model_name_or_path", name)]
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return [f"model_name_or_path: {name} is an adapter: give the model that it was trained on"]
+    if not (folder / "config.json").is_file():
+        return [f"model_name_or_path: {name} holds no config.json, so it is not a model's folder"]
+    try:
+        config = _model_config(folder)
+    except ValueError as error:
+        return [f"model_name_or_path: {error}"]
+    wrong = [f"model_name_or_path: {name}/config.json: {line}" for line in size_problems(config)]
+    if wrong:
+        return wrong
+    return [
+        *_layer_problems(recipe.method.target_layers, model_depth(folder)),
+        *_position_problems(recipe.data.max_length, config, name),
+        *_padding_problems(folder, config),
+        *_module_problems(recipe.model, config),
+    ]
+
+
+def _layer_problems(target_layers: Any, depth: int | None) -> list[str]:
+    if depth is None:
+        return []
+    try:
+        resolve_layers(target_layers, depth)
+    except ValueError as error:
+        # A specification without meaning has been reported with the method's options.
+        return [str(error)] if "blocks, counted from 0:" in str(error) else []
+    return []
+
+
+# Families whose positions are rows of a table, with the key of its size.
+_LEARNED_POSITIONS = {
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "openai-gpt"), "n_positions"),
+    **dict.fromkeys(("gpt_neo", "opt", "biogpt", "bert-generation"), "max_position_embeddings"),
+}
+
+
+def _position_problems(max_length: Any, config: Mapping[str, Any], name: str) -> list[str]:
+    """Return what is wrong where rows may be longer than the table of learned positions."""
+    key = _LEARNED_POSITIONS.get(config.get("model_type"))
+    positions = config.get(key, config.get("max_position_embeddings")) if key else None
+    if positions is None or not isinstance(max_length, int) or max_length <= positions:
+        return []
+    return [
+        f"max_length: {max_length} is longer than the {positions} learned positions of {name}: set "
+        f"max_length: {positions} or less"
+    ]
+
+
+def _padding_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong where the tokenizer's padding token has no row of the embedding."""
+    rows, path = config.get("vocab_size"), folder / "tokenizer_config.json"
+    if rows is None or not path.is_file():
+        return []
+    try:
+        given = json_object(path)
+    except ValueError as error:
+        return [f"model_name_or_path: {error}"]
+    pad, added = given.get("pad_token"), given.get("added_tokens_decoder") or {}
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    return [
+        f"model_name_or_path: {folder}: the padding token {pad!r} has id {token}, but the "
+        f"embedding has {rows} rows: resize the model's embedding, or set another pad_token in "
+        "tokenizer_config.json"
+        for token, facts in added.items()
+        if pad and facts.get("content") == pad and int(token) >= rows
+    ]
+
+
+def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:
+    """Modules that no block has; those of a family that is not known here are left to the run."""
+    if model.lora_target_modules is None or config.get("model_type") not in KNOWN:
+        return []
+    try:
+        decoder = read_decoder(config, model.model_name_or_path)
+        read_lora(decoder, model.lora_r, model.lora_dropout, model.lora_target_modules)
+    except ValueError as error:
+        # A size that config.json leaves out is no business of this check.
+        return [str(error)] if str(error).startswith("lora_target_modules") else []
+    return []
+
+
+def teacher_folder_problems(recipe: Recipe) -> list[str]:
+    base, problems = recipe.model.model_name_or_path, []
+    for name in METHODS[recipe.method.method].teachers:
+        given = getattr(recipe.teachers, name)
+        if given is None or not is_local(given):
+            continue
+        key, folder = f"teachers.{name}", Path(given)
+        if not folder.exists():
+            problems.append(missing_file(key, given))
+        elif (folder / "adapter_config.json").is_file():
+            problems += _adapter_problems(key, folder, base)
+        elif not (folder / "config.json").is_file():
+            problems.append(f"{key}: {given} is neither an adapter nor a model's folder")
+    return problems
+
+
+def _adapter_problems(key: str, folder: Path, base: str) -> list[str]:
+    try:
+        config = json_object(folder / "adapter_config.json")
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    trained_on = config.get("base_model_name_or_path")
+    if not trained_on or trained_on == base or Path(trained_on).resolve() == Path(base).resolve():
+        return []
+    return [
+        f"{key}: {folder} was trained on {trained_on}, not on {base}: give an adapter of this "
+        "base, or set model_name_or_path to the adapter's"
+    ]

@@ -1,0 +1,230 @@
+"""What would stop a run late, or be ignored, is refused when the recipe is read."""
+
+import json
+import time
+
+import pytest
+import yaml
+
+from rahf.models.shapes import read_decoder
+from rahf.recipe import files, training_arguments
+from rahf.recipe.files import checked_recipe
+from rahf.recipe.keys import OTHER_NAMES, key_annotation
+from rahf.recipe.layers import resolve_layers
+from rahf.recipe.recipe import RecipeError, load_recipe
+
+PAIRS = [{"prompt": f"p{row}", "chosen": "yes", "rejected": "no"} for row in range(8)]
+CONFIG = {"model_type": "llama", "num_hidden_layers": 8, "vocab_size": 100, "hidden_size": 8}
+CONFIG |= {"num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a model's folder without weights, pairs and a recipe; return the recipe's path."""
+
+    def write(config=(), pad=None, **keys):
+        model, pairs = tmp_path / "model", tmp_path / "pairs.jsonl"
+        model.mkdir(exist_ok=True)
+        text = config if isinstance(config, str) else json.dumps({**CONFIG, **dict(config)})
+        (model / "config.json").write_text(text)
+        if pad is not None:
+            (model / "tokenizer_config.json").write_text(json.dumps(pad))
+        pairs.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+        whole = {"model_name_or_path": str(model), "dataset_name": str(pairs)}
+        whole |= {"output_dir": str(tmp_path / "out"), "dataset_test_split": None, **keys}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(whole))
+        return tmp_path / "recipe.yaml"
+
+    return write
+
+
+def problems(path):
+    with pytest.raises(RecipeError) as error:
+        checked_recipe(path)
+    return error.value.problems
+
+
+BEST = {"load_best_model_at_end": True}
+STEPS = {"eval_strategy": "steps"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (BEST, "load_best_model_at_end: true needs held-out losses"),
+        ({**BEST, "save_strategy": "no"}, "load_best_model_at_end: true needs checkpoints"),
+        ({**BEST, "eval_strategy": "epoch"}, "load_best_model_at_end: true needs eval_strategy"),
+        (
+            {**BEST, **STEPS, "eval_steps": 3, "save_steps": 10},
+            "load_best_model_at_end: true needs save_steps (10) to be a multiple of eval_steps (3)",
+        ),
+        ({"save_strategy": "best"}, "save_strategy: best needs held-out losses"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "lr_scheduler_type: reduce_lr_on_plateau"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", **STEPS},
+            "teachers inherit a key: lr_scheduler_type: reduce_lr_on_plateau",
+        ),
+        ({"teachers": STEPS}, "teachers.eval_strategy: teachers have no held-out pairs"),
+        ({"teachers": BEST}, "teachers.load_best_model_at_end: teachers have no held-out pairs"),
+        ({"seed": -1}, "seed: -1 is out of range, it must be at least 0 and below"),
+        ({"data_seed": -1}, "data_seed: -1 is out of range"),
+        ({"teachers": {"seed": -1}}, "teachers.seed: -1 is out of range"),
+        ({"seed": 2**32}, "seed: 4294967296 is out of range"),
+        ({"max_steps": 0}, "max_steps: 0 is no number of steps"),
+        ({"max_steps": -2}, "max_steps: -2 is out of range"),
+        ({"logging_steps": 0}, "logging_steps: 0 is out of range, it must be above 0"),
+        ({"save_steps": 2.5}, "save_steps: 2.5 is neither a whole number nor a share"),
+        ({"max_grad_norm": -1}, "max_grad_norm: -1 is out of range"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers: -1 is out of range"),
+        ({"report_to": "clearml"}, "report_to: clearml is not installed: pip install clearml"),
+        ({"report_to": ["azure_ml"]}, "report_to: azure_ml is not installed: pip install azureml"),
+        (
+            {"teachers": {"report_to": "clearml"}},
+            "teachers.report_to: clearml is not installed",
+        ),
+        ({"teachers": {"beta": 0.5}}, "teachers.beta: not read by method dual"),
+        ({"teachers": {"label_smoothing": 0.1}}, "teachers.label_smoothing: not read by method"),
+        ({"target_layers": "0-999999999"}, "target_layers: 0-999999999 is far beyond"),
+        ({"target_layers": "9" * 5000}, "target_layers: 999"),
+        ({"target_layers": "0.1-0.9:0.0000000001"}, "target_layers: 0.1-0.9:0.0000000001 has a"),
+        ({"target_layers": [10**9]}, "target_layers: 1000000000 is far beyond"),
+    ],
+    ids=str,
+)
+def test_what_would_stop_a_run_late_is_the_only_problem(write, monkeypatch, keys, said):
+    find = training_arguments.importlib.util.find_spec
+    gone = ("clearml", "azureml")
+    monkeypatch.setattr(
+        training_arguments.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in gone else find(name, *rest),
+    )
+    start = time.perf_counter()
+    [problem] = problems(write(**keys))
+    assert problem.startswith(said)
+    assert time.perf_counter() - start < 10
+
+
+def test_teachers_do_not_inherit_when_the_alignment_is_evaluated(write):
+    keys = {**STEPS, "eval_steps": 5, "eval_delay": 1, "eval_on_start": True, "do_eval": True}
+    recipe = checked_recipe(write(**keys, save_steps=5, load_best_model_at_end=True))
+    assert recipe.training.items() >= keys.items()
+    assert recipe.teacher_training == {"save_steps": 5}
+
+
+def test_the_strength_of_a_dpo_term_is_hinted_at_where_it_is_given_to_a_teacher(write):
+    [problem] = problems(write(teachers={"beta": 0.5}))
+    assert problem.endswith("the strength of the DPO term is dpo_beta")
+    checked_recipe(write(method="dpo_shift", teachers={"beta": 0.5}))
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_a_name_of_another_project_comes_with_the_one_to_write(write, name):
+    if name in training_arguments.training_annotations():
+        load_recipe(write(**{name: True}))  # an installed release that still has it
+        return
+    told = [line for line in problems(write(**{name: "x"})) if line.startswith(f"{name}:")]
+    assert told == [f"{name}: is not a key of a recipe: {OTHER_NAMES[name]}"]
+
+
+def test_the_hints_name_keys_that_there_are():
+    for cure in OTHER_NAMES.values():
+        verb, key = cure.replace(",", " ").replace(":", " ").split()[:2]
+        assert verb in ("use", "remove", "set")
+        if verb == "use":
+            assert key_annotation(key) is not key_annotation("no such key"), key
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "keys", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, None, {}, "num_hidden_layers: 1000000000 is not a whole"),
+        ({"num_hidden_layers": "8"}, None, {}, "num_hidden_layers: '8' is not a whole number"),
+        ({"hidden_size": float("nan")}, None, {}, "hidden_size: nan is not a whole number"),
+        ({"hidden_size": -8}, None, {}, "hidden_size: -8 is not a whole number"),
+        ({"num_hidden_layers": True}, None, {}, "num_hidden_layers: True is not a whole number"),
+        ("[1, 2]", None, {}, "a JSON object belongs here, not [1, 2]"),
+        ("{", None, {}, "line 1: not JSON"),
+        (
+            {"model_type": "gpt2", "n_positions": 64, "n_layer": 8},
+            None,
+            {},
+            "max_length: 768 is longer than the 64 learned positions",
+        ),
+        (
+            {"model_type": "opt", "max_position_embeddings": 700},
+            None,
+            {},
+            "max_length: 768 is longer than the 700 learned positions",
+        ),
+        (
+            {},
+            {"pad_token": "<pad>", "added_tokens_decoder": {"100": {"content": "<pad>"}}},
+            {},
+            "the padding token '<pad>' has id 100, but the embedding has 100 rows",
+        ),
+    ],
+)
+def test_what_a_models_files_tell_is_told(write, config, tokenizer, keys, said):
+    [problem] = problems(write(config, tokenizer, **keys))
+    assert said in problem
+
+
+def test_rotary_positions_and_padding_inside_the_embedding_are_taken(write):
+    pad = {"pad_token": "<pad>", "added_tokens_decoder": {"99": {"content": "<pad>"}}}
+    checked_recipe(write({"max_position_embeddings": 64}, pad))
+
+
+@pytest.mark.parametrize("size", [10**9, 0, -1, 2.0, float("inf"), "x", True])
+def test_a_plan_takes_no_absurd_shape(size):
+    with pytest.raises(ValueError, match=r"m: num_hidden_layers: .* is not a whole number from 1"):
+        read_decoder({**CONFIG, "num_hidden_layers": size}, "m")
+    with pytest.raises(ValueError, match="16 attention heads do not fit into a width of 8"):
+        read_decoder({**CONFIG, "num_attention_heads": 16}, "m")
+
+
+def test_a_range_far_beyond_a_model_makes_no_list():
+    start = time.perf_counter()
+    for spec in ("0-999999999", "5-1000000000:2", "0.0-1.0:0.00000001"):
+        with pytest.raises(ValueError, match="target_layers"):
+            resolve_layers(spec, 12)
+    assert time.perf_counter() - start < 10
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [{'*a' + str(n - 1)}, *a{n - 1}]\n" for n in range(1, 60)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LAUGHS, "not YAML: more than 100,000 values with its aliases written out"),
+        ("alpha: " + "[" * 5000, "not YAML: nested too deeply"),
+        ("alpha: &x [*x]\n", "not YAML: nested too deeply, or an alias inside its own value"),
+        ("alpha: 2024-99-99\n", "not YAML: month must be in 1..12"),
+        ("alpha: \x07\n", "not YAML: unacceptable character #x0007"),
+    ],
+    ids=["laughs", "deep", "itself", "date", "control"],
+)
+def test_a_text_that_stands_for_too_much_is_one_clear_line(tmp_path, text, said):
+    path, start = tmp_path / "recipe.yaml", time.perf_counter()
+    path.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    [problem] = error.value.problems
+    assert problem.startswith(said)
+    assert "\n" not in problem
+    assert time.perf_counter() - start < 10
+
+
+def test_an_override_is_bounded_as_a_file_is(write):
+    with pytest.raises(RecipeError, match="nested too deeply"):
+        load_recipe(write(), ["--alpha", "[" * 5000])
+
+
+def test_aliases_that_stand_for_little_are_taken(write):
+    path = write()
+    path.write_text(path.read_text() + "teachers: &t {max_steps: 3}\nevaluation: {}\n")
+    assert load_recipe(path).teachers_training == {"max_steps": 3}
+    assert files.check_files(load_recipe(path)) == []
