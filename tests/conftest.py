@@ -5,7 +5,10 @@ The checks have to be installed before the modules they check are imported.
 """
 
 import os
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 from jaxtyping import install_import_hook
 
@@ -73,6 +76,9 @@ def tracked(monkeypatch) -> list[tuple[str, int, dict]]:
         def on_log(self, args, state, control, logs=None, **kwargs):
             told.append((args.output_dir, state.global_step, dict(logs)))
 
+    module = ModuleType("trackio")
+    module.__spec__ = ModuleSpec("trackio", None)
+    monkeypatch.setitem(sys.modules, "trackio", module)
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "trackio", Tracker)
     return told
 

@@ -104,26 +104,34 @@ def usable_pairs(pairs: "Dataset") -> "Dataset":
 
 
 def without_held_out(pairs: "Dataset", share: float, most: int) -> tuple["Dataset", "Dataset"]:
-    """Return the pairs apart by their prompts: those that are left, and a held-out share.
+    """Return the pairs that are left, and a held-out share, apart by their prompts.
 
     A prompt's hash decides: the held-out prompts are the same in every run, and few of them change
-    when pairs are added. Rows that are dropped stay with those that are left.
+    when pairs are added. Dropped rows stay with those that are left. Pairs that all have one prompt
+    are held out one by one.
 
     Args:
         share: of the distinct prompts; at least one is held out where there are two.
         most: prompts that are held out.
     """
-    kept = (reason is None for reason in pairs["dropped"])
-    keys = [
-        hashlib.sha256(json.dumps(prompt).encode()).digest() if usable else None
-        for prompt, usable in zip(pairs["prompt"], kept, strict=True)
-    ]
-    distinct = sorted({key for key in keys if key is not None})
+    keys = _keys(pairs, ("prompt",))
+    if len(set(keys) - {None}) < 2:
+        keys = _keys(pairs, PAIR_COLUMNS)
+    distinct = sorted(set(keys) - {None})
     count = min(max(1, round(share * len(distinct))), most, len(distinct) - 1)
     held = set(distinct[: max(0, count)])
     inside = [index for index, key in enumerate(keys) if key in held]
     outside = [index for index, key in enumerate(keys) if key not in held]
     return pairs.select(outside), pairs.select(inside)
+
+
+def _keys(pairs: "Dataset", columns: Sequence[str]) -> list[bytes | None]:
+    """Return a hash of some columns of each row; None for a dropped one."""
+    values = zip(*(pairs[name][:] for name in columns), strict=True)
+    return [
+        hashlib.sha256(json.dumps(row).encode()).digest() if reason is None else None
+        for row, reason in zip(values, pairs["dropped"][:], strict=True)
+    ]
 
 
 def check_columns(

@@ -27,11 +27,11 @@ from rahf.pipeline.inputs import (
     load_base,
     load_split,
     load_tokenizer,
+    measured_split,
     teachers_of,
     test_rows,
     unrelated_texts,
 )
-from rahf.recipe.files import held_out_split
 from rahf.recipe.judge_options import JudgeOptions
 from rahf.recipe.recipe import Recipe
 
@@ -48,7 +48,7 @@ def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
     tokenizer, is_main = load_tokenizer(recipe), PartialState().is_main_process
     held_out, judging = held_out_of(recipe, tokenizer), None
     if recipe.evaluation.judge and held_out.chats and is_main:
-        split = held_out_split(recipe.data)
+        split = measured_split(recipe)
         pairs = usable_pairs(load_split(recipe, split)) if split else None
         judging = judging_of(recipe.evaluation, folder, pairs)
         judging = judging._replace(sign=judging.sign or 1)  # without a difference, the upper side
@@ -84,7 +84,7 @@ def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
 
 def _held_out_chats(recipe: Recipe, kept: Set[int]) -> list[Any]:
     """Return the first held-out prompts, each once, of the pairs that are measured."""
-    split, wanted = held_out_split(recipe.data), recipe.evaluation.held_out_prompts
+    split, wanted = measured_split(recipe), recipe.evaluation.held_out_prompts
     if split is None or not wanted:
         return []
     pairs = load_split(recipe, split)

@@ -116,6 +116,12 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     return _load_split(recipe, split)
 
 
+def measured_split(recipe: Recipe) -> str | None:
+    """Return the name of the held-out split for `load_split`; None where nothing is held out."""
+    split = held_out_split(recipe.data)
+    return None if split == HELD_OUT and not len(load_split(recipe, split)) else split
+
+
 def _load_split(recipe: Recipe, split: str) -> Dataset:
     data = recipe.data
     if data.datasets is not None and split == data.dataset_train_split:
@@ -167,7 +173,7 @@ def test_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, **options: bool
 ) -> Dataset | None:
     """Held-out rows; None where the recipe holds nothing out. `options`: of `tokenized_split`."""
-    split = held_out_split(recipe.data)
+    split = measured_split(recipe)
     return tokenized_split(recipe, tokenizer, split, **options)[0] if split else None
 
 

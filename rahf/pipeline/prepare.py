@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from rahf.artifacts import write_text
 from rahf.data.summary import describe
-from rahf.pipeline.inputs import load_tokenizer, tokenized_split
+from rahf.pipeline.inputs import load_tokenizer, measured_split, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
-from rahf.recipe.files import HELD_OUT, held_out_split
+from rahf.recipe.files import HELD_OUT
 from rahf.recipe.recipe import Recipe
 
 SAMPLE = 1000
@@ -23,7 +23,7 @@ SAMPLE = 1000
 def describe_data(recipe: Recipe) -> str:
     """What `rahf data` prints: what became of each split, and a few rows with their mask."""
     tokenizer, parts = load_tokenizer(recipe), []
-    for split in filter(None, (recipe.data.dataset_train_split, held_out_split(recipe.data))):
+    for split in filter(None, (recipe.data.dataset_train_split, measured_split(recipe))):
         rows, report = tokenized_split(recipe, tokenizer, split)
         share = f" ({recipe.data.test_share:.0%} of the training prompts)"
         title = f"{split}{share if split == HELD_OUT else ''}"
@@ -37,7 +37,7 @@ def prepare(recipe: Recipe) -> str:
     """
     tokenizer, lines = load_tokenizer(recipe), []
     train = recipe.data.dataset_train_split
-    for split in filter(None, (train, held_out_split(recipe.data))):
+    for split in filter(None, (train, measured_split(recipe))):
         started = time.perf_counter()
         rows, _ = tokenized_split(recipe, tokenizer, split)
         seconds = time.perf_counter() - started

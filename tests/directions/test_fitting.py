@@ -375,7 +375,7 @@ def test_the_command_writes_directions_with_all_they_were_made_with(recipe_file,
 
 
 def test_without_a_test_split_every_fifth_row_is_held_out(recipe_file):
-    options = ("--dataset_test_split", "null", "--compare", "none")
+    options = ("--dataset_test_split", "null", "--test_share", "0", "--compare", "none")
     assert directions(recipe_file, *options) == 0
     made_with = json.loads(Path("out/reading/responses/evidence.json").read_text())["made_with"]
     assert (made_with["contrasts"], made_with["held_out_pairs"]) == ("5", 1)

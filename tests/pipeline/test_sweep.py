@@ -7,6 +7,7 @@ import pytest
 
 from rahf.cli import main
 from rahf.pipeline.sweep import read_grid
+from rahf.report.sweep import heat_map, sweep_table
 
 
 def test_keys_with_several_values_are_axes():
@@ -27,6 +28,13 @@ def test_keys_with_several_values_are_axes():
 def test_what_is_no_grid_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         read_grid(overrides)
+
+
+def test_a_sweep_that_measures_nothing_has_a_table_of_its_points_and_no_figure(tmp_path):
+    results = [{"point": {"alpha": alpha}, "results": {}} for alpha in ("1", "2")]
+    assert sweep_table(results).split()[-2:] == ["2", "|"]
+    heat_map(results, {"alpha": ["1", "2"]}, tmp_path / "results.png")
+    assert not (tmp_path / "results.png").exists()
 
 
 def test_a_sweep_runs_every_point_once_with_one_set_of_teachers(recipe_file, capsys):
