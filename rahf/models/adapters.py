@@ -32,7 +32,7 @@ from rahf.distributed.sharding import load_placed, without_engine
 from rahf.foreign_warnings import new_head_expected
 from rahf.models.capture import find_blocks
 from rahf.models.dropout import turn_off_dropout
-from rahf.models.lora_targets import on_blocks
+from rahf.models.lora_targets import on_blocks, report_untouched_experts
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -190,7 +190,9 @@ def attach_policy(
     elif start is not None:
         model = _copy_of(start, base)
     else:
-        model = get_peft_model(base, on_blocks(config, base, layers), POLICY)
+        blocks = find_blocks(base).modules
+        model = get_peft_model(base, on_blocks(config, base, blocks, layers), POLICY)
+        report_untouched_experts(blocks[: layers.stop])
     for parameter in trainable(model):
         # Pure bfloat16 weights hardly move at usual learning rates.
         parameter.data = parameter.data.float()

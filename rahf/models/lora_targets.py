@@ -1,61 +1,120 @@
 """Which matrices of which decoder blocks get a LoRA.
 
 PEFT restricts a LoRA to some blocks only where modules are given by the endings of their names.
-Other forms are written out here.
+Other forms are written out here. Knows peft; knows no training.
 """
 
+import logging
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from peft import LoraConfig
+from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rahf.models.capture import find_blocks
+logger = logging.getLogger(__name__)
+
+MATRICES = (nn.Linear, Conv1D)  # GPT-2's matrices are the latter
+
+WITHOUT_LORA = {
+    "falcon_h1": ("out_proj",),
+    "falcon_mamba": ("out_proj", "dt_proj"),
+    "mamba": ("out_proj", "dt_proj"),
+    "mamba2": ("out_proj",),
+    "nemotron_h": ("out_proj",),
+}
+"""Matrices by model_type: PEFT refuses `out_proj`, and the weight of `dt_proj` is read past its
+forward, so that a LoRA on it would have no effect.
+"""
 
 
-def on_blocks(config: LoraConfig, base: PreTrainedModel, layers: range) -> LoraConfig:
-    """Return the configuration restricted to the given blocks, unless it names blocks itself."""
-    blocks = config.layers_to_transform
-    if config.target_modules == "all-linear":  # which PEFT takes only for all blocks
-        config = replace(config, target_modules=linear_names(base))
-    elif isinstance(config.target_modules, str):  # and a pattern as well
-        config = replace(config, target_modules=matches(base, config.target_modules, layers))
-    return replace(
+def on_blocks(
+    config: LoraConfig, base: PreTrainedModel, blocks: nn.ModuleList, layers: range
+) -> LoraConfig:
+    """Return the configuration restricted to the given blocks, unless it names blocks itself.
+
+    Without modules it gets PEFT's for the architecture, or every matrix where PEFT has none.
+
+    Args:
+        blocks: all decoder blocks of `base`.
+
+    Raises:
+        ValueError: a pattern of modules that matches nothing in the blocks.
+    """
+    inside, own = [blocks[layer] for layer in layers], config.layers_to_transform
+    modules = default_modules(base, inside) if config.target_modules is None else None
+    modules = modules or config.target_modules
+    if modules == "all-linear":  # which PEFT takes only for all blocks
+        modules = linear_names(base, blocks)
+    elif isinstance(modules, str):  # and a pattern as well
+        modules = matches(base, modules, blocks, layers)
+    config = replace(
         oriented(config, base),
+        target_modules=modules,
         task_type="CAUSAL_LM",
-        layers_to_transform=list(layers) if blocks is None else blocks,
+        layers_to_transform=list(layers) if own is None else own,
     )
+    if config.layers_pattern is None and _numbered(inside):
+        # PEFT takes the last number of a name for the block's: that of an expert, otherwise.
+        names = {block: name for name, block in base.named_modules()}
+        config.layers_pattern = [names[inside[0]].split(".")[-2]]
+    return config
+
+
+def default_modules(base: PreTrainedModel, blocks: Sequence[nn.Module]) -> str | list[str]:
+    """Return PEFT's modules for the architecture, or all matrices where it has none in `blocks`."""
+    mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    known = mapping.get(base.config.model_type, ())
+    if isinstance(known, str):
+        return known
+    found = {name.rpartition(".")[2] for block in blocks for name, _ in block.named_modules()}
+    return list(known) if found.intersection(known) else "all-linear"
 
 
 def oriented(config: LoraConfig, base: nn.Module) -> LoraConfig:
-    """Return the LoRA for matrices as `base` stores them: those of GPT-2 are transposed."""
+    """Return the LoRA for matrices as `base` stores them: those of GPT-2 are transposed.
+
+    Where PEFT has no default for the architecture, the default is every matrix.
+    """
     transposed = any(isinstance(module, Conv1D) for module in base.modules())
-    return replace(config, fan_in_fan_out=config.fan_in_fan_out or transposed)
-
-
-def linear_names(base: PreTrainedModel) -> list[str]:
-    """Names of the matrices inside the decoder blocks: `q_proj`, `down_proj`, ..."""
-    matrices = (nn.Linear, Conv1D)  # GPT-2's matrices are the latter
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for block in find_blocks(base).modules
-            for name, module in block.named_modules()
-            if isinstance(module, matrices)
-        }
+    known = base.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    return replace(
+        config,
+        fan_in_fan_out=config.fan_in_fan_out or transposed,
+        target_modules=config.target_modules or (None if known else "all-linear"),
     )
 
 
-def matches(base: PreTrainedModel, pattern: str, layers: range) -> list[str]:
-    """Full names of the modules in some decoder blocks that a pattern matches whole, as PEFT reads
-    it: `model.layers.0.self_attn.q_proj`, ...
+def linear_names(base: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[str]:
+    """Return the names of the matrices inside the blocks: `q_proj`, `down_proj`, ...
+
+    Less those that get no LoRA, and, in a model with fused experts, those whose name PEFT takes for
+    a part of the experts.
+    """
+    names = {
+        name.rpartition(".")[2]
+        for block in blocks
+        for name, module in block.named_modules()
+        if isinstance(module, MATRICES)
+    }
+    names -= set(WITHOUT_LORA.get(base.config.model_type, ()))
+    as_peft_reads_it = LoraConfig(target_modules=names)
+    convert_peft_config_for_transformers(as_peft_reads_it, base, None)
+    return sorted(as_peft_reads_it.target_modules)
+
+
+def matches(base: PreTrainedModel, pattern: str, blocks: nn.ModuleList, layers: range) -> list[str]:
+    """Return the full names of the modules in some decoder blocks that a pattern matches whole, as
+    PEFT reads it: `model.layers.0.self_attn.q_proj`, ...
 
     Raises:
         ValueError: it matches none.
     """
-    blocks = find_blocks(base).modules
     inside = {module: layer for layer in layers for module in blocks[layer].modules()}
     names = [name for name, module in base.named_modules() if module in inside]
     matched = [name for name in names if re.fullmatch(pattern, name)]
@@ -67,3 +126,38 @@ def matches(base: PreTrainedModel, pattern: str, layers: range) -> list[str]:
             "endings of names, or all-linear."
         )
     return matched
+
+
+def _numbered(blocks: Sequence[nn.Module]) -> bool:
+    """Whether a block holds a list of modules, so that its names have two numbers."""
+    return any(isinstance(module, nn.ModuleList) for block in blocks for module in block.modules())
+
+
+def report_untouched_experts(blocks: Sequence[nn.Module]) -> None:
+    """Report experts that are one fused parameter, unless the LoRA on `blocks` reaches them."""
+    reached = {
+        (module.get_base_layer(), module.parameter_name)
+        for block in blocks
+        for module in block.modules()
+        if isinstance(module, ParamWrapper)
+    }
+    left = {
+        weight
+        for block in blocks
+        for module, weight in _fused(block)
+        if (module, weight) not in reached
+    }
+    if left:
+        logger.warning(
+            "the experts (%s) get no adapter: each is one fused parameter, which no "
+            "lora_target_modules reaches. From Python, LoraConfig(target_parameters=...) does.",
+            ", ".join(sorted(left)),
+        )
+
+
+def _fused(block: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the parameters that hold a matrix for each expert, as module and name."""
+    for module in block.modules():
+        for name, value in module.named_parameters(recurse=False):
+            if value.dim() == 3 and not isinstance(module, nn.modules.conv._ConvNd):
+                yield module, name

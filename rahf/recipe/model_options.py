@@ -38,7 +38,7 @@ class ModelOptions:
         None,
         "Modules that get an adapter: a list of names, `all-linear`, or a regular expression that "
         "matches whole names (model.layers.0.self_attn.q_proj); null: PEFT's default for the "
-        "architecture.",
+        "architecture, or all-linear where it has none.",
     )
 
     def __post_init__(self):

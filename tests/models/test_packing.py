@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from model_families import family_model
 from tiny_models import ARCHITECTURES, EOS, tiny_model, tiny_pairs
 
 from rahf.data.contrast import ContrastCollator, Responses
@@ -63,6 +64,89 @@ def test_a_model_without_sdpa_is_left_as_it_is(architecture):
     before = model.config._attn_implementation
     assert not use_packed_attention(model)
     assert model.config._attn_implementation == before != PACKED
+
+
+STAY_PACKED = (
+    *("llama", "qwen3", "gemma3_text", "mixtral", "gpt2", "phi3", "olmo2", "cohere2"),
+    *("deepseek_v3", "opt", "lfm2"),
+)
+MIXES_TOKENS = {  # by recurrence, convolution, or attention that drops what packing needs
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "llama4_text": {"layer_types": ["chunked_attention", "full_attention"] * 2},
+    "qwen3_5_text": {},
+    "qwen3_next": {},
+    "falcon_h1": {},
+    "bamba": {},
+    "jamba": {},
+    "recurrent_gemma": {},
+    "nemotron_h": {},
+    "stablelm": {},
+    "nemotron": {},
+    "doge": {},
+    "phimoe": {},
+}
+
+
+def state_of(model):
+    """What a check of the model must leave as it was."""
+    weights = {name: (value.clone(), value.grad) for name, value in model.named_parameters()}
+    modes = [(module.training, len(module._forward_hooks)) for module in model.modules()]
+    windows = [getattr(module, "sliding_window", None) for module in model.modules()]
+    return weights, modes, windows, model.config.to_dict()
+
+
+@pytest.mark.parametrize("family", STAY_PACKED)
+def test_a_decoder_of_attention_stays_packed_and_as_it_was(family, caplog):
+    model, untouched = family_model(family).train(), family_model(family).train()
+    model.lm_head.eval()
+    untouched.lm_head.eval()
+    assert use_packed_attention(model)
+    assert not caplog.records
+    untouched.set_attn_implementation(PACKED)
+    (weights, *found), (expected_weights, *expected) = map(state_of, (model, untouched))
+    assert found == expected
+    assert all(
+        torch.equal(weights[name][0], value) for name, (value, _) in expected_weights.items()
+    )
+    assert all(gradient is None for _, gradient in weights.values())
+    prompts = [[*range(2, 20)], [*range(3, 12)], [*range(2, 20)]]
+    responses = [[5, 6, 7, 8] * 4, [9, 10, 11], [4, 5, 8]]
+    alone = logits_alone(family_model(family), prompts, responses)
+    rows = packed_rows(prompts, responses)
+    packed = model.eval()(**model_inputs(rows)).logits[0]
+    for spans, row in zip(rows["spans"], alone, strict=True):
+        start, stop = spans[-1]
+        assert torch.allclose(packed[start:stop], row[start - stop :], atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "changes"), MIXES_TOKENS.items(), ids=list(MIXES_TOKENS))
+def test_a_decoder_that_packing_breaks_is_padded_and_named_once(family, changes, number, caplog):
+    model = family_model(family, **changes).to(number)
+    assert not use_packed_attention(model)
+    assert not use_packed_attention(model)
+    assert model.config._attn_implementation == "sdpa"
+    (record,) = (record for record in caplog.records if record.name == "rahf.models.packing")
+    assert "padded, not packed" in record.getMessage()
+    assert f"({family})" in record.getMessage()
+
+
+@pytest.mark.parametrize("mask", ["kept", "dropped"])
+def test_blocks_that_drop_row_spans_fail_or_are_padded_and_never_get_another_mask(mask, caplog):
+    model = packed_model()
+    block = model.model.layers[1]
+    left = {"row_spans"} if mask == "kept" else {"row_spans", "attention_mask"}
+    whole = block.self_attn.forward
+    block.self_attn.forward = lambda *args, **given: whole(
+        *args, **{"attention_mask": None} | {k: v for k, v in given.items() if k not in left}
+    )
+    if mask == "kept":
+        with pytest.raises(ValueError, match=r"LlamaAttention got no row_spans.*packing: false"):
+            model(**model_inputs(packed_rows(*sequences())))
+    model.set_attn_implementation("sdpa")
+    assert not use_packed_attention(model)
+    assert "padded, not packed" in caplog.text
 
 
 def test_a_window_is_kept_within_rows_longer_than_it():

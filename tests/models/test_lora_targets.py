@@ -1,0 +1,76 @@
+"""Every decoder has a default LoRA, on the blocks that are trained and on no others."""
+
+import pytest
+import torch
+from model_families import family_model
+from peft import get_peft_model
+from tiny_models import lora, tiny_model
+
+from rahf.models.adapters import attach_policy, find_blocks, trainable
+from rahf.models.lora_targets import WITHOUT_LORA, oriented
+
+FUSED_EXPERTS = {
+    "mixtral",
+    "qwen2_moe",
+    "granitemoe",
+    "gpt_oss",
+    "qwen3_moe",
+    "olmoe",
+    "qwen3_next",
+}
+WITHOUT_PEFT_DEFAULT = {
+    *("phi3", "olmo2", "olmo3", "granite", "granitemoe", "cohere", "cohere2", "starcoder2"),
+    *("smollm3", "glm4", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"),
+    *("qwen3_next", "mamba", "falcon_h1", "falcon", "nemotron_h"),
+}
+
+
+def with_adapter(block):
+    return {
+        name.partition(".lora_")[0]
+        for name, parameter in block.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@pytest.mark.parametrize("modules", [None, "all-linear"])
+@pytest.mark.parametrize("family", sorted(WITHOUT_PEFT_DEFAULT))
+def test_every_decoder_has_a_default_lora_on_its_trained_blocks(family, modules, caplog):
+    policy = attach_policy(family_model(family), lora(target_modules=modules), range(2))
+    blocks = find_blocks(policy).modules
+    assert [bool(with_adapter(block)) for block in blocks] == [
+        (family, modules) != ("nemotron_h", None),  # PEFT's default for it is attention
+        *(True, False, False),
+    ]
+    assert sum(len(trainable(block)) for block in blocks) == len(trainable(policy))
+    refused = WITHOUT_LORA.get(family, ())
+    assert not [name for block in blocks for name in with_adapter(block) if name.endswith(refused)]
+    policy.train()(input_ids=torch.tensor([[5, 6, 7]])).logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in trainable(policy))
+    assert ("get no adapter" in caplog.text) == (family in FUSED_EXPERTS)
+
+
+def test_peft_keeps_its_own_default_where_it_has_one():
+    policy = attach_policy(tiny_model(), lora(), range(3))
+    assert policy.peft_config["default"].target_modules == {"q_proj", "v_proj"}
+    assert policy.peft_config["default"].layers_pattern is None
+
+
+@pytest.mark.parametrize("family", sorted(WITHOUT_LORA))
+def test_what_is_left_out_is_what_peft_refuses(family):
+    with pytest.raises(ValueError, match=r"out_proj.*incompatible"):
+        get_peft_model(family_model(family), lora(target_modules=["out_proj"]))
+
+
+def test_experts_named_by_target_parameters_are_not_reported(caplog):
+    fused = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    policy = attach_policy(family_model("mixtral"), lora(target_parameters=fused), range(2))
+    assert "get no adapter" not in caplog.text
+    assert any("experts" in name for name in with_adapter(find_blocks(policy).modules[0]))
+
+
+@pytest.mark.parametrize(("family", "modules"), [("llama", {"q_proj", "v_proj"}), ("phi3", None)])
+def test_a_lora_on_all_blocks_has_a_default_too(family, modules):
+    model = get_peft_model(family_model(family), oriented(lora(), family_model(family)))
+    found = {name.split(".")[-1] for name in model.peft_config["default"].target_modules}
+    assert found == (modules or {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"})
