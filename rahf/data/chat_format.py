@@ -5,18 +5,18 @@ there is a system role, what the template writes after a response, and where a t
 without a chat template get a plain one. Knows no pair and no model; needs a fast tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from rahf.data.messages import Message, answered
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Message = dict[str, str]
 
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -31,9 +31,28 @@ PLAIN_CHAT_TEMPLATE = (
 
 _PROBE_SYSTEM, _PROBE_USER, _PROBE_RESPONSE = "PROBESYSTEM", "PROBEUSER", "PROBERESPONSE"
 
+_WITHOUT_THINKING: tuple[dict[str, Any], ...] = (
+    {},
+    {"enable_thinking": False},
+    {"thinking": False},
+)
+"""What templates take to prompt for a response: as they are, then without thinking."""
+
+_RAISED_BY_TEMPLATES = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the code in a template raises for a chat that it was not written for."""
+
 
 class TemplateRefusalError(ValueError):
-    """The chat template raised for this chat, for instance because the roles do not alternate."""
+    """The chat template raised for this chat, for instance because the roles do not alternate, or
+    wrote the chat in a way that hides the response."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,29 @@ class ChatFormat:
     turn_end: str  # what of it the model is to write, the end-of-turn token last: "<|im_end|>"
     takes_system: bool  # whether the text of a system message appears in the rendering
     default_system: str  # the system text it writes when the chat has none
+    before_response: str = ""  # what it writes between prompt and response: "<think></think>"
+    opening: str = ""  # the end of its generation prompt that is left out: "<think>"
+    options: Mapping[str, Any] = field(default_factory=dict)  # what it is given besides the chat
+    user_marker: str = ""  # what it writes in front of a user message: "[INST]"
+    generation_prompt: str = ""  # what it writes behind the last user message: "[/INST]"
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the template does that a reader of the data does not expect."""
+        notes = []
+        if self.opening:
+            notes.append(
+                f"the chat template opens {self.opening.strip()!r} for the model to continue; the "
+                "opening is left out, since the responses follow it in no chat"
+            )
+        if self.options:
+            given = ", ".join(f"{key}={value}" for key, value in self.options.items())
+            notes.append(f"the chat template is rendered with {given}")
+        if self.before_response.strip():
+            notes.append(
+                f"the chat template writes {self.before_response!r} before a response; it is "
+                "trained as part of the response"
+            )
+        return tuple(notes)
 
 
 def resolve_chat_template(
@@ -99,15 +141,59 @@ def chat_format(
         )
     template = resolve_chat_template(tokenizer, chat_template)
     user = [{"role": "user", "content": _PROBE_USER}]
-    answer = {"role": "assistant", "content": _PROBE_RESPONSE}
-    prompt = render(tokenizer, template, user, add_generation_prompt=True)
-    whole = render(tokenizer, template, [*user, answer])
-    response = response_text(whole, prompt, "the probe", template)
+    options, opening, prompt, response = _boundary(tokenizer, template, user)
     if _PROBE_RESPONSE not in response:
         raise ValueError(f"The chat template does not write the response: {_named(template)}")
-    after = response.rpartition(_PROBE_RESPONSE)[2]
+    before, _, after = response.rpartition(_PROBE_RESPONSE)
     takes_system, default_system = _system_role(tokenizer, template, user)
-    return ChatFormat(template, after, _turn_end(tokenizer, after), takes_system, default_system)
+    user_marker, _, generation_prompt = prompt.partition(_PROBE_USER)
+    bos = tokenizer.bos_token or ""
+    return ChatFormat(
+        template,
+        after,
+        _turn_end(tokenizer, after),
+        takes_system,
+        default_system,
+        before,
+        opening,
+        options,
+        user_marker.removeprefix(bos).strip().rpartition("\n")[2],
+        generation_prompt.strip(),
+    )
+
+
+def _boundary(
+    tokenizer: "PreTrainedTokenizerBase", template: str, user: list[Message]
+) -> tuple[dict[str, Any], str, str, str]:
+    """Return options and opening (see `ChatFormat`) with which a response follows the prompt, the
+    prompt, and the response as written.
+
+    Raises:
+        ValueError: there are none.
+    """
+    chat = [*user, {"role": "assistant", "content": _PROBE_RESPONSE}]
+    rendered = []
+    for options in _WITHOUT_THINKING:
+        prompt = render(tokenizer, template, user, add_generation_prompt=True, **options)
+        whole = render(tokenizer, template, chat, **options)
+        if whole.startswith(prompt):
+            return options, "", prompt, whole[len(prompt) :]
+        rendered.append((prompt, whole))
+    prompt, whole = rendered[0]
+    shared = next(i for i in range(len(prompt)) if not whole.startswith(prompt[: i + 1]))
+    if _opens_thought(prompt[prompt.rfind(_PROBE_USER) :]):
+        return {}, prompt[shared:], prompt, whole[shared:]
+    raise ValueError(
+        "The chat template writes the prompt (with add_generation_prompt) differently when a "
+        "response follows, so it cannot be told where the response begins. "
+        f"Prompt: ...{prompt[-60:]!r}, with the response: "
+        f"...{whole[max(0, len(prompt) - 60) :][:120]!r}. "
+        f"Give another one as chat_template. {_named(template)}"
+    )
+
+
+def _opens_thought(generation_prompt: str) -> bool:
+    return any(word in generation_prompt.lower() for word in ("think", "thought", "reason"))
 
 
 def render(
@@ -116,17 +202,45 @@ def render(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool = False,
+    **options: Any,
 ) -> str:
-    """The chat as text. Raises TemplateRefusalError where the template raises."""
+    """Return the chat as text. Raises TemplateRefusalError where the template raises."""
     try:
         return tokenizer.apply_chat_template(
             list(messages),
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
+            **options,
         )
-    except TemplateError as error:
+    except _RAISED_BY_TEMPLATES as error:
         raise TemplateRefusalError(f"the chat template refuses the chat: {error}") from error
+
+
+def render_prompt(
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: ChatFormat,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Return the text before a response: up to the response's marker, or to the end of the
+    assistant's message that the response continues.
+
+    Raises:
+        TemplateRefusalError: the template raises, or writes this prompt in another way than others.
+    """
+    options = {**chat.options, **({"tools": list(tools)} if tools else {})}
+    if messages and messages[-1]["role"] == "assistant":
+        probe = answered(messages, {"role": "assistant", "content": _PROBE_RESPONSE})
+        whole = render(tokenizer, chat.template, probe, **options)
+        text, found, _ = whole.rpartition(_PROBE_RESPONSE)
+        if not found or messages[-1]["content"].strip() not in text:
+            raise TemplateRefusalError("the chat template does not write the message to continue")
+        return text
+    text = render(tokenizer, chat.template, messages, add_generation_prompt=True, **options)
+    if not text.endswith(chat.opening):
+        raise TemplateRefusalError("the chat template ends this prompt in another way than others")
+    return text.removesuffix(chat.opening)
 
 
 def prompt_messages(
@@ -149,19 +263,6 @@ def prompt_messages(
     first = next(message for message in others if message["role"] == "user")
     first["content"] = f"{text}\n\n{first['content']}"
     return others
-
-
-def response_text(whole: str, prompt: str, place: str, template: str) -> str:
-    """What follows the rendered prompt in the rendering of prompt and response."""
-    if not whole.startswith(prompt):
-        raise ValueError(
-            f"For {place} the chat template writes the prompt (with add_generation_prompt) "
-            "differently when a response follows, so it cannot be told where the response "
-            f"begins. Prompt: ...{prompt[-60:]!r}, with the response: "
-            f"...{whole[max(0, len(prompt) - 60) :][:120]!r}. "
-            f"Give another one as chat_template. {_named(template)}"
-        )
-    return whole[len(prompt) :]
 
 
 def _given_template(chat_template: str) -> str:

@@ -1,20 +1,29 @@
-"""Text or messages -> one form: a list of `{role, content}`.
+"""Text or messages -> one form: a list of `{role, content}`, further keys of a message kept.
 
-HH-RLHF's transcripts ("Human: ... Assistant: ...") are told apart by how they begin. Knows no pair,
-no file and no template.
+Messages written as text (JSON, or Python's repr as pandas writes it) and HH-RLHF's transcripts
+("Human: ... Assistant: ...") are recognised by how they begin. Knows no pair, file or template.
 """
 
+import ast
+import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""`role` and `content` are text; other keys (`tool_calls`) are handed to the template."""
 
-_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+_MARKER = r"(Human|Assistant):"
+_TURN = re.compile(rf"(?:\A|(?:\r?\n){{2}}){_MARKER}")
+_TURN_BY_LINE = re.compile(rf"(?:\A|\r?\n){_MARKER}")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+_WRITTEN = re.compile(
+    r"""\s*(array\()?\[?\s*\{\s*["'](role|content|from|value|tool_calls|name)["']\s*:"""
+)
 
 
 def check_type(name: str, value: Any, where: str) -> None:
-    """Raises ValueError where `value` is neither text, nor messages, nor None."""
+    """Raise ValueError where `value` is neither text, nor messages, nor None."""
     expected = "expected text or a list of {role, content} messages"
     if value is None or isinstance(value, str):
         return
@@ -31,11 +40,11 @@ def check_type(name: str, value: Any, where: str) -> None:
 
 
 def as_messages(value: str | list[dict] | None, role: str) -> list[Message]:
-    """Text becomes one message of `role`, a transcript given for a user the turns it holds."""
+    """Return messages: text becomes one of `role`, a transcript given for a user its turns."""
     if value is None:
         return []
     if isinstance(value, list):
-        return [{"role": m["role"], "content": m.get("content") or ""} for m in value]
+        return [_message(message) for message in value]
     if role == "user" and is_transcript(value):
         turns = turns_of(value)
         if turns[-1]["role"] == "assistant" and not turns[-1]["content"].strip():
@@ -44,14 +53,90 @@ def as_messages(value: str | list[dict] | None, role: str) -> list[Message]:
     return [{"role": role, "content": value.strip()}]
 
 
+def _message(given: Mapping[str, Any]) -> Message:
+    others = {key: value for key, value in given.items() if key not in ("role", "content")}
+    return {"role": given["role"], "content": given.get("content") or "", **without_empty(others)}
+
+
+def without_empty(value: Any) -> Any:
+    """Return the value without keys that hold nothing: Arrow gives every row the keys of all."""
+    if isinstance(value, Mapping):
+        kept = {key: without_empty(inner) for key, inner in value.items()}
+        return {key: inner for key, inner in kept.items() if inner not in (None, "", [])}
+    return [without_empty(inner) for inner in value] if isinstance(value, list) else value
+
+
+def written_messages(text: str) -> list[dict] | None:
+    """Return the messages that a text holds as JSON or as Python's repr; None for other text.
+
+    Raises:
+        ValueError: the text begins like messages, but cannot be read as such.
+    """
+    if not _WRITTEN.match(text):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        value = [value] if isinstance(value, dict) else value
+        if isinstance(value, list) and all(_is_message(item) for item in value):
+            return value
+    raise ValueError(
+        "messages written as text, which can be read neither as JSON nor as Python: write a list "
+        "of {role, content} as JSON"
+    )
+
+
+def _is_message(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str | None)
+    )
+
+
+def answered(messages: Sequence[Message], response: Message) -> list[Message]:
+    """Return the chat with the response, which continues the last message if that is the
+    assistant's."""
+    if not messages or messages[-1]["role"] != "assistant":
+        return [*messages, response]
+    content = messages[-1]["content"] + response["content"]
+    return [*messages[:-1], {**messages[-1], **response, "content": content}]
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """Return the messages behind a system message with the text, if there is any.
+
+    Raises:
+        ValueError: the messages hold another system message.
+    """
+    given = [m["content"].strip() for m in messages if m["role"] == "system"]
+    given = [content for content in given if content]
+    if not system or not system.strip() or given == [system.strip()]:
+        return list(messages)
+    if given:
+        raise ValueError("the system column differs from the system message of the prompt")
+    return [{"role": "system", "content": system}, *messages]
+
+
 def is_transcript(text: str) -> bool:
-    return text.lstrip().startswith("Human:")
+    """Return whether a text begins as one of HH-RLHF: by a human, or by an assistant that a human
+    answers."""
+    text = text.lstrip()
+    return text.startswith("Human:") or (text.startswith("Assistant:") and "\nHuman:" in text)
 
 
 def turns_of(transcript: str) -> list[Message]:
-    """HH-RLHF text -> messages; two turns of one speaker in a row become one, as templates ask for
-    alternation."""
-    pieces = _TURN.split(transcript.strip())
+    """Return the messages of an HH-RLHF text.
+
+    Turns are separated by an empty line; where no marker follows one, by a line break. Two turns of
+    one speaker in a row become one, since templates require alternation.
+    """
+    text = transcript.strip()
+    pieces = _TURN.split(text)
+    if len(pieces) == 3:
+        pieces = _TURN_BY_LINE.split(text)
     turns: list[Message] = []
     for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True):
         role, content = _ROLES[speaker], content.strip()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rahf.data.chat_format import chat_format, prompt_messages, render
+from rahf.data.chat_format import chat_format, prompt_messages, render_prompt
 from rahf.data.messages import Message, as_messages, check_type
 from rahf.data.records import read_records
 
@@ -56,7 +56,7 @@ def chat_prompt_form(
 
     def encode(messages: Sequence[Message]) -> list[int]:
         messages = prompt_messages(messages, chat)
-        text = render(tokenizer, chat.template, messages, add_generation_prompt=True)
+        text = render_prompt(tokenizer, chat, messages)
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     return PromptForm("chat template", encode)

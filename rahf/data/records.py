@@ -1,15 +1,18 @@
 """Files of records -> one record at a time: json, jsonl and csv, each also gzipped.
 
 A line that cannot be read stops the reading with its file, its number and what is wrong with it, so
-that no row is lost in silence. Files are read line by line; only a .json file that holds one long
-list is read whole. Knows nothing of pairs.
+that no row is lost in silence. Files are read line by line; only a .json file that is not JSON
+Lines is read whole. Knows nothing of pairs.
 """
 
+import codecs
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,16 +20,25 @@ Record = dict[str, Any]
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz")
 
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-def read_records(path: Path) -> Iterator[tuple[str, Record]]:
-    """(place, record) for every record of the file; `place` is what an error about the record
-    should begin with."""
+
+def read_records(path: Path, *, whole_characters: bool = True) -> Iterator[tuple[str, Record]]:
+    """Yield (place, record) for every record of the file; an error about the record begins with
+    `place`.
+
+    Args:
+        whole_characters: half of a surrogate pair is an error; otherwise it stays in the text.
+
+    Raises:
+        ValueError: the file or a line cannot be read.
+    """
     suffix = path.name.removesuffix(".gz").rpartition(".")[2]
     if suffix == "csv":
         return _csv_records(path)
-    if suffix == "json" and _begins_with_list(path):
-        return _json_list_records(path)
-    return _json_line_records(path)
+    if suffix == "json" and not _is_json_lines(path):
+        return _json_file_records(path, whole_characters)
+    return _json_line_records(path, whole_characters)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -34,11 +46,21 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the numbered lines as UTF-8."""
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line
+            utf16 = file.read(2) in _UTF16
+            file.seek(0)
+            # Lines of the decoded text: an odd byte in UTF-16 may look like a line break.
+            lines = io.TextIOWrapper(file, "utf-16", newline="\n") if utf16 else file
+            for number, line in enumerate(lines, start=1):
+                yield number, line.encode("utf-8", "surrogatepass") if utf16 else line
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not UTF-16 text after line {number}, though it begins as such "
+            f"({error.reason})."
+        ) from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: the compressed data is damaged after line {number} ({error}). "
@@ -46,29 +68,63 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         ) from error
 
 
-def _json_line_records(path: Path) -> Iterator[tuple[str, Record]]:
+def _json_line_records(path: Path, whole_characters: bool) -> Iterator[tuple[str, Record]]:
     for number, line in _lines(path):
         if line.strip():
             place = f"{path}, line {number}"
-            yield place, _as_record(_parse_json(line.rstrip(b"\r\n"), place), place)
+            value = _parse_json(line.rstrip(b"\r\n"), place, whole_characters)
+            yield place, _as_record(value, place)
 
 
-def _begins_with_list(path: Path) -> bool:
-    first = next((line for _, line in _lines(path) if line.strip()), b"")
-    return first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+def _is_json_lines(path: Path) -> bool:
+    """Return whether the first two lines are JSON objects, each on its own."""
+    lines = list(islice((line for _, line in _lines(path) if line.strip()), 2))
+    if len(lines) < 2 or not lines[0].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+        return False
+    try:
+        json.loads(lines[0])
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
-def _json_list_records(path: Path) -> Iterator[tuple[str, Record]]:
-    items = _parse_json(b"".join(line for _, line in _lines(path)), str(path))
+def _json_file_records(path: Path, whole_characters: bool) -> Iterator[tuple[str, Record]]:
+    """Yield the records of a list, of the list in an object of one key, or one object."""
+    text = b"".join(line for _, line in _lines(path))
+    if not text.strip():
+        return
+    value = _parse_json(text, str(path), whole_characters)
+    place = "item"
+    if isinstance(value, dict):
+        lists = [key for key, inner in value.items() if _holds_records(inner)]
+        if len(value) == 1 and lists:
+            place = f"{lists[0]}, item"
+            value = value[lists[0]]
+        elif {"data"} == set(lists):
+            place, value = "data, item", value["data"]
+        elif lists and not {"chosen", "rejected", "prompt", "messages", "text"} & set(value):
+            raise ValueError(
+                f"{path}: one object with lists of records under {', '.join(lists)}. Write each "
+                "list into a file of its own."
+            )
+    items = value if isinstance(value, list) else [value]
     for number, item in enumerate(items):
-        place = f"{path}, item {number}"
-        yield place, _as_record(item, place)
+        yield f"{path}, {place} {number}", _as_record(item, f"{path}, {place} {number}")
 
 
-def _parse_json(text: bytes, place: str) -> Any:
+def _holds_records(value: Any) -> bool:
+    """Return whether a value is a list of objects that are no messages."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and "role" not in item for item in value)
+    )
+
+
+def _parse_json(text: bytes, place: str, whole_characters: bool) -> Any:
     try:
         value = json.loads(text)
-        if b"\\ud" in text.lower():
+        if whole_characters and b"\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise ValueError(
@@ -76,13 +132,25 @@ def _parse_json(text: bytes, place: str) -> Any:
         ) from error
     except UnicodeEncodeError as error:
         raise ValueError(f"{place}: half of a surrogate pair, which is no character.") from error
+    except RecursionError as error:
+        raise ValueError(f"{place}: lists or objects are nested too deeply to be read.") from error
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(
             f"{place}: not JSON ({error.msg}, {line}column {error.colno}): "
-            f"{text[:60].decode(errors='replace')!r}"
+            f"{text[:60].decode(errors='replace')!r}{_json_hint(text)}"
         ) from error
     return value
+
+
+def _json_hint(text: bytes) -> str:
+    if b"\0" in text:
+        return ". It looks like UTF-16 without a byte order mark: write the file as UTF-8."
+    if text.strip() in (b"{", b"["):
+        return (
+            ". A .jsonl file holds one record a line; a value over several lines goes into .json."
+        )
+    return ""
 
 
 def _as_record(value: Any, place: str) -> Record:

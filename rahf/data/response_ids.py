@@ -5,22 +5,26 @@ the rendered prompt, up to and including the token that ends the turn. So there 
 no marker is cut off, and every view of a prompt has the same response ids. Knows no data set.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rahf.data.chat_format import (
     ChatFormat,
-    Message,
+    TemplateRefusalError,
     chat_format,
     prompt_messages,
     render,
-    response_text,
+    render_prompt,
 )
+from rahf.data.messages import Message, answered
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
+
+_CALLS = ("tool_calls", "function_call")
 
 
 @dataclass(frozen=True)
@@ -29,45 +33,173 @@ class RenderedPair:
 
     prompts: tuple[str, ...]  # without an instruction, then under each
     wholes: tuple[str, str]  # prompt and response, ending with the turn
+    ignored: tuple[str, ...] = ()  # what of the pair the template does not write
 
 
 def render_pair(
     row: int,
     messages: Sequence[Message],
-    responses: tuple[str, str],
+    responses: tuple[Message, Message],
     tokenizer: "PreTrainedTokenizerBase",
     chat: ChatFormat,
     instructions: tuple[str, ...],
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> RenderedPair:
     """Render a chat, without and under each instruction, and both responses after it.
 
     Raises:
-        ValueError: the template does not write an instruction, or ends this chat in its own way.
+        TemplateRefusalError: the template raises for this chat, ends it in its own way, or omits a
+            tool call or a message.
+        ValueError: the template does not write an instruction.
     """
-    place = f"row {row}"
+    messages, *responses = _with_arguments(tokenizer, chat, tools, messages, *responses)
     prompt = prompt_messages(messages, chat)
-    prompts = [render(tokenizer, chat.template, prompt, add_generation_prompt=True)]
+    prompts = [render_prompt(tokenizer, chat, prompt, tools)]
     for instruction in instructions:
         view = prompt_messages(messages, chat, instruction)
-        prompts.append(render(tokenizer, chat.template, view, add_generation_prompt=True))
+        prompts.append(render_prompt(tokenizer, chat, view, tools))
         if instruction not in prompts[-1]:
             raise ValueError(
-                f"{place}: the chat template does not write the instruction "
+                f"row {row}: the chat template does not write the instruction "
                 f"{instruction[:60]!r} as it was given. Give another chat_template, "
                 "or the instruction in plain characters."
             )
-    wholes = []
+    _check_roles(prompt, prompts[0])
+    wholes, ignored = [], []
     for response in responses:
-        answer = {"role": "assistant", "content": response}
-        whole = render(tokenizer, chat.template, [*prompt, answer])
-        text = response_text(whole, prompts[0], place, chat.template)
-        if not text.endswith(chat.after_response):
-            raise ValueError(
-                f"{place}: the chat template ends this chat with {text[-40:]!r}, and others with "
-                f"{chat.after_response!r}, so it cannot be told where the response ends."
-            )
+        whole = _render_whole(tokenizer, chat, answered(prompt, response), tools)
+        text = _response_text(whole, prompts[0], chat)
+        if not _writes(text, response["content"]):
+            ignored.append("part of a response, which the chat template rewrites or leaves out")
+        ignored += _ignored(tokenizer, chat, prompt, response, tools, whole)
         wholes.append(whole[: len(whole) - len(chat.after_response)] + chat.turn_end)
-    return RenderedPair(tuple(prompts), (wholes[0], wholes[1]))
+    return RenderedPair(tuple(prompts), (wholes[0], wholes[1]), tuple(dict.fromkeys(ignored)))
+
+
+def _render_whole(
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: ChatFormat,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]],
+) -> str:
+    options = {**chat.options, **({"tools": list(tools)} if tools else {})}
+    return render(tokenizer, chat.template, messages, **options)
+
+
+def _response_text(whole: str, prompt: str, chat: ChatFormat) -> str:
+    if not whole.startswith(prompt):
+        raise TemplateRefusalError(
+            "the chat template writes this prompt differently when the response follows"
+        )
+    text = whole[len(prompt) :]
+    if not text.endswith(chat.after_response):
+        raise TemplateRefusalError(
+            f"the chat template ends this chat with {text[-20:]!r}, and others with "
+            f"{chat.after_response!r}, so it cannot be told where the response ends"
+        )
+    return text
+
+
+def _writes(text: str, content: str) -> bool:
+    """Return whether the content stands in the text, blanks and the escapes of JSON aside."""
+    content = content.strip()
+    if content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text:
+        return True
+    return "".join(content.split()) in "".join(text.split())
+
+
+def _check_roles(prompt: Sequence[Message], text: str) -> None:
+    """Raise TemplateRefusalError where the template passes over a message of an unusual role."""
+    for message in prompt:
+        role = message["role"]
+        if role not in ("system", "user", "assistant") and not _writes(text, message["content"]):
+            raise TemplateRefusalError(f"the chat template does not write messages of role {role}")
+
+
+def _ignored(
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: ChatFormat,
+    prompt: Sequence[Message],
+    response: Message,
+    tools: Sequence[Mapping[str, Any]],
+    whole: str,
+) -> list[str]:
+    """Return what the template leaves out of tools and of further keys of messages.
+
+    A thing is left out if the chat without it is rendered alike.
+
+    Raises:
+        TemplateRefusalError: the template does not write tool calls.
+    """
+    ignored = []
+    if tools and _render_whole(tokenizer, chat, answered(prompt, response), ()) == whole:
+        ignored.append("tools, which the chat template does not write")
+    messages = [*prompt, response]
+    for key in _further_keys(messages):
+        for place, message in enumerate(messages):
+            if key not in message:
+                continue
+            less = {name: value for name, value in message.items() if name != key}
+            others = [*messages[:place], less, *messages[place + 1 :]]
+            try:
+                without = _render_whole(tokenizer, chat, answered(others[:-1], others[-1]), tools)
+            except TemplateRefusalError:
+                continue  # the template needs it
+            if without != whole:
+                continue
+            if key in _CALLS:
+                raise TemplateRefusalError(
+                    f"the chat template does not write tool calls ({key} of a message)"
+                )
+            ignored.append(f"{key} of messages, which the chat template does not write")
+    return ignored
+
+
+def _further_keys(messages: Iterable[Message]) -> list[str]:
+    keys = {key for message in messages for key in message}
+    return sorted(keys - {"role", "content"})
+
+
+def _with_arguments(
+    tokenizer: "PreTrainedTokenizerBase",
+    chat: ChatFormat,
+    tools: Sequence[Mapping[str, Any]],
+    messages: Sequence[Message],
+    *responses: Message,
+) -> tuple[list[Message], *tuple[Message, ...]]:
+    """Return the messages with the arguments of tool calls as the template takes them.
+
+    Data often holds them as JSON text, most templates take objects: as text they would be written
+    as a text within JSON.
+    """
+    every = [*messages, *responses]
+    if not any(key in message for message in every for key in _CALLS):
+        return list(messages), *responses
+    parsed = [_parsed_calls(message) for message in every]
+    try:
+        prompt = prompt_messages(parsed[: len(messages)], chat)
+        for response in parsed[len(messages) :]:
+            _render_whole(tokenizer, chat, answered(prompt, response), tools)
+    except TemplateRefusalError:
+        return list(messages), *responses
+    return parsed[: len(messages)], *parsed[len(messages) :]
+
+
+def _parsed_calls(message: Message) -> Message:
+    def parsed(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: parsed(inner, name) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [parsed(inner) for inner in value]
+        if key == "arguments" and isinstance(value, str):
+            try:
+                found = json.loads(value)
+            except ValueError:
+                return value
+            return found if isinstance(found, dict) else value
+        return value
+
+    return {key: parsed(value) if key in _CALLS else value for key, value in message.items()}
 
 
 def encode(
@@ -105,7 +237,9 @@ def tokenize_responses(
     """
     chat = chat_format(tokenizer, chat_template)
     rendered = [
-        render_pair(row, messages, (response, response), tokenizer, chat, ())
+        render_pair(
+            row, messages, ({"role": "assistant", "content": response},) * 2, tokenizer, chat, ()
+        )
         for row, (messages, response) in enumerate(zip(chats, responses, strict=True))
     ]
     prompts, sides = encode(rendered, tokenizer)

@@ -239,16 +239,14 @@ def _normalized_records(
     mapping: dict[str, str] | None = None
     row = 0
     for file in files:
-        for place, record in read_records(Path(file)):
+        for place, record in read_records(Path(file), whole_characters=False):
             if mapping is None:
                 mapping = check_columns(list(record), dict(columns), place)
             if "prompt" in record and not {"prompt"} & {*mapping, *mapping.values()}:
                 raise ValueError(
                     f"{place} has a prompt, but the first row has none. Give all rows one, or none."
                 )
-            yield normalize_row(
-                {wanted: record.get(given) for wanted, given in mapping.items()}, row, place
-            )
+            yield normalize_row(record, mapping, row, place)
             row += 1
     if row == 0:
         raise ValueError(f"{', '.join(files)} has no rows.")

@@ -4,7 +4,7 @@ shown.
 Pure functions of tokenised rows; `describe` returns text and prints nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ _WIDTH = 1200  # characters of a shown text, at most
 
 
 @dataclass(frozen=True)
-class DroppedRows:
-    """Rows left out for one reason."""
+class RowsOfReason:
+    """Rows that are dropped for one reason, or of which one thing is ignored."""
 
     reason: str
     count: int
@@ -41,7 +41,11 @@ class DataReport:
     shortened: int  # kept rows with a response cut at its end
     chosen_longer: float  # share of kept rows; what "the longer one wins" would score
     lengths: Mapping[str, tuple[int, ...]]  # column -> values at QUANTILES
-    dropped: tuple[DroppedRows, ...]  # most frequent reason first
+    dropped: tuple[RowsOfReason, ...]  # most frequent reason first
+    ignored: tuple[
+        RowsOfReason, ...
+    ] = ()  # what was not read or not written, in how many kept rows
+    notes: tuple[str, ...] = ()  # on the chat template
 
 
 def summarize(
@@ -49,17 +53,17 @@ def summarize(
     reasons: Sequence[str | None],
     shortened: Sequence[bool],
     lengths: Mapping[str, np.ndarray],
+    ignored: Sequence[Sequence[str]] = (),
+    notes: tuple[str, ...] = (),
 ) -> DataReport:
-    """A report from one entry a loaded row; lengths of dropped rows are ignored."""
+    """Return a report of one entry a loaded row; lengths of dropped rows are ignored.
+
+    Args:
+        ignored: what of each row was not read or not written.
+        notes: on the chat template.
+    """
     kept = np.array([reason is None for reason in reasons])
-    by_reason: dict[str, list[int]] = {}
-    for row, reason in zip(rows, reasons, strict=True):
-        if reason is not None:
-            by_reason.setdefault(reason, []).append(row)
-    dropped = [
-        DroppedRows(reason, len(found), tuple(sorted(found)[:_NAMED_ROWS]))
-        for reason, found in by_reason.items()
-    ]
+    named = zip(rows, ignored, strict=True) if ignored else ()
     of_kept = {name: values[kept] for name, values in lengths.items()}
     longer = of_kept["chosen"] > of_kept["rejected"]
     return DataReport(
@@ -68,11 +72,26 @@ def summarize(
         shortened=int(np.asarray(shortened, dtype=bool)[kept].sum()),
         chosen_longer=float(longer.mean()) if len(longer) else 0.0,
         lengths={name: _quantiles(values) for name, values in of_kept.items()},
-        dropped=tuple(sorted(dropped, key=lambda found: -found.count)),
+        dropped=_counted(
+            (row, reason) for row, reason in zip(rows, reasons, strict=True) if reason
+        ),
+        ignored=_counted((row, what) for row, of_row in named for what in of_row),
+        notes=notes,
     )
 
 
-def dropped_text(dropped: Sequence[DroppedRows]) -> str:
+def _counted(found: Iterable[tuple[int, str]]) -> tuple[RowsOfReason, ...]:
+    by_reason: dict[str, list[int]] = {}
+    for row, reason in found:
+        by_reason.setdefault(reason, []).append(row)
+    counted = [
+        RowsOfReason(reason, len(rows), tuple(sorted(rows)[:_NAMED_ROWS]))
+        for reason, rows in by_reason.items()
+    ]
+    return tuple(sorted(counted, key=lambda rows: -rows.count))
+
+
+def dropped_text(dropped: Sequence[RowsOfReason]) -> str:
     """One line a reason: count, reason, the first rows."""
     return "\n".join(
         f"  {found.count:>7,}  {found.reason} "
@@ -101,6 +120,9 @@ def describe(
     ]
     if report.dropped:
         parts.append("dropped (rows count from 0)\n" + dropped_text(report.dropped))
+    if report.ignored:
+        parts.append("ignored (in kept rows)\n" + dropped_text(report.ignored))
+    parts += [f"note: {note}" for note in report.notes]
     shown = np.linspace(0, len(rows) - 1, min(_EXAMPLES, len(rows))).round().astype(int)
     parts += [_row_text(rows[int(index)], tokenizer) for index in shown]
     return "\n\n".join(parts)

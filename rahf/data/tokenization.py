@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ import numpy as np
 
 from rahf.data.cached_map import cached_map
 from rahf.data.chat_format import ChatFormat, TemplateRefusalError, chat_format
-from rahf.data.pairs import normalize_pairs
+from rahf.data.pairs import normalize_pairs, whole_pair
 from rahf.data.records import read_records
+from rahf.data.rendered_already import control_tokens, rendered_already
 from rahf.data.response_ids import RenderedPair, encode, render_pair
 from rahf.data.summary import SIDES, DataReport, dropped_text, summarize
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZATION_VERSION = 1  # part of the cache key: raise it when a row comes out differently
+TOKENIZATION_VERSION = 2  # part of the cache key: raise it when a row comes out differently
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def tokenize_pairs(
         cache_dir=cache_dir,
         desc="tokenizing pairs",
     )
-    return _kept_rows(tokenized)
+    return _kept_rows(tokenized, make.chat.notes())
 
 
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -119,6 +121,10 @@ class _RowMaker:
     instructions: Mapping[str, str]
     limits: _Limits
 
+    @cached_property
+    def control_tokens(self) -> tuple[str, ...]:
+        return control_tokens(self.tokenizer)
+
     @property
     def columns(self) -> tuple[str, ...]:
         return ("prompt_ids", *(f"{name}_prompt_ids" for name in self.instructions))
@@ -139,15 +145,18 @@ class _RowMaker:
         rendered = self._rendered(batch, reasons)
         prompts, responses = encode(list(rendered.values()), self.tokenizer)
         names = (*self.columns, "chosen_ids", "rejected_ids")
-        rows = [{**{name: [] for name in names}, "shortened": False} for _ in reasons]
+        rows = [
+            {**{name: [] for name in names}, "shortened": False, "ignored": []} for _ in reasons
+        ]
         for i, views, sides in zip(rendered, prompts, responses, strict=True):
             reasons[i], sides_cut = _fit(views, sides, self.limits)
             if reasons[i] is None:
                 rows[i] = dict(zip(names, (*views, *sides_cut), strict=True))
                 rows[i]["shortened"] = sides_cut != sides
+                rows[i]["ignored"] = [*batch["ignored"][i], *rendered[i].ignored]
         return {
             "row": batch["row"],
-            **{name: [row[name] for row in rows] for name in (*names, "shortened")},
+            **{name: [row[name] for row in rows] for name in (*names, "shortened", "ignored")},
             "dropped": reasons,
         }
 
@@ -157,14 +166,19 @@ class _RowMaker:
         """Return the usable pairs by place; writes the template's refusals into `reasons`."""
         rendered: dict[int, RenderedPair] = {}
         for i in [i for i, reason in enumerate(reasons) if reason is None]:
+            pair = whole_pair({name: values[i] for name, values in batch.items()})
+            reasons[i] = rendered_already(pair, self.control_tokens, self.chat)
+            if reasons[i] is not None:
+                continue
             try:
                 rendered[i] = render_pair(
                     batch["row"][i],
-                    batch["prompt"][i],
-                    (batch["chosen"][i], batch["rejected"][i]),
+                    pair.prompt,
+                    (pair.chosen, pair.rejected),
                     self.tokenizer,
                     self.chat,
                     tuple(self.instructions.values()),
+                    pair.tools,
                 )
             except TemplateRefusalError as refusal:
                 reasons[i] = str(refusal)
@@ -201,12 +215,13 @@ def _row_features(columns: Sequence[str]) -> "Features":
             "row": Value("int64"),
             **dict.fromkeys(names, ids),
             "shortened": Value("bool"),
+            "ignored": List(Value("string")),
             "dropped": Value("string"),
         }
     )
 
 
-def _kept_rows(tokenized: "Dataset") -> tuple["Dataset", DataReport]:
+def _kept_rows(tokenized: "Dataset", notes: tuple[str, ...]) -> tuple["Dataset", DataReport]:
     import pyarrow.compute as pc
 
     reasons = tokenized["dropped"][:]
@@ -219,13 +234,15 @@ def _kept_rows(tokenized: "Dataset") -> tuple["Dataset", DataReport]:
             for name in tokenized.column_names
             if name.endswith("_ids")
         },
+        ignored=tokenized["ignored"][:],
+        notes=notes,
     )
     if report.kept == 0:
         raise ValueError(
             f"No pair is left of {report.loaded:,}:\n{dropped_text(report.dropped)}\n"
             "Rows count from 0. Look at them in the data, or raise the limits."
         )
-    rows = tokenized.remove_columns(["dropped", "shortened"])
+    rows = tokenized.remove_columns(["dropped", "shortened", "ignored"])
     if report.kept < report.loaded:
         rows = rows.select(np.flatnonzero([reason is None for reason in reasons]).tolist())
     return rows, report

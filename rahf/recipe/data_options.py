@@ -137,7 +137,7 @@ def part_problems(where: str, part: Any) -> list[str]:
 
 
 def column_problems(where: str, columns: dict | None) -> list[str]:
-    wanted = ("prompt", "chosen", "rejected")
+    wanted = ("prompt", "chosen", "rejected", "system", "tools")
     return [
         f"{where}: {key!r}: {value!r} does not map one of {', '.join(wanted)} to the name of a "
         "given column"

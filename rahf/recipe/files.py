@@ -164,11 +164,11 @@ def _rows_problems(key: str, path: Path, source: DataSource) -> list[str]:
         return []
     reasons: list[str | None] = []
     try:
-        for place, record in islice(read_records(path), ROWS_READ):
+        records = read_records(path, whole_characters=False)
+        for place, record in islice(records, ROWS_READ):
             if not reasons:
                 mapping = check_columns(list(record), source.columns, place)
-            pair = {wanted: record.get(given) for wanted, given in mapping.items()}
-            reasons.append(normalize_row(pair, len(reasons), place)["dropped"])
+            reasons.append(normalize_row(record, mapping, len(reasons), place)["dropped"])
     except ValueError as error:
         return [f"{key}: {error}"]
     if not reasons:

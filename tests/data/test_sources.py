@@ -49,6 +49,8 @@ def test_a_jsonl_file_gives_its_rows_in_order_with_their_numbers(tmp_path):
         "prompt": [{"role": "user", "content": "How is the soup? 1"}],
         "chosen": "It is warm.",
         "rejected": "It is dull.",
+        "extra": None,
+        "ignored": [],
         "dropped": None,
     }
 
@@ -246,7 +248,8 @@ def test_a_source_without_rows_is_an_error(tmp_path):
         (b'{"prompt": 1} {"prompt": 2}', r"line 3: not JSON \(Extra data"),
         (b'["Why?", "So.", "No."]', "line 3: a list, expected a JSON object"),
         (b'{"prompt": "\xff"}', "line 3: not UTF-8"),
-        (b'{"prompt": "\\ud83d", "chosen": "a", "rejected": "b"}', "line 3: half of a surrogate"),
+        (b'{"prompt": ' + b"[" * 9999, "line 3: lists or objects are nested too deeply"),
+        (b"{", r"line 3: not JSON .*a value over several lines goes into \.json"),
         (b'{"prompt": "Why?", "chosen": 5, "rejected": "b"}', r"line 3: chosen is int \(5\)"),
     ],
 )

@@ -433,7 +433,7 @@ def test_a_slow_tokenizer_is_an_error(tokenize):
 
 
 def test_a_template_whose_prompt_is_not_the_beginning_of_the_whole_is_an_error(tokenize):
-    template = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>'")
+    template = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\nSo:'")
     with pytest.raises(ValueError, match=r"cannot be told where the response begins.*\{% for"):
         tokenize(dataset_of(), chatml_tokenizer(), chat_template=template)
 

@@ -1,0 +1,45 @@
+"""Pairs whose texts a chat template has rendered already: noticed, so that none is rendered twice.
+
+Such a text holds control tokens of the tokenizer, or the marks that the template writes around a
+user message.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rahf.data.chat_format import ChatFormat
+from rahf.data.pair_formats import Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """Return the special tokens that no text should hold; marks of thinking may stand in one."""
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
+    return tuple(sorted(t for t in special if t.strip() and "think" not in t.lower()))
+
+
+def rendered_already(pair: Pair, control: Sequence[str], chat: ChatFormat) -> str | None:
+    """Return why the pair counts as rendered already, a reason to drop it; None for plain text."""
+    texts = [("the prompt", message["content"]) for message in pair.prompt]
+    texts += [("chosen", pair.chosen["content"]), ("rejected", pair.rejected["content"])]
+    for name, text in texts:
+        found = next((token for token in control if token in text), None)
+        if found is not None:
+            return (
+                f"{name} holds the control token {found!r}, as if a chat template had rendered it "
+                "already: give plain text or messages"
+            )
+    if any(m["role"] == "user" and _between_marks(m["content"], chat) for m in pair.prompt):
+        return (
+            f"the prompt stands between {chat.user_marker!r} and {chat.generation_prompt!r}, as if "
+            "the chat template had rendered it already: give plain text or messages"
+        )
+    return None
+
+
+def _between_marks(text: str, chat: ChatFormat) -> bool:
+    marks = chat.user_marker, chat.generation_prompt
+    return all(marks) and marks[0] in text and text.rstrip().endswith(marks[1])
