@@ -3,9 +3,13 @@
 Knows folders and JSON; knows no model and no method.
 """
 
+import hashlib
 import json
+import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,79 +52,180 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Keep other processes that make the same file or folder waiting, at `.NAME.lock` beside it.
+def alone(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Keep other processes from making the same file or folder, by `.NAME.lock` beside it.
 
-    The lock of a process that is killed goes with it.
+    The lock of a process that is killed goes with it. `.NAME.holder` names the process.
+
+    Raises:
+        ValueError: another process holds the lock, and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock, holder = (
+        path.resolve().with_name(f".{path.resolve().name}.{kind}") for kind in ("lock", "holder")
+    )
+    lock = FileLock(lock)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        print(f"waiting for another process, which is making {path}", flush=True)
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        if not wait:
+            raise ValueError(
+                f"{path} is being made by {who}. Wait until it has ended, or give another output."
+            ) from None
+        print(f"waiting for another process, which is making {path} ({who})", flush=True)
         lock.acquire()
     try:
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        write_text(holder, f"process {os.getpid()} on {socket.gethostname()} since {since}")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+HASHED = 64 * 2**20
+"""Bytes up to which a file is identified by its content."""
+
+PARTS_OF_MODEL = (
+    *("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf", "*.index.json"),
+    *("config.json", "adapter_config.json", "generation_config.json", "tokenizer*", "vocab*"),
+    *("merges.txt", "chat_template*", "special_tokens_map.json", "added_tokens.json", "*.model"),
+)
+"""Files of a folder that decide what a model or an adapter is."""
+
+
+def identity_of(*paths: str | Path) -> str | None:
+    """Return what tells the content of files and folders apart; None where nothing is there.
+
+    It holds names and sizes, and of each file a hash, or the time of its last change where the file
+    is large. Of a model's folder the model's own files count, of any other folder all files.
+    """
+    parts = sorted(
+        f"{file.relative_to(path if path.is_dir() else path.parent)} {_content_of(file)}"
+        for path in (Path(given).expanduser() for given in paths)
+        for file in _files_of(path)
+    )
+    if not parts:
+        return None
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return f"{len(parts)} {'file' if len(parts) == 1 else 'files'}, {digest}"
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = {file for name in PARTS_OF_MODEL for file in path.glob(name)}
+    if not {"config.json", "adapter_config.json"} & {file.name for file in found}:
+        found = {file for file in path.rglob("*") if not file.name.startswith(".")}
+    return [file for file in found if file.is_file()]
+
+
+def _content_of(path: Path, *, dated: bool = True) -> str:
+    """Return size and hash, or size and time of a large file; without the time unless `dated`."""
+    stat = path.stat()
+    if stat.st_size <= HASHED:
+        return f"{stat.st_size} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return f"{stat.st_size} {stat.st_mtime_ns}" if dated else f"{stat.st_size}"
+
+
+REWRITTEN = (METRICS_FILE, RECIPE_FILE)
+"""Files of a stage that a later stage may write again."""
+
+LEFT = (".safetensors", ".bin", ".json", ".jsonl", ".jinja", ".yaml", ".model", ".txt")
+"""Endings of the files that a later stage or a user reads; figures and cards are not among them."""
 
 
 class StageRecord:
     """What a stage was made with, and whether it is complete; kept in its folder as `stage.json`.
 
-    A stage that was made with other settings is neither reused nor overwritten: the user decides.
+    A stage that was made with other settings, or from other content, is neither reused nor
+    overwritten: the user decides. A stage whose files are gone or damaged is not complete.
 
     Args:
-        defaults: what settings stood at that a record of an earlier version does not have yet, and
-            what settings stood at without effect that only such a record has.
+        defaults: values of settings that a record of an earlier version lacks, and values without
+            effect of settings that only such a record has.
+        made_from: identity of everything that the stage reads, by name (see `identity_of`). What
+            has no identity now, or is not in the record, is not compared.
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        made_from: Mapping[str, str | None] | None = None,
     ):
         self.folder = folder
         self._path = folder / STAGE_FILE
         self._settings = json.loads(json.dumps(settings))
         self._defaults = json.loads(json.dumps(defaults or {}))
+        self._made_from = dict(made_from or {})
+        self._there: dict[str, int] = {}
 
     def is_complete(self) -> bool:
-        """Whether the stage is done with these very settings.
+        """Return whether the stage is done with these very settings and all its files are whole.
 
-        One that stopped before it left anything beside its record is as good as never begun.
+        A stage that stopped before it left anything beside its record counts as never begun.
 
         Raises:
-            ValueError: the folder holds the stage, finished or begun, made with other settings.
+            ValueError: the folder holds the stage, finished or begun, made with other settings or
+                from other content.
         """
         if not self._path.exists():
             return False
         record = read_json(self._path)
         if not record["complete"] and list(self.folder.iterdir()) == [self._path]:
             return False
-        changed = _differences(self._completed(record["settings"]), self._settings)
+        before = _completed(record["settings"], self._settings, self._defaults)
+        changed = _differences(before, self._settings) + _other_content(record, self._made_from)
         if changed:
             raise ValueError(
-                f"{self._path.parent} holds this stage made with other settings:\n{changed}\n"
+                f"{self._path.parent} holds this stage made with other settings:\n{changed}"
                 "Give another output_dir, or delete that folder to make the stage anew."
             )
-        return record["complete"]
+        return record["complete"] and self.damage() is None
+
+    def damage(self) -> str | None:
+        """Return which file of a finished stage is gone or damaged; None where all are whole."""
+        record = read_json(self._path) if self._path.exists() else {"complete": False}
+        for name, content in record.get("files", {}).items() if record["complete"] else ():
+            path = self.folder / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if content is not None and _content_of(path, dated=False) != content:
+                return f"{path} is not what the stage has written"
+        return None
 
     def begun(self) -> dict[str, Any]:
-        """The figures that a run which was stopped has left; none where settings were others."""
+        """Return the figures that a stopped run has left; none where the settings were others."""
         record = read_json(self._path) if self._path.exists() else {"settings": {}}
-        if self._completed(record.pop("settings")) != self._settings:
-            return {}
-        return {key: value for key, value in record.items() if key != "complete"}
-
-    def _completed(self, made_with: dict[str, Any]) -> dict[str, Any]:
-        return _completed(made_with, self._settings, self._defaults)
+        before = _completed(record.pop("settings"), self._settings, self._defaults)
+        own = ("complete", "files", "made_from")
+        same = before == self._settings
+        return {key: value for key, value in record.items() if same and key not in own}
 
     def begin(self, **results: Any) -> None:
         """Write the record of a stage that is not complete, with what is known of it already."""
-        write_json(self._path, {"complete": False, **results, "settings": self._settings})
+        self._there = {path.name: path.stat().st_mtime_ns for path in self._left()}
+        self._write(False, results)
 
     def finish(self, **results: Any) -> None:
-        write_json(self._path, {"complete": True, **results, "settings": self._settings})
+        """Write the record of a complete stage, with the files that were written since `begin`."""
+        files = {
+            path.name: None if path.name in REWRITTEN else _content_of(path, dated=False)
+            for path in self._left()
+            if self._there.get(path.name) != path.stat().st_mtime_ns
+        }
+        self._write(True, {**results, "files": files})
+
+    def _left(self) -> list[Path]:
+        found = [path for path in self.folder.glob("[!.]*") if path.suffix in LEFT]
+        return sorted(path for path in found if path.is_file() and path != self._path)
+
+    def _write(self, complete: bool, results: Mapping[str, Any]) -> None:
+        made_with = {"made_from": self._made_from, "settings": self._settings}
+        write_json(self._path, {"complete": complete, **results, **made_with})
 
 
 class ResumableFile:
@@ -135,22 +240,28 @@ class ResumableFile:
         ValueError: the file is there, finished or begun, made with other settings.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        made_from: Mapping[str, str | None] | None = None,
+    ):
         self.path = path
         self.records: list[dict[str, Any]] = []
-        self._settings = json.loads(json.dumps(settings))
+        made_with = {"made_from": made_from or {}, "settings": settings}
+        self._made_with = json.loads(json.dumps(made_with))
         self._unfinished = path.with_name(f"{path.name}.unfinished")
         self._run = path.with_name(f"{path.name}.run.json")
         self.complete = path.exists() and not self._unfinished.exists()
         if self.complete:
-            self._check(read_json(self._run)["settings"] if self._run.exists() else None)
+            self._check(read_json(self._run) if self._run.exists() else None)
         elif self._unfinished.exists():
             self._go_on()
 
     def begin(self) -> None:
         """Make the folder and the file of records, unless a run that was killed has."""
         if not self._unfinished.exists():
-            write_lines(self._unfinished, [{"settings": self._settings}])
+            write_lines(self._unfinished, [self._made_with])
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Keep records; they are on the disk when this returns."""
@@ -162,14 +273,14 @@ class ResumableFile:
     def finish(self, text: str, **results: Any) -> None:
         """Write the file, and what it was made with and came to beside it."""
         write_text(self.path, text)
-        write_json(self._run, {**results, "settings": self._settings})
+        write_json(self._run, {**results, **self._made_with})
         self._unfinished.unlink()
         self.complete = True
 
     def results(self) -> dict[str, Any]:
         """What `finish` was told the complete file came to."""
         run = read_json(self._run)
-        return {key: value for key, value in run.items() if key != "settings"}
+        return {key: value for key, value in run.items() if key not in self._made_with}
 
     def _go_on(self) -> None:
         content = self._unfinished.read_bytes()
@@ -180,16 +291,17 @@ class ResumableFile:
         if len(whole) < len(content):
             with self._unfinished.open("r+b") as file:
                 file.truncate(len(whole))
-        settings, *self.records = [json.loads(line) for line in whole.splitlines()]
-        self._check(settings["settings"])
+        made_with, *self.records = [json.loads(line) for line in whole.splitlines()]
+        self._check(made_with)
 
     def _check(self, made_with: Mapping[str, Any] | None) -> None:
         if made_with is None:
             raise ValueError(f"{self.path} is there already; give another name, or delete it.")
-        changed = _differences(made_with, self._settings)
+        changed = _differences(made_with["settings"], self._made_with["settings"])
+        changed += _other_content(made_with, self._made_with["made_from"])
         if changed:
             raise ValueError(
-                f"{self.path} was made, or begun, with other settings:\n{changed}\n"
+                f"{self.path} was made, or begun, with other settings:\n{changed}"
                 f"Give another name, or delete it and what stands beside it ({self.path.name}.*)."
             )
 
@@ -210,8 +322,18 @@ def _completed(
     return whole
 
 
+def _other_content(record: Mapping[str, Any], now: Mapping[str, str | None]) -> str:
+    """Return a line for each thing whose content is not what a result was made from."""
+    before = record.get("made_from", {})
+    return "".join(
+        f"  content of {name}: {before[name]} there, {now[name]} now\n"
+        for name in sorted(before.keys() & now.keys())
+        if now[name] not in (None, before[name])
+    )
+
+
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return "\n".join(f"  {line}" for line in _changed(before, now))
+    return "".join(f"  {line}\n" for line in _changed(before, now))
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -220,6 +342,6 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += _changed(old, new, f"{prefix}{key}.")
-        elif old != new:
+        elif old != new and (key, new) != ("weights", None):  # of an earlier version: file times
             lines.append(f"{prefix}{key}: {old!r} there, {new!r} now")
     return lines

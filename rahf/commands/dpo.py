@@ -14,7 +14,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(recipe, options: argparse.Namespace) -> int:
     from rahf.distributed.sigterm import handling_sigterm, leave
     from rahf.pipeline.dpo_baseline import run_dpo
+    from rahf.pipeline.stages import output_of_one_run
 
-    with handling_sigterm(leave):
-        run_dpo(recipe, options.beta, options.output or recipe.output_dir / "dpo")
+    folder = options.output or recipe.output_dir / "dpo"
+    cpu = recipe.training.get("use_cpu", False)
+    with handling_sigterm(leave), output_of_one_run(folder, cpu):
+        run_dpo(recipe, options.beta, folder)
     return 0

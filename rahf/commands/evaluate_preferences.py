@@ -3,7 +3,7 @@
 import argparse
 
 from rahf.commands.options.figures import figures_option, tell_figures
-from rahf.commands.options.models import identity, load, model_options
+from rahf.commands.options.models import content, identity, load, model_options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,5 +54,9 @@ def run(options: argparse.Namespace) -> int:
             reference = pair_likelihoods(model, *asked)
     figures = preference_figures(measured, pair_sizes(rows, tokenizer), reference)
     figures["dropped_pairs"] = len(pairs) - len(rows)
-    tell_figures(options, {**identity(options), **figures}, preferences_table(figures))
+    tell_figures(
+        options,
+        {**identity(options), "made_from": content(options), **figures},
+        preferences_table(figures),
+    )
     return 0

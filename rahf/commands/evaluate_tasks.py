@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from rahf.commands.options.figures import figures_option, tell_figures
-from rahf.commands.options.models import identity, load, model_options
+from rahf.commands.options.models import content, identity, load, model_options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,5 +39,9 @@ def run(options: argparse.Namespace) -> int:
         few_shot=options.few_shot,
         chat=options.chat,
     )
-    tell_figures(options, {**identity(options), "tasks": figures}, tasks_table(figures))
+    tell_figures(
+        options,
+        {**identity(options), "made_from": content(options), "tasks": figures},
+        tasks_table(figures),
+    )
     return 0

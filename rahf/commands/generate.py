@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rahf.commands.options.models import identity, load, model_options
+from rahf.commands.options.models import content, identity, load, model_options
 from rahf.commands.options.steering import (
     check_strengths,
     steering,
@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             generator=options.generator or generator_name(options),
             made_with={**identity(options), **steering_identity(options)},
+            made_from=content(options),
             batch_size=options.batch_size,
         )
     print(

@@ -51,9 +51,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
-    from rahf.artifacts import StageRecord
+    from rahf.artifacts import StageRecord, identity_of
     from rahf.distributed.sigterm import handling_sigterm, leave
-    from rahf.pipeline.stages import deciding, is_complete, run_recorded
+    from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
 
     PartialState(cpu=options.use_cpu)
     given = {name: getattr(options, name) for name in (*ARGUMENTS, *SWITCHES)}
@@ -61,8 +61,10 @@ def run(options: argparse.Namespace) -> int:
     if arguments.pop("activation_checkpointing", False):
         arguments[checkpointing_name()] = True
     whole = {name: getattr(options, name) for name in DECIDING} | deciding(arguments)
-    record = StageRecord(options.output, whole)
-    with handling_sigterm(leave):
+    read = {"model": options.model, "pairs": options.pairs}
+    made_from = {name: identity_of(path) for name, path in read.items()}
+    record = StageRecord(options.output, whole, made_from=made_from)
+    with handling_sigterm(leave), output_of_one_run(options.output, options.use_cpu):
         if not is_complete(record, "reward model"):
             run_recorded(record, "reward model", lambda: _train(options, arguments))
     return 0

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from rahf.commands.options.models import identity, load, model_options
+from rahf.commands.options.models import content, identity, load, model_options
 
 EPILOG = """\
 --model is what is looked at; an adapter is held against the same weights with the adapter off, any
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import ResumableFile
+    from rahf.artifacts import ResumableFile, alone, identity_of
     from rahf.data.prompts import prompt_text, read_prompts, read_responses
     from rahf.interpret.token_shift.records import write_shifts
     from rahf.interpret.token_shift.shift import check_same_tokenizer, speaking_as_base
@@ -50,11 +50,14 @@ def run(options: argparse.Namespace) -> int:
         "generated": options.responses is None,
         "read": hashlib.sha256(repr(ids).encode()).hexdigest(),
     }
-    file = ResumableFile(options.output / "shift.jsonl", settings)
-    if not file.complete:
-        prompts = [prompt_text(entry.messages) for entry in given]
-        write_shifts(model, base, tokenizer, prompts, responses, file, options.batch_size)
-    print(_report(options))
+    made_from = content(options)
+    made_from["against"] = identity_of(options.against) if options.against else None
+    with alone(options.output, wait=False):
+        file = ResumableFile(options.output / "shift.jsonl", settings, made_from)
+        if not file.complete:
+            prompts = [prompt_text(entry.messages) for entry in given]
+            write_shifts(model, base, tokenizer, prompts, responses, file, options.batch_size)
+        print(_report(options))
     return 0
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import alone, write_lines
+from rahf.artifacts import alone, identity_of, read_json, write_json, write_lines
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import PromptForm, chat_prompt_form, read_prompts
 from rahf.data.sources import load_pairs
 from rahf.data.tokenization import tokenize_pairs
 from rahf.evaluation.measures import HeldOut
-from rahf.pipeline.inputs import load_split, unrelated_texts
+from rahf.pipeline.inputs import data_files, load_split, unrelated_texts
 from rahf.recipe.recipe import Recipe
 
 SPLIT_SEED = 0
@@ -36,8 +36,16 @@ def with_validation(recipe: Recipe, folder: Path) -> Recipe:
     if not recipe.compare.trials:
         return recipe
     with alone(folder):
+        record = folder / "made_from.json"
+        made_from = {"the pairs": identity_of(*data_files(recipe))}
         if not (folder / "validation.jsonl").exists():
             _split(recipe, folder)
+            write_json(record, made_from)
+        elif record.exists() and read_json(record) != made_from:
+            raise ValueError(
+                f"{folder} holds a split of other pairs: the data has changed since. Give another "
+                f"output_dir, or delete {folder.parent}."
+            )
     own = dataclasses.replace(
         recipe.data, dataset_name=str(folder), dataset_train_split="train", datasets=None,
         columns=None, dataset_config=None,

@@ -12,10 +12,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import alone, read_json, write_json
+from rahf.artifacts import alone, identity_of, read_json, write_json
 from rahf.evaluation.measures import HeldOut, measure_model
 from rahf.judges.judge import prompt_hash
-from rahf.models.adapters import fingerprint
 
 
 def measure_kept(
@@ -36,7 +35,7 @@ def measure_kept(
     """
     made_with = {
         "max_new_tokens": held_out.max_new_tokens,
-        "weights": fingerprint(adapter) if adapter else [],
+        "adapter": identity_of(adapter) if adapter else None,
         "asked": prompt_hash(
             json.dumps([held_out.chats, list(held_out.texts), held_out.form.name])
         ),
@@ -60,7 +59,9 @@ def _known(path: Path, made_with: Mapping[str, Any]) -> dict[float, dict[str, An
     if not path.exists():
         return {}
     record = read_json(path)
-    record["made_with"].pop("strengths", None)  # of versions that measured all of them or none
-    if record["made_with"] != made_with:
+    before = {"adapter": made_with["adapter"]} | record["made_with"]
+    for gone in ("strengths", "weights"):  # of earlier versions
+        before.pop(gone, None)
+    if before != made_with:
         return {}
     return {point["strength"]: point for point in record["measures"]}

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import ResumableFile
+from rahf.artifacts import ResumableFile, alone
 from rahf.data.prompts import Prompt, PromptForm, prompt_text, response_layout
 from rahf.generation.answers import Answer, answering, answers
 from rahf.generation.decoding import Decoding
@@ -31,6 +31,7 @@ def write_responses(
     *,
     generator: str,
     made_with: Mapping[str, Any],
+    made_from: Mapping[str, str | None] | None = None,
     batch_size: int = 16,
 ) -> dict[str, Any]:
     """Answer every prompt and write the responses to `path`, in the prompts' order.
@@ -41,25 +42,29 @@ def write_responses(
     Args:
         generator: name of the model in the file.
         made_with: what else decides the responses (the model), kept beside the file.
+        made_from: identity of the files that decide them, by name; see `artifacts.identity_of`.
 
     Returns:
         Counts (responses, finished ones, mean tokens) and this run's seconds.
 
     Raises:
-        ValueError: the file was made with other settings; its name has no known suffix.
+        ValueError: the file was made with other settings or from other content; another process
+            writes it; its name has no known suffix.
     """
     layout = response_layout(path)
     ids = [form.encode(prompt.messages) for prompt in prompts]
-    file = ResumableFile(path, _settings(made_with, generator, form, ids, decoding))
+    settings = _settings(made_with, generator, form, ids, decoding)
     start, made = perf_counter(), 0
-    if not file.complete:
-        made = _answer_the_rest(model, tokenizer, ids, form, decoding, file, batch_size)
-        records = sorted(file.records, key=lambda record: record["row"])
-        shown = [
-            {**_shown(prompts[record["row"]]), "generator": generator, **record}
-            for record in records
-        ]
-        file.finish(layout(shown), **_counts(records))
+    with alone(path, wait=False):
+        file = ResumableFile(path, settings, made_from)
+        if not file.complete:
+            made = _answer_the_rest(model, tokenizer, ids, form, decoding, file, batch_size)
+            records = sorted(file.records, key=lambda record: record["row"])
+            shown = [
+                {**_shown(prompts[record["row"]]), "generator": generator, **record}
+                for record in records
+            ]
+            file.finish(layout(shown), **_counts(records))
     return {**file.results(), "made_now": made, "seconds": perf_counter() - start}
 
 

@@ -87,6 +87,13 @@ def load_model(
     return model.eval() if device is None else model.eval().to(device)
 
 
+def base_of(name: str | Path) -> str | None:
+    """Return the base that an adapter names; None for a full model."""
+    return (
+        PeftConfig.from_pretrained(str(name)).base_model_name_or_path if is_adapter(name) else None
+    )
+
+
 def load_classifier(
     name: str | Path, init_kwargs: Mapping[str, Any], device: torch.device
 ) -> PreTrainedModel | PeftModel:

@@ -9,8 +9,14 @@ from typing import Any
 
 from accelerate import PartialState
 
-from rahf.artifacts import METRICS_FILE, StageRecord, write_json
-from rahf.pipeline.inputs import load_base, load_tokenizer, lora_config, train_rows
+from rahf.artifacts import METRICS_FILE, StageRecord, identity_of, write_json
+from rahf.pipeline.inputs import (
+    data_files,
+    load_base,
+    load_tokenizer,
+    lora_config,
+    train_rows,
+)
 from rahf.pipeline.stages import deciding, is_complete, run_recorded
 from rahf.recipe.recipe import Recipe
 from rahf.training.trl_dpo import train_dpo
@@ -25,7 +31,10 @@ def run_dpo(recipe: Recipe, beta: float, folder: Path) -> None:
     PartialState(cpu=recipe.training.get("use_cpu", False))
     sections = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
     settings = {**sections, **deciding(recipe.training), "beta": beta}
-    record = StageRecord(folder, settings, recipe.defaults())
+    paths = {"model_name_or_path": [recipe.model.model_name_or_path]}
+    paths["the pairs"] = data_files(recipe)
+    made_from = {name: identity_of(*found) for name, found in paths.items()}
+    record = StageRecord(folder, settings, recipe.defaults(), made_from)
     if not is_complete(record, "DPO"):
         run_recorded(record, "DPO", lambda: _train(recipe, beta, folder))
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import without_held_out
-from rahf.data.sources import DataSource, load_mixture, load_pairs
+from rahf.data.sources import DataSource, load_mixture, load_pairs, local_path, local_splits
 from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_texts
 from rahf.models.adapters import base_model
@@ -102,6 +102,21 @@ def alignment_arguments(recipe: Recipe) -> RAHFConfig:
         "max_length": recipe.data.max_length,
     }
     return RAHFConfig(**{**QUIET_DEFAULTS, **method, **lengths, **recipe.training})
+
+
+def data_files(recipe: Recipe) -> list[Path]:
+    """Return the files and folders of the recipe's pairs that lie here, of all splits."""
+    data, given = recipe.data, recipe.data.datasets
+    sources = [DataSource(**part) for part in given or ()]
+    if data.dataset_name is not None:
+        sources.append(DataSource(data.dataset_name, data.dataset_config))
+    wanted = {data.dataset_train_split, data.dataset_test_split, *(each.split for each in sources)}
+    names, files = {name.partition("[")[0] for name in wanted if name}, []
+    for source in sources:
+        if Path(source.path).expanduser().exists() and (local := local_path(source)) is not None:
+            splits = local_splits(local)
+            files += [path for name in sorted(names & splits.keys()) for path in splits[name]]
+    return files
 
 
 def load_split(recipe: Recipe, split: str) -> Dataset:

@@ -20,6 +20,7 @@ from rahf.artifacts import (
     METRICS_FILE,
     RECIPE_FILE,
     StageRecord,
+    identity_of,
     read_json,
     read_lines,
     write_json,
@@ -33,6 +34,7 @@ from rahf.pipeline.evaluation import evaluate_models
 from rahf.pipeline.inputs import (
     QUIET_DEFAULTS,
     alignment_arguments,
+    data_files,
     directions_of,
     load_base,
     load_tokenizer,
@@ -41,12 +43,13 @@ from rahf.pipeline.inputs import (
     test_rows,
     train_rows,
 )
-from rahf.pipeline.stages import deciding, is_complete, run_recorded
+from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, models_table, side_by_side
 from rahf.trainer import RAHFTrainer
+from rahf.training.checkpoints import ADAPTER_FILE
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
 
 
@@ -57,16 +60,16 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
 
     Raises:
         ValueError: an unknown stage; a stage whose predecessors are missing; a folder that holds
-            the stage made with other settings.
+            the stage made with other settings or from other content; another process writes there.
     """
     take_over_sharding()
-    PartialState(cpu=recipe.training.get("use_cpu", False))
     if stage is not None and stage not in recipe.stages:
         raise ValueError(
             f"this recipe has no stage {stage!r}; its stages are {', '.join(recipe.stages)}"
         )
-    for name in recipe.stages if stage is None else (stage,):
-        run_stage(recipe, name)
+    with output_of_one_run(recipe.output_dir, recipe.training.get("use_cpu", False)):
+        for name in recipe.stages if stage is None else (stage,):
+            run_stage(recipe, name)
     if PartialState().is_main_process and stage in (None, "evaluation") and not quiet:
         print(results_text(recipe.output_dir))
 
@@ -96,7 +99,31 @@ def stage_folder(recipe: Recipe, name: str) -> Path:
 
 
 def stage_record(recipe: Recipe, name: str) -> StageRecord:
-    return StageRecord(stage_folder(recipe, name), stage_settings(recipe, name), recipe.defaults())
+    """Return the record of a stage, which holds settings and content that decide its result."""
+    made_from = {key: identity_of(*paths) for key, paths in stage_sources(recipe, name).items()}
+    settings = stage_settings(recipe, name)
+    return StageRecord(stage_folder(recipe, name), settings, recipe.defaults(), made_from)
+
+
+def stage_sources(recipe: Recipe, name: str) -> dict[str, list[str | Path]]:
+    """Return the files and folders that a stage reads, by what they are."""
+    teachers, method = teachers_of(recipe), recipe.method
+    sources = {"model_name_or_path": [recipe.model.model_name_or_path]}
+    sources["the pairs"] = data_files(recipe)
+    if (template := recipe.data.chat_template) and "{" not in template:
+        sources["chat_template"] = [template]
+    if name in teachers:
+        return sources
+    sources |= {f"teachers.{teacher}": [path] for teacher, path in teachers.items()}
+    if name == "evaluation":
+        named = ("prompts", "unrelated_text")
+        found = {f"evaluation.{key}": getattr(recipe.evaluation, key) for key in named}
+        sources["the policy"] = [recipe.output_dir / ADAPTER_FILE]
+    else:
+        found = {"retain_dataset_name": method.retain_dataset_name, "directions": method.directions}
+    if name == "alignment" and "directions" in recipe.stages:
+        found["directions"] = directions_of(recipe)
+    return sources | {key: [path] for key, path in found.items() if path is not None}
 
 
 def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -3,14 +3,39 @@
 Knows ranks, records and costs; knows no recipe and no method.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from rahf.artifacts import StageRecord
+from rahf.artifacts import StageRecord, alone
 from rahf.training.cost import PeakMemory
+
+
+@contextmanager
+def output_of_one_run(path: Path, cpu: bool = False) -> Iterator[None]:
+    """Join the ranks of this run, and hold the lock of an output for all of them.
+
+    Args:
+        cpu: whether the ranks are on a CPU though there is a GPU.
+
+    Raises:
+        ValueError: another run holds the lock; on every rank, so that none waits for the others.
+    """
+    state, refused = PartialState(cpu=cpu), None
+    with ExitStack() as held:
+        if state.is_main_process:
+            try:
+                held.enter_context(alone(path, wait=False))
+            except ValueError as error:
+                refused = str(error)
+        told = next(filter(None, gather_object([refused])), None)
+        if told is not None:
+            raise ValueError(told)
+        yield
 
 
 def is_complete(record: StageRecord, name: str) -> bool:
@@ -20,10 +45,12 @@ def is_complete(record: StageRecord, name: str) -> bool:
         ValueError: the folder holds it, finished or begun, made with other settings.
     """
     state = PartialState()
-    complete = record.is_complete()
+    complete, damage = record.is_complete(), record.damage()
     state.wait_for_everyone()
     if complete:
         state.print(f"{name}: complete in {record.folder}")
+    elif damage is not None:
+        state.print(f"{name}: not complete, since {damage}")
     return complete
 
 

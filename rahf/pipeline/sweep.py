@@ -14,6 +14,7 @@ from accelerate import PartialState
 from rahf.artifacts import METRICS_FILE, read_json, write_json, write_text
 from rahf.pipeline.inputs import teachers_of
 from rahf.pipeline.run import run_pipeline, run_stage
+from rahf.pipeline.stages import output_of_one_run
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.recipe import Recipe
 from rahf.report.sweep import heat_map, sweep_table
@@ -77,15 +78,17 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
         given = [part for key, value in point.items() for part in (f"--{key}", value)]
         folder = whole.output_dir / "sweep" / ",".join(f"{k}={v}" for k, v in point.items())
         recipes[folder] = checked_recipe(path, [*grid.fixed, *given, "--output_dir", str(folder)])
-    results = []
-    for (folder, recipe), point in zip(recipes.items(), grid.points(), strict=True):
-        if shared:
-            recipe = with_teachers(recipe, whole)
-        run_pipeline(recipe, quiet=True)
-        results.append({"point": point, "results": point_figures(read_json(folder / METRICS_FILE))})
-        if PartialState().is_main_process:
-            _save(results, grid, whole.output_dir / "sweep")
-    PartialState().print(f"{sweep_table(results)}\n\nresults: {whole.output_dir / 'sweep'}")
+    results, home = [], whole.output_dir / "sweep"
+    with output_of_one_run(home, whole.training.get("use_cpu", False)):
+        for (folder, recipe), point in zip(recipes.items(), grid.points(), strict=True):
+            if shared:
+                recipe = with_teachers(recipe, whole)
+            run_pipeline(recipe, quiet=True)
+            figures = point_figures(read_json(folder / METRICS_FILE))
+            results.append({"point": point, "results": figures})
+            if PartialState().is_main_process:
+                _save(results, grid, home)
+    PartialState().print(f"{sweep_table(results)}\n\nresults: {home}")
 
 
 def with_teachers(recipe: Recipe, whole: Recipe) -> Recipe:

@@ -30,13 +30,14 @@ from rahf.distributed.sharding import is_sharded, leave_to_data_parallelism
 from rahf.models.adapters import POLICY
 from rahf.overrides import overrides, set_existing
 from rahf.training.checkpoints import load_policy, optimizer_state, policy_weights, restore
-from rahf.training.resumable_trainer import STAGING, ResumableTrainer
+from rahf.training.resumable_trainer import (
+    STAGING,
+    NonFiniteError,
+    ResumableTrainer,
+    check_finite_weights,
+)
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteError(ValueError):
-    """Training met a loss or a weight that is inf or nan and stopped; checkpoints are kept."""
 
 
 class ItemLoss(NamedTuple):
@@ -262,15 +263,6 @@ def save_policy(
         folder, selected_adapters=[POLICY], state_dict=state_dict, save_embedding_layers=False
     )
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card: ours comes with the results
-
-
-def check_finite_weights(weights: Mapping[str, Tensor], step: int) -> None:
-    """Refuse to save weights that are no numbers over a checkpoint that is good."""
-    if not all(torch.isfinite(weight).all() for weight in weights.values()):
-        raise NonFiniteError(
-            f"the adapter's weights became inf or nan in step {step}; nothing was saved. Earlier "
-            "checkpoints are kept: lower the learning rate or alpha and start again from one."
-        )
 
 
 def describe_non_finite(result: ItemLoss, step: int, checkpoint: str | None) -> str:

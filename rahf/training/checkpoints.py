@@ -8,6 +8,8 @@ written last, tells a whole checkpoint from a damaged one.
 import copy
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,8 @@ def damage(folder: Path) -> str | None:
         return f"it has no {MANIFEST}, so that it was not written to its end"
     except ValueError:
         return f"its {MANIFEST} is damaged"
+    if not isinstance(sums, dict):
+        return f"its {MANIFEST} is damaged"
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():
@@ -203,6 +207,21 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a run, that of most steps first."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)
+    """Return the checkpoint folders of a run, that of most steps first.
+
+    Files and other names, such as checkpoint-\N{SUPERSCRIPT TWO}, are no checkpoints.
+    """
+    found = {
+        int(path.name[len(PREFIX) :]): path
+        for path in folder.glob(f"{PREFIX}*")
+        if re.fullmatch("[0-9]+", path.name[len(PREFIX) :]) and path.is_dir()
+    }
+    return [found[steps] for steps in sorted(found, reverse=True)]
+
+
+def make_way(path: Path) -> None:
+    """Remove an older checkpoint where a new one is put; keep a file of that name beside it."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.replace(path.with_name(f"{path.name}.kept"))

@@ -22,7 +22,7 @@ STATUS = Path("/proc/self/status")
 
 
 class Clock(TrainerCallback):
-    """Seconds of a training, with those that a checkpoint holds of the starts before this one.
+    """Seconds and loss of a training, with those that a checkpoint holds of earlier starts.
 
     Steps that were lost, since no checkpoint followed them, count nowhere: they are no cost of the
     method.
@@ -30,21 +30,25 @@ class Clock(TrainerCallback):
 
     def __init__(self):
         self.before = 0.0
+        self.loss_before: float | None = 0.0  # sum over the steps; None where it is not known
         self._started = perf_counter()
 
     def go_on_from(self, checkpoint: str | Path | None) -> None:
         """Count what is kept in `checkpoint`, which may be older than these clocks."""
         path = Path(checkpoint, CLOCK_FILE) if checkpoint else None
-        self.before = read_json(path)["seconds"] if path and path.exists() else 0.0
+        kept = read_json(path) if path and path.exists() else {}
+        self.before = kept.get("seconds", 0.0)
+        self.loss_before = kept.get("loss") if checkpoint else 0.0
 
     @overrides(TrainerCallback)
     def on_train_begin(self, args, state, control, **kwargs):
         self._started = perf_counter()
 
-    def keep(self, checkpoint: Path) -> None:
-        write_json(
-            checkpoint / CLOCK_FILE, {"seconds": self.before + perf_counter() - self._started}
-        )
+    def keep(self, checkpoint: Path, loss: float) -> None:
+        """Write both into `checkpoint`; `loss` is the sum over the steps of this start."""
+        known = None if self.loss_before is None else self.loss_before + loss
+        seconds = self.before + perf_counter() - self._started
+        write_json(checkpoint / CLOCK_FILE, {"seconds": seconds, "loss": known})
 
 
 class PeakMemory:

@@ -17,7 +17,7 @@ from rahf.artifacts import write_lines
 from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
 from rahf.training.adapter_trainer import save_policy
-from rahf.training.resumable_trainer import resumable
+from rahf.training.resumable_trainer import check_finite_weights, resumable, trained_weights
 
 DEFAULTS = {
     "learning_rate": 1e-4,
@@ -52,6 +52,7 @@ def train_dpo(
         TRL's figures of the training as a whole.
 
     Raises:
+        NonFiniteError: a loss or a weight became inf or nan.
         ValueError: TRL is not installed.
     """
     config_class, trainer_class = _trl()
@@ -84,7 +85,9 @@ def _trl() -> tuple[type, type]:
 
 
 def _save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    check_finite_weights(trained_weights(model), trainer.state.global_step)
     folder.mkdir(parents=True, exist_ok=True)
-    save_policy(trainer.accelerator.unwrap_model(trainer.model), folder)
+    save_policy(model, folder)
     tokenizer.save_pretrained(folder)
     write_lines(folder / "log.jsonl", trainer.state.log_history)

@@ -24,7 +24,7 @@ from rahf.foreign_warnings import new_head_expected
 from rahf.models.adapters import load_tokenizer_of, pad_id
 from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
-from rahf.training.resumable_trainer import resumable
+from rahf.training.resumable_trainer import check_finite_figures, resumable
 
 DEFAULTS = {
     "learning_rate": 1e-4,
@@ -62,6 +62,7 @@ def train_reward_model(
         arguments: of RewardConfig, in place of `DEFAULTS`.
 
     Raises:
+        NonFiniteError: a loss, a weight or a held-out figure became inf or nan.
         ValueError: TRL is not installed.
     """
     config_class, trainer_class = _trl()
@@ -80,6 +81,7 @@ def train_reward_model(
     figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if held_out is not None:
         figures |= trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}
+    check_finite_figures(figures)
     trainer.save_model()
     return figures
 

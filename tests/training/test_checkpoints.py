@@ -78,10 +78,45 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_from_the_beginning(famil
     assert trainer.last_checkpoint() is None
 
 
-def test_a_folder_of_another_name_is_no_checkpoint(tmp_path):
-    for name in ("checkpoint-2", "checkpoint-10", "checkpoint-best", "checkpoint-"):
-        (tmp_path / name).mkdir()
+def test_a_folder_of_another_name_or_a_file_is_no_checkpoint(tmp_path):
+    others = ("best", "", "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT THREE}", "-1", "+1", "1_0")
+    for name in ("2", "10", *others):
+        (tmp_path / f"checkpoint-{name}").mkdir()
+    (tmp_path / "checkpoint-12").write_text("a file")
     assert [path.name for path in newest_first(tmp_path)] == ["checkpoint-10", "checkpoint-2"]
+
+
+def test_a_file_with_the_name_of_a_checkpoint_stops_no_resume(family, tmp_path):
+    killed_after(family, tmp_path, 2)
+    (tmp_path / "checkpoint-\N{SUPERSCRIPT TWO}").mkdir()
+    (tmp_path / "checkpoint-5").write_text("a user's own")
+    trainer = alignment_trainer(family, tmp_path)
+    trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
+    assert [path.name for path in newest_first(tmp_path)][:2] == ["checkpoint-6", "checkpoint-5"]
+    assert (tmp_path / "checkpoint-5.kept").read_text() == "a user's own"
+
+
+@pytest.mark.parametrize("logging_steps", [1, 4])
+@pytest.mark.parametrize("steps", [3, 6])
+def test_the_loss_of_a_resumed_training_is_the_mean_over_all_its_steps(
+    family, tmp_path, steps, logging_steps
+):
+    whole = alignment_trainer(family, tmp_path / "whole", logging_steps=logging_steps)
+    expected = whole.train().metrics["train_loss"]
+    if steps < 6:
+        killed_after(family, tmp_path / "killed", steps, logging_steps=logging_steps)
+    else:  # killed after the last checkpoint
+        alignment_trainer(family, tmp_path / "killed", logging_steps=logging_steps).train()
+    again = alignment_trainer(family, tmp_path / "killed", logging_steps=logging_steps)
+    resumed = again.train(resume_from_checkpoint=again.last_checkpoint()).metrics["train_loss"]
+    assert resumed == pytest.approx(expected, rel=1e-5)
+    assert again.state.log_history[-1]["train_loss"] == resumed
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "null", "\x00"])
+def test_a_manifest_of_another_shape_is_damage(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    assert "is damaged" in damage(tmp_path)
 
 
 def test_a_whole_folder_has_no_damage(tmp_path):

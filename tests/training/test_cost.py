@@ -75,7 +75,8 @@ def test_where_the_system_does_not_tell_there_is_no_figure(monkeypatch, tmp_path
     assert PeakMemory(torch.device(device)).so_far() is None
     record = StageRecord(tmp_path, {})
     run_recorded(record, "stage", lambda: {"loss": 1.0})
-    assert read_json(tmp_path / "stage.json") == {"complete": True, "loss": 1.0, "settings": {}}
+    made_with = {"settings": {}, "made_from": {}, "files": {}}
+    assert read_json(tmp_path / "stage.json") == {"complete": True, "loss": 1.0, **made_with}
 
 
 @on_linux

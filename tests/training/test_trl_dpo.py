@@ -45,6 +45,14 @@ def test_the_first_loss_is_that_of_no_preference_and_the_second_follows_our_like
     assert log[1] < log[0]
 
 
+def test_a_training_that_diverges_saves_nothing_and_ends_with_an_error(family, tmp_path, capsys):
+    path = recipe_of(family, tmp_path, learning_rate=1e38, max_steps=4)
+    assert main(["dpo", str(path)]) == 2
+    assert "error: the " in (told := capsys.readouterr().err)
+    assert "inf" in told or "nan" in told
+    assert not list(tmp_path.rglob("adapter_model.safetensors"))
+
+
 def recipe_of(family, folder, **keys):
     """A recipe of six pairs in a file, for the CPU."""
     pairs = [

@@ -141,3 +141,17 @@ def test_missing_trl_says_what_to_install(tmp_path, family, capsys, monkeypatch)
     options = ["--model", str(family.base), "--pairs", str(path), "--output", str(tmp_path / "out")]
     assert main(["reward", *options]) == 2
     assert "pip install 'rahf[trl]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("rank", ["4", "0"])
+def test_a_reward_model_that_diverges_is_not_saved(tmp_path, family, capsys, rank, steps):
+    save_lines(tmp_path / "pairs" / "train.jsonl", pairs(2, 24))
+    save_lines(tmp_path / "pairs" / "test.jsonl", pairs(20, 8))
+    options = ["--model", family.base, "--pairs", tmp_path / "pairs", "--test_split", "test"]
+    options += ["--output", tmp_path / "out", "--max_steps", steps, "--learning_rate", 1e38]
+    assert main(["reward", *map(str, options), "--use_cpu", "--lora_r", rank]) == 2
+    told = capsys.readouterr().err
+    assert "error: " in told
+    assert "inf" in told or "nan" in told
+    assert not list((tmp_path / "out").rglob("*.safetensors"))

@@ -68,8 +68,20 @@ def device(options: argparse.Namespace) -> "torch.device":
 
 
 def identity(options: argparse.Namespace, name: str | None = None) -> dict[str, Any]:
-    """What a result that a model took part in is remembered by."""
-    from rahf.models.adapters import fingerprint
+    """Return the settings of a model that took part in a result."""
+    return {"model": name or options.model, "dtype": options.dtype}
 
-    name = name or options.model
-    return {"model": name, "dtype": options.dtype, "weights": fingerprint(name)}
+
+def content(options: argparse.Namespace) -> dict[str, str | None]:
+    """Return the identity of everything that --model answers from: its files, those of its base."""
+    from rahf.artifacts import identity_of
+    from rahf.models.adapters import base_of
+
+    base = options.base or base_of(options.model)
+    template = options.chat_template
+    files = template if template and "{" not in template else ""
+    return {
+        "model": identity_of(options.model),
+        "base": identity_of(base) if base else None,
+        "chat_template": identity_of(files) if files else None,
+    }

@@ -1,0 +1,225 @@
+"""A result is known by the content of everything it was made from, and belongs to one process."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_recipes import WORDS, write_lines
+
+from rahf.artifacts import alone, identity_of
+from rahf.cli import main
+from rahf.pipeline.run import stage_record
+from rahf.recipe.files import checked_recipe
+
+
+def change_weights(folder, name="model.safetensors"):
+    """Scale the weights in place: the file keeps its name, its size and its time."""
+    path = Path(folder) / name
+    stat = path.stat()
+    save_file({key: 2 * part for key, part in load_file(path).items()}, path, {"format": "pt"})
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def change_text(path):
+    stat, text = Path(path).stat(), Path(path).read_text()
+    Path(path).write_text(text.replace("w3", "w8"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.fixture
+def whole_recipe(recipe_file, family):
+    """The recipe with every file that it can name, and copies of the models that it names."""
+    shutil.copytree(family.base, "base")
+    for name in ("positive", "negative"):
+        shutil.copytree(family.adapters[name], name)
+        config = Path(name, "adapter_config.json")
+        base = {"base_model_name_or_path": str(Path("base").absolute())}
+        config.write_text(json.dumps(json.loads(config.read_text()) | base))
+    write_lines(Path("retained.jsonl"), [{"text": " ".join(WORDS[:6])}])
+    recipe = yaml.safe_load(recipe_file.read_text())
+    recipe |= {"model_name_or_path": "base", "retain_dataset_name": "retained.jsonl"}
+    recipe |= {"retain_weight": 0.5, "retain_rows": 1}
+    recipe["teachers"] |= {"positive": "positive", "negative": "negative"}
+    recipe_file.write_text(yaml.safe_dump(recipe))
+    return recipe_file
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "named"),
+    [
+        ("alignment", lambda: change_text("pairs/train.jsonl"), "the pairs"),
+        ("alignment", lambda: change_text("pairs/test.jsonl"), "the pairs"),
+        ("alignment", lambda: change_weights("base"), "model_name_or_path"),
+        ("alignment", lambda: change_text("base/config.json"), None),
+        (
+            "alignment",
+            lambda: change_weights("negative", "adapter_model.safetensors"),
+            "teachers.negative",
+        ),
+        ("alignment", lambda: change_text("retained.jsonl"), "retain_dataset_name"),
+        ("evaluation", lambda: change_text("pairs/test.jsonl"), "evaluation.prompts"),
+        ("evaluation", lambda: change_text("texts.jsonl"), "evaluation.unrelated_text"),
+    ],
+)
+def test_a_stage_made_from_other_content_is_refused_and_the_content_named(
+    whole_recipe, stage, change, named
+):
+    recipe = checked_recipe(whole_recipe)
+    stage_record(recipe, stage).finish()
+    assert stage_record(recipe, stage).is_complete()
+    change()
+    if named is None:  # the text does not occur: nothing has changed
+        assert stage_record(recipe, stage).is_complete()
+        return
+    with pytest.raises(ValueError, match=f"content of {named}: .* there, .* now"):
+        stage_record(recipe, stage).is_complete()
+
+
+def test_a_finished_stage_of_a_version_without_identities_is_complete(whole_recipe):
+    recipe = checked_recipe(whole_recipe)
+    stage_record(recipe, "alignment").finish()
+    record = json.loads(Path("out/stage.json").read_text())
+    for key in ("made_from", "files"):
+        del record[key]
+    Path("out/stage.json").write_text(json.dumps(record))
+    change_text("pairs/train.jsonl")
+    assert stage_record(recipe, "alignment").is_complete()
+
+
+def test_what_is_no_longer_there_is_not_held_against_a_finished_stage(whole_recipe):
+    recipe = checked_recipe(whole_recipe)
+    stage_record(recipe, "alignment").finish()
+    shutil.rmtree("pairs")
+    shutil.rmtree("positive")
+    assert stage_record(recipe, "alignment").is_complete()
+
+
+def generate(*more):
+    given = ["generate", "--model", "positive", "--prompts", "pairs/test.jsonl", "--device", "cpu"]
+    return main([*given, "--max_new_tokens", "2", "--output", "said.jsonl", *more])
+
+
+def as_pickled(folder):
+    """Keep the weights in a `.bin` file, as older checkpoints do."""
+    import torch
+
+    path = Path(folder, "model.safetensors")
+    torch.save(load_file(path), Path(folder, "pytorch_model.bin"))
+    path.unlink()
+
+
+def test_generate_refuses_another_base_changed_weights_and_changed_bin_files(whole_recipe, capsys):
+    shutil.copytree("base", "other")
+    change_weights("other")
+    assert generate() == 0
+    assert generate("--base", "base") == 0  # the same files under another name
+    assert generate("--base", "other") == 2
+    assert "content of base: " in capsys.readouterr().err
+    change_weights("positive", "adapter_model.safetensors")
+    assert generate() == 2
+    assert "content of model: " in capsys.readouterr().err
+
+
+def test_weights_in_bin_files_count(whole_recipe):
+    import torch
+
+    as_pickled("base")
+    before = identity_of("base")
+    path = Path("base/pytorch_model.bin")
+    torch.save({key: 2 * part for key, part in torch.load(path).items()}, path)
+    assert identity_of("base") != before
+
+
+def test_a_file_of_responses_of_a_version_with_file_times_is_complete(whole_recipe):
+    assert generate() == 0
+    run = json.loads(Path("said.jsonl.run.json").read_text())
+    del run["made_from"]
+    run["settings"]["weights"] = ["adapter_model.safetensors 12 345"]
+    Path("said.jsonl.run.json").write_text(json.dumps(run))
+    assert generate() == 0
+
+
+def test_what_lies_beside_a_model_is_no_part_of_it(family, tmp_path):
+    base = shutil.copytree(family.base, tmp_path / "base")
+    before = identity_of(base)
+    (base / "log.jsonl").write_text("{}")
+    (base / "checkpoint-1").mkdir()
+    (base / "checkpoint-1/model.safetensors").write_text("other")
+    assert identity_of(base) == before
+    assert identity_of(tmp_path / "nothing") is None
+
+
+HOLD = "import sys, pathlib, rahf.artifacts as a\nwith a.alone(pathlib.Path(sys.argv[1])):\n"
+HOLD += "    print('held', flush=True)\n    sys.stdin.read()\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "command"),
+    [
+        ("said.jsonl", generate),
+        ("out", lambda: main(["align", "recipe.yaml"])),
+        ("out/dpo", lambda: main(["dpo", "recipe.yaml"])),
+        (
+            "grid/sweep",
+            lambda: main(["sweep", "recipe.yaml", "--alpha", "1,2", "--output_dir", "grid"]),
+        ),
+    ],
+)
+def test_a_second_process_is_told_who_holds_the_output(whole_recipe, capsys, output, command):
+    held = [sys.executable, "-c", HOLD, output]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(held, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        assert command() == 2
+        told = capsys.readouterr().err
+        other.stdin.close()
+    assert f"error: {output} is being made by process {other.pid} on " in told
+    assert " since 20" in told
+    with alone(Path(output), wait=False):
+        pass
+
+
+ADAPTER = "out/teachers/positive/adapter_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda: Path(ADAPTER).unlink(), "is missing"),
+        (lambda: Path(ADAPTER).write_bytes(Path(ADAPTER).read_bytes()[:-9]), "is not what the"),
+        (lambda: change_weights(Path(ADAPTER).parent, Path(ADAPTER).name), "is not what the"),
+        (lambda: Path(ADAPTER).with_name("adapter_config.json").write_text(""), "is not what the"),
+    ],
+)
+def test_a_finished_stage_whose_files_are_gone_or_damaged_is_made_again(
+    recipe_file, capsys, damage, told
+):
+    assert main(["align", str(recipe_file), "--stage", "positive"]) == 0
+    before, kept = Path(ADAPTER).read_bytes(), Path(ADAPTER).with_name("README.md")
+    kept.write_text("a user's own")
+    damage()
+    capsys.readouterr()
+    assert main(["align", str(recipe_file), "--stage", "positive"]) == 0
+    out = capsys.readouterr().out
+    assert f"positive: not complete, since {Path(ADAPTER).parent}" in out
+    assert told in out
+    assert Path(ADAPTER).read_bytes() == before
+    assert main(["align", str(recipe_file), "--stage", "positive"]) == 0
+    assert "positive: complete" in capsys.readouterr().out
+
+
+def test_files_that_a_later_stage_or_a_user_writes_are_no_damage(recipe_file, capsys):
+    assert main(["align", str(recipe_file)]) == 0
+    for name in ("README.md", "training.png", "lengths.json"):
+        Path("out", name).write_text("another")
+    capsys.readouterr()
+    assert main(["align", str(recipe_file)]) == 0
+    assert "writing" not in capsys.readouterr().out
+    Path("out/metrics.json").unlink()
+    assert stage_record(checked_recipe(recipe_file), "alignment").damage() is not None
