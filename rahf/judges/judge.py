@@ -7,11 +7,19 @@ no two judges, or two wordings of one, are mixed up. Knows no model and no netwo
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rahf.data.messages import Message
+
+LONGEST_SEARCHED = 2**16
+"""Characters of an answer in which a JSON object is looked for."""
+
+MOST_BRACES = 1000
+"""Opening braces at which a JSON object is looked for."""
 
 Value = float | dict[str, float | None] | None
 
@@ -84,12 +92,14 @@ def prompt_hash(text: str) -> str:
 
 
 def first_json_object(text: str) -> Mapping[str, Any] | None:
-    """The first JSON object in a text: alone, fenced or among words; None: there is none."""
-    decoder = json.JSONDecoder()
-    start = text.find("{")
-    while start >= 0:
+    """Return the first JSON object in a text: alone, fenced or among words; None: there is none.
+
+    The search is bounded: a model that writes braces for ever costs a second at most.
+    """
+    decoder, text = json.JSONDecoder(), text[:LONGEST_SEARCHED]
+    for start in islice(re.finditer(r"\{", text), MOST_BRACES):
         try:
-            return decoder.raw_decode(text, start)[0]
-        except json.JSONDecodeError:
-            start = text.find("{", start + 1)
+            return decoder.raw_decode(text, start.start())[0]
+        except (ValueError, RecursionError):  # ValueError: also a number of 10,000 digits
+            continue
     return None
