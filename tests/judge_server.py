@@ -37,7 +37,7 @@ def server(*replies, refuses=lambda body: False):
             pass
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=running.serve_forever)
+    thread = threading.Thread(target=running.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{running.server_port}/v1", requests

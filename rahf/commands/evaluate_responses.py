@@ -55,14 +55,15 @@ def _scores(options: argparse.Namespace, responses, verdicts):
     from rahf.judges.by_name import aspects_judge, scoring_judge
     from rahf.report.judgements import aspects_table, score_table
 
-    judge = (aspects_judge if options.aspects else scoring_judge)(_named_judge(options))
+    named = _named_judge(options)
+    judge = (aspects_judge if options.aspects else scoring_judge)(named)
     read = [judge.read(response.messages, response.text) for response in responses]
     values = [verdict.value for verdict in verdicts.ask(judge, read)]
     figures = {"judge": judge.id, "responses": len(responses)}
     if options.aspects:
         aspects = aspect_figures(values)
         return {**figures, "aspects": aspects}, aspects_table(aspects)
-    scores = score_figures(values)
+    scores = score_figures(values, share=named.gives_shares)
     return {**figures, **scores}, score_table(scores)
 
 

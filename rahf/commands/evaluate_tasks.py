@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         few_shot=options.few_shot,
         chat=options.chat,
+        trust_code=options.trust_remote_code,
     )
     tell_figures(
         options,

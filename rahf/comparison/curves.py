@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from rahf.evaluation.intervals import check_finite
 from rahf.report.curves import Point, change_within
 
 DRAWS = 1000
@@ -42,6 +43,11 @@ def curves_of(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> Curves:
 
     strengths = tuple(point["strength"] for point in by_seed[0])
     tokens = np.array(by_seed[0][0]["text_tokens"], dtype=float)
+    for points in by_seed:
+        for point in points:
+            for key in ("text_loss", "text_kl"):
+                at = f"{key} at strength {point['strength']:g} of unrelated text"
+                check_finite(point[key], at)
     return Curves(strengths, array("scores"), array("text_loss"), array("text_kl"), tokens)
 
 

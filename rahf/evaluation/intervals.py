@@ -1,6 +1,7 @@
-"""How sure a mean is: bootstrap intervals over the units that were drawn (prompts, pairs).
+"""How sure a mean or a share is: 95 % intervals over the units that were drawn (prompts, pairs).
 
-Knows numbers only.
+A mean has a bootstrap interval, a share Wilson's. A value that is not finite is an error: no
+interval may be drawn from it. Knows numbers only.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,24 @@ import numpy as np
 
 DRAWS = 2000
 SEED = 0  # of the draws
+
+
+Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+def check_finite(values: Sequence[float], what: str) -> None:
+    """Raise ValueError where a value is NaN or infinite, with the place of the first.
+
+    Args:
+        what: a value is called in the error, such as "the margin of pair".
+    """
+    wrong = np.flatnonzero(~np.isfinite(np.asarray(values, dtype=float)))
+    if len(wrong):
+        raise ValueError(
+            f"{what} {wrong[0] + 1} of {len(values)} is {float(values[wrong[0]])}: {len(wrong)} of "
+            "them are not finite, so nothing can be measured. Check the model's weights and number "
+            "format."
+        )
 
 
 class Estimate(NamedTuple):
@@ -34,7 +53,11 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate |
 
     Returns:
         None where there is no item.
+
+    Raises:
+        ValueError: a sum is not finite.
     """
+    check_finite(sums, "the value of unit")
     sums, counts = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     if counts.sum() == 0:
         return None
@@ -46,5 +69,24 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate |
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate | None:
-    """The mean of single values with its bootstrap interval; None where there are none."""
+    """Return the mean of single values with its bootstrap interval; None where there are none."""
     return ratio_estimate(values, np.ones(len(values)))
+
+
+def share_estimate(values: Sequence[float]) -> Estimate | None:
+    """Return the mean of values from 0 to 1 with Wilson's interval; None where there are none.
+
+    Three of three is 1 [0.44, 1], where a bootstrap draws nothing but threes (Wilson 1927, eq. 4).
+    With values between 0 and 1 (ties) the interval is wider than it need be.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if len(values) == 0:
+        return None
+    check_finite(values, "the value of unit")
+    mean, count = float(np.mean(np.asarray(values, dtype=float))), len(values)
+    centre = (mean + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * (mean * (1 - mean) / count + Z**2 / (4 * count**2)) ** 0.5
+    # Rounding must not put an end of the interval on the wrong side of the mean.
+    return Estimate(mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)))

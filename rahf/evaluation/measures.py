@@ -17,6 +17,7 @@ from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
 from rahf.data.rows import Pairs
 from rahf.evaluation.divergence import read_texts
+from rahf.evaluation.intervals import check_finite, share_estimate
 from rahf.generation.answers import generate, pad_id
 from rahf.models.adapters import at_strength
 from rahf.models.likelihood import preference_margins
@@ -64,6 +65,9 @@ def measure_model(
 
     Preferences are not measured at strengths other than 0 and 1.
 
+    Raises:
+        ValueError: a margin, loss or divergence is not finite.
+
     Args:
         progress: name of the model beside a progress bar; None: no bar.
     """
@@ -86,7 +90,14 @@ def measure_model(
                 progress=progress and f"answers of {progress}",
             )
         found.append(Measures(strength, answers, *(part.tolist() for part in text), margins))
+        _check_measures(found[-1])
     return found
+
+
+def _check_measures(measures: Measures) -> None:
+    check_finite(measures.preference_margins, "the preference margin of pair")
+    check_finite(measures.text_loss, "the loss of unrelated text")
+    check_finite(measures.text_kl, "the divergence from the base on unrelated text")
 
 
 def model_figures(measures: Measures, judged: Mapping[str, float | None]) -> dict[str, Any]:
@@ -97,8 +108,10 @@ def model_figures(measures: Measures, judged: Mapping[str, float | None]) -> dic
     """
     margins, read = measures.preference_margins, bool(measures.text_loss)
     loss = sum(measures.text_loss) / sum(measures.text_tokens) if read else None
+    accuracy = share_estimate([float(margin > 0) for margin in margins])
     return {
-        "preference_accuracy": fmean(margin > 0 for margin in margins) if margins else None,
+        "preference_accuracy": accuracy.mean if accuracy else None,
+        **({"preference_accuracy_interval": [*accuracy[1:]]} if accuracy else {}),
         "preference_margin": fmean(margins) if margins else None,  # nats per token
         "answers": len(measures.answers),
         **judged,

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rahf.data.rows import Pairs
-from rahf.evaluation.intervals import mean_estimate
+from rahf.evaluation.intervals import check_finite, mean_estimate, share_estimate
 from rahf.models.likelihood import PairLikelihoods
 
 
@@ -25,7 +25,7 @@ class PairSizes(NamedTuple):
 
 
 def pair_sizes(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> PairSizes:
-    """UTF-8 bytes of the responses as text, without the end of the turn."""
+    """Return the UTF-8 bytes of the responses as text, without the end of the turn."""
 
     def sizes(side: str) -> Tensor:
         texts = [tokenizer.decode(pair[f"{side}_ids"], skip_special_tokens=True) for pair in pairs]
@@ -37,10 +37,17 @@ def pair_sizes(pairs: Pairs, tokenizer: PreTrainedTokenizerBase) -> PairSizes:
 def preference_figures(
     model: PairLikelihoods, sizes: PairSizes, reference: PairLikelihoods | None = None
 ) -> dict[str, Any]:
-    """Accuracy and mean margin (nats) under each measure, with intervals over pairs.
+    """Return accuracy and mean margin (nats) under each measure, with intervals over pairs.
 
-    `longer_is_chosen` stands beside them: what a judge would reach that looks at length alone.
+    `longer_is_chosen` stands beside them: what a judge would reach that looks at length only.
+
+    Raises:
+        ValueError: a log-probability is not finite.
     """
+    for name, likelihoods in (("model", model), ("reference", reference)):
+        for side in ("chosen", "rejected") if likelihoods is not None else ():
+            given = getattr(likelihoods, side).tolist()
+            check_finite(given, f"the {name}'s log-probability of the {side} response of pair")
     margins = {
         "sum": model.chosen - model.rejected,
         "per_token": model.token_margins(),
@@ -63,5 +70,5 @@ def preference_figures(
 
 
 def _accuracy(margins: Tensor) -> dict[str, float]:
-    """Share of positive margins; one of zero counts half."""
-    return mean_estimate(((margins.sign() + 1) / 2).tolist()).as_dict()
+    """Return the share of positive margins; one of zero counts half."""
+    return share_estimate(((margins.sign() + 1) / 2).tolist()).as_dict()

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 
 from rahf.data.messages import Message
-from rahf.evaluation.intervals import mean_estimate
+from rahf.evaluation.intervals import mean_estimate, share_estimate
 from rahf.evaluation.wins import Contest, Outcome, decide
 from rahf.judges.judge import Judge, Value, Verdicts
 from rahf.judges.questions import ASPECTS
@@ -110,9 +110,12 @@ def judged_figures(
     figures["judged_mean"] = fmean(read)
     figures["judged_se"] = stdev(read) / len(read) ** 0.5 if len(read) > 1 else 0.0
     if neutral is not None:
-        below = fmean(score < neutral[0] for score in read)
-        above = fmean(score > neutral[1] for score in read)
-        figures["shows_wanted"], figures["shows_opposite"] = (above, below)[::sign]
+        below = share_estimate([float(score < neutral[0]) for score in read])
+        above = share_estimate([float(score > neutral[1]) for score in read])
+        for name, side in zip(
+            ("shows_wanted", "shows_opposite"), (above, below)[::sign], strict=True
+        ):
+            figures[name], *figures[f"{name}_interval"] = side
     return figures
 
 
@@ -127,8 +130,12 @@ def aspect_figures(values: Sequence[Value]) -> dict[str, dict[str, float]]:
     return figures
 
 
-def score_figures(values: Sequence[Value]) -> dict[str, Any]:
-    """Return the mean score with its interval over responses, and how many are missing."""
+def score_figures(values: Sequence[Value], *, share: bool = False) -> dict[str, Any]:
+    """Return the mean score with its interval over responses, and how many are missing.
+
+    Args:
+        share: whether a score is 0 or 1, so that the mean is a share.
+    """
     scores = [value for value in values if isinstance(value, float)]
-    mean = mean_estimate(scores)
+    mean = (share_estimate if share else mean_estimate)(scores)
     return {"missing": len(values) - len(scores)} | ({"score": mean.as_dict()} if mean else {})

@@ -13,10 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rahf.generation.answers import answering
+
+PLAIN = "tag:yaml.org,2002:"
+"""The beginning of the tags of plain values."""
+
+SHOWN = 200
+"""Characters of a parser's message that an error shows."""
 
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
@@ -31,6 +38,7 @@ def run_tasks(
     batch_size: int = 8,
     few_shot: int | None = None,
     chat: bool = False,
+    trust_code: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Return the figures of each task, by the harness's own names (`acc,none`).
 
@@ -39,11 +47,14 @@ def run_tasks(
             named, nothing else is read.
         limit: questions of each task, from its start; None: all.
         chat: put questions in the chat template.
+        trust_code: let files in `task_folder` run Python (`!function`).
 
     Raises:
-        ValueError: the harness is not installed; a task is unknown.
+        ValueError: the harness is not installed; a task is unknown; a file would run Python.
     """
     harness = _harness()
+    if task_folder is not None and not trust_code:
+        check_no_code(task_folder)
     manager = _manager(tasks, task_folder)
     with answering(model), same_random_numbers(), no_commit_asked_for(harness.evaluator):
         found = harness.simple_evaluate(
@@ -57,6 +68,50 @@ def run_tasks(
             **dict.fromkeys(SEEDS, 0),
         )
     return {task: _figures(values) for task, values in found["results"].items()}
+
+
+def check_no_code(folder: Path) -> None:
+    """Raise ValueError where a task file in `folder`, or one that it includes, runs Python."""
+    waiting, seen = sorted(folder.rglob("*.yaml")), set()
+    while waiting:
+        path = waiting.pop().resolve()
+        if path in seen or not path.is_file():  # what is missing is the harness's to report
+            continue
+        seen.add(path)
+        try:
+            nodes = list(_nodes(yaml.compose(path.read_text(encoding="utf-8"))))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            line = " ".join(str(error).split())[:SHOWN]
+            raise ValueError(f"--task_folder: {path} is no YAML: {line}") from None
+        for node in nodes:
+            if not node.tag.startswith(PLAIN) or node.tag.startswith(f"{PLAIN}python/"):
+                raise ValueError(
+                    f"--task_folder: {path}, line {node.start_mark.line + 1}: {node.tag} runs "
+                    "Python code. Read it, and give --trust_remote_code if you trust it."
+                )
+        waiting += [path.parent / name for node in nodes for name in _included(node)]
+
+
+def _included(node: yaml.Node) -> list[str]:
+    """Return the files that a mapping includes."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    given = [value for key, value in pairs if key.value == "include"]
+    return [part.value for value in given for part in _nodes(value) if isinstance(part.value, str)]
+
+
+def _nodes(root: yaml.Node | None) -> Iterator[yaml.Node]:
+    """Yield every node of a document once; an alias is the node it stands for."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from rahf.data.messages import Message
 from rahf.data.prompts import Response, prompt_text
-from rahf.evaluation.intervals import mean_estimate
+from rahf.evaluation.intervals import share_estimate
 from rahf.judges.judge import Judge, Verdicts
 
 NEWTON_STEPS = 25
@@ -115,7 +115,7 @@ def win_rates(
     }
     if not judged:
         return figures
-    figures["win_rate"] = mean_estimate(values).as_dict()
+    figures["win_rate"] = share_estimate(values).as_dict()
     figures["win_rate_at_equal_length"] = rate_at_equal_length(values, lengths)
     figures["characters"] = [fmean(first for first, _ in lengths), fmean(s for _, s in lengths)]
     figures["longer_wins"] = _longer_wins(values, lengths)
@@ -124,11 +124,14 @@ def win_rates(
     return figures
 
 
-def place_figures(orders: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """How much of a chooser's judgement is the place, from its verdicts on both orders."""
+def place_figures(orders: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return how much of a chooser's judgement is the place, from its verdicts on both orders."""
+    agree = share_estimate([float((a > 0.5) == (b < 0.5)) for a, b in orders])
     return {
         "first_place_preferred": fmean(value for pair in orders for value in pair),
-        "orders_agree": fmean((a > 0.5) == (b < 0.5) for a, b in orders),
+        "orders_agree": agree.mean,
+        "orders_agree_interval": [agree.low, agree.high],
+        "contests": len(orders),
     }
 
 
@@ -141,7 +144,7 @@ def _longer_wins(
         for value, (first, second) in zip(values, lengths, strict=True)
         if first != second
     ]
-    return mean_estimate(of_longer).as_dict() if of_longer else None
+    return share_estimate(of_longer).as_dict() if of_longer else None
 
 
 def rate_at_equal_length(
@@ -161,6 +164,8 @@ def rate_at_equal_length(
     rates = [_sigmoid(_fit(values[rows], lean[rows])[0]) for rows in drawn]
     low, high = np.quantile(rates, (0.025, 0.975))
     mean = _sigmoid(_fit(values, lean)[0])
+    if values.min() == values.max():  # every draw is the same
+        _, low, high = share_estimate(values)
     return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 

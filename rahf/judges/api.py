@@ -1,18 +1,19 @@
 """A judge behind any OpenAI-compatible URL (`POST URL/chat/completions`).
 
-Knows HTTP; knows no library of a vendor.
+Knows what such a server answers; knows no library of a vendor.
 """
 
 import json
-import time
-import urllib.error
-import urllib.request
+import re
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from rahf.data.messages import Message
+from rahf.judges.http import Reply, UnreachableError, check_key, post_json, redacted, without_key
 from rahf.judges.judge import Value, Verdict
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -29,6 +30,9 @@ HARMLESS = "Reply with the word yes."
 
 LONGEST_WAIT = 60.0
 
+SHOWN = 200
+"""Characters of a server's text that an error shows."""
+
 AHEAD = 2
 """Texts for each worker that may be asked about before the first of them is answered: what is lost
 at most when a run is stopped, since verdicts are kept in order."""
@@ -40,63 +44,96 @@ class RefusedTextError(ValueError):
 
 @dataclass(frozen=True)
 class Api:
-    """Where a model is asked, and how patiently."""
+    """A model behind a URL, and how long to wait for it.
 
-    url: str  # up to and without /chat/completions
+    Raises:
+        ValueError: a key that no header can carry.
+    """
+
+    url: str = field(repr=False)  # up to and without /chat/completions
     model: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     max_tokens: int = 1024
-    timeout: float = 120.0  # seconds for one try
+    timeout: float = 120.0  # seconds for one try, from the connection to the last byte
     tries: int = 6
     first_wait: float = 1.0  # seconds before the second try; doubled before each further one
 
-    def complete(self, prompt: str) -> str:
-        """The model's answer to one message, at temperature 0.
+    def __post_init__(self):
+        check_key(self.key)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without what is secret in it, as it may be printed and stored."""
+        return redacted(self.url, self.key)
+
+    def complete(self, prompt: str, stop: threading.Event | None = None) -> str:
+        """Return the model's answer to one message, at temperature 0.
+
+        Args:
+            stop: ends the waiting between tries once it is set.
 
         Raises:
-            RefusedTextError: the server refuses with a status that may concern this prompt alone.
-            ValueError: the server refuses, cannot be reached, or answers something else, after all
-                tries.
+            RefusedTextError: the server refuses with a status that may concern this prompt only.
+            ValueError: the server refuses, redirects, cannot be reached, or answers something
+                else, after all tries.
         """
-        wait = self.first_wait
+        wait, stop = self.first_wait, stop or threading.Event()
         for left in reversed(range(self.tries)):
             try:
-                return self._ask(prompt)
-            except urllib.error.HTTPError as error:
-                told = f"status {error.code}: {error.read()[:200].decode(errors='replace')}"
-                if error.code not in RETRIED or not left:
-                    kind = RefusedTextError if error.code in ABOUT_THE_TEXT else ValueError
-                    raise kind(f"{self.url} refuses: {told}") from error
-                asked_for = error.headers.get("Retry-After", "")
-                wait = max(wait, float(asked_for)) if asked_for.isdigit() else wait
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                if not left:
-                    raise ValueError(f"{self.url} cannot be reached: {error}") from error
-            time.sleep(min(wait, LONGEST_WAIT))
+                reply = self._ask(prompt)
+            except UnreachableError as error:
+                problem = ValueError(f"{self.shown_url} cannot be reached: {error}")
+            else:
+                if reply.status == 200:
+                    return self._content(reply.text)
+                problem = self._refusal(reply)
+                if reply.status not in RETRIED:
+                    raise problem
+                given = reply.headers.get("retry-after", "")
+                wait = max(wait, float(given)) if re.fullmatch("[0-9]{1,9}", given) else wait
+            if not left or stop.wait(min(wait, LONGEST_WAIT)):
+                raise problem
             wait *= 2
         raise AssertionError("the last try returns or raises")
 
-    def _ask(self, prompt: str) -> str:
+    def _ask(self, prompt: str) -> Reply:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
             "max_tokens": self.max_tokens,
         }
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-        )
-        with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-            text = reply.read().decode()
         try:
-            return json.loads(text)["choices"][0]["message"]["content"] or ""
-        except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"{self.url} does not answer as such an API: {text[:200]!r}"
-            ) from error
+            return post_json(
+                f"{self.url.rstrip('/')}/chat/completions", body, self.key, self.timeout
+            )
+        except UnreachableError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{self.shown_url}: {error}") from None
+
+    def _refusal(self, reply: Reply) -> ValueError:
+        if 300 <= reply.status < 400:
+            to = redacted(reply.headers.get("location", "nowhere"), self.key)[:SHOWN]
+            return ValueError(
+                f"{self.shown_url} redirects to {to}, which is not followed, since the key is for "
+                "the given server only. Give that URL if you trust it."
+            )
+        kind = RefusedTextError if reply.status in ABOUT_THE_TEXT else ValueError
+        said = redacted(reply.text, self.key)[:SHOWN]
+        return kind(f"{self.shown_url} refuses: status {reply.status}: {said}")
+
+    def _content(self, text: str) -> str:
+        try:
+            content = json.loads(text)["choices"][0]["message"]["content"] or ""
+            if isinstance(content, str):
+                # Escapes of JSON may hide a key, or stand for half a character.
+                return without_key(content, self.key).encode(errors="replace").decode()
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            pass
+        raise ValueError(
+            f"{self.shown_url} does not answer as such an API: {redacted(text, self.key)[:SHOWN]!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +152,7 @@ class ApiJudge:
 
     @property
     def id(self) -> str:
-        return f"{self.api.model} at {self.api.url}"
+        return redacted(f"{self.api.model} at {self.api.url}", self.api.key)
 
     def read(self, messages: Sequence[Message], *responses: str) -> str:
         return self.question(messages, *responses)
@@ -144,14 +181,29 @@ class ApiJudge:
         return kept
 
     def _replies(self, read: Sequence[str]) -> Iterator[Future[str]]:
-        """What the server says, in the order of the texts."""
-        pool, waiting = ThreadPoolExecutor(self.workers), deque[Future[str]]()
+        """Yield what the server answers, in the order of the texts.
+
+        The workers are daemons: Ctrl-C ends the process without waiting for their requests.
+        """
+        tasks, waiting, stop = SimpleQueue(), deque[Future[str]](), threading.Event()
+        for _ in range(self.workers):
+            threading.Thread(target=self._work, args=(tasks, stop), daemon=True).start()
         try:
             for text in read:
-                waiting.append(pool.submit(self.api.complete, text))
+                waiting.append(Future())
+                tasks.put((text, waiting[-1]))
                 if len(waiting) == AHEAD * self.workers:
                     yield waiting.popleft()
             yield from waiting
-        finally:
-            # After an error or an interrupt nothing more is asked.
-            pool.shutdown(wait=False, cancel_futures=True)
+        finally:  # after an error or an interrupt nothing more is asked
+            stop.set()
+            for _ in range(self.workers):
+                tasks.put(None)
+
+    def _work(self, tasks: SimpleQueue, stop: threading.Event) -> None:
+        while (task := tasks.get()) and not stop.is_set():
+            text, reply = task
+            try:
+                reply.set_result(self.api.complete(text, stop))
+            except Exception as error:
+                reply.set_exception(error)

@@ -56,6 +56,11 @@ class NamedJudge:
         """Lowest and highest score that leans to neither side; None: there is no such score."""
         return NEUTRAL_SCORES.get(parse_judge(self.name).kind)
 
+    @property
+    def gives_shares(self) -> bool:
+        """Whether a score is a yes or a no, so that the mean over responses is a share."""
+        return self.neutral == (0.5, 0.5)
+
     def verdicts_in(self, folder: Path) -> Verdicts:
         """Return the verdicts that are kept in `folder`; those of a rule are not kept on disk."""
         return Verdicts(None if parse_judge(self.name).is_rule else folder / VERDICTS_FILE)

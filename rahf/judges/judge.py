@@ -7,11 +7,23 @@ no two judges, or two wordings of one, are mixed up. Knows no model and no netwo
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rahf.data.messages import Message
+
+LONGEST_SEARCHED = 2**16
+"""Characters of an answer in which a JSON object is looked for."""
+
+MOST_BRACES = 1000
+"""Opening braces at which a JSON object is looked for."""
+
+SHOWN = 80
+"""Characters of a text that an error shows."""
 
 Value = float | dict[str, float | None] | None
 
@@ -58,14 +70,25 @@ class Verdicts:
             for line in whole.decode().split("\n")[:-1]:
                 record = json.loads(line)
                 key = record["judge"], record["prompt_hash"]
-                self._known[key] = Verdict(record["value"], record["said"])
+                if is_finite(record["value"]):  # one of an older version is asked for again
+                    self._known[key] = Verdict(record["value"], record["said"])
 
     def ask(self, judge: Judge, read: Sequence[str]) -> list[Verdict]:
-        """The judge's verdicts; it is asked only for what it has not read before."""
+        """Return the judge's verdicts; it is asked only for what it has not read before.
+
+        Raises:
+            ValueError: a verdict is NaN or infinite.
+        """
         keys = [(judge.id, prompt_hash(text)) for text in read]
         new = {key: text for key, text in zip(keys, read, strict=True) if key not in self._known}
         given = judge.verdicts(list(new.values())) if new else ()
-        for key, verdict in zip(new, given, strict=True):
+        for place, (key, verdict) in enumerate(zip(new, given, strict=True), 1):
+            if not is_finite(verdict.value):
+                raise ValueError(
+                    f"judge {judge.id}: the verdict on text {place} of {len(new)} is not finite "
+                    f"({verdict.value}): check the judge's weights and number format. The text: "
+                    f"{new[key][:SHOWN]!r}"
+                )
             self._known[key] = verdict
             self._keep(key, verdict)
         return [self._known[key] for key in keys]
@@ -79,17 +102,25 @@ class Verdicts:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def is_finite(value: Value) -> bool:
+    """Return whether no number of a verdict is NaN or infinite; a missing one is neither."""
+    numbers = value.values() if isinstance(value, dict) else [value]
+    return all(number is None or math.isfinite(number) for number in numbers)
+
+
 def prompt_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def first_json_object(text: str) -> Mapping[str, Any] | None:
-    """The first JSON object in a text: alone, fenced or among words; None: there is none."""
-    decoder = json.JSONDecoder()
-    start = text.find("{")
-    while start >= 0:
+    """Return the first JSON object in a text: alone, fenced or among words; None: there is none.
+
+    The search is bounded: a model that writes braces for ever costs a second at most.
+    """
+    decoder, text = json.JSONDecoder(), text[:LONGEST_SEARCHED]
+    for start in islice(re.finditer(r"\{", text), MOST_BRACES):
         try:
-            return decoder.raw_decode(text, start)[0]
-        except json.JSONDecodeError:
-            start = text.find("{", start + 1)
+            return decoder.raw_decode(text, start.start())[0]
+        except (ValueError, RecursionError):  # ValueError: also a number of 10,000 digits
+            continue
     return None

@@ -7,6 +7,8 @@ Knows names only, so that a recipe is checked without torch; the judge itself is
 import re
 from typing import NamedTuple
 
+import regex
+
 RULES = ("lexicon", "length", "refusal", "regex")
 MODELS = ("reward", "choice", "api")
 KNOWN_JUDGES = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
@@ -54,8 +56,8 @@ def name_problems(name: str) -> list[str]:
         return [f"{name!r} needs a model: {kind}:NAME"]
     if kind == "regex" and of:
         try:
-            re.compile(of)
-        except re.error as error:
+            regex.compile(of, regex.IGNORECASE)
+        except (regex.error, RecursionError, OverflowError) as error:
             return [f"{name!r}: no regular expression ({error})"]
     elif kind not in MODELS and (name not in RULES or name == "regex"):
         return [f"{name!r} is none of {KNOWN_JUDGES}"]
@@ -69,6 +71,13 @@ def url_problems(name: str, url: str | None, key: str) -> list[str]:
         return []
     if not url:
         return [f"judge {name!r} needs {key}, {example}"]
+    if re.search(
+        r"//[^/]*@|[?#]", url
+    ):  # not shown: a recipe and an output folder keep a URL as it is
+        return [
+            f"{key} holds a user, a password or parameters (@, ? or #), which files would keep: "
+            f"give the address only, {example}, and the key in RAHF_API_KEY"
+        ]
     if not url.startswith(("http://", "https://")):
         return [f"{key} {url!r} does not begin with http:// or https://, {example}"]
     return []

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import regex
+
 from rahf.data.messages import Message
 from rahf.judges.judge import Verdict
 from rahf.judges.names import parse_judge
@@ -24,6 +26,9 @@ REFUSAL = re.compile(
 
 REFUSAL_START = 200
 """Characters of a response in which a refusal is looked for."""
+
+SEARCH_SECONDS = 5.0
+"""The longest search for a pattern in one response."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,29 @@ def rule(name: str) -> Rule:
     if kind == "refusal":
         return Rule(name, lambda texts: [declines(text) for text in texts])
     if kind == "regex":
-        found = re.compile(pattern, re.IGNORECASE)
-        return Rule(name, lambda texts: [found.search(text) is not None for text in texts])
+        return Rule(name, pattern_finder(pattern))
     raise ValueError(f"judge {name!r} is a model and no rule")
+
+
+def pattern_finder(pattern: str) -> Callable[[Sequence[str]], list[float]]:
+    """Return a scorer that is 1 where the pattern is found, whatever the case of its letters.
+
+    Raises:
+        ValueError: of the scorer, where the search in a text takes longer than `SEARCH_SECONDS`.
+    """
+    compiled = regex.compile(pattern, regex.IGNORECASE)
+
+    def found(text: str) -> float:
+        try:
+            return float(compiled.search(text, timeout=SEARCH_SECONDS) is not None)
+        except TimeoutError:
+            raise ValueError(
+                f"judge 'regex:{pattern}': the search in a response of {len(text)} characters "
+                f"takes longer than {SEARCH_SECONDS:g} seconds. Repetitions inside repetitions, as "
+                f"in (a+)+, do so: write the pattern without them. The response: {text[:80]!r}"
+            ) from None
+
+    return lambda texts: [found(text) for text in texts]
 
 
 def lexicon_tone() -> Callable[[Sequence[str]], list[float]]:

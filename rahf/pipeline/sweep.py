@@ -76,7 +76,7 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
     recipes = {}
     for point in grid.points():
         given = [part for key, value in point.items() for part in (f"--{key}", value)]
-        folder = whole.output_dir / "sweep" / ",".join(f"{k}={v}" for k, v in point.items())
+        folder = whole.output_dir / "sweep" / point_name(point)
         recipes[folder] = checked_recipe(path, [*grid.fixed, *given, "--output_dir", str(folder)])
     results, home = [], whole.output_dir / "sweep"
     with output_of_one_run(home, whole.training.get("use_cpu", False)):
@@ -89,6 +89,21 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
             if PartialState().is_main_process:
                 _save(results, grid, home)
     PartialState().print(f"{sweep_table(results)}\n\nresults: {home}")
+
+
+def point_name(point: Mapping[str, str]) -> Path:
+    """Return the folder of a point, inside that of the sweep; `/` in a value makes folders in it.
+
+    Raises:
+        ValueError: a value leads out of it.
+    """
+    name = Path(",".join(f"{key}={value}" for key, value in point.items()))
+    if ".." in name.parts:
+        raise ValueError(
+            f"sweep: {str(name)!r} is to be the folder of a run, and .. leads out of it: give a "
+            "path without .. in it"
+        )
+    return name
 
 
 def with_teachers(recipe: Recipe, whole: Recipe) -> Recipe:

@@ -3,6 +3,7 @@
 Knows no model, no data and no file.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,6 +18,10 @@ ALIGNED = tuple(name for name, method in METHODS.items() if not method.pushes_aw
 
 ROW_KINDS = (*UNTRAINED, "sft", "dpo", *ALIGNED)
 """What a row of a comparison can be; a name may go on after a dash: `dual-retain`."""
+
+ROW_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""What a row's name is made of: it names a folder. Every name begins with a kind of row, so that it
+is neither hidden nor `..`."""
 
 _ROWS = {
     kind: {} for kind in ROW_KINDS if kind not in ALIGNED or not METHODS[kind].reads_directions
@@ -74,6 +79,13 @@ def comparison_problems(options: CompareOptions) -> list[str]:
     unnamed = [name for name in (*options.rows, *options.trials) if not isinstance(name, str)]
     if unnamed:
         return [f"rows: {name!r} is not text, which a row's name must be" for name in unnamed]
+    unsafe = [name for name in options.rows if not ROW_NAME.fullmatch(name)]
+    if unsafe:
+        return [
+            f"rows: {name!r} names a folder, so only letters, digits, dash, underscore and dot may "
+            "stand in it"
+            for name in unsafe
+        ]
     problems = [
         f"rows: {name!r} begins with none of {', '.join(ROW_KINDS)}"
         for name in options.rows

@@ -117,10 +117,12 @@ def _with_interval(reading: Mapping[str, Any]) -> str:
     return f"{reading['change']:.2f} [{reading['low']:.2f}, {reading['high']:.2f}]"
 
 
-def place_line(figures: Mapping[str, float]) -> str:
-    """How much of a chooser's judgement is the place in which it read an answer."""
+def place_line(figures: Mapping[str, Any]) -> str:
+    """Return how much of a chooser's judgement is the place in which it read an answer."""
+    low, high = figures["orders_agree_interval"]
     return (
-        f"The judge: both orders agree in {figures['orders_agree']:.0%}, the first place preferred "
+        f"The judge: both orders agree in {figures['orders_agree']:.0%} [{low:.0%}, {high:.0%}] of "
+        f"{figures['contests']}, the first place preferred "
         f"with {figures['first_place_preferred']:.0%}."
     )
 

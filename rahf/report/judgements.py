@@ -48,7 +48,9 @@ def wins_table(figures: Mapping[str, Any]) -> str:
         ["characters of a response", "{:.0f} against {:.0f}".format(*figures["characters"])],
     ]
     if "orders_agree" in figures:
-        rows.append(["both orders agree", f"{figures['orders_agree']:.1%}"])
+        low, high = figures["orders_agree_interval"]
+        agree = {"mean": figures["orders_agree"], "low": low, "high": high}
+        rows.append(["both orders agree", share(agree)])
         rows.append(["first place preferred", f"{figures['first_place_preferred']:.1%}"])
     head = f"{figures['first']} against {figures['second']}"
     return f"{markdown([head, ''], rows)}\n\njudge: {figures['judge']}"

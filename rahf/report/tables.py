@@ -27,13 +27,19 @@ def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     base = next(iter(models.values())).get("unrelated_loss")
     rows = []
     for name, row in models.items():
-        cells = [
-            form.format(row[key]) if row.get(key) is not None else "-" for key, _, form in columns
-        ]
+        cells = [_cell(row, key, form) for key, _, form in columns]
         if base is not None and row.get("unrelated_loss") is not None:
             cells[-1] += f" ({row['unrelated_loss'] / base - 1:+.1%})"
         rows.append([name, *cells])
     return markdown(["model", *(title for _, title, _ in columns)], rows)
+
+
+def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
+    """Return a figure, with its 95 % interval where the row has it."""
+    if row.get(key) is None:
+        return "-"
+    interval = [form.format(end) for end in row.get(f"{key}_interval", ())]
+    return form.format(row[key]) + (f" [{', '.join(interval)}]" if interval else "")
 
 
 def layers_table(metrics: Mapping[str, float]) -> str:

@@ -66,7 +66,9 @@ def test_a_judge_decides_between_two_files(tmp_path, files, capsys):
     assert status == 0
     assert "a against b" in out
     assert "judge: lexicon" in out
-    assert read_json(output)["win_rate"] == {"mean": 1, "low": 1, "high": 1}
+    rate = read_json(output)["win_rate"]
+    assert (rate["mean"], rate["high"]) == (1, 1)
+    assert 0.2 < rate["low"] < 0.7  # of few prompts
     assert len(verdicts.read_text().splitlines()) == 4
 
 
@@ -133,6 +135,50 @@ def test_tasks_are_run_from_local_files_and_leave_everything_as_it_was(tasks):
     now = [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]  # noqa: NPY002
     assert now == state
     assert tokenizer.padding_side == tiny_tokenizer().padding_side
+
+
+CODE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef f(x): return x\n"
+
+HIDDEN_CODE = {
+    "plain": {"words.yaml": "process_docs: !function code.f\n"},
+    "in another file": {"other.yaml": "task: other\nprocess_docs: !function code.f\n"},
+    "deep": {"words.yaml": "x: &a [{b: [!function code.f]}]\ny: *a\n"},
+    "in a folder": {"in/deep.yaml": "task: deep\nprocess_docs: !function ../code.f\n"},
+    "included": {"words.yaml": "include: part\n", "part": "process_docs: !function code.f\n"},
+    "included by an included": {
+        "words.yaml": "include: [part]\n",
+        "part": "include: ../elsewhere/more\n",
+        "../elsewhere/more": "process_docs: !function code.f\n",
+    },
+    "Python's own tag": {"words.yaml": "x: !!python/name:os.system\n"},
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN_CODE)
+def test_a_task_file_runs_python_only_with_trust(tasks, case):
+    task = (tasks / "words.yaml").read_text()
+    folder = tasks / "own"
+    folder.mkdir()
+    (folder / "words.yaml").write_text(task)
+    (folder / "code.py").write_text(CODE)
+    for name, text in HIDDEN_CODE[case].items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text((task if name == "words.yaml" else "") + text)
+    with pytest.raises(ValueError, match=r"runs Python code.*--trust_remote_code"):
+        run_tasks(tiny_model(), tiny_tokenizer(), ["words"], task_folder=folder)
+    assert not (folder / "ran").exists()
+
+
+def test_a_trusted_task_file_runs_python(tasks):
+    with (tasks / "words.yaml").open("a") as file:
+        file.write("process_docs: !function code.f\n")
+    (tasks / "code.py").write_text(CODE)
+    figures = run_tasks(
+        tiny_model(), tiny_tokenizer(), ["words"], task_folder=tasks, limit=2, trust_code=True
+    )
+    assert figures["words"]["acc,none"] == 1
+    assert (tasks / "ran").exists()
 
 
 def test_the_command_runs_tasks_of_ones_own(tasks, family, capsys):

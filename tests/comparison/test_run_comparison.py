@@ -1,5 +1,6 @@
 """Methods side by side: what is kept apart, what the curves say, what is measured once."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_an_answer_that_goes_round_in_circles_counts_as_the_bases():
     ("options", "problem"),
     [
         ({"rows": {"base": {}, "ppo": {}}}, "'ppo' begins with none of base, urial"),
+        ({"rows": {"base": {}, "..": {}}}, r"'\.\.' begins with none of base, urial"),
+        *(
+            ({"rows": {"base": {}, name: {}}}, re.escape(f"{name!r} names a folder"))
+            for name in (
+                "dual-x/../../../out",
+                "dual/../x",
+                "dual-/etc",
+                "dual-\\x",
+                "dual x",
+                "dual-\x1b[31m",
+                "dual-ü",
+                "dual-\n",
+                "dual-\0",
+                "",
+            )
+        ),
         ({"rows": {"dual": {}}}, "needs base"),
         ({"rows": {"base": {}, "dual": 3}}, "rows.dual: 3 is not a mapping"),
         ({"trials": {"dual-x": [{}]}}, "trials.dual-x: there is no row"),

@@ -109,7 +109,9 @@ def test_the_figures_are_the_mean_and_its_standard_error():
         "judged_mean": 0.25,
         "judged_se": pytest.approx(0.75),
         "shows_wanted": 0.5,
+        "shows_wanted_interval": pytest.approx([0.0945, 0.9055], abs=1e-4),
         "shows_opposite": 0.5,
+        "shows_opposite_interval": pytest.approx([0.0945, 0.9055], abs=1e-4),
     }
     assert judged_figures([1.0], 1, LEXICON)["judged_se"] == 0
 

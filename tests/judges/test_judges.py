@@ -242,3 +242,11 @@ def test_choice_judges_weigh_both_letters_and_all_marks():
     assert list(verdict.value) == list(ASPECTS)
     assert all(1 < mark < 5 for mark in verdict.value.values())
     assert len(set(verdict.value.values())) > 1
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(.*a){25}$", r"^(\w+\s?)*$"])
+def test_a_search_without_end_is_an_error_that_names_the_pattern(pattern, monkeypatch):
+    monkeypatch.setattr("rahf.judges.rules.SEARCH_SECONDS", 0.05)
+    with pytest.raises(ValueError, match=r"longer than 0\.05 seconds") as error:
+        list(rule(f"regex:{pattern}").verdicts(["a" * 5000 + "!"]))
+    assert pattern in str(error.value)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rahf.cli import main
-from rahf.pipeline.sweep import read_grid
+from rahf.pipeline.sweep import point_name, read_grid
 from rahf.report.sweep import heat_map, sweep_table
 
 
@@ -59,3 +59,15 @@ def test_a_sweep_runs_every_point_once_with_one_set_of_teachers(recipe_file, cap
     assert main(["sweep", str(recipe_file), "--alpha", "3,0"]) == 2
     assert "alpha: 0 asks for no shift" in capsys.readouterr().err
     assert not Path("out/sweep/alpha=3").exists()
+
+
+@pytest.mark.parametrize("value", ["../../../out", "a/../../../b", "x/.."])
+def test_a_point_never_leads_out_of_the_folder_of_the_sweep(value):
+    with pytest.raises(ValueError, match=r"\.\. leads out"):
+        point_name({"alpha": "1", "teachers.positive": value})
+
+
+@pytest.mark.parametrize("value", ["1", "org/model", "/home/me/model", "..", "1..2"])
+def test_the_folder_of_a_point_lies_in_that_of_the_sweep(value):
+    name = point_name({"alpha": value})
+    assert (Path("/out/sweep") / name).resolve().is_relative_to("/out/sweep")

@@ -83,6 +83,7 @@ def write_shifts(
                 [spoken.prompt for spoken in batch],
                 [spoken.response for spoken in batch],
                 pad_id(tokenizer),
+                [spoken.row for spoken in batch],
             )
             file.add(
                 shift_record(spoken, prompts[spoken.row], shift, tokenizer, ends)

@@ -37,6 +37,9 @@ class Shift(NamedTuple):
     base_choice: Int[Tensor, " tokens"]  # the base's likeliest token
 
 
+FIGURES = [Shift._fields.index(name) for name in ("kl", "base_logprob", "aligned_logprob")]
+
+
 @torch.no_grad()
 def token_shift(
     aligned: nn.Module,
@@ -44,12 +47,17 @@ def token_shift(
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
     pad_token_id: int,
+    names: Sequence[int] = (),
 ) -> list[Shift]:
-    """The shift of every token of every response, one `Shift` a response.
+    """Return the shift of every token of every response, one `Shift` a response.
 
     Args:
         aligned: the model whose responses they are, or are taken for.
         base: None: the same weights with the adapter off.
+        names: numbers of the prompts, for an error; (): their places.
+
+    Raises:
+        ValueError: a model's predictions are not finite.
     """
     rows = rows_for(aligned, prompts, responses, pad_token_id)
     rows["response_mask"] = with_context(rows)
@@ -60,7 +68,15 @@ def token_shift(
     shift = compare_predictions(of_aligned, of_base, tokens)
     lengths = rows["response_mask"].sum(1).tolist()
     fields = [field.cpu().split(lengths) for field in shift]
-    return [Shift(*response) for response in zip(*fields, strict=True)]
+    shifts = [Shift(*response) for response in zip(*fields, strict=True)]
+    for index, shift in enumerate(shifts):
+        if not all(torch.isfinite(shift[field]).all() for field in FIGURES):
+            raise ValueError(
+                f"response to prompt {names[index] if names else index}: the predictions of the "
+                "aligned model or of the base are not finite there, so they have no ranks: check "
+                "both models' weights and number format"
+            )
+    return shifts
 
 
 def compare_predictions(
