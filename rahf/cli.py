@@ -1,4 +1,4 @@
-"""The command `rahf`: finds the command that is named, runs it, prints users' errors.
+"""The command `rahf`: finds the command that is named, runs it, prints its error as one line.
 
 Each command is a module of `commands` with `add_options(parser)` and `run`. Only the module of the
 command that is named is imported.
@@ -15,13 +15,25 @@ from typing import NamedTuple, NoReturn
 
 from rahf.commands.options.parsers import plain_command, recipe_command, recipe_file_command
 from rahf.foreign_warnings import ignore_foreign_warnings
+from rahf.report.failures import told
+from rahf.report.terminal import ReaderGoneError, leave_quietly, plain_output
+
+FROM_CHECKPOINT = "the same command continues from the last checkpoint"
+FROM_FILE = "the same command continues where it stopped"
+FROM_START = "the same command starts from the beginning"
+
+STATUSES = """\
+Exit status: 0 done; 1 not valid (validate); 2 cannot be run, the reason is one line on stderr;
+  130 interrupted; 141 what reads the output has closed it. --traceback shows where an error came
+  from."""
 
 
 class Command(NamedTuple):
     """A command, whose module has its name."""
 
-    parser: Callable[..., argparse.ArgumentParser]  # makes its parser; says what `run` is given
+    parser: Callable[..., argparse.ArgumentParser]  # makes its parser; determines what `run` gets
     summary: str
+    interrupted: str = FROM_START
 
 
 class Group(NamedTuple):
@@ -32,20 +44,26 @@ class Group(NamedTuple):
 
 
 COMMANDS: dict[str, Command | Group] = {
-    "align": Command(recipe_command, "run the stages of a recipe that are not done yet"),
+    "align": Command(
+        recipe_command, "run the stages of a recipe that are not done yet", FROM_CHECKPOINT
+    ),
     "data": Command(recipe_command, "show what a recipe's data becomes: counts, lengths, rows"),
     "prepare": Command(recipe_command, "tokenise a recipe's data into the cache, nothing else"),
     "plan": Command(recipe_command, "report what a recipe will cost, without loading weights"),
     "validate": Command(
         recipe_file_command, "report every problem of a recipe, without running it"
     ),
-    "generate": Command(plain_command, "write a model's responses to the prompts of a file"),
+    "generate": Command(
+        plain_command, "write a model's responses to the prompts of a file", FROM_FILE
+    ),
     "directions": Command(
         recipe_command,
         "fit one direction per layer from a recipe's pairs, with the evidence for it",
     ),
     "shift": Command(
-        plain_command, "show where an aligned model says what its base would not have said"
+        plain_command,
+        "show where an aligned model says what its base would not have said",
+        FROM_FILE,
     ),
     "evaluate": Group(
         "measure a model's preferences, judge responses, run tasks",
@@ -55,7 +73,9 @@ COMMANDS: dict[str, Command | Group] = {
                 "measure whether a model finds chosen responses likelier than rejected ones",
             ),
             "responses": Command(
-                plain_command, "let a judge score responses, or decide between those of two files"
+                plain_command,
+                "let a judge score responses, or decide between those of two files",
+                f"{FROM_START}, except for what is kept in --verdicts",
             ),
             "tasks": Command(
                 plain_command, "run tasks of lm-evaluation-harness (pip install 'rahf[eval]')"
@@ -63,14 +83,19 @@ COMMANDS: dict[str, Command | Group] = {
         },
     ),
     "reward": Command(
-        plain_command, "train a reward model on preference pairs, to judge responses with"
+        plain_command,
+        "train a reward model on preference pairs, to judge responses with",
+        FROM_CHECKPOINT,
     ),
     "dpo": Command(
-        recipe_command, "train the baseline DPO (TRL) on a recipe's pairs, model and LoRA"
+        recipe_command,
+        "train the baseline DPO (TRL) on a recipe's pairs, model and LoRA",
+        FROM_CHECKPOINT,
     ),
     "compare": Command(
         recipe_file_command,
         "train and measure base, URIAL, SFT, DPO, LoRRA, SCIT and DUAL side by side",
+        FROM_CHECKPOINT,
     ),
     "export": Command(
         plain_command, "write an adapter or directions in the forms that other runtimes load"
@@ -82,31 +107,41 @@ COMMANDS: dict[str, Command | Group] = {
     "sweep": Command(
         recipe_file_command,
         "run a recipe with every combination of the values given: --alpha 1,2,5",
+        FROM_CHECKPOINT,
     ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 1 (not valid), 2 (cannot be run)."""
+    """Run the command line and return the exit status, one of `STATUSES`."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     ignore_foreign_warnings()
-    options, overrides = _parser(given).parse_known_args(given)
-    options.overrides = overrides
     try:
+        with plain_output():
+            return _run(given)
+    except ReaderGoneError:
+        leave_quietly()
+        return 141
+
+
+def _run(given: Sequence[str]) -> int:
+    """Run the command; what ends it becomes one line and a status."""
+    options = argparse.Namespace(traceback="--traceback" in given, interrupted=FROM_START)
+    try:
+        options, overrides = _parser(given).parse_known_args(given)
+        options.overrides = overrides
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except ReaderGoneError:
+        raise
+    except KeyboardInterrupt:
+        print(f"interrupted; {options.interrupted}", file=sys.stderr)
+        return 130
+    except Exception as error:
         if options.traceback:
             traceback.print_exc()
         if not _told_to_launcher(error):
-            print(f"error: {_told(error)}", file=sys.stderr)
+            print(f"error: {told(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not _told_to_launcher(error):
-            raise
-        return 1
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -130,6 +165,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rahf",
         description="Preference pairs in, aligned adapter out.",
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, help="print the version")
@@ -154,7 +191,9 @@ def _add(
             _add(kinds, entry.kinds, words[1:] if words[:1] == [name] else [], f"{name}_")
         elif words[:1] == [name]:
             module = import_module(f"rahf.commands.{prefix}{name}")
-            module.add_options(entry.parser(commands, name, entry.summary, module.run))
+            parser = entry.parser(commands, name, entry.summary, module.run)
+            parser.set_defaults(interrupted=entry.interrupted)
+            module.add_options(parser)
         else:
             commands.add_parser(name, help=entry.summary)
 
@@ -176,12 +215,5 @@ def _told_to_launcher(error: Exception) -> bool:
         return False
     from rahf.distributed.launching import tell_launcher
 
-    tell_launcher(error)
-    return True
-
-
-def _told(error: Exception) -> str:
-    # Text without the number that the system gives an error: "No space left on device: 'x'".
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error)
+    known = isinstance(error, ValueError | OSError)
+    return tell_launcher(error if known else ValueError(told(error)))

@@ -439,7 +439,11 @@ def test_data_prints_what_the_data_becomes(place, monkeypatch, capsys):
     ("error", "said"),
     [
         (ValueError("row 3 is empty"), "error: row 3 is empty"),
-        (OSError(28, "No space left on device", "out/x"), "error: No space left on device: out/x"),
+        (OSError(13, "Permission denied", "out/x"), "error: Permission denied: out/x"),
+        (
+            OSError(28, "No space left on device", "out/x"),
+            "error: out/x: no space left on the disk; free some and give the same command again",
+        ),
     ],
 )
 def test_a_users_error_is_a_line_without_a_traceback(place, pipeline, capsys, error, said):
@@ -460,13 +464,15 @@ def test_the_environment_asks_for_the_traceback(place, pipeline, capsys, monkeyp
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_our_own_mistakes_are_not_hidden(place, pipeline):
+def test_our_own_mistakes_are_not_hidden(place, pipeline, capsys):
     def fail(recipe, stage=None):
         raise TypeError("a bug")
 
     pipeline.run_pipeline = fail
-    with pytest.raises(TypeError, match="a bug"):
-        main(["align", recipe()])
+    assert main(["align", recipe()]) == 2
+    assert "TypeError: a bug; a mistake of rahf" in capsys.readouterr().err
+    assert main(["align", recipe(), "--traceback"]) == 2
+    assert 'raise TypeError("a bug")' in capsys.readouterr().err
 
 
 def test_a_missing_recipe_is_a_line(place, capsys):

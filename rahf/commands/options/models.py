@@ -44,12 +44,17 @@ def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> Non
 
 
 def load(options: argparse.Namespace, name: str | None = None) -> Loaded:
-    """The model `name`, or the one of --model, and its tokenizer."""
+    """Load the model `name`, or the one of --model, and its tokenizer."""
     from rahf.models.adapters import load_model, load_tokenizer_of
 
     name, base = (options.model, options.base) if name is None else (name, None)
-    tokenizer = load_tokenizer_of(name, base, trust_remote_code=options.trust_remote_code)
-    return Loaded(load_model(name, loading(options), device(options), base), tokenizer)
+    place = device(options)  # a wrong one is refused before anything is loaded
+    try:
+        tokenizer = load_tokenizer_of(name, base, trust_remote_code=options.trust_remote_code)
+        return Loaded(load_model(name, loading(options), place, base), tokenizer)
+    except (OSError, ValueError) as error:
+        error.add_note(str(name))
+        raise
 
 
 def loading(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,10 +66,43 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def device(options: argparse.Namespace) -> "torch.device":
+    """Return the device of --device, or a GPU if there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
     import torch
 
-    chosen = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(chosen)
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if options.device is None:
+        return torch.device("cuda" if there else "cpu")
+    try:
+        chosen = torch.device(options.device)
+    except RuntimeError:
+        raise ValueError(
+            f"--device {options.device!r} is no device; give cpu, cuda, cuda:1, ..."
+        ) from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= there:
+        here = f"cuda:0 to cuda:{there - 1}" if there else "none"
+        raise ValueError(
+            f"--device {options.device}: GPUs that PyTorch finds here: {here}; give one, or cpu."
+        )
+    if chosen.type == "meta" or (chosen.type == "cpu" and chosen.index):
+        raise ValueError(f"--device {options.device} computes nothing; give cpu or a GPU.")
+    if chosen.type not in ("cpu", "cuda") and not _responds(chosen):
+        raise ValueError(f"--device {options.device}: PyTorch finds none here; give another.")
+    return chosen
+
+
+def _responds(chosen: "torch.device") -> bool:
+    """Return whether a device of a rarer type, such as mps or xpu, takes a tensor."""
+    import torch
+
+    try:
+        torch.zeros(1, device=chosen)
+    except Exception:
+        return False
+    return True
 
 
 def identity(options: argparse.Namespace, name: str | None = None) -> dict[str, Any]:

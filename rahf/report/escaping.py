@@ -1,0 +1,41 @@
+"""Text of data, names and servers made harmless: for a terminal, for a line, for Markdown.
+
+Knows characters; knows nothing of where a text comes from.
+"""
+
+import re
+from typing import Any
+
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+_UNSEEN = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_BIDIRECTIONAL}\ufeff\ud800-\udfff]")
+
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#!~$])")
+
+
+def printable(text: str) -> str:
+    """Return `text` with its control characters and direction marks written as escapes.
+
+    Line breaks and tabs stay: an ESC in a response must not move a terminal's cursor.
+    """
+    return _UNSEEN.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+def one_line(text: str, longest: int = 600) -> str:
+    """Return `text` printable on one line, cut after `longest` characters."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= longest else f"{line[:longest]}..."
+
+
+def markdown_text(value: Any) -> str:
+    """Return a value as one line of Markdown that shows it and does nothing else."""
+    return _MARKDOWN.sub(r"\\\1", printable(" ".join(str(value).split())))
+
+
+def markdown_code(value: Any) -> str:
+    """Return a value as a Markdown code span, whatever backticks it holds."""
+    text = printable(" ".join(str(value).split()))
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    if not longest:
+        return f"`{text}`"
+    fence = "`" * (longest + 1)
+    return f"{fence} {text} {fence}"
