@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
+from rahf.directions.vectors import check_finite_states
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import record
 from rahf.models.likelihood import model_inputs, rows_for
@@ -152,7 +153,10 @@ class Reader:
             record(self.model, self.layers, wanted, stop=True) as recording,
         ):
             self.model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
-        return States(recording.stack(), owner, weight)
+        hidden = recording.stack()
+        names = [pair.get("row", index) for index, pair in enumerate(pairs) for _ in side.responses]
+        check_finite_states(hidden, self.layers, [names[index] for index in owner.tolist()])
+        return States(hidden, owner, weight)
 
     def speaking(self, adapter: str | None) -> AbstractContextManager:
         """The model as one adapter, or as the base."""

@@ -117,7 +117,8 @@ def steer(
         yield
         return
     strengths, blocks = strengths_of(alpha, len(given), mode), find_blocks(model)
-    check_fit(given, model.config.get_text_config().hidden_size, len(blocks.modules))
+    for each in given:
+        each.check_model(model.config.get_text_config().hidden_size, len(blocks.modules))
     if not strengths.any():
         yield
         return
@@ -168,6 +169,8 @@ def strengths_of(alpha: Strength, directions: int, mode: Mode) -> Float[Tensor, 
         ValueError: strengths in another form.
     """
     whole = given = torch.as_tensor(alpha, dtype=torch.float32).cpu()
+    if not given.isfinite().all():
+        raise ValueError(f"alpha: {alpha} is not finite: give numbers.")
     if given.ndim == 0:
         whole = given.expand(1, directions)
     elif given.ndim == 1:
@@ -183,17 +186,6 @@ def strengths_of(alpha: Strength, directions: int, mode: Mode) -> Float[Tensor, 
             "space that they span. Nest two steer contexts for two strengths."
         )
     return whole
-
-
-def check_fit(directions: Sequence[Directions], width: int, depth: int) -> None:
-    """Refuse directions that the model has no room for."""
-    for each in directions:
-        each.check_width(width)
-        if max(each.layers) >= depth:
-            raise ValueError(
-                f"the directions hold layer {max(each.layers)}, the model {depth} blocks, counted "
-                "from 0: they were fitted on another model."
-            )
 
 
 def spanned(
