@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from rahf.models.shapes import Decoder
 from rahf.plan.memory import ALLOCATOR, CONTEXT, Formats, Moment, Resident, moment, resident
 from rahf.plan.passes import Case, Stage, stages_of
 from rahf.plan.work import Work, pass_work
@@ -92,7 +91,7 @@ def formats_of(case: Case, stage: str) -> Formats:
         activation=weight,
         autocast=half and not cast,
         optimiser=_optimiser_bytes(training.get("optim", "adamw_torch")),
-        attention=_attention(model.attn_implementation, case.decoder),
+        attention=case.attention,
         accelerator=not (launch.cpu or training.get("use_cpu", False)),
         checkpointing=bool(checkpointing),
     )
@@ -102,9 +101,3 @@ def _optimiser_bytes(name: str) -> float:
     if "8bit" in name:
         return 2
     return OPTIMISER.get(name, 8)
-
-
-def _attention(implementation: str | None, decoder: Decoder) -> str:
-    if implementation is None:
-        return "eager" if decoder.softcap else "sdpa"  # sdpa knows no tanh on the scores
-    return "flash" if "flash" in implementation else implementation

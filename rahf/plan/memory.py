@@ -160,7 +160,6 @@ def block_saved(decoder: Decoder, lora: Lora, formats: Formats, made: Pass) -> f
     """
     token = _norms_saved(decoder, formats) + _attention_saved(decoder, formats, made.width)
     token += _mlp_saved(decoder, formats) + _lora_saved(lora, formats)
-    token += decoder.dropouts * decoder.d_model * _dropout_mask(formats)
     copies = formats.autocast and formats.weight == 4
     return made.tokens * token + (2 * decoder.linear_parameters if copies else 0)
 

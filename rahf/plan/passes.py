@@ -52,10 +52,17 @@ class Case:
         return resolve_layers("0.5-1.0" if layers == AUTO else layers, self.decoder.layers)
 
     @property
+    def attention(self) -> str:
+        """`sdpa`, `eager` or `flash`: as the recipe says, or the default of the architecture."""
+        given = self.recipe.model.attn_implementation
+        if given is None:
+            return "eager" if self.decoder.softcap else "sdpa"  # sdpa knows no tanh on the scores
+        return "flash" if "flash" in given else given
+
+    @property
     def packed(self) -> bool:
-        """Rows stand in a batch without padding."""
-        attention = self.recipe.model.attn_implementation
-        return self.recipe.method.packing and attention in (None, "sdpa")
+        """Whether rows stand in a batch without padding."""
+        return self.recipe.method.packing and self.attention == "sdpa"
 
     @property
     def top(self) -> int:

@@ -149,7 +149,7 @@ def _attention_product(decoder: Decoder, made: Pass) -> float:
 
 def _last_product(decoder: Decoder, lora: Lora, made: Pass) -> float:
     """The product that a recomputed block leaves out: nothing behind it has to be kept."""
-    if decoder.dropouts or decoder.norms > 2:
+    if decoder.norms > 2:
         return 0
     last = decoder.linears[-1]
     weights = last.outputs * (lora.rank if last in lora.targets else last.inputs)

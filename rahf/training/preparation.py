@@ -205,7 +205,7 @@ def mean_shift(
         owner = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
         flat = row_mean(shift.transpose(1, 2).flatten(0, 1), owner, responses)
         means = flat.view(shift.shape[0], -1, responses).transpose(1, 2)
-        check_finite_states(means, alignment.layers, batch["row"])
+        check_finite_states(means, alignment.layers, batch["row"].tolist())
         fitter.update(Differences(means, means.new_full((responses,), float(counts))))
     fitter.reduce()
     options = alignment.options
