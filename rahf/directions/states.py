@@ -138,7 +138,7 @@ class Reader:
         )
 
     def states(self, side: Side, pairs: Sequence[Mapping[str, Any]]) -> States:
-        """States of one side's responses, pair by pair."""
+        """Return states of one side's responses, pair by pair."""
         prompts = [pair[side.prompt] for pair in pairs for _ in side.responses]
         responses = [pair[name][: self.max_tokens] for pair in pairs for name in side.responses]
         rows = rows_for(self.model, prompts, responses, self.pad_token_id)
@@ -159,7 +159,7 @@ class Reader:
         return States(hidden, owner, weight)
 
     def speaking(self, adapter: str | None) -> AbstractContextManager:
-        """The model as one adapter, or as the base."""
+        """Return the model as one adapter, or as the base."""
         if not isinstance(self.model, PeftModel):
             return torch.no_grad()
         return frozen_pass(self.model, adapter if adapter in self.model.peft_config else None)
@@ -185,8 +185,8 @@ def across(
 
 
 def from_all_ranks(samples: Samples, state: PartialState) -> Samples:
-    """The samples of all ranks, rank after rank, on every rank; what one process would have read
-    from the batches joined, but for padding of weight 0.
+    """Return the samples of all ranks, rank after rank, on every rank; what one process would have
+    read from the batches joined, but for padding of weight 0.
     """
     if state.num_processes == 1:
         return samples

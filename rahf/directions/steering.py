@@ -79,7 +79,7 @@ class Ablation:
 
 
 def steered(change: Addition | Ablation, columns: Columns) -> Callable[..., Any]:
-    """A forward hook that changes the output of its block."""
+    """Return a forward hook that changes the output of its block."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = output if isinstance(output, Tensor) else output[0]
@@ -191,7 +191,7 @@ def strengths_of(alpha: Strength, directions: int, mode: Mode) -> Float[Tensor, 
 def spanned(
     vectors: Float[Tensor, "directions d_model"],
 ) -> Float[Tensor, "basis d_model"]:
-    """An orthonormal basis of what the vectors span; of a zero vector, nothing."""
+    """Return an orthonormal basis of what the vectors span; of a zero vector, nothing."""
     _, sizes, axes = torch.linalg.svd(vectors.double(), full_matrices=False)
     return axes[sizes > 1e-6 * sizes[0].clamp(min=torch.finfo(sizes.dtype).tiny)].float()
 

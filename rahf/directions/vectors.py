@@ -45,7 +45,7 @@ class Directions:
             )
 
     def select(self, layers: tuple[int, ...]) -> Float[Tensor, "layers d_model"]:
-        """Vectors of the given layers.
+        """Return vectors of the given layers.
 
         Raises:
             ValueError: a layer has no vector here.
@@ -60,7 +60,7 @@ class Directions:
         return self.vectors[[self.layers.index(layer) for layer in layers]]
 
     def only(self, layers: tuple[int, ...]) -> "Directions":
-        """The same directions on some of their layers."""
+        """Return the same directions on some of their layers."""
         return Directions(tuple(layers), self.select(tuple(layers)), self.metadata)
 
     def __add__(self, other: "Directions") -> "Directions":
@@ -78,17 +78,19 @@ class Directions:
         return self * -1.0
 
     def cosine(self, other: "Directions") -> Float[Tensor, " layers"]:
-        """Cosine to the other vector of each layer; 0 where one of them is zero."""
+        """Return the cosine to the other vector of each layer; 0 where one of them is zero."""
         return nn.functional.cosine_similarity(self.vectors, self._same(other), dim=-1)
 
     def project(self, onto: "Directions") -> "Directions":
-        """The part that lies along `onto`, layer by layer; what is left is `self - projection`."""
+        """Return the part that lies along `onto`, layer by layer; what is left is `self -
+        projection`.
+        """
         axes = nn.functional.normalize(self._same(onto), dim=-1)
         along = (self.vectors * axes).sum(-1, keepdim=True)
         return self._with(onto, along * axes)
 
     def increments(self) -> "Directions":
-        """Each layer's vector minus that of the layer before it among these.
+        """Return each layer's vector minus that of the layer before it among these.
 
         What is added to the residual stream stays there: added by steering, the increments shift
         the state after each layer by about its own vector, where the vectors themselves would pile
@@ -107,7 +109,7 @@ class Directions:
         return other.vectors
 
     def _with(self, other: "Directions", vectors: Tensor) -> "Directions":
-        """Result of both: what their metadata agree on is true of it as well."""
+        """Return the result of both: what their metadata agree on is true of it as well."""
         shared = {
             key: text for key, text in self.metadata.items() if other.metadata.get(key) == text
         }

@@ -27,19 +27,19 @@ class StagePlan(NamedTuple):
 
     @property
     def tensors(self) -> float:
-        """The bytes of `total` that are tensors."""
+        """Return the bytes of `total` that are tensors."""
         return sum(self.resident) + max(self.moment)
 
     @property
     def total(self) -> float:
-        """Bytes of a process at the fullest moment. Frozen passes are over when the trained one
-        begins.
+        """Return bytes of a process at the fullest moment. Frozen passes are over when the trained
+        one begins.
         """
         return self.tensors + self.process
 
 
 def estimate(case: Case) -> tuple[StagePlan, ...]:
-    """The plan of every stage."""
+    """Return the plan of every stage."""
     return tuple(_plan(case, stage) for stage in stages_of(case))
 
 
@@ -72,7 +72,7 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
 
 
 def formats_of(case: Case, stage: str) -> Formats:
-    """Number formats of a stage, from the keys of the model, of the stage and of the launch."""
+    """Return the number formats of a stage, from the keys of model, stage and launch."""
     model, launch = case.recipe.model, case.launch
     own = stage in ALL_TEACHERS
     training = case.recipe.teacher_training if own else case.recipe.training

@@ -20,7 +20,7 @@ _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a path on this machine and not a repository on the Hub.
+    """Return whether a name means a path on this machine and not a repository on the Hub.
 
     `data/pairs` could be either: it is a path when it exists, or when the folder `data` does.
     """
@@ -31,7 +31,7 @@ def is_local(name: str) -> bool:
 
 
 def model_depth(folder: Path) -> int | None:
-    """Number of decoder blocks in a model's config.json; None where it has no known key for it."""
+    """Return the number of decoder blocks in a config.json; None where it names none."""
     config = _model_config(folder)
     return next((config[key] for key in _DEPTH_KEYS if key in config), None)
 
