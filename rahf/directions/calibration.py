@@ -66,7 +66,7 @@ class Choice:
 
 
 def windows(depth: int) -> list[tuple[int, ...]]:
-    """Ranges of neighbouring blocks of a model of `depth` blocks, from low to high."""
+    """Return ranges of neighbouring blocks of a model of `depth` blocks, from low to high."""
     return list(dict.fromkeys(resolve_layers(window, depth) for window in WINDOWS))
 
 
@@ -95,7 +95,7 @@ def windows_within(
 def solve_strength(
     divergence: Callable[[float], float], budget: float, first: float
 ) -> tuple[float, float]:
-    """The strength at which `divergence` meets the budget, and the divergence there.
+    """Return the strength at which `divergence` meets the budget, and the divergence there.
 
     A divergence grows with about the square of a small strength; from the second step on the power
     is read off the last two. Where that leads out of what is known to hold the strength, as on the
@@ -218,7 +218,9 @@ def choose(
 
 
 def climb(height: Callable[[int], float], places: Sequence[int]) -> int:
-    """The one of `places` in a row that is higher than those beside it, uphill from the middle."""
+    """Return the one of `places` in a row that is higher than those beside it, uphill from the
+    middle.
+    """
     at = len(places) // 2
     while True:
         beside = [near for near in (at, at - 1, at + 1) if 0 <= near < len(places)]
@@ -237,7 +239,7 @@ def _compared(
     budget: float,
     share: float,
 ) -> Candidate:
-    """The window of these directions at the budget, or at a given strength."""
+    """Return the window of these directions at the budget, or at a given strength."""
     unit = (directions.vectors.norm(dim=-1) / rms).mean().item()
 
     def divergence(strength: float) -> float:
@@ -252,8 +254,8 @@ def _compared(
 
 
 def strength_within(divergence: Callable[[float], float], budget: float) -> tuple[float, float]:
-    """The largest strength of an adapter, at most 1, that keeps to the budget, and the divergence
-    there.
+    """Return the largest strength of an adapter, at most 1, that keeps to the budget, and the
+    divergence there.
     """
     found = divergence(1.0)
     if found <= budget:

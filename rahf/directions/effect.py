@@ -31,8 +31,8 @@ class Effect(NamedTuple):
 
 
 def candidates(directions: Directions) -> dict[str, Directions]:
-    """One direction after the other, and all together, so that each layer's state is shifted by its
-    own vector.
+    """Return one direction after the other, and all together, so that each layer's state is shifted
+    by its own vector.
     """
     single = {f"layer {layer}": directions.only((layer,)) for layer in directions.layers}
     return {**single, "all together": directions.increments()}
@@ -45,7 +45,7 @@ def effect_on_predictions(
     steering: Mapping[str, Directions],
     batch_size: int,
 ) -> Effect:
-    """Mean over the responses of `pairs`, both of each pair, that both sides say."""
+    """Return the mean over the responses of `pairs`, both of each pair, that both sides say."""
     positive, negative = reader.sides
     totals, count = dict.fromkeys(("", *steering), 0.0), 0
     for first in range(0, len(pairs), batch_size):

@@ -77,7 +77,7 @@ def read(
     batch_size: int,
     state: PartialState,
 ) -> Iterator[Samples]:
-    """Samples of the pairs at `indices`, the same on every rank."""
+    """Return samples of the pairs at `indices`, the same on every rank."""
     rank, world = state.process_index, state.num_processes
     step = batch_size * world
     for start in tqdm(
@@ -180,5 +180,5 @@ def area_under_curve(
 def cosines(
     first: Float[Tensor, "layers d_model"], second: Float[Tensor, "layers d_model"]
 ) -> list[float]:
-    """Cosine of two vectors per layer."""
+    """Return the cosine of two vectors per layer."""
     return nn.functional.cosine_similarity(first, second, dim=-1).tolist()

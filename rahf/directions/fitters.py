@@ -39,7 +39,7 @@ class MeanDifference:
 
     @property
     def weight(self) -> float:
-        """The weight of all differences so far."""
+        """Return the weight of all differences so far."""
         return float(self._weight)
 
     def update(self, samples: Samples | Differences) -> None:
@@ -141,8 +141,8 @@ class LogisticProbe:
 def along(
     mean: Float[Tensor, "layers d_model"], axes: Float[Tensor, "layers d_model"]
 ) -> Float[Tensor, "layers d_model"]:
-    """The mean difference projected on each layer's axis, so that its sign and length are given by
-    the data and not by the axis.
+    """Return the mean difference projected on each layer's axis, so that its sign and length are
+    given by the data and not by the axis.
     """
     axes = nn.functional.normalize(axes, dim=-1)
     return (mean * axes).sum(-1, keepdim=True) * axes

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 
+from rahf.directions.vectors import check_finite_states
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import record
 from rahf.models.likelihood import model_inputs, rows_for
@@ -137,7 +138,7 @@ class Reader:
         )
 
     def states(self, side: Side, pairs: Sequence[Mapping[str, Any]]) -> States:
-        """States of one side's responses, pair by pair."""
+        """Return states of one side's responses, pair by pair."""
         prompts = [pair[side.prompt] for pair in pairs for _ in side.responses]
         responses = [pair[name][: self.max_tokens] for pair in pairs for name in side.responses]
         rows = rows_for(self.model, prompts, responses, self.pad_token_id)
@@ -152,10 +153,13 @@ class Reader:
             record(self.model, self.layers, wanted, stop=True) as recording,
         ):
             self.model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
-        return States(recording.stack(), owner, weight)
+        hidden = recording.stack()
+        names = [pair.get("row", index) for index, pair in enumerate(pairs) for _ in side.responses]
+        check_finite_states(hidden, self.layers, [names[index] for index in owner.tolist()])
+        return States(hidden, owner, weight)
 
     def speaking(self, adapter: str | None) -> AbstractContextManager:
-        """The model as one adapter, or as the base."""
+        """Return the model as one adapter, or as the base."""
         if not isinstance(self.model, PeftModel):
             return torch.no_grad()
         return frozen_pass(self.model, adapter if adapter in self.model.peft_config else None)
@@ -181,8 +185,8 @@ def across(
 
 
 def from_all_ranks(samples: Samples, state: PartialState) -> Samples:
-    """The samples of all ranks, rank after rank, on every rank; what one process would have read
-    from the batches joined, but for padding of weight 0.
+    """Return the samples of all ranks, rank after rank, on every rank; what one process would have
+    read from the batches joined, but for padding of weight 0.
     """
     if state.num_processes == 1:
         return samples

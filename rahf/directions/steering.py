@@ -79,7 +79,7 @@ class Ablation:
 
 
 def steered(change: Addition | Ablation, columns: Columns) -> Callable[..., Any]:
-    """A forward hook that changes the output of its block."""
+    """Return a forward hook that changes the output of its block."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = output if isinstance(output, Tensor) else output[0]
@@ -117,7 +117,8 @@ def steer(
         yield
         return
     strengths, blocks = strengths_of(alpha, len(given), mode), find_blocks(model)
-    check_fit(given, model.config.get_text_config().hidden_size, len(blocks.modules))
+    for each in given:
+        each.check_model(model.config.get_text_config().hidden_size, len(blocks.modules))
     if not strengths.any():
         yield
         return
@@ -168,6 +169,8 @@ def strengths_of(alpha: Strength, directions: int, mode: Mode) -> Float[Tensor, 
         ValueError: strengths in another form.
     """
     whole = given = torch.as_tensor(alpha, dtype=torch.float32).cpu()
+    if not given.isfinite().all():
+        raise ValueError(f"alpha: {alpha} is not finite: give numbers.")
     if given.ndim == 0:
         whole = given.expand(1, directions)
     elif given.ndim == 1:
@@ -185,21 +188,10 @@ def strengths_of(alpha: Strength, directions: int, mode: Mode) -> Float[Tensor, 
     return whole
 
 
-def check_fit(directions: Sequence[Directions], width: int, depth: int) -> None:
-    """Refuse directions that the model has no room for."""
-    for each in directions:
-        each.check_width(width)
-        if max(each.layers) >= depth:
-            raise ValueError(
-                f"the directions hold layer {max(each.layers)}, the model {depth} blocks, counted "
-                "from 0: they were fitted on another model."
-            )
-
-
 def spanned(
     vectors: Float[Tensor, "directions d_model"],
 ) -> Float[Tensor, "basis d_model"]:
-    """An orthonormal basis of what the vectors span; of a zero vector, nothing."""
+    """Return an orthonormal basis of what the vectors span; of a zero vector, nothing."""
     _, sizes, axes = torch.linalg.svd(vectors.double(), full_matrices=False)
     return axes[sizes > 1e-6 * sizes[0].clamp(min=torch.finfo(sizes.dtype).tiny)].float()
 

@@ -5,13 +5,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,14 +24,28 @@ FILE_NAME = "directions.safetensors"
 class Directions:
     """A stored shift: what `positive - negative` is on average, per layer, before it is multiplied
     by alpha.
+
+    Raises:
+        ValueError: layers that are no block numbers, each once; a vector that is not finite.
     """
 
     layers: tuple[int, ...]
     vectors: Float[Tensor, "layers d_model"]  # in units of the residual stream
     metadata: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self):
+        if len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0:
+            raise ValueError(f"layers {list(self.layers)} are not block numbers from 0, each once")
+        finite = self.vectors.isfinite().all(1).tolist()
+        wrong = [layer for layer, right in zip(self.layers, finite, strict=True) if not right]
+        if wrong:
+            raise ValueError(
+                f"directions of layers {wrong} are not finite (NaN or infinity): fit them again, "
+                "in float32 where the model overflows in its own format."
+            )
+
     def select(self, layers: tuple[int, ...]) -> Float[Tensor, "layers d_model"]:
-        """Vectors of the given layers.
+        """Return vectors of the given layers.
 
         Raises:
             ValueError: a layer has no vector here.
@@ -44,7 +60,7 @@ class Directions:
         return self.vectors[[self.layers.index(layer) for layer in layers]]
 
     def only(self, layers: tuple[int, ...]) -> "Directions":
-        """The same directions on some of their layers."""
+        """Return the same directions on some of their layers."""
         return Directions(tuple(layers), self.select(tuple(layers)), self.metadata)
 
     def __add__(self, other: "Directions") -> "Directions":
@@ -62,17 +78,19 @@ class Directions:
         return self * -1.0
 
     def cosine(self, other: "Directions") -> Float[Tensor, " layers"]:
-        """Cosine to the other vector of each layer; 0 where one of them is zero."""
+        """Return the cosine to the other vector of each layer; 0 where one of them is zero."""
         return nn.functional.cosine_similarity(self.vectors, self._same(other), dim=-1)
 
     def project(self, onto: "Directions") -> "Directions":
-        """The part that lies along `onto`, layer by layer; what is left is `self - projection`."""
+        """Return the part that lies along `onto`, layer by layer; what is left is `self -
+        projection`.
+        """
         axes = nn.functional.normalize(self._same(onto), dim=-1)
         along = (self.vectors * axes).sum(-1, keepdim=True)
         return self._with(onto, along * axes)
 
     def increments(self) -> "Directions":
-        """Each layer's vector minus that of the layer before it among these.
+        """Return each layer's vector minus that of the layer before it among these.
 
         What is added to the residual stream stays there: added by steering, the increments shift
         the state after each layer by about its own vector, where the vectors themselves would pile
@@ -91,7 +109,7 @@ class Directions:
         return other.vectors
 
     def _with(self, other: "Directions", vectors: Tensor) -> "Directions":
-        """Result of both: what their metadata agree on is true of it as well."""
+        """Return the result of both: what their metadata agree on is true of it as well."""
         shared = {
             key: text for key, text in self.metadata.items() if other.metadata.get(key) == text
         }
@@ -116,6 +134,19 @@ class Directions:
                 "they were fitted on another model. Fit them on this one."
             )
 
+    def check_model(self, d_model: int, depth: int) -> None:
+        """Refuse directions that a model has no room for.
+
+        Raises:
+            ValueError: the vectors are not `d_model` wide, or a layer is beyond `depth` blocks.
+        """
+        self.check_width(d_model)
+        if max(self.layers) >= depth:
+            raise ValueError(
+                f"the directions hold layer {max(self.layers)}, the model {depth} blocks, counted "
+                "from 0: they were fitted on another model."
+            )
+
     def save(self, folder: str | Path) -> Path:
         """Write `directions.safetensors` in `folder`, beside and then renamed, so that a file there
         is always whole.
@@ -136,16 +167,51 @@ class Directions:
         """Read a file written by `save`, or the one in the folder `path`.
 
         Raises:
-            ValueError: the file holds no `layer.N` vectors.
+            ValueError: the file is damaged, holds no `layer.N` vectors of one width, or holds
+                layers beyond the depth that it was fitted at.
         """
         path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith("layer.")]  # noqa: SIM118
-            names.sort(key=lambda name: int(name.removeprefix("layer.")))
-            if not names:
-                raise ValueError(
-                    f"{path} holds no tensors named 'layer.N'; it is not a file of rahf directions."
-                )
-            vectors = torch.stack([file.get_tensor(name) for name in names]).float()
-            metadata = json.loads((file.metadata() or {}).get("rahf", "{}"))
-        return cls(tuple(int(name[6:]) for name in names), vectors, metadata)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = json.loads((file.metadata() or {}).get("rahf", "{}"))
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error})") from None
+        named = {int(n[6:]): tensors[n] for n in tensors if re.fullmatch(r"layer\.\d{1,9}", n)}
+        if not named:
+            raise ValueError(
+                f"{path} holds no tensors named 'layer.N'; it is not a file of rahf directions."
+            )
+        layers = tuple(sorted(named))
+        shapes = {tuple(vector.shape) for vector in named.values()}
+        if len(shapes) > 1 or len(shapes.copy().pop()) != 1:
+            raise ValueError(f"{path}: its layers should be vectors of one width, not {shapes}")
+        try:
+            vectors = torch.stack([named[layer] for layer in layers]).float()
+            directions = cls(layers, vectors, metadata)
+            if "depth" in metadata:
+                directions.check_model(*shapes.pop(), int(metadata["depth"]))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return directions
+
+
+def check_finite_states(
+    states: Float[Tensor, "layers samples d_model"], layers: Sequence[int], rows: Sequence[Any]
+) -> None:
+    """Refuse states that no direction can be fitted to.
+
+    Args:
+        rows: the name of the data row of each sample.
+
+    Raises:
+        ValueError: a state is not finite; names its row and its layer.
+    """
+    finite = states.isfinite().all(-1)
+    if finite.all():
+        return
+    layer, sample = (~finite).nonzero()[0].tolist()
+    raise ValueError(
+        f"row {rows[sample]}: its hidden states in layer {layers[layer]} are not finite (NaN or "
+        "infinity): load the model with dtype: float32, or leave the row out."
+    )

@@ -42,7 +42,6 @@ class Decoder(NamedTuple):
     head_norms: int  # 1: queries and keys are normalised a head each
     rms: bool  # RMS norms (a weight) or layer norms (a weight and a bias)
     activation: str
-    dropouts: int  # dropouts of d_model wide outputs in a block, active in training
     softcap: bool = False  # attention's scores pass through a tanh
     parallel: bool = False  # the MLP reads what attention reads, not what attention adds to
 
@@ -194,7 +193,6 @@ def _llama_like(config: Mapping[str, Any]) -> Decoder:
         head_norms=family.head_norms,
         rms=True,
         activation="silu",
-        dropouts=0,
         softcap=config["model_type"] == "gemma2",
     )
 
@@ -224,7 +222,6 @@ def _gpt2(config: Mapping[str, Any]) -> Decoder:
         head_norms=0,
         rms=False,
         activation=config.get("activation_function", "gelu_new"),
-        dropouts=2 if config.get("resid_pdrop", 0.1) else 0,
     )
 
 
@@ -255,7 +252,6 @@ def _gpt_neox(config: Mapping[str, Any]) -> Decoder:
         head_norms=0,
         rms=False,
         activation=config.get("hidden_act", "gelu"),
-        dropouts=2 if config.get("hidden_dropout", 0.0) else 0,
         parallel=config.get("use_parallel_residual", True),
     )
 

@@ -152,6 +152,8 @@ def make_choice(
         neutral: ids of the texts that the divergence is measured on.
     """
     stored = Directions.load(recipe.method.directions) if recipe.method.directions else None
+    if stored:
+        stored.check_model(base.config.get_text_config().hidden_size, depth_of(base))
     layers = list(stored.layers) if stored else f"0-{depth_of(base) - 1}"
     args = alignment_arguments(decided(recipe, target_layers=layers, alpha=1.0))
     order = np.random.default_rng(args.seed).permutation(len(rows))

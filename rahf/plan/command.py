@@ -33,14 +33,14 @@ class DoesNotFitError(ValueError):
 
 
 def plan(recipe: Recipe, options: PlanOptions) -> tuple[str, DoesNotFitError | None]:
-    """The text, and the refusal where a device is given that the recipe does not fit."""
+    """Return the text, and the refusal where a device is given that the recipe does not fit."""
     case, told = case_of(recipe, options)
     wrong = refusal(case, options.device_memory) if options.device_memory is not None else None
     return report(case, told), DoesNotFitError(wrong) if wrong else None
 
 
 def case_of(recipe: Recipe, options: PlanOptions) -> tuple[Case, str]:
-    """What is planned, and where the lengths of its rows come from."""
+    """Return what is planned, and where the lengths of its rows come from."""
     launch = read_launch(options.accelerate_config, options.num_processes, recipe.training)
     decoder = model_decoder(recipe, options.model_config)
     recipe = _with_stored_dtype(recipe, options.model_config)
@@ -49,7 +49,7 @@ def case_of(recipe: Recipe, options: PlanOptions) -> tuple[Case, str]:
 
 
 def model_decoder(recipe: Recipe, given: Path | None = None) -> Decoder:
-    """The decoder of the recipe's model, or of the config.json given in its place."""
+    """Return the decoder of the recipe's model, or of the config.json given in its place."""
     path = _config_path(recipe, given)
     return read_decoder(_read_json(path), str(path))
 

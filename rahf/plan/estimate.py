@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from rahf.models.shapes import Decoder
 from rahf.plan.memory import ALLOCATOR, CONTEXT, Formats, Moment, Resident, moment, resident
 from rahf.plan.passes import Case, Stage, stages_of
 from rahf.plan.work import Work, pass_work
@@ -28,19 +27,19 @@ class StagePlan(NamedTuple):
 
     @property
     def tensors(self) -> float:
-        """The bytes of `total` that are tensors."""
+        """Return the bytes of `total` that are tensors."""
         return sum(self.resident) + max(self.moment)
 
     @property
     def total(self) -> float:
-        """Bytes of a process at the fullest moment. Frozen passes are over when the trained one
-        begins.
+        """Return bytes of a process at the fullest moment. Frozen passes are over when the trained
+        one begins.
         """
         return self.tensors + self.process
 
 
 def estimate(case: Case) -> tuple[StagePlan, ...]:
-    """The plan of every stage."""
+    """Return the plan of every stage."""
     return tuple(_plan(case, stage) for stage in stages_of(case))
 
 
@@ -73,7 +72,7 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
 
 
 def formats_of(case: Case, stage: str) -> Formats:
-    """Number formats of a stage, from the keys of the model, of the stage and of the launch."""
+    """Return the number formats of a stage, from the keys of model, stage and launch."""
     model, launch = case.recipe.model, case.launch
     own = stage in ALL_TEACHERS
     training = case.recipe.teacher_training if own else case.recipe.training
@@ -92,7 +91,7 @@ def formats_of(case: Case, stage: str) -> Formats:
         activation=weight,
         autocast=half and not cast,
         optimiser=_optimiser_bytes(training.get("optim", "adamw_torch")),
-        attention=_attention(model.attn_implementation, case.decoder),
+        attention=case.attention,
         accelerator=not (launch.cpu or training.get("use_cpu", False)),
         checkpointing=bool(checkpointing),
     )
@@ -102,9 +101,3 @@ def _optimiser_bytes(name: str) -> float:
     if "8bit" in name:
         return 2
     return OPTIMISER.get(name, 8)
-
-
-def _attention(implementation: str | None, decoder: Decoder) -> str:
-    if implementation is None:
-        return "eager" if decoder.softcap else "sdpa"  # sdpa knows no tanh on the scores
-    return "flash" if "flash" in implementation else implementation

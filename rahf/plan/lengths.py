@@ -40,12 +40,12 @@ class Lengths:
     mean: float | None = None  # tokens of a row, given by hand
 
     def longest(self, view: str, sides: Iterable[str], cut: int | None) -> Extent:
-        """The longest row and the longest response."""
+        """Return the longest row and the longest response."""
         extents = self._extents(view, sides, cut)
         return Extent(*(max(column) for column in zip(*extents, strict=True)))
 
     def usual(self, view: str, sides: Iterable[str], cut: int | None, batch: int) -> Extent:
-        """What a row of a batch of so many is padded to, on average."""
+        """Return what a row of a batch of so many is padded to, on average."""
         extents = self._extents(view, sides, cut)
         width, response = (
             _expected_longest(column, batch) for column in zip(*extents, strict=True)
@@ -72,7 +72,7 @@ class Lengths:
 
 
 def _expected_longest(values: Iterable[float], batch: int) -> float:
-    """Mean of the largest of `batch` draws: the i-th of n values in order is it with the
+    """Return the mean of the largest of `batch` draws: the i-th of n values in order is it with the
     probability (i/n)^batch - ((i-1)/n)^batch.
     """
     ordered = sorted(values)
@@ -84,7 +84,7 @@ def _expected_longest(values: Iterable[float], batch: int) -> float:
 
 
 def bounds(recipe: Recipe, mean: float | None = None) -> Lengths:
-    """The limits of a recipe."""
+    """Return the limits of a recipe."""
     data, method = recipe.data, recipe.method
     longest = max((len(text.encode()) for text in method.instructions.values()), default=0)
     # A token stands for a byte at least, so that an instruction has no more tokens than bytes.
@@ -93,7 +93,7 @@ def bounds(recipe: Recipe, mean: float | None = None) -> Lengths:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What decides the lengths: a file made with other settings is not used."""
+    """Return what decides the lengths: a file made with other settings is not used."""
     model, method = recipe.model, recipe.method
     instructed = method.facts.instructed
     data = {key: value for key, value in asdict(recipe.data).items() if key != "dataset_num_proc"}
@@ -106,7 +106,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def read_measured(recipe: Recipe, mean: float | None = None) -> tuple[Lengths, int] | None:
-    """Lengths and number of training rows that `rahf prepare` has found for these settings."""
+    """Return the lengths and the number of rows that `rahf prepare` found for these settings."""
     path = recipe.output_dir / LENGTHS_FILE
     if not path.is_file():
         return None
@@ -122,7 +122,9 @@ def read_measured(recipe: Recipe, mean: float | None = None) -> tuple[Lengths, i
 
 
 def count_rows(recipe: Recipe) -> int | None:
-    """Training rows of local data, unusable ones included; None where the data is on the Hub."""
+    """Return training rows of local data, unusable ones included; None where the data is on the
+    Hub.
+    """
     data = recipe.data
     split = data.dataset_train_split
     if data.datasets is None:

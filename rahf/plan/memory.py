@@ -44,7 +44,7 @@ class Formats(NamedTuple):
 
     @property
     def product(self) -> int:
-        """Bytes of a number that a matrix product puts out."""
+        """Return bytes of a number that a matrix product puts out."""
         return 2 if self.autocast else self.activation
 
 
@@ -66,7 +66,7 @@ class Moment(NamedTuple):
 def resident(
     decoder: Decoder, formats: Formats, launch: Launch, adapters: int, trained: int, full: int = 0
 ) -> Resident:
-    """Weights, gradients and optimiser state in one process.
+    """Return weights, gradients and optimiser state in one process.
 
     Args:
         adapters: LoRA parameters on the model, trained or not.
@@ -98,7 +98,7 @@ def resident(
 
 
 def gathered_parameters(decoder: Decoder, launch: Launch) -> int:
-    """Parameters that are whole on a device while sharded ones are computed.
+    """Return parameters that are whole on a device while sharded ones are computed.
 
     ZeRO-3 keeps up to LIVE_PARAMETERS, or the largest matrix where that is more. FSDP2 keeps what
     is no block (embeddings, head), the block that is computed and the one fetched ahead.
@@ -111,7 +111,7 @@ def gathered_parameters(decoder: Decoder, launch: Launch) -> int:
 
 
 def moment(decoder: Decoder, lora: Lora, formats: Formats, passes: tuple[Pass, ...]) -> Moment:
-    """The fullest moments of a step made of frozen passes and, at its end, one trained pass.
+    """Return the fullest moments of a step made of frozen passes and, at its end, one trained pass.
 
     States read by a frozen pass are kept in float32 until the shift is built of them; the target is
     the reference and the shift, as large as the states of one pass each.
@@ -143,7 +143,7 @@ def moment(decoder: Decoder, lora: Lora, formats: Formats, passes: tuple[Pass, .
 
 
 def saved_for_backward(decoder: Decoder, lora: Lora, formats: Formats, made: Pass) -> float:
-    """What autograd keeps of the blocks until the backward; with checkpointing their inputs."""
+    """Return what autograd keeps of the blocks until the backward: their inputs if recomputed."""
     kept = 0.0
     for level in made.levels():
         inputs = level.tokens * decoder.d_model * formats.activation
@@ -153,14 +153,13 @@ def saved_for_backward(decoder: Decoder, lora: Lora, formats: Formats, made: Pas
 
 
 def block_saved(decoder: Decoder, lora: Lora, formats: Formats, made: Pass) -> float:
-    """Bytes of one block. A frozen matrix keeps nothing of its input; kept are the inputs of norms
-    (in float32), of LoRA, of attention and of the activation.
+    """Return bytes of one block. A frozen matrix keeps nothing of its input; kept are the inputs of
+    norms (in float32), of LoRA, of attention and of the activation.
 
     Autocast of float32 weights adds its 16-bit copies of them, which the backward reads again.
     """
     token = _norms_saved(decoder, formats) + _attention_saved(decoder, formats, made.width)
     token += _mlp_saved(decoder, formats) + _lora_saved(lora, formats)
-    token += decoder.dropouts * decoder.d_model * _dropout_mask(formats)
     copies = formats.autocast and formats.weight == 4
     return made.tokens * token + (2 * decoder.linear_parameters if copies else 0)
 
@@ -233,8 +232,8 @@ def backward_working(decoder: Decoder, formats: Formats, made: Pass) -> float:
 
 
 def _frozen(decoder: Decoder, formats: Formats, made: Pass) -> float:
-    """What a forward without gradients holds at once: the stream and its norm, and the MLP's or
-    attention's numbers of one block; logits where they are scored.
+    """Return what a forward without gradients holds at once: the stream and its norm, and the MLP's
+    or attention's numbers of one block; logits where they are scored.
     """
     heads = decoder.heads * made.width * 6 if formats.attention == "eager" else 0
     wide = max(3 * decoder.mlp * formats.product, 5 * decoder.q_width * formats.product + heads)
@@ -243,9 +242,9 @@ def _frozen(decoder: Decoder, formats: Formats, made: Pass) -> float:
 
 
 def _logits(decoder: Decoder, formats: Formats, made: Pass) -> float:
-    """Logits of all columns that predict a response token in some row (autocast: and once more in
-    float32), then in float32 of the response tokens alone, with their log-softmax; in the backward
-    the log-softmax and two gradients.
+    """Return logits of all columns that predict a response token in some row (autocast: and once
+    more in float32), then in float32 of the response tokens alone, with their log-softmax; in the
+    backward the log-softmax and two gradients.
     """
     if not made.scored:
         return 0.0
@@ -257,7 +256,7 @@ def _logits(decoder: Decoder, formats: Formats, made: Pass) -> float:
 
 
 def _weight_copy(decoder: Decoder, formats: Formats) -> float:
-    """The 16-bit copy of one matrix, where weights are stored otherwise."""
+    """Return the 16-bit copy of one matrix, where weights are stored otherwise."""
     if not (formats.bits or (formats.autocast and formats.weight == 4)):
         return 0
     return 2 * max(linear.parameters for linear in decoder.linears)

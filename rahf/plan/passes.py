@@ -52,14 +52,21 @@ class Case:
         return resolve_layers("0.5-1.0" if layers == AUTO else layers, self.decoder.layers)
 
     @property
+    def attention(self) -> str:
+        """`sdpa`, `eager` or `flash`: as the recipe says, or the default of the architecture."""
+        given = self.recipe.model.attn_implementation
+        if given is None:
+            return "eager" if self.decoder.softcap else "sdpa"  # sdpa knows no tanh on the scores
+        return "flash" if "flash" in given else given
+
+    @property
     def packed(self) -> bool:
-        """Rows stand in a batch without padding."""
-        attention = self.recipe.model.attn_implementation
-        return self.recipe.method.packing and attention in (None, "sdpa")
+        """Return whether rows stand in a batch without padding."""
+        return self.recipe.method.packing and self.attention == "sdpa"
 
     @property
     def top(self) -> int:
-        """Blocks up to the top target layer, that one included."""
+        """Return blocks up to the top target layer, that one included."""
         return self.layers[-1] + 1
 
 
@@ -78,7 +85,7 @@ class Stage(NamedTuple):
 
 
 def stages_of(case: Case) -> tuple[Stage, ...]:
-    """The stages of the recipe that a model is run in, evaluation left out."""
+    """Return the stages of the recipe that a model is run in, evaluation left out."""
     made = []
     for name in case.recipe.stages:
         if name in case.recipe.method.facts.teachers:
@@ -195,7 +202,9 @@ def _views(case: Case) -> Views:
 
 
 def _asked(case: Case) -> list[str]:
-    """The views that a step reads beside the reference: those that are not the reference itself."""
+    """Return the views that a step reads beside the reference: those that are not the reference
+    itself.
+    """
     views, method = _views(case), case.recipe.method
     if method.shift == "mean" or not method.asks_views:
         return []
@@ -203,8 +212,8 @@ def _asked(case: Case) -> list[str]:
 
 
 def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
-    """A pass that reads hidden states of the policy, the reference or a view, and predictions of
-    the first two where a term does.
+    """Return a pass that reads hidden states of the policy, the reference or a view, and
+    predictions of the first two where a term does.
     """
     method = case.recipe.method
     view = View("reference", name) if name == "policy" else getattr(_views(case), name)
@@ -239,7 +248,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
 
 
 def _of_responses(case: Case, view: View, batch: int, extents: Extents) -> Extent:
-    """A row of a batch of responses, cut after those tokens whose states are aligned."""
+    """Return a row of a batch of responses, cut after those tokens whose states are aligned."""
     method = case.recipe.method
     prompt = "prompt" if view.rows == "reference" else f"{view.rows}_prompt"
     cut = method.max_response_tokens
@@ -250,7 +259,9 @@ def _of_responses(case: Case, view: View, batch: int, extents: Extents) -> Exten
 
 
 def _of_pairs(case: Case, extents: Extents, view: str, cut: int | None, rows: int) -> Extent:
-    """A row of a batch that has both responses of its pairs: packed, they share their prompt."""
+    """Return a row of a batch that has both responses of its pairs: packed, they share their
+    prompt.
+    """
     if not case.packed:
         return extents(view, BOTH, cut, rows)
     width, response = extents(view, BOTH, cut, 1)
@@ -258,7 +269,7 @@ def _of_pairs(case: Case, extents: Extents, view: str, cut: int | None, rows: in
 
 
 def _scored(case: Case, name: str, response: float) -> float:
-    """Tokens of a row whose logits a term reads."""
+    """Return tokens of a row whose logits a term reads."""
     method = case.recipe.method
     if name not in ("reference", "policy"):
         return 0
@@ -270,7 +281,9 @@ def _scored(case: Case, name: str, response: float) -> float:
 
 
 def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:
-    """Both sides of the held-out pairs at the end of the alignment, for the preference accuracy."""
+    """Return both sides of the held-out pairs at the end of the alignment, for the preference
+    accuracy.
+    """
     if case.recipe.data.dataset_test_split is None and not case.recipe.data.test_share:
         return ()
     pairs = case.recipe.training.get("per_device_eval_batch_size", EVAL_BATCH)

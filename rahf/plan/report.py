@@ -72,7 +72,7 @@ def _stages(plan: Sequence[StagePlan]) -> str:
 
 
 def _passes(plan: Sequence[StagePlan]) -> str:
-    """What a batch of one process computes, pass by pass."""
+    """Return what a batch of one process computes, pass by pass."""
     rows = [("FLOPs a batch", "rows x tokens", "blocks", "forward", "backward", "recomputed")]
     for part in plan:
         for made in part.stage.usual:

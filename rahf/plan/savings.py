@@ -49,8 +49,8 @@ def changes(case: Case) -> list[Setting]:
 
 
 def fitting(case: Case, device_bytes: float) -> tuple[list[Setting], float] | None:
-    """The fewest settings with which every stage fits, the cheaper ones first, and the bytes of
-    the largest stage then; None where none of them is enough.
+    """Return the fewest settings with which every stage fits, the cheaper ones first, and the bytes
+    of the largest stage then; None where none of them is enough.
     """
     for chosen in _remedies(case):
         changed = reduce(lambda made, setting: setting.made(made), chosen, case)
@@ -61,7 +61,7 @@ def fitting(case: Case, device_bytes: float) -> tuple[list[Setting], float] | No
 
 
 def largest(plan: tuple[StagePlan, ...]) -> float:
-    """Bytes of the stage that needs most."""
+    """Return bytes of the stage that needs most."""
     return max(stage.total for stage in plan)
 
 
@@ -105,7 +105,7 @@ def _largest_batch(case: Case) -> int:
 
 
 def _keyed(case: Case, **sections: dict[str, Any]) -> Case:
-    """The case with keys of its recipe set anew; those of `training` in the teachers' own too."""
+    """Return the case with other values for keys of its recipe, and of its teachers' training."""
     recipe = case.recipe
     for name in ("model", "method"):
         if name in sections:
@@ -159,12 +159,12 @@ def _quantised(bits: int) -> Setting:
 
 
 def _least_batch(case: Case) -> int:
-    """The rows that cannot be torn apart: one, or the two responses of a pair."""
+    """Return the rows that cannot be torn apart: one, or the two responses of a pair."""
     return 2 if case.recipe.method.pairs_together else 1
 
 
 def _small_batches(rows: int) -> Setting:
-    """The fewest rows a batch, and as many accumulated as there were: the same step."""
+    """Return the fewest rows a batch, and as many accumulated as there were: the same step."""
 
     def made(case: Case) -> Case:
         recipe = case.recipe

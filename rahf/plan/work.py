@@ -40,7 +40,7 @@ class Pass(NamedTuple):
         return self.rows * self.width
 
     def levels(self) -> tuple["Pass", ...]:
-        """The pass as one of all rows through the lower blocks, and one of those that go on."""
+        """Return a pass of all rows through the lower blocks, and one of the rows that continue."""
         if self.upper is None:
             return (self,)
         blocks, rows, width = self.upper
@@ -61,7 +61,7 @@ class Work(NamedTuple):
 
 
 def pass_work(decoder: Decoder, lora: Lora, made: Pass, checkpointing: bool) -> Work:
-    """FLOPs of a pass; a frozen one has its forward only."""
+    """Return FLOPs of a pass; a frozen one has its forward only."""
     levels, adapter = made.levels(), lora if made.adapted else None
     head = 2 * decoder.d_model * decoder.vocab * levels[-1].rows * made.columns
     forward = head + sum(level.depth * block_forward(decoder, adapter, level) for level in levels)
@@ -148,8 +148,8 @@ def _attention_product(decoder: Decoder, made: Pass) -> float:
 
 
 def _last_product(decoder: Decoder, lora: Lora, made: Pass) -> float:
-    """The product that a recomputed block leaves out: nothing behind it has to be kept."""
-    if decoder.dropouts or decoder.norms > 2:
+    """Return the product that a recomputed block leaves out: nothing behind it has to be kept."""
+    if decoder.norms > 2:
         return 0
     last = decoder.linears[-1]
     weights = last.outputs * (lora.rank if last in lora.targets else last.inputs)

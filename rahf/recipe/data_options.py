@@ -104,7 +104,7 @@ def data_problems(data: "DataOptions") -> list[str]:
 
 
 def part_problems(where: str, part: Any) -> list[str]:
-    """Problems of one entry of a mixture."""
+    """Return problems of one entry of a mixture."""
     known = {
         "path": str,
         "name": str | None,

@@ -49,7 +49,7 @@ Share = Annotated[float, Limits(least=0, below=1)]
 
 
 def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help; a dict or list as default is copied for every object."""
+    """Return a dataclass field with its help; a default dict or list is copied for every object."""
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
@@ -61,7 +61,7 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def value_problems(options: Any, cls: type) -> list[str]:
-    """Problems of single values of `cls`'s fields: type, choice, limits."""
+    """Return problems of single values of `cls`'s fields: type, choice, limits."""
     return [
         problem
         for name, annotation in annotations(cls).items()
@@ -76,7 +76,7 @@ def annotations(cls: type) -> dict[str, Any]:
 
 
 def value_problem(name: str, value: Any, annotation: Any) -> list[str]:
-    """What is wrong with one value; empty where nothing is."""
+    """Return what is wrong with one value; empty where nothing is."""
     if not fits(value, annotation):
         hint = " (put it in quotes)" if fits("text", annotation) else ""
         return [f"{name}: {value!r} is not {describe_type(annotation)}{hint}"]
@@ -103,7 +103,8 @@ def _describe_limits(limits: Limits) -> str:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value has the annotated type, whatever its limits and the items of a container.
+    """Return whether a value has the annotated type, whatever its limits and the items of a
+    container.
 
     An int passes as a float; a bool passes as neither.
     """
@@ -130,7 +131,8 @@ def _whole_type(annotation: Any) -> Any:
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """What YAML makes of a value -> the annotated type where there is one meaning, else unchanged.
+    """Return what YAML makes of a value -> the annotated type where there is one meaning, else
+    unchanged.
 
     PyYAML reads 1e-4 as text, 10.0 as a float and an unquoted `no` as false.
     """
@@ -146,7 +148,7 @@ def coerce(value: Any, annotation: Any) -> Any:
 
 
 def describe_type(annotation: Any) -> str:
-    """An annotation in words: `one of a, b` or `a number or null`."""
+    """Return an annotation in words: `one of a, b` or `a number or null`."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return describe_type(_whole_type(annotation))

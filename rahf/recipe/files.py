@@ -52,7 +52,7 @@ def checked_recipe(
 
 
 def check_files(recipe: Recipe) -> list[str]:
-    """Everything in a recipe that does not agree with the files it names."""
+    """Return everything in a recipe that does not agree with the files it names."""
     return [
         *_engine_problems(recipe),
         *model_problems(recipe),
@@ -64,7 +64,7 @@ def check_files(recipe: Recipe) -> list[str]:
 
 
 def check_named_files(recipe: Recipe) -> list[str]:
-    """The part of it that needs no look into the pairs: model, teachers, single files."""
+    """Return the part of it that needs no look into the pairs: model, teachers, single files."""
     return [*model_problems(recipe), *teacher_folder_problems(recipe), *_text_problems(recipe)]
 
 
@@ -157,7 +157,9 @@ def _source_problems(key: str, source: DataSource, splits: Mapping[str, str | No
 
 
 def _rows_problems(key: str, path: Path, source: DataSource) -> list[str]:
-    """Problems of the columns, and of the first rows where the format can be read line by line."""
+    """Return problems of the columns, and of the first rows where the format can be read line by
+    line.
+    """
     if path.is_dir():
         return _saved_problems(key, path, source.columns)
     if path.name.endswith(".parquet"):
@@ -183,7 +185,7 @@ def _rows_problems(key: str, path: Path, source: DataSource) -> list[str]:
 
 
 def _saved_problems(key: str, folder: Path, columns: Mapping[str, str] | None) -> list[str]:
-    """Problems of a folder that `datasets` saved."""
+    """Return problems of a folder that `datasets` saved."""
     if not (folder / "dataset_info.json").is_file():
         return [f"{key}: {folder} holds no dataset_info.json, so it was not saved completely"]
     try:
@@ -195,7 +197,7 @@ def _saved_problems(key: str, folder: Path, columns: Mapping[str, str] | None) -
 
 
 def _text_problems(recipe: Recipe) -> list[str]:
-    """Problems of the other files that a recipe names, and of what they need to be read."""
+    """Return problems of the other files that a recipe names, and of what they need to be read."""
     method, evaluation, problems = recipe.method, recipe.evaluation, []
     files = {
         "directions": method.directions,

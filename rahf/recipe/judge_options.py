@@ -27,7 +27,7 @@ class JudgeOptions:
 
     @property
     def compares(self) -> bool:
-        """Whether the judge prefers one of two answers, and scores none by itself."""
+        """Return whether the judge prefers one of two answers, and scores none by itself."""
         return str(self.judge).partition(":")[0] in ("choice", "api")
 
     def judge_problems(self) -> list[str]:

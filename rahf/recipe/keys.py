@@ -156,7 +156,7 @@ def names(*classes: type) -> set[str]:
 
 
 def key_annotation(key: str) -> Any:
-    """The type of the recipe key with this dotted name; Any for an unknown one."""
+    """Return the type of the recipe key with this dotted name; Any for an unknown one."""
     section, _, name = key.rpartition(".")
     if section == "instructions":
         return str
@@ -168,7 +168,7 @@ def key_annotation(key: str) -> Any:
 
 
 def unknown_keys(section: str, given: Iterable[Any]) -> list[str]:
-    """A problem for each key that the section ("" for the top level) does not have."""
+    """Return a problem for each key that the section ("" for the top level) does not have."""
     known = names(SECTIONS[section]) if section else names(*FLAT) | SECTIONS.keys()
     if section in ("", "teachers"):
         known = known | training_annotations().keys()

@@ -33,7 +33,8 @@ class _Span(NamedTuple):
 
 
 def resolve_layers(spec: int | float | str | list | tuple, num_layers: int) -> tuple[int, ...]:
-    """The decoder blocks that `spec` names in a model of `num_layers` blocks: ascending, each once.
+    """Return the decoder blocks that `spec` names in a model of `num_layers` blocks: ascending,
+    each once.
 
     Ranges hold both ends. A fractional step walks the depth, a whole step walks the blocks: of 11
     blocks, "0.2-0.8:0.3" is (2, 5, 8) and "0.2-0.8:2" is (2, 4, 6, 8). Raises ValueError for
@@ -57,7 +58,7 @@ def resolve_layers(spec: int | float | str | list | tuple, num_layers: int) -> t
 
 
 def check_layers(spec: int | float | str | list | tuple) -> list[str]:
-    """The problems of a specification that can be told without a model."""
+    """Return the problems of a specification that can be told without a model."""
     try:
         _parse(spec)
     except ValueError as error:

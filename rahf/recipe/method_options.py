@@ -27,7 +27,7 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
 
     @property
     def asks_views(self) -> bool:
-        """Whether the shift is the difference of a positive and a negative view."""
+        """Return whether the shift is the difference of a positive and a negative view."""
         return self.facts.asks_views
 
     def check_method(self) -> None:

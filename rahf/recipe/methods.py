@@ -62,17 +62,17 @@ class Method:
 
     @property
     def asks_views(self) -> bool:
-        """Whether the shift is the difference of a positive and a negative view."""
+        """Return whether the shift is the difference of a positive and a negative view."""
         return self.positive is not None
 
     @property
     def instructed(self) -> bool:
-        """Whether the views differ by an instruction in front of the prompt."""
+        """Return whether the views differ by an instruction in front of the prompt."""
         return self.positive is not None and self.positive.rows == "positive"
 
     @property
     def pushes_away(self) -> bool:
-        """Whether rejected responses are pushed away from the reference."""
+        """Return whether rejected responses are pushed away from the reference."""
         return self.pushes_by is not None
 
     def card(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a path on this machine and not a repository on the Hub.
+    """Return whether a name means a path on this machine and not a repository on the Hub.
 
     `data/pairs` could be either: it is a path when it exists, or when the folder `data` does.
     """
@@ -31,7 +31,7 @@ def is_local(name: str) -> bool:
 
 
 def model_depth(folder: Path) -> int | None:
-    """Number of decoder blocks in a model's config.json; None where it has no known key for it."""
+    """Return the number of decoder blocks in a config.json; None where it names none."""
     config = _model_config(folder)
     return next((config[key] for key in _DEPTH_KEYS if key in config), None)
 
@@ -80,6 +80,7 @@ def model_problems(recipe: Recipe) -> list[str]:
         *_layer_problems(recipe.method.target_layers, model_depth(folder)),
         *_position_problems(recipe.data.max_length, config, name),
         *_padding_problems(folder, config),
+        *_direction_problems(recipe.method, config, model_depth(folder)),
         *_module_problems(recipe.model, config),
     ]
 
@@ -132,6 +133,40 @@ def _padding_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
         for token, facts in added.items()
         if pad and facts.get("content") == pad and int(token) >= rows
     ]
+
+
+def _direction_problems(method: Any, config: Mapping[str, Any], depth: int | None) -> list[str]:
+    """Return what is wrong where stored directions have another width or more blocks."""
+    if not isinstance(method.directions, str) or not Path(method.directions).exists():
+        return []
+    path = Path(method.directions)
+    path = path / "directions.safetensors" if path.is_dir() else path
+    try:
+        shapes = _tensor_shapes(path)
+    except (OSError, ValueError) as error:
+        return [f"directions: {path} is damaged or no safetensors file ({error})"]
+    layers = {int(name[6:]): shape for name, shape in shapes.items() if name[6:].isdecimal()}
+    width = config.get("hidden_size") or config.get("n_embd")
+    problems = [] if layers else [f"directions: {path} holds no tensors named 'layer.N'"]
+    if width and layers and [width] not in layers.values():
+        problems.append(f"directions: {path} is of another model than one of width {width}")
+    if depth and max(layers, default=0) >= depth:
+        problems.append(f"directions: {path} holds layer {max(layers)}, the model {depth} blocks")
+    return problems
+
+
+def _tensor_shapes(path: Path) -> dict[str, Any]:
+    """Return {name: shape} from the header of a safetensors file.
+
+    Raises:
+        ValueError: the file has no such header.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= path.stat().st_size:
+            raise ValueError("it has no header")
+        header = json.loads(file.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name.startswith("layer.")}
 
 
 def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:

@@ -51,7 +51,7 @@ class ModelOptions:
 
 
 def pattern_problems(modules: str) -> list[str]:
-    """Problems of modules that are given as a regular expression."""
+    """Return problems of modules that are given as a regular expression."""
     try:
         re.compile(modules)
     except re.error as error:

@@ -97,7 +97,7 @@ class Recipe:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages that are run: a teacher that is given by path is not."""
+        """Return names of the stages that are run: a teacher that is given by path is not."""
         teachers = self.method.facts.teachers
         trained = [name for name in teachers if getattr(self.teachers, name) is None]
         fitted = ["directions"] if self.method.shift == "mean" and self.method.asks_views else []
@@ -116,7 +116,7 @@ class Recipe:
         return {key: value for key, value in self.training.items() if key not in left_out} | own
 
     def as_dict(self) -> dict[str, Any]:
-        """The full recipe as run, defaults included, in the form that `load_recipe` reads."""
+        """Return the full recipe as run, defaults included, in the form of `load_recipe`."""
         recipe = {}
         for section in (self.method, self.model, self.data):
             recipe |= _values(section)
@@ -197,7 +197,8 @@ def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe
 def _section(
     cls: type, name: str, given: Mapping[Any, Any], problems: list[str], refused: set[str]
 ) -> Any:
-    """One dataclass of the recipe; problems are appended, as are the names of refused values.
+    """Return one dataclass of the recipe; problems are appended, as are the names of refused
+    values.
 
     A default stands in for a refused value, so that the others can still be checked.
     """
@@ -230,7 +231,7 @@ def _values(section: Any) -> dict[str, Any]:
 
 
 def _stand_in(spec: dataclasses.Field) -> Any:
-    """The default of an option, or text where it is required."""
+    """Return the default of an option, or text where it is required."""
     default = default_of(spec)
     return "missing" if default is dataclasses.MISSING else default
 
@@ -240,7 +241,7 @@ def _stand_ins(options: type) -> dict[str, Any]:
 
 
 def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> dict[str, Any]:
-    """The keys that are fields of TrainingArguments, checked."""
+    """Return the keys that are fields of TrainingArguments, checked."""
     training, wrong = {}, []
     for key in (key for key in given if key in training_annotations()):
         full, kind = full_name(section, key), training_annotations()[key]
@@ -262,7 +263,7 @@ def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> di
 
 
 def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
-    """Problems that no section can see alone."""
+    """Return problems that no section can see alone."""
     problems = []
     if not recipe.training.get("output_dir"):
         problems.append("output_dir: is missing: the folder that gets the results")
@@ -282,7 +283,7 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
 
 
 def _inherited_problems(recipe: Recipe) -> list[str]:
-    """Problems of what teachers inherit that the alignment does not have."""
+    """Return problems of what teachers inherit that the alignment does not have."""
     kinds, merged = training_annotations(), recipe.teacher_training
     if any(value_problem(key, value, kinds[key]) for key, value in merged.items()):
         return []

@@ -42,7 +42,7 @@ def as_text() -> str:
 
 
 def as_markdown() -> str:
-    """The same as tables, with the type of each key: the content of docs/recipe.md."""
+    """Return the same as tables, with the type of each key: the content of docs/recipe.md."""
     lines = [
         "# Keys of a recipe",
         "",
@@ -65,7 +65,7 @@ def as_markdown() -> str:
 
 
 def _by_method() -> list[str]:
-    """The table of the methods' own defaults."""
+    """Return the table of the methods' own defaults."""
     of_method = {name: row.defaults for name, row in METHODS.items() if row.defaults}
     lines = ["## Defaults by method", "", *textwrap.wrap(_BY_METHOD, 100), ""]
     lines += ["| key | " + " | ".join(f"`{name}`" for name in of_method) + " |"]
@@ -81,7 +81,7 @@ def _summary(cls: type) -> str:
 
 
 def _default(spec: dataclasses.Field) -> str:
-    """The default as it would stand in a recipe."""
+    """Return the default as it would stand in a recipe."""
     default = default_of(spec)
     return "required" if default is dataclasses.MISSING else as_yaml(default)
 

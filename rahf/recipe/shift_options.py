@@ -68,7 +68,7 @@ class ShiftOptions:
 
     @property
     def facts(self) -> Method:
-        """What is particular to the method: its row of the table."""
+        """Return what is particular to the method: its row of the table."""
         return METHODS[self.method]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rahf.recipe.files import HELD_OUT, held_out_split
 from rahf.recipe.keys import full_name, groups
 from rahf.recipe.layers import AUTO, resolve_layers
 from rahf.recipe.model_files import is_local, model_depth
@@ -38,6 +39,7 @@ def summary(recipe: Recipe) -> str:
         "method": _method_told(method),
         "model": f"{_with_origin(name)}{_layers_told(recipe)}",
         "data": ", ".join(map(_with_origin, paths)),
+        "held out": _held_out_told(recipe),
         "stages": ", ".join(f"{stage}{told.get(stage, '')}" for stage in recipe.stages),
         "results": recipe.training["output_dir"],
     }
@@ -62,6 +64,13 @@ def _method_told(method: Any) -> str:
         )
     length = f", vector of length {method.alpha:g}" if method.facts.random_target else ""
     return f"{method.method}{length}; weights ({method.weights_over_time}): {told}"
+
+
+def _held_out_told(recipe: Recipe) -> str:
+    split = held_out_split(recipe.data)
+    if split == HELD_OUT:
+        return f"{recipe.data.test_share:.0%} of the training prompts (test_share)"
+    return "nothing" if split is None else f"split {split}"
 
 
 def _with_origin(name: str) -> str:
@@ -100,7 +109,7 @@ def values_that_hold(recipe: Recipe) -> str:
 
 
 def _shown(recipe: Recipe, section: str, name: str, value: Any) -> list[str]:
-    """One key with its value and the mark of a default, on as many lines as it takes."""
+    """Return one key with its value and the mark of a default, on as many lines as it takes."""
     method, full = recipe.method.method, full_name(section, name)
     mark = ""
     if full not in recipe.given:
@@ -110,7 +119,7 @@ def _shown(recipe: Recipe, section: str, name: str, value: Any) -> list[str]:
 
 
 def _wrapped(name: str, value: str, indent: int) -> list[str]:
-    """A name and its value, wrapped beside it; a path is never cut."""
+    """Return a name and its value, wrapped beside it; a path is never cut."""
     return textwrap.wrap(
         value,
         _WIDTH,

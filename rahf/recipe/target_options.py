@@ -69,7 +69,7 @@ class TargetOptions:
 
     @property
     def chooses(self) -> bool:
-        """Whether layers or strength are left to the data."""
+        """Return whether layers or strength are left to the data."""
         return AUTO in (self.alpha, self.target_layers)
 
 

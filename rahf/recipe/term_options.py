@@ -65,17 +65,17 @@ class TermOptions:
 
     @property
     def compares_predictions(self) -> bool:
-        """Whether a term holds the policy's predictions against the reference's."""
+        """Return whether a term holds the policy's predictions against the reference's."""
         return bool(self.kl_weight or self.dpo_weight)
 
     @property
     def compares_retained(self) -> bool:
-        """Whether a term does so on the texts of the retain term."""
+        """Return whether a term does so on the texts of the retain term."""
         return bool(self.kl_weight) and self.kl_rows == "retain"
 
     @property
     def reads_retained(self) -> bool:
-        """Whether there are texts of a retain term at all."""
+        """Return whether there are texts of a retain term at all."""
         return bool(self.retain_weight) or self.compares_retained
 
 

@@ -127,7 +127,7 @@ def without_checkpointing(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def trackers() -> tuple[str, ...]:
-    """Names that `report_to` takes. Raises RuntimeError when the source is not found."""
+    """Return names that `report_to` takes. Raises RuntimeError when the source is not found."""
     for node in _parse("integrations/integration_utils.py").body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             [target] = node.targets
@@ -137,7 +137,7 @@ def trackers() -> tuple[str, ...]:
 
 
 def tracker_problems(report_to: str | list | None) -> list[str]:
-    """Names of `report_to` that the Trainer would refuse when the model has been loaded."""
+    """Return names of `report_to` that the Trainer would refuse when the model has been loaded."""
     if report_to in ("none", "all", ["none"], ["all"]):
         return []
     names = report_to if isinstance(report_to, list) else [report_to]
@@ -255,7 +255,7 @@ def _parse(name: str) -> ast.Module:
 
 
 def _enums(tree: ast.Module) -> dict[str, Any]:
-    """The string enums of a module: {name: Literal of the values}."""
+    """Return the string enums of a module: {name: Literal of the values}."""
     return {
         node.name: Literal[tuple(line.value.value for line in node.body if _is_text(line))]
         for node in tree.body

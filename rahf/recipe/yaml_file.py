@@ -10,7 +10,9 @@ from rahf.recipe.fields import fits
 
 
 def read_yaml(path: Path) -> tuple[dict[Any, Any], list[str]]:
-    """The mapping in a YAML file, and what is wrong with the file; each problem names the line."""
+    """Return the mapping in a YAML file, and what is wrong with the file; each problem names the
+    line.
+    """
     problems: list[str] = []
     try:
         text = path.read_text(encoding="utf-8")
@@ -129,7 +131,7 @@ def _override_value(text: str, annotation: Any) -> Any:
 def merge_overrides(
     given: Mapping[Any, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[Any, Any], list[str]]:
-    """A copy of `given` with each dotted key set; missing mappings on the way are made."""
+    """Return a copy of `given` with each dotted key set; missing mappings on the way are made."""
     merged, problems = _copy(given), []
     for dotted, value in overrides.items():
         *parents, name = dotted.split(".")

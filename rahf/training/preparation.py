@@ -23,7 +23,7 @@ from rahf.data.pairs import normalize_pairs
 from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_pairs, tokenize_texts
 from rahf.directions.fitters import Differences, MeanDifference
-from rahf.directions.vectors import Directions
+from rahf.directions.vectors import Directions, check_finite_states
 from rahf.distributed.sharding import gathered, take_over_sharding
 from rahf.generation.answers import sample_texts
 from rahf.models.adapters import base_model, frozen_pass, pad_id
@@ -205,6 +205,7 @@ def mean_shift(
         owner = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
         flat = row_mean(shift.transpose(1, 2).flatten(0, 1), owner, responses)
         means = flat.view(shift.shape[0], -1, responses).transpose(1, 2)
+        check_finite_states(means, alignment.layers, batch["row"].tolist())
         fitter.update(Differences(means, means.new_full((responses,), float(counts))))
     fitter.reduce()
     options = alignment.options

@@ -109,6 +109,7 @@ def test_validate_says_what_the_recipe_will_do(place, capsys):
         "           1, retain 0.5, sft 2",
         "  model    model, target layers 3, 4, 5 of 12",
         "  data     pairs",
+        "  held out split test",
         "  stages   contrast (steps: 3), directions, alignment (steps: 3), evaluation",
         "  results  out",
     ]

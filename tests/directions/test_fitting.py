@@ -345,6 +345,21 @@ def test_vectors_are_measured_on_the_projected_states_and_the_differences(family
     torch.testing.assert_close(measured.rms, square.sqrt(), atol=1e-5, rtol=1e-4)
 
 
+def test_states_that_are_not_finite_are_an_error_that_names_the_row(family):
+    reader = reader_of(family, "responses", "mean")
+    pairs = tiny_pairs(3)
+    with torch.no_grad():  # the only row that has this token
+        reader.model.get_input_embeddings().weight[pairs[1]["prompt_ids"][0]] = math.nan
+    rows = [{**pair, "row": f"r{index}"} for index, pair in enumerate(pairs)]
+    told = [
+        row["row"]
+        for row in rows
+        if pairs[1]["prompt_ids"][0] in row["prompt_ids"] + row["chosen_ids"]
+    ]
+    with pytest.raises(ValueError, match=f"row {told[0]}: its hidden states in layer 0 are not"):
+        reader(rows)
+
+
 def test_one_pair_is_too_few(family):
     with pytest.raises(ValueError, match=r"1 pairs cannot be split"):
         fitted_on(family, tiny_dataset(1))

@@ -1,8 +1,11 @@
+import json
+import math
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from rahf.directions.vectors import FILE_NAME, Directions
+from rahf.directions.vectors import FILE_NAME, Directions, check_finite_states
 
 
 def some_directions():
@@ -109,3 +112,57 @@ def test_directions_of_other_layers_or_widths_do_not_go_together():
         directions + directions.only((2, 9))
     with pytest.raises(ValueError, match="have 4 dimensions"):
         directions.cosine(Directions((2, 9, 10), torch.zeros(3, 4)))
+
+
+def written(path, tensors, **metadata):
+    save_file(tensors, path, {"rahf": json.dumps(metadata)})
+    return path
+
+
+RIGHT = torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "said"),
+    [
+        ({"layer.1": torch.tensor([1.0, math.nan])}, {}, r"layers \[1\] are not finite"),
+        ({"layer.1": RIGHT, "layer.3": RIGHT * math.inf}, {}, r"layers \[3\] are not finite"),
+        ({"layer.1": RIGHT, "layer.2": torch.ones(5)}, {}, "should be vectors of one width"),
+        ({"layer.1": torch.ones(2, 2)}, {}, "should be vectors of one width"),
+        ({"layer.99": RIGHT}, {"depth": "4"}, "hold layer 99, the model 4 blocks"),
+        ({"layer.x": RIGHT}, {}, "no tensors named 'layer.N'"),
+    ],
+)
+def test_directions_that_cannot_be_right_are_refused_with_their_file(
+    tmp_path, tensors, metadata, said
+):
+    path = written(tmp_path / "a.safetensors", tensors, **metadata)
+    with pytest.raises(ValueError, match=rf"a\.safetensors.*{said}"):
+        Directions.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"half a file of something", b"\xff" * 40])
+def test_a_damaged_file_is_refused_with_its_name(tmp_path, content):
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(ValueError, match=r"directions\.safetensors is damaged or no safetensors"):
+        Directions.load(tmp_path)
+
+
+@pytest.mark.parametrize("layers", [(1, 1), (-1, 2)])
+def test_layers_are_block_numbers_each_once(layers):
+    with pytest.raises(ValueError, match="not block numbers from 0, each once"):
+        Directions(layers, torch.zeros(2, 4))
+
+
+def test_what_is_not_finite_is_neither_made_nor_saved():
+    directions = some_directions()
+    with pytest.raises(ValueError, match=r"layers \[2, 9, 10\] are not finite"):
+        directions * math.inf
+
+
+def test_states_that_are_not_finite_are_named_by_row_and_layer():
+    states = torch.zeros(2, 3, 4)
+    check_finite_states(states, (5, 6), "abc")
+    states[1, 2, 0] = math.nan
+    with pytest.raises(ValueError, match="row c: its hidden states in layer 6 are not finite"):
+        check_finite_states(states, (5, 6), "abc")

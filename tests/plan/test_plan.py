@@ -21,6 +21,7 @@ from rahf.data.rows import packed_rows
 from rahf.distributed.accelerate import Launch, read_launch
 from rahf.models.capture import Narrowed, find_blocks, replaced_blocks
 from rahf.models.lora_targets import oriented
+from rahf.models.packing import use_packed_attention
 from rahf.models.scoring import scored_together
 from rahf.models.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
 from rahf.plan.command import PlanOptions, case_of
@@ -278,6 +279,20 @@ def recipe(**keys):
 def case(architecture="llama", launch=None, rows=8, **keys):
     made = recipe(**keys)
     return Case(made, decoder_of(architecture), launch or Launch(), bounds(made), rows)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_are_planned_packed_where_the_models_default_attention_takes_them(architecture):
+    model = AutoModelForCausalLM.from_config(_CONFIGS[architecture]())
+    assert case(architecture).packed == use_packed_attention(model)
+    assert not case(architecture, packing=False).packed
+    assert not case(architecture, attn_implementation="eager").packed
+    assert formats_of(case(architecture), "alignment").attention == case(architecture).attention
+
+
+def test_dropout_of_the_base_costs_nothing_since_it_is_off():
+    config = _CONFIGS["gpt2"]().to_dict()
+    assert read_decoder({**config, "resid_pdrop": 0.1}, "gpt2") == read_decoder(config, "gpt2")
 
 
 @pytest.mark.parametrize("shift", ["token", "mean"])

@@ -175,6 +175,30 @@ def test_rotary_positions_and_padding_inside_the_embedding_are_taken(write):
     checked_recipe(write({"max_position_embeddings": 64}, pad))
 
 
+@pytest.mark.parametrize(
+    ("layers", "width", "said"),
+    [
+        ([1, 6], 9, "is of another model than one of width 8"),
+        ([1, 99], 8, "holds layer 99, the model 8 blocks"),
+        ([], 8, "holds no tensors named 'layer.N'"),
+        (None, 8, "is damaged or no safetensors file"),
+    ],
+)
+def test_directions_of_another_model_are_told_before_anything_is_loaded(
+    write, tmp_path, layers, width, said
+):
+    path = tmp_path / "directions.safetensors"
+    header = {
+        f"layer.{layer}": {"dtype": "F32", "shape": [width], "data_offsets": [0, 0]}
+        for layer in layers or ()
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(b"x" * 40 if layers is None else len(text).to_bytes(8, "little") + text)
+    [problem] = problems(write(method="direction", directions=str(path)))
+    assert problem.startswith("directions: ")
+    assert said in problem
+
+
 @pytest.mark.parametrize("size", [10**9, 0, -1, 2.0, float("inf"), "x", True])
 def test_a_plan_takes_no_absurd_shape(size):
     with pytest.raises(ValueError, match=r"m: num_hidden_layers: .* is not a whole number from 1"):
