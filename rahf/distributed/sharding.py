@@ -7,8 +7,10 @@ method.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,19 +77,26 @@ def _uses_deepspeed() -> bool:
 
 
 def load_placed(
-    name: str, device: torch.device | None, options: Mapping[str, Any]
+    name: str,
+    device: torch.device | None,
+    options: Mapping[str, Any],
+    depth: int | None = None,
 ) -> PreTrainedModel:
-    """The model `name` with `options` of from_pretrained: whole on `device`, or this rank's pieces.
+    """Load the model `name` with `options` of from_pretrained: whole on `device`, or this rank's
+    shard.
 
     Args:
         device: None where `options` place it.
+        depth: the number of decoder blocks that are loaded; None: all.
 
     Raises:
-        ValueError: quantised weights in pieces; a release of transformers that cannot cut while it
-            loads.
+        ValueError: tensors are missing or left over; quantised weights that are to be sharded; a
+            release of transformers that cannot shard while it loads.
     """
+    options = {"output_loading_info": True, **options}
     if not is_sharded():
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(name, **options)
+        refuse_incomplete(name, report, depth)
         placed = is_deepspeed_zero3_enabled() or device is None
         return model if placed else model.to(device)
     if "quantization_config" in options:
@@ -96,13 +105,42 @@ def load_placed(
             "weights are not cut into pieces. Use accelerate_configs/ddp.yaml, where every rank "
             "holds them whole, or leave the quantisation away."
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(
         name, distributed_config=_distributed_config(), **options
     )
+    refuse_incomplete(name, report, depth)
     # The Trainer would neither checkpoint nor, over gloo, average adapters beside such a base. DDP
     # does: see leave_to_data_parallelism.
     set_existing(model, "_is_distributed_loading_by_transformers", False)
     return model
+
+
+def refuse_incomplete(
+    name: str | Path, report: Mapping[str, set[str]], depth: int | None = None
+) -> None:
+    """Refuse weights whose names are not those of the model: what is missing would be random.
+
+    Args:
+        report: `missing_keys` and `unexpected_keys` of loading.
+        depth: the number of decoder blocks that were wanted; those above it may be left over.
+
+    Raises:
+        ValueError: a tensor is missing or left over.
+    """
+    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+    if depth is not None:
+        numbers = {key: re.search(r"\.(\d+)\.", key) for key in unexpected}
+        unexpected = {key for key, found in numbers.items() if not found or int(found[1]) < depth}
+    problems = [
+        f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
+        for keys, what in ((missing, "tensors are missing"), (unexpected, "tensors fit no module"))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"the weights in {name} are not those of its configuration: {'; '.join(problems)}. "
+            "Give the whole folder as save_pretrained wrote it, with the base it was made for."
+        )
 
 
 def _distributed_config() -> Any:

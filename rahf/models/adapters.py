@@ -4,32 +4,21 @@ from.
 Everything that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    AutoPeftModelForSequenceClassification,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
-from rahf.distributed.sharding import load_placed, without_engine
-from rahf.foreign_warnings import new_head_expected
+from rahf.distributed.sharding import load_placed, refuse_incomplete, without_engine
 from rahf.models.capture import find_blocks
 from rahf.models.dropout import turn_off_dropout
 from rahf.models.lora_targets import on_blocks, report_untouched_experts
@@ -77,7 +66,7 @@ def load_model(
     """
     if is_adapter(name):
         base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
-        model = PeftModel.from_pretrained(base_model(base, init_kwargs), str(name))
+        model = put_adapter(base_model(base, init_kwargs), name)
     elif base is not None:
         raise ValueError(
             f"{name} is no adapter, so it takes no base ({base}); leave the base away."
@@ -87,25 +76,29 @@ def load_model(
     return model.eval() if device is None else model.eval().to(device)
 
 
-def load_classifier(
-    name: str | Path, init_kwargs: Mapping[str, Any], device: torch.device
-) -> PreTrainedModel | PeftModel:
-    """A sequence classifier, or an adapter that is one on its base, to be asked."""
-    if is_adapter(name):
-        with new_head_expected():  # the adapter brings it
-            model = AutoPeftModelForSequenceClassification.from_pretrained(
-                str(name), num_labels=1, **init_kwargs
-            )
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(str(name), **init_kwargs)
-    return model.eval().to(device)
+def put_adapter(
+    model: PreTrainedModel | PeftModel,
+    folder: str | Path,
+    name: str = POLICY,
+    *,
+    trainable: bool = False,
+) -> PeftModel:
+    """Put the adapter in `folder` on `model`, every tensor of it.
 
-
-def label_count(name: str | Path, **options: Any) -> int:
-    """How many scores `load_classifier(name, ...)` gives a text; reads no weights."""
-    if is_adapter(name):
-        return 1
-    return AutoConfig.from_pretrained(str(name), **options).num_labels
+    Raises:
+        ValueError: tensors of the adapter are missing, or belong to no module of `model`.
+    """
+    options = {"adapter_name": name, "is_trainable": trainable}
+    if not isinstance(model, PeftModel):
+        with warnings.catch_warnings():  # what is missing is an error below
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            model = PeftModel.from_pretrained(model, str(folder), **options)
+    report = model.load_adapter(str(folder), **options)
+    missing = {key for key in report.missing_keys if f".{name}." in key}
+    refuse_incomplete(
+        folder, {"missing_keys": missing, "unexpected_keys": set(report.unexpected_keys)}
+    )
+    return model
 
 
 def load_tokenizer_of(
@@ -214,7 +207,7 @@ def _copy_of(start: str | Path | PreTrainedModel, base: PreTrainedModel) -> Peft
             "(model_name_or_path) and set reference: base."
         )
     check_same_base(start, base_name(base))
-    return PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
+    return put_adapter(base, start, trainable=True)
 
 
 def add_teachers(
@@ -233,7 +226,7 @@ def add_teachers(
                 full[name] = teacher.requires_grad_(False).eval()
             elif is_adapter(teacher):
                 check_same_base(teacher, base_name(model))
-                model.load_adapter(str(teacher), adapter_name=name, is_trainable=False)
+                put_adapter(model, teacher, name)
             else:
                 with without_engine():
                     full[name] = load_blocks(teacher, depth, model.device, dtype=model.dtype)
@@ -252,7 +245,7 @@ def load_blocks(
     """The first `depth` blocks of a full model, frozen; those above are never read."""
     config = AutoConfig.from_pretrained(folder)
     config.get_text_config().num_hidden_layers = depth
-    model = load_placed(str(folder), device, {"config": config, **loading})
+    model = load_placed(str(folder), device, {"config": config, **loading}, depth)
     return model.requires_grad_(False).eval()
 
 
@@ -298,21 +291,39 @@ def frozen_pass(model: PeftModel, adapter: str | None) -> Iterator[None]:
     """Let `model` speak as one of its adapters, or as the base (None), with no gradient and no
     dropout.
 
-    Restores the policy, its training mode and what is trainable.
+    Restores what was active (the policy, or what an outer pass had chosen), the training mode and
+    what is trainable.
+
+    Raises:
+        ValueError: the model has no such adapter.
     """
-    parameters, training, active = trainable(model), model.training, model.active_adapter
-    if adapter is None:
-        model.base_model.disable_adapter_layers()
-    else:
-        model.base_model.set_adapter(adapter, inference_mode=True)
+    if adapter is not None and adapter not in model.peft_config:
+        raise ValueError(
+            f"the model has no adapter {adapter!r}: it has {', '.join(model.peft_config)}."
+        )
+    tuner = model.base_model
+    before, off = tuner.active_adapter, _adapters_off(model)
+    parameters, training = trainable(model), model.training
+    _activate(tuner, before if adapter is None else adapter, off=adapter is None)
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        if adapter is None:
-            model.base_model.enable_adapter_layers()
-        model.base_model.set_adapter(active, inference_mode=True)
+        _activate(tuner, before, off=off)
         for parameter in parameters:
             parameter.requires_grad_(True)
         model.train(training)
+
+
+def _activate(tuner: BaseTuner, adapter: str | list[str], *, off: bool) -> None:
+    """Make an adapter the active one, and turn all of them off or on."""
+    tuner.enable_adapter_layers()
+    tuner.set_adapter(adapter, inference_mode=True)
+    if off:
+        tuner.disable_adapter_layers()
+
+
+def _adapters_off(model: nn.Module) -> bool:
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return any(layer.disable_adapters for layer in layers)
