@@ -20,8 +20,8 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.distributed.sharding import load_placed, refuse_incomplete, without_engine
 from rahf.models.capture import find_blocks
-from rahf.models.dropout import turn_off_dropout
 from rahf.models.lora_targets import on_blocks, report_untouched_experts
+from rahf.models.own_training import turn_off_dropout, turn_off_router_logits
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -194,6 +194,7 @@ def attach_policy(
         # arrives.
         block.requires_grad_(False)
     turn_off_dropout(model)
+    turn_off_router_logits(model)
     return model
 
 

@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from rahf.distributed.sharding import gathered
+from rahf.models.own_training import turn_off_router_logits
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
         Whether the model takes packed rows now. A model for which packing is wrong is left as it
         was, and a warning names its family and the reason, once.
     """
+    turn_off_router_logits(model)
     if model.config.get_text_config()._attn_implementation == "sdpa" and model not in _padded:
         AttentionInterface.register(PACKED, packed_attention)
         AttentionMaskInterface.register(PACKED, sdpa_mask)
