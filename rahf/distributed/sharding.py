@@ -1,8 +1,8 @@
-"""A frozen base in pieces over the ranks (FSDP2), gathered block by block while it runs.
+"""A frozen base sharded across ranks (FSDP2), gathered block by block while it runs.
 
-The base is cut while it is loaded, so that no rank ever holds it whole and frozen stages are
-sharded like trained ones. Adapters stay whole on every rank and are averaged by DDP: optimiser,
-checkpoints and averaging are those of plain data parallelism. Knows launches and loading; knows no
+The base is sharded while it is loaded, so that no rank ever holds it whole. Frozen stages are
+sharded as well as trained ones. Adapters stay whole on every rank and are averaged by DDP:
+optimiser and checkpoints are those of plain data parallelism. Knows launches and loading; knows no
 method.
 """
 
@@ -26,16 +26,16 @@ from rahf.distributed.accelerate import NOT_READ
 from rahf.overrides import set_existing
 
 ASKED = "RAHF_SHARD_BASE"
-"""Environment variable under which the wish of the launch is kept for the rest of the process."""
+"""Environment variable that keeps the launch's request for the rest of the process."""
 
 
 def take_over_sharding() -> None:
-    """Let accelerate see plain data parallelism where the launch asks for FSDP: rahf cuts the base.
+    """Show accelerate plain data parallelism where the launch sets FSDP: rahf shards the base.
 
     Has to run before the first `Accelerator` is made; calling it again changes nothing.
 
     Raises:
-        ValueError: the launch asks for what rahf does not do its way.
+        ValueError: the launch sets a key of FSDP that rahf does not read.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
@@ -47,14 +47,15 @@ def take_over_sharding() -> None:
 
 
 def is_sharded() -> bool:
-    """Whether this process loads its base in pieces."""
+    """Return whether this process loads its base sharded."""
     return parse_flag_from_env(ASKED) and PartialState().num_processes > 1
 
 
 @contextmanager
 def without_engine() -> Iterator[None]:
-    """What is loaded here is not trained and gets no DeepSpeed engine: under ZeRO-3 it is cut as by
-    FSDP.
+    """Load models without a DeepSpeed engine, because they are not trained.
+
+    Under ZeRO-3 they are sharded as by FSDP.
     """
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if not (is_deepspeed_zero3_enabled() or (_uses_deepspeed() and stage == "3")):
@@ -102,8 +103,8 @@ def load_placed(
     if "quantization_config" in options:
         raise ValueError(
             "load_in_4bit and load_in_8bit cannot be combined with FSDP or ZeRO-3: quantised "
-            "weights are not cut into pieces. Use accelerate_configs/ddp.yaml, where every rank "
-            "holds them whole, or leave the quantisation away."
+            "weights are not sharded. Use accelerate_configs/ddp.yaml, where every rank holds "
+            "them whole, or omit the quantisation."
         )
     model, report = AutoModelForCausalLM.from_pretrained(
         name, distributed_config=_distributed_config(), **options
@@ -150,17 +151,16 @@ def _distributed_config() -> Any:
         return DistributedConfig(fsdp_size=PartialState().num_processes)
     except (ImportError, TypeError):
         raise ValueError(
-            f"transformers {transformers.__version__} cannot load a model in pieces "
+            f"transformers {transformers.__version__} cannot load a sharded model "
             '(DistributedConfig with fsdp_size): pip install "transformers>=5.23,<6", or launch '
             "without FSDP."
         ) from None
 
 
 def leave_to_data_parallelism(model: nn.Module) -> None:
-    """Let DDP average the trained parameters and pass over all others.
+    """Let DDP average the trained parameters and ignore all others.
 
-    Frozen weights are the same on every rank as they were loaded; pieces of them are not DDP's to
-    synchronise.
+    Frozen weights are the same on every rank as they were loaded; DDP need not synchronise shards.
     """
     ignored = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     ignored += [name for name, _ in model.named_buffers()]
@@ -169,7 +169,7 @@ def leave_to_data_parallelism(model: nn.Module) -> None:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """The whole base on every rank, where DeepSpeed has cut it and no engine gathers it yet."""
+    """Gather the whole base on every rank, where DeepSpeed has sharded it without an engine."""
     if not is_deepspeed_zero3_enabled():
         yield
         return

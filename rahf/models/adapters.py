@@ -1,7 +1,6 @@
-"""Adapters on one copy of the base weights: the policy (`default`) beside the teachers it learns
-from.
+"""Adapters on one copy of the base weights: the policy (`default`) beside its teachers.
 
-Everything that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
+All that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
 """
 
 import warnings
@@ -30,7 +29,7 @@ looks for it.
 
 
 def base_name(model: str | nn.Module) -> str:
-    """Name or folder of the base of `model`."""
+    """Return the name or folder of the base of `model`."""
     return model if isinstance(model, str) else model.config._name_or_path
 
 
@@ -39,11 +38,11 @@ def base_model(
     init_kwargs: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise.
+    """Return `model` itself, or load the model of that name, in float32 by default.
 
     Args:
         device: where a model given by name is put; None where `init_kwargs` place it. Under FSDP
-            it is loaded in pieces.
+            it is sharded across ranks.
     """
     if not isinstance(model, str):
         return model
@@ -56,7 +55,7 @@ def load_model(
     device: torch.device | None = None,
     base: str | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """A model, or an adapter on its base, to be asked and not trained.
+    """Load a model, or an adapter on its base, in evaluation mode.
 
     Args:
         base: in place of the base that the adapter's configuration names.
@@ -68,9 +67,7 @@ def load_model(
         base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
         model = put_adapter(base_model(base, init_kwargs), name)
     elif base is not None:
-        raise ValueError(
-            f"{name} is no adapter, so it takes no base ({base}); leave the base away."
-        )
+        raise ValueError(f"{name} is no adapter, so it takes no base ({base}); omit the base.")
     else:
         model = base_model(str(name), init_kwargs)
     return model.eval() if device is None else model.eval().to(device)
@@ -104,7 +101,7 @@ def put_adapter(
 def load_tokenizer_of(
     name: str | Path, base: str | None = None, **options: Any
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies with a model or adapter, or that of the adapter's base."""
+    """Load the tokenizer beside a model or adapter, or that of the adapter's base."""
     own = cached_file(
         str(name), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False
     )
@@ -119,8 +116,8 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def fingerprint(name: str | Path) -> list[str]:
-    """Name, size and time of the files of weights in a local folder: what changes when a model is
-    trained anew. Empty for a name of the Hub.
+    """Return name, size and time of the weight files in a local folder, which change when a model
+    is retrained. Empty for a name of the Hub.
     """
     return sorted(
         f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
@@ -130,7 +127,7 @@ def fingerprint(name: str | Path) -> list[str]:
 
 @contextmanager
 def scaled(model: PeftModel, adapter: str, factor: float) -> Iterator[None]:
-    """Let one adapter's update count by a factor."""
+    """Multiply one adapter's update by a factor."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
     for layer in layers:
@@ -145,7 +142,7 @@ def scaled(model: PeftModel, adapter: str, factor: float) -> Iterator[None]:
 
 @contextmanager
 def at_strength(model: nn.Module, strength: float | int | None) -> Iterator[None]:
-    """Let `model` speak with its policy at a strength; 0: as the base, None: as it is set now."""
+    """Run `model` with its policy at a strength; 0: as the base, None: as it is set now."""
     if strength is None or not isinstance(model, PeftModel):
         assert not strength, "a model without an adapter has strength 0"
         yield
@@ -158,7 +155,7 @@ def at_strength(model: nn.Module, strength: float | int | None) -> Iterator[None
 
 
 def depth_of(model: nn.Module) -> int:
-    """Number of decoder blocks."""
+    """Return the number of decoder blocks."""
     return len(find_blocks(model).modules)
 
 
@@ -236,14 +233,14 @@ def add_teachers(
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether `folder`, or the repository of that name, holds an adapter and no full model."""
+    """Return whether `folder`, or the repository of that name, holds an adapter."""
     return find_adapter_config_file(str(folder)) is not None
 
 
 def load_blocks(
     folder: str | Path, depth: int, device: torch.device | None = None, **loading
 ) -> PreTrainedModel:
-    """The first `depth` blocks of a full model, frozen; those above are never read."""
+    """Load the first `depth` blocks of a full model, frozen; those above are never read."""
     config = AutoConfig.from_pretrained(folder)
     config.get_text_config().num_hidden_layers = depth
     model = load_placed(str(folder), device, {"config": config, **loading}, depth)
@@ -266,12 +263,12 @@ def check_same_base(folder: str | Path, base_name: str) -> None:
 
 
 def same_model(first: str, second: str) -> bool:
-    """Whether two model names mean one model: equal, or one folder written in two ways."""
+    """Return whether two names mean one model: equal, or one folder written in two ways."""
     return first == second or Path(first).resolve() == Path(second).resolve()
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that receive a gradient."""
+    """Return the parameters that receive a gradient."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -289,8 +286,7 @@ def keeping_trainable(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_pass(model: PeftModel, adapter: str | None) -> Iterator[None]:
-    """Let `model` speak as one of its adapters, or as the base (None), with no gradient and no
-    dropout.
+    """Run `model` as one of its adapters, or as the base (None), without gradients and dropout.
 
     Restores what was active (the policy, or what an outer pass had chosen), the training mode and
     what is trainable.

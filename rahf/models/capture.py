@@ -1,5 +1,5 @@
-"""Decoder blocks of a model: find them, stop after one, record what they put out. The only place
-that knows the layer index.
+"""Decoder blocks of a model: find them, stop after one, record their outputs. The only place that
+knows the layer index.
 
 Layer `l` is decoder block `l`, counted from 0; its hidden state is the residual stream after it,
 before any final norm. Knows models, not losses. Recording taps stand around a block, outside of its
@@ -29,7 +29,7 @@ def without_adapters(model: nn.Module) -> nn.Module:
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """The list of decoder blocks of a causal language model, with or without adapters.
+    """Return the list of decoder blocks of a causal language model, with or without adapters.
 
     Raises:
         ValueError: no list of `num_hidden_layers` blocks hangs directly on the decoder.
@@ -63,7 +63,7 @@ class AroundBlock(nn.Module):
 
 
 class Tap(AroundBlock):
-    """Hands a copy of the wanted positions of the block's output to `recorded`."""
+    """Copies the wanted positions of the block's output to `recorded`."""
 
     def __init__(
         self, block: nn.Module, layer: int, positions: Tensor, recorded: dict[int, Tensor]
@@ -117,7 +117,7 @@ class Recording:
         self._by_layer: dict[int, Tensor] = {}
 
     def stack(self) -> Float[Tensor, "layers tokens d_model"]:
-        """Recorded states in float32, in the order in which the layers were asked for."""
+        """Return the recorded states in float32, in the order of the layers given."""
         return torch.stack([self._by_layer[layer] for layer in self._layers])
 
 
@@ -135,10 +135,10 @@ def record(
     Args:
         model: the unwrapped model; the forward may go through a wrapper of it.
         positions: indices into the flattened [batch * seq] tokens.
-        stop: leave out every block above the last recorded one. The forward's logits are then
+        stop: skip every block above the last recorded one. The forward's logits are then
             meaningless.
-        tokens_above: of a pack, the first tokens, with which alone the blocks above the last
-            recorded one go on; there are no logits of the others. None: with all.
+        tokens_above: how many of the first tokens of a pack the blocks above the last recorded one
+            read; the other tokens get no logits. None: all.
     """
     blocks = find_blocks(model)
     recording, lower = Recording(layers), max(layers) + 1
