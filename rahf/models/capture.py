@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class Blocks(NamedTuple):
@@ -32,18 +33,30 @@ def find_blocks(model: nn.Module) -> Blocks:
     """Return the list of decoder blocks of a causal language model, with or without adapters.
 
     Raises:
-        ValueError: no list of `num_hidden_layers` blocks hangs directly on the decoder.
+        ValueError: no list of `num_hidden_layers` blocks hangs directly on the decoder, nor does
+            one such list hang on a model inside.
     """
-    decoder = without_adapters(model).get_decoder()
-    depth = decoder.config.get_text_config().num_hidden_layers
-    for name, child in decoder.named_children():
-        if isinstance(child, nn.ModuleList) and len(child) == depth:
-            return Blocks(decoder, name, child)
+    base = without_adapters(model)
+    decoder, depth = base.get_decoder(), base.config.get_text_config().num_hidden_layers
+    if found := _lists(decoder, depth):
+        return found[0]
+    # Some models return another module than their decoder (ModernBERT: the head).
+    inside = [part for part in base.modules() if isinstance(part, PreTrainedModel)]
+    if len(found := [blocks for part in inside for blocks in _lists(part, depth)]) == 1:
+        return found[0]
     raise ValueError(
         f"{type(decoder).__name__} has no list of its {depth} decoder blocks as a direct child, so "
         "their hidden states cannot be read. Its children are "
         f"{[name for name, _ in decoder.named_children()]}."
     )
+
+
+def _lists(owner: nn.Module, depth: int) -> list[Blocks]:
+    return [
+        Blocks(owner, name, child)
+        for name, child in owner.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
 
 
 class AroundBlock(nn.Module):

@@ -72,6 +72,8 @@ def response_logits(
     logits: Float[Tensor, "rows columns vocab"], response_mask: Tensor, columns: Tensor
 ) -> Float[Tensor, "tokens vocab"]:
     """Return the logits that predict response tokens, packed, from logits kept at `columns`."""
+    if logits.shape[1] > len(columns):  # a model that ignores logits_to_keep (xLSTM)
+        logits = logits[:, columns]
     return logits[response_mask[:, columns + 1]].float()
 
 
