@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rahf.artifacts import alone, identity_of, read_json, write_json
 from rahf.evaluation.measures import HeldOut, measure_model
 from rahf.judges.judge import prompt_hash
+from rahf.models.adapters import put_adapter
 
 
 def measure_kept(
@@ -47,7 +47,7 @@ def measure_kept(
             print(progress, flush=True)
             model = load_base()
             if adapter:
-                model = PeftModel.from_pretrained(model, adapter)
+                model = put_adapter(model, adapter)
             found = measure_model(model.eval(), tokenizer, held_out, missing)
             known |= {each.strength: each.as_dict() for each in found}
             write_json(path, {"made_with": made_with, "measures": list(known.values())})

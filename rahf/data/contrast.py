@@ -1,8 +1,8 @@
 """Contrasting views of one response: from tokenised pairs to the batch that the alignment reads.
 
-A response stands in up to three blocks of rows. `reference` is the prompt as it is; `positive` and
-`negative` say the very same response ids after a prompt that carries an instruction, and are left
-out where the views differ in their adapter alone (DUAL). Retained texts follow the responses in the
+A response stands in up to three blocks of rows. `reference` is the prompt as it is. `positive` and
+`negative` hold the same response ids after a prompt that carries an instruction. They are omitted
+where the views differ only in their adapter (DUAL). Retained texts follow the responses in the
 `reference` block. Knows no model and no loss.
 
 A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one retained text each,
@@ -57,8 +57,8 @@ Batch = dict[str, Any]
 class Responses(torch.utils.data.Dataset):
     """One item per response to align, drawn from rows of tokenised pairs.
 
-    `random` takes one side of each pair, drawn anew every epoch from (seed, epoch, row) alone, so
-    that a resumed run sees what the uninterrupted one would have seen. Item `i` carries retained
+    `random` draws one side of each pair in every epoch, from (seed, epoch, row) only, so that a
+    resumed run sees what the uninterrupted one would have seen. Item `i` carries retained
     text `i mod len(retain)`.
     """
 
@@ -73,7 +73,7 @@ class Responses(torch.utils.data.Dataset):
         self._source = source
         self._retain = retain
         self._seed = seed
-        # In shared memory: workers that live on hold a copy of the data set from their start.
+        # In shared memory: persistent workers hold a copy of the data set from their start.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -109,14 +109,14 @@ class Responses(torch.utils.data.Dataset):
 
 
 def retained_name(text: int) -> str:
-    """Name of a retained text among the items of batches."""
+    """Return the name of a retained text among the items of batches."""
     return f"retained/{text}"
 
 
 class PairsTogether(torch.utils.data.Sampler):
     """Both responses of a pair one after the other, the pairs in a new order every epoch.
 
-    The order follows from (seed, epoch) alone, as `Responses` does.
+    The order follows from (seed, epoch) only, as `Responses` does.
     """
 
     def __init__(self, pairs: int, seed: int):
@@ -137,7 +137,7 @@ class PairsTogether(torch.utils.data.Sampler):
 
 
 def aligned_mask(rows: Rows, positions: Positions, tail_tokens: int) -> Tensor:
-    """Which states are aligned, [rows, seq] bool.
+    """Return which states are aligned, [rows, seq] bool.
 
     `response` is the response tokens (published); `response_and_tail` the response and the last
     `tail_tokens` of the prompt before it.
@@ -150,7 +150,7 @@ def aligned_mask(rows: Rows, positions: Positions, tail_tokens: int) -> Tensor:
 
 
 def earlier(rows: Rows, columns: int) -> Tensor:
-    """The response mask moved left by some columns within each row, False entering on the right."""
+    """Move the response mask left by some columns within each row; False enters on the right."""
     mask, owner = (
         nn.functional.pad(rows[name][:, columns:], (0, columns), value=outside)
         for name, outside in (("response_mask", False), ("owner", -1))
@@ -160,7 +160,7 @@ def earlier(rows: Rows, columns: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ContrastCollator:
-    """Items of `Responses` to one batch; see the module docstring for its tensors."""
+    """Turns items of `Responses` into one batch; see the module docstring for its tensors."""
 
     pad_token_id: int
     positions: Positions = "response"
@@ -202,7 +202,7 @@ class ContrastCollator:
         return batch
 
     def retained_rows(self, texts: Sequence[list[int]]) -> Rows:
-        """A block of retained texts alone, as they stand behind responses in `reference`."""
+        """Return a block of retained texts only, as they stand behind responses in `reference`."""
         rows = self._rows([[] for _ in texts], list(texts))
         return with_aligned(rows, rows["response_mask"])
 

@@ -16,7 +16,7 @@ Pairs = Dataset | Sequence[Mapping[str, Any]]  # tokenised
 Rows = dict[str, Any]  # a block of rows: tensors; where it is packed, the list `spans`
 Span = tuple[int, int]
 LEAST_SHARED = 16
-"""Tokens; for fewer, putting them together in each attention costs more than it saves."""
+"""Tokens; sharing fewer costs more in each attention than it saves."""
 
 TOKENWISE = ("input_ids", "attention_mask", "position_ids", "response_mask", "owner", "scored")
 
@@ -60,7 +60,7 @@ def sequence_rows(
 def rows_of_ids(
     prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_token_id: int, packed: bool
 ) -> Rows:
-    """One block of rows, packed or padded on the right."""
+    """Return one block of rows, packed or padded on the right."""
     if packed:
         return packed_rows(prompts, responses)
     return sequence_rows(prompts, responses, pad_token_id)
@@ -69,12 +69,12 @@ def rows_of_ids(
 def packed_rows(
     prompts: Sequence[list[int]], responses: Sequence[list[int]], own_tail: int = 1
 ) -> Rows:
-    """Prompt + response rows one after the other: what `sequence_rows` returns, all [1, tokens],
-    less the attention mask, since nothing is padding.
+    """Put prompt + response rows one after the other, all [1, tokens].
 
-    The beginning of a prompt that an earlier row has as well stands there alone: both responses of
-    a pair, and all rows under one instruction, share it. `spans` says of each row where its tokens
-    stand; the last span is its own.
+    Returns what `sequence_rows` returns, less the attention mask, since nothing is padding. The
+    beginning of a prompt that an earlier row has as well is stored only there. Both responses of a
+    pair, and all rows under one instruction, share it. `spans` are the places of each row's tokens;
+    the last span is its own.
 
     Args:
         own_tail: prompt tokens, from its end, that are never shared, because states or predictions
@@ -99,7 +99,7 @@ def packed_rows(
 def _shared_spans(
     wanted: list[int], earlier: Sequence[list[int]], spans: Sequence[list[Span]]
 ) -> list[Span]:
-    """Where the longest beginning of `wanted` that an earlier prompt has stands; empty if short."""
+    """Find the longest beginning of `wanted` that an earlier prompt has; empty if it is short."""
     longest, source = 0, 0
     for row, prompt in enumerate(earlier):
         same = next(
@@ -120,7 +120,7 @@ def _shared_spans(
 
 
 def row_count(rows: Rows) -> int:
-    """Number of rows of a block, packed or padded."""
+    """Return the number of rows of a block, packed or padded."""
     return len(rows["spans"] if "spans" in rows else rows["input_ids"])
 
 

@@ -16,7 +16,8 @@ NOT_READ = {
     "fsdp_activation_checkpointing": "set activation_checkpointing: true in the recipe",
     "fsdp_offload_params": "use accelerate_configs/zero3_offload.yaml",
 }
-"""Keys of FSDP that rahf, which cuts the base itself, does not follow, and what to do instead."""
+"""Keys of FSDP that rahf does not read, because it shards the base itself, and what to do instead.
+"""
 
 
 class Launch(NamedTuple):
@@ -35,16 +36,15 @@ class Launch(NamedTuple):
 
     @property
     def shards_gradients(self) -> bool:
-        """Whether gradients and optimiser state are in pieces; beside an FSDP base adapters are
-        whole.
+        """Return whether gradients and optimiser state are sharded.
+
+        Beside an FSDP base adapters are whole.
         """
         return self.engine in ("zero2", "zero3") and self.processes > 1
 
     @property
     def casts_weights(self) -> bool:
-        """Whether mixed precision makes all weights 16 bits wide (DeepSpeed) in place of
-        autocast.
-        """
+        """Return whether mixed precision casts all weights to 16 bits (DeepSpeed), not autocast."""
         return self.engine in ("zero2", "zero3")
 
     def told(self) -> str:
@@ -65,7 +65,7 @@ class Launch(NamedTuple):
 def read_launch(
     name: str | None, processes: int | None = None, training: Mapping[str, Any] | None = None
 ) -> Launch:
-    """The launch of an accelerate configuration: a file, or NAME of accelerate_configs/NAME.yaml.
+    """Read the launch of an accelerate configuration: a file, or a NAME as in `find_config`.
 
     Args:
         processes: in place of the file's own number.
@@ -84,8 +84,9 @@ def read_launch(
 
 
 def find_config(name: str) -> Path:
-    """File of an accelerate configuration: `name` itself, or NAME of accelerate_configs/NAME.yaml,
-    here or in the checkout that rahf runs from.
+    """Find the file of an accelerate configuration: `name`, or accelerate_configs/NAME.yaml.
+
+    The folder is looked for here and in the checkout that rahf runs from.
 
     Raises:
         ValueError: there is no such file.
@@ -102,7 +103,7 @@ def find_config(name: str) -> Path:
 
 
 def names_port(config: Path) -> bool:
-    """Whether a file says where the ranks meet, or has several machines, which must agree on it."""
+    """Return whether a file sets where the ranks meet, or has several machines."""
     settings = _read(config)
     return bool(settings.get("main_process_port")) or int(settings.get("num_machines") or 1) > 1
 
@@ -126,7 +127,7 @@ def _of_training(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_deepspeed(given: str | Mapping[str, Any]) -> dict[str, Any]:
-    """DeepSpeed's own JSON in the words of accelerate."""
+    """Return DeepSpeed's own JSON as keys of accelerate."""
     whole = json.loads(Path(given).read_text(encoding="utf-8")) if isinstance(given, str) else given
     zero = whole.get("zero_optimization", {})
     return {
@@ -162,7 +163,7 @@ def _launch(config: Mapping[str, Any], processes: int, source: str) -> Launch:
                 raise ValueError(f"{source}: {key} is not read: {instead}")
         return common._replace(engine="fsdp2")
     raise ValueError(
-        f"{source}: distributed_type {kind} is not known to the plan; it knows NO, MULTI_GPU, "
+        f"{source}: distributed_type {kind} is not known to the plan, which reads NO, MULTI_GPU, "
         "MULTI_CPU, DEEPSPEED and FSDP"
     )
 

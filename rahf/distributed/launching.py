@@ -1,7 +1,7 @@
 """One command on several ranks: `rahf align RECIPE --accelerate_config NAME`.
 
-Starts accelerate's launcher inside this process, hands a SIGTERM on to the ranks, and tells once
-and in words why a job ended. Knows processes; knows no recipe.
+Starts accelerate's launcher inside this process, passes a SIGTERM to the ranks, and reports once
+why a job ended. Knows processes; knows no recipe.
 """
 
 import logging
@@ -25,9 +25,9 @@ from torch.distributed.elastic.multiprocessing.errors import (
 from rahf.distributed.accelerate import names_port
 
 LAUNCHED = "RAHF_LAUNCHED"
-"""Environment variable that tells a rank that the launcher will print its error."""
+"""Environment variable of ranks whose error the launcher prints."""
 
-GOES_ON = "The same command continues from the last checkpoint."
+GOES_ON = "The same command resumes from the last checkpoint."
 
 
 def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError(
             "--accelerate_config starts the ranks, but this process is one: a launcher has started "
-            "it. Leave --accelerate_config away, or start without accelerate launch or torchrun."
+            "it. Omit --accelerate_config, or start without accelerate launch or torchrun."
         )
     given = ["--config_file", str(config), "--module"]
     given += ["--num_processes", str(processes)] if processes else []
@@ -71,9 +71,9 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
 
 
 def port_of(config: Path) -> int | None:
-    """The port where the ranks meet: a free one, so that several jobs can run on one machine.
+    """Return a free port where the ranks meet, so that several jobs can run on one machine.
 
-    None where that is the configuration's business.
+    None where the configuration sets it.
     """
     return None if names_port(config) else get_free_port()
 
@@ -102,7 +102,7 @@ def _tell(failures: Sequence[ProcessFailure]) -> int:
 
 
 def _told_by(failure: ProcessFailure) -> dict[str, Any]:
-    """What a rank has written about its end: message, and the place in the program."""
+    """Return what a rank has written about its end: message, and the place in the program."""
     message = (failure.error_file_data or {}).get("message", {})
     if not isinstance(message, dict):
         return {"message": failure.message}

@@ -1,14 +1,16 @@
-"""A frozen base in pieces over the ranks (FSDP2), gathered block by block while it runs.
+"""A frozen base sharded across ranks (FSDP2), gathered block by block while it runs.
 
-The base is cut while it is loaded, so that no rank ever holds it whole and frozen stages are
-sharded like trained ones. Adapters stay whole on every rank and are averaged by DDP: optimiser,
-checkpoints and averaging are those of plain data parallelism. Knows launches and loading; knows no
+The base is sharded while it is loaded, so that no rank ever holds it whole. Frozen stages are
+sharded as well as trained ones. Adapters stay whole on every rank and are averaged by DDP:
+optimiser and checkpoints are those of plain data parallelism. Knows launches and loading; knows no
 method.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +26,16 @@ from rahf.distributed.accelerate import NOT_READ
 from rahf.overrides import set_existing
 
 ASKED = "RAHF_SHARD_BASE"
-"""Environment variable under which the wish of the launch is kept for the rest of the process."""
+"""Environment variable that keeps the launch's request for the rest of the process."""
 
 
 def take_over_sharding() -> None:
-    """Let accelerate see plain data parallelism where the launch asks for FSDP: rahf cuts the base.
+    """Show accelerate plain data parallelism where the launch sets FSDP: rahf shards the base.
 
     Has to run before the first `Accelerator` is made; calling it again changes nothing.
 
     Raises:
-        ValueError: the launch asks for what rahf does not do its way.
+        ValueError: the launch sets a key of FSDP that rahf does not read.
     """
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return
@@ -45,14 +47,15 @@ def take_over_sharding() -> None:
 
 
 def is_sharded() -> bool:
-    """Whether this process loads its base in pieces."""
+    """Return whether this process loads its base sharded."""
     return parse_flag_from_env(ASKED) and PartialState().num_processes > 1
 
 
 @contextmanager
 def without_engine() -> Iterator[None]:
-    """What is loaded here is not trained and gets no DeepSpeed engine: under ZeRO-3 it is cut as by
-    FSDP.
+    """Load models without a DeepSpeed engine, because they are not trained.
+
+    Under ZeRO-3 they are sharded as by FSDP.
     """
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if not (is_deepspeed_zero3_enabled() or (_uses_deepspeed() and stage == "3")):
@@ -75,34 +78,70 @@ def _uses_deepspeed() -> bool:
 
 
 def load_placed(
-    name: str, device: torch.device | None, options: Mapping[str, Any]
+    name: str,
+    device: torch.device | None,
+    options: Mapping[str, Any],
+    depth: int | None = None,
 ) -> PreTrainedModel:
-    """The model `name` with `options` of from_pretrained: whole on `device`, or this rank's pieces.
+    """Load the model `name` with `options` of from_pretrained: whole on `device`, or this rank's
+    shard.
 
     Args:
         device: None where `options` place it.
+        depth: the number of decoder blocks that are loaded; None: all.
 
     Raises:
-        ValueError: quantised weights in pieces; a release of transformers that cannot cut while it
-            loads.
+        ValueError: tensors are missing or left over; quantised weights that are to be sharded; a
+            release of transformers that cannot shard while it loads.
     """
+    options = {"output_loading_info": True, **options}
     if not is_sharded():
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(name, **options)
+        refuse_incomplete(name, report, depth)
         placed = is_deepspeed_zero3_enabled() or device is None
         return model if placed else model.to(device)
     if "quantization_config" in options:
         raise ValueError(
             "load_in_4bit and load_in_8bit cannot be combined with FSDP or ZeRO-3: quantised "
-            "weights are not cut into pieces. Use accelerate_configs/ddp.yaml, where every rank "
-            "holds them whole, or leave the quantisation away."
+            "weights are not sharded. Use accelerate_configs/ddp.yaml, where every rank holds "
+            "them whole, or omit the quantisation."
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(
         name, distributed_config=_distributed_config(), **options
     )
+    refuse_incomplete(name, report, depth)
     # The Trainer would neither checkpoint nor, over gloo, average adapters beside such a base. DDP
     # does: see leave_to_data_parallelism.
     set_existing(model, "_is_distributed_loading_by_transformers", False)
     return model
+
+
+def refuse_incomplete(
+    name: str | Path, report: Mapping[str, set[str]], depth: int | None = None
+) -> None:
+    """Refuse weights whose names are not those of the model: what is missing would be random.
+
+    Args:
+        report: `missing_keys` and `unexpected_keys` of loading.
+        depth: the number of decoder blocks that were wanted; those above it may be left over.
+
+    Raises:
+        ValueError: a tensor is missing or left over.
+    """
+    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+    if depth is not None:
+        numbers = {key: re.search(r"\.(\d+)\.", key) for key in unexpected}
+        unexpected = {key for key, found in numbers.items() if not found or int(found[1]) < depth}
+    problems = [
+        f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
+        for keys, what in ((missing, "tensors are missing"), (unexpected, "tensors fit no module"))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"the weights in {name} are not those of its configuration: {'; '.join(problems)}. "
+            "Give the whole folder as save_pretrained wrote it, with the base it was made for."
+        )
 
 
 def _distributed_config() -> Any:
@@ -112,17 +151,16 @@ def _distributed_config() -> Any:
         return DistributedConfig(fsdp_size=PartialState().num_processes)
     except (ImportError, TypeError):
         raise ValueError(
-            f"transformers {transformers.__version__} cannot load a model in pieces "
+            f"transformers {transformers.__version__} cannot load a sharded model "
             '(DistributedConfig with fsdp_size): pip install "transformers>=5.23,<6", or launch '
             "without FSDP."
         ) from None
 
 
 def leave_to_data_parallelism(model: nn.Module) -> None:
-    """Let DDP average the trained parameters and pass over all others.
+    """Let DDP average the trained parameters and ignore all others.
 
-    Frozen weights are the same on every rank as they were loaded; pieces of them are not DDP's to
-    synchronise.
+    Frozen weights are the same on every rank as they were loaded; DDP need not synchronise shards.
     """
     ignored = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     ignored += [name for name, _ in model.named_buffers()]
@@ -131,7 +169,7 @@ def leave_to_data_parallelism(model: nn.Module) -> None:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """The whole base on every rank, where DeepSpeed has cut it and no engine gathers it yet."""
+    """Gather the whole base on every rank, where DeepSpeed has sharded it without an engine."""
     if not is_deepspeed_zero3_enabled():
         yield
         return

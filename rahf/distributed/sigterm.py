@@ -19,7 +19,7 @@ from rahf.overrides import overrides
 
 @contextmanager
 def handling_sigterm(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Let `handler` answer SIGTERM inside the context. Outside the main thread nothing changes."""
+    """Handle SIGTERM with `handler` inside the context. Outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -31,9 +31,9 @@ def handling_sigterm(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def leave(*_: object) -> None:
-    """Handler for the time between trainings, when nothing would be lost."""
+    """Exit: the handler between trainings, when nothing would be lost."""
     if PartialState().is_main_process:
-        print("stopped by SIGTERM; the same command continues where it stopped", file=sys.stderr)
+        print("stopped by SIGTERM; the same command resumes where it stopped", file=sys.stderr)
     raise SystemExit(0)
 
 
@@ -45,7 +45,7 @@ class StopOnSigterm(TrainerCallback):
         self.stopped = False
 
     def notice(self, signum: int, frame: object) -> None:
-        """Handler for the time of the training."""
+        """Note the signal: the handler during the training."""
         self._noticed = True
 
     @overrides(TrainerCallback)

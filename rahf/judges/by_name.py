@@ -26,13 +26,8 @@ from rahf.judges.local_models import (
 )
 from rahf.judges.names import NEUTRAL_SCORES, parse_judge, url_problems
 from rahf.judges.rules import rule
-from rahf.models.adapters import (
-    fingerprint,
-    label_count,
-    load_classifier,
-    load_model,
-    load_tokenizer_of,
-)
+from rahf.models.adapters import fingerprint, load_model, load_tokenizer_of
+from rahf.models.classifiers import label_count, load_classifier
 
 VERDICTS_FILE = "verdicts.jsonl"
 

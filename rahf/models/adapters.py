@@ -1,38 +1,26 @@
-"""Adapters on one copy of the base weights: the policy (`default`) beside the teachers it learns
-from.
+"""Adapters on one copy of the base weights: the policy (`default`) beside its teachers.
 
-Everything that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
+All that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    AutoPeftModelForSequenceClassification,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-)
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
-from rahf.distributed.sharding import load_placed, without_engine
-from rahf.foreign_warnings import new_head_expected
+from rahf.distributed.sharding import load_placed, refuse_incomplete, without_engine
 from rahf.models.capture import find_blocks
-from rahf.models.dropout import turn_off_dropout
 from rahf.models.lora_targets import on_blocks, report_untouched_experts
+from rahf.models.own_training import turn_off_dropout, turn_off_router_logits
 
 POLICY = "default"
 """PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
@@ -41,7 +29,7 @@ looks for it.
 
 
 def base_name(model: str | nn.Module) -> str:
-    """Name or folder of the base of `model`."""
+    """Return the name or folder of the base of `model`."""
     return model if isinstance(model, str) else model.config._name_or_path
 
 
@@ -50,11 +38,11 @@ def base_model(
     init_kwargs: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """`model` itself, or the model of that name in float32 unless `init_kwargs` say otherwise.
+    """Return `model` itself, or load the model of that name, in float32 by default.
 
     Args:
         device: where a model given by name is put; None where `init_kwargs` place it. Under FSDP
-            it is loaded in pieces.
+            it is sharded across ranks.
     """
     if not isinstance(model, str):
         return model
@@ -67,7 +55,7 @@ def load_model(
     device: torch.device | None = None,
     base: str | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """A model, or an adapter on its base, to be asked and not trained.
+    """Load a model, or an adapter on its base, in evaluation mode.
 
     Args:
         base: in place of the base that the adapter's configuration names.
@@ -77,11 +65,9 @@ def load_model(
     """
     if is_adapter(name):
         base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
-        model = PeftModel.from_pretrained(base_model(base, init_kwargs), str(name))
+        model = put_adapter(base_model(base, init_kwargs), name)
     elif base is not None:
-        raise ValueError(
-            f"{name} is no adapter, so it takes no base ({base}); leave the base away."
-        )
+        raise ValueError(f"{name} is no adapter, so it takes no base ({base}); omit the base.")
     else:
         model = base_model(str(name), init_kwargs)
     return model.eval() if device is None else model.eval().to(device)
@@ -94,31 +80,35 @@ def base_of(name: str | Path) -> str | None:
     )
 
 
-def load_classifier(
-    name: str | Path, init_kwargs: Mapping[str, Any], device: torch.device
-) -> PreTrainedModel | PeftModel:
-    """A sequence classifier, or an adapter that is one on its base, to be asked."""
-    if is_adapter(name):
-        with new_head_expected():  # the adapter brings it
-            model = AutoPeftModelForSequenceClassification.from_pretrained(
-                str(name), num_labels=1, **init_kwargs
-            )
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(str(name), **init_kwargs)
-    return model.eval().to(device)
+def put_adapter(
+    model: PreTrainedModel | PeftModel,
+    folder: str | Path,
+    name: str = POLICY,
+    *,
+    trainable: bool = False,
+) -> PeftModel:
+    """Put the adapter in `folder` on `model`, every tensor of it.
 
-
-def label_count(name: str | Path, **options: Any) -> int:
-    """How many scores `load_classifier(name, ...)` gives a text; reads no weights."""
-    if is_adapter(name):
-        return 1
-    return AutoConfig.from_pretrained(str(name), **options).num_labels
+    Raises:
+        ValueError: tensors of the adapter are missing, or belong to no module of `model`.
+    """
+    options = {"adapter_name": name, "is_trainable": trainable}
+    if not isinstance(model, PeftModel):
+        with warnings.catch_warnings():  # what is missing is an error below
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
+            model = PeftModel.from_pretrained(model, str(folder), **options)
+    report = model.load_adapter(str(folder), **options)
+    missing = {key for key in report.missing_keys if f".{name}." in key}
+    refuse_incomplete(
+        folder, {"missing_keys": missing, "unexpected_keys": set(report.unexpected_keys)}
+    )
+    return model
 
 
 def load_tokenizer_of(
     name: str | Path, base: str | None = None, **options: Any
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies with a model or adapter, or that of the adapter's base."""
+    """Load the tokenizer beside a model or adapter, or that of the adapter's base."""
     own = cached_file(
         str(name), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False
     )
@@ -133,8 +123,8 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def fingerprint(name: str | Path) -> list[str]:
-    """Name, size and time of the files of weights in a local folder: what changes when a model is
-    trained anew. Empty for a name of the Hub.
+    """Return name, size and time of the weight files in a local folder, which change when a model
+    is retrained. Empty for a name of the Hub.
     """
     return sorted(
         f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
@@ -144,7 +134,7 @@ def fingerprint(name: str | Path) -> list[str]:
 
 @contextmanager
 def scaled(model: PeftModel, adapter: str, factor: float) -> Iterator[None]:
-    """Let one adapter's update count by a factor."""
+    """Multiply one adapter's update by a factor."""
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
     for layer in layers:
@@ -159,7 +149,7 @@ def scaled(model: PeftModel, adapter: str, factor: float) -> Iterator[None]:
 
 @contextmanager
 def at_strength(model: nn.Module, strength: float | int | None) -> Iterator[None]:
-    """Let `model` speak with its policy at a strength; 0: as the base, None: as it is set now."""
+    """Run `model` with its policy at a strength; 0: as the base, None: as it is set now."""
     if strength is None or not isinstance(model, PeftModel):
         assert not strength, "a model without an adapter has strength 0"
         yield
@@ -172,7 +162,7 @@ def at_strength(model: nn.Module, strength: float | int | None) -> Iterator[None
 
 
 def depth_of(model: nn.Module) -> int:
-    """Number of decoder blocks."""
+    """Return the number of decoder blocks."""
     return len(find_blocks(model).modules)
 
 
@@ -208,6 +198,7 @@ def attach_policy(
         # arrives.
         block.requires_grad_(False)
     turn_off_dropout(model)
+    turn_off_router_logits(model)
     return model
 
 
@@ -221,7 +212,7 @@ def _copy_of(start: str | Path | PreTrainedModel, base: PreTrainedModel) -> Peft
             "(model_name_or_path) and set reference: base."
         )
     check_same_base(start, base_name(base))
-    return PeftModel.from_pretrained(base, start, adapter_name=POLICY, is_trainable=True)
+    return put_adapter(base, start, trainable=True)
 
 
 def add_teachers(
@@ -240,7 +231,7 @@ def add_teachers(
                 full[name] = teacher.requires_grad_(False).eval()
             elif is_adapter(teacher):
                 check_same_base(teacher, base_name(model))
-                model.load_adapter(str(teacher), adapter_name=name, is_trainable=False)
+                put_adapter(model, teacher, name)
             else:
                 with without_engine():
                     full[name] = load_blocks(teacher, depth, model.device, dtype=model.dtype)
@@ -249,17 +240,17 @@ def add_teachers(
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether `folder`, or the repository of that name, holds an adapter and no full model."""
+    """Return whether `folder`, or the repository of that name, holds an adapter."""
     return find_adapter_config_file(str(folder)) is not None
 
 
 def load_blocks(
     folder: str | Path, depth: int, device: torch.device | None = None, **loading
 ) -> PreTrainedModel:
-    """The first `depth` blocks of a full model, frozen; those above are never read."""
+    """Load the first `depth` blocks of a full model, frozen; those above are never read."""
     config = AutoConfig.from_pretrained(folder)
     config.get_text_config().num_hidden_layers = depth
-    model = load_placed(str(folder), device, {"config": config, **loading})
+    model = load_placed(str(folder), device, {"config": config, **loading}, depth)
     return model.requires_grad_(False).eval()
 
 
@@ -279,12 +270,12 @@ def check_same_base(folder: str | Path, base_name: str) -> None:
 
 
 def same_model(first: str, second: str) -> bool:
-    """Whether two model names mean one model: equal, or one folder written in two ways."""
+    """Return whether two names mean one model: equal, or one folder written in two ways."""
     return first == second or Path(first).resolve() == Path(second).resolve()
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that receive a gradient."""
+    """Return the parameters that receive a gradient."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -302,24 +293,41 @@ def keeping_trainable(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_pass(model: PeftModel, adapter: str | None) -> Iterator[None]:
-    """Let `model` speak as one of its adapters, or as the base (None), with no gradient and no
-    dropout.
+    """Run `model` as one of its adapters, or as the base (None), without gradients and dropout.
 
-    Restores the policy, its training mode and what is trainable.
+    Restores what was active (the policy, or what an outer pass had chosen), the training mode and
+    what is trainable.
+
+    Raises:
+        ValueError: the model has no such adapter.
     """
-    parameters, training, active = trainable(model), model.training, model.active_adapter
-    if adapter is None:
-        model.base_model.disable_adapter_layers()
-    else:
-        model.base_model.set_adapter(adapter, inference_mode=True)
+    if adapter is not None and adapter not in model.peft_config:
+        raise ValueError(
+            f"the model has no adapter {adapter!r}: it has {', '.join(model.peft_config)}."
+        )
+    tuner = model.base_model
+    before, off = tuner.active_adapter, _adapters_off(model)
+    parameters, training = trainable(model), model.training
+    _activate(tuner, before if adapter is None else adapter, off=adapter is None)
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        if adapter is None:
-            model.base_model.enable_adapter_layers()
-        model.base_model.set_adapter(active, inference_mode=True)
+        _activate(tuner, before, off=off)
         for parameter in parameters:
             parameter.requires_grad_(True)
         model.train(training)
+
+
+def _activate(tuner: BaseTuner, adapter: str | list[str], *, off: bool) -> None:
+    """Make an adapter the active one, and turn all of them off or on."""
+    tuner.enable_adapter_layers()
+    tuner.set_adapter(adapter, inference_mode=True)
+    if off:
+        tuner.disable_adapter_layers()
+
+
+def _adapters_off(model: nn.Module) -> bool:
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return any(layer.disable_adapters for layer in layers)

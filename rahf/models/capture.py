@@ -1,5 +1,5 @@
-"""Decoder blocks of a model: find them, stop after one, record what they put out. The only place
-that knows the layer index.
+"""Decoder blocks of a model: find them, stop after one, record their outputs. The only place that
+knows the layer index.
 
 Layer `l` is decoder block `l`, counted from 0; its hidden state is the residual stream after it,
 before any final norm. Knows models, not losses. Recording taps stand around a block, outside of its
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class Blocks(NamedTuple):
@@ -29,21 +30,33 @@ def without_adapters(model: nn.Module) -> nn.Module:
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """The list of decoder blocks of a causal language model, with or without adapters.
+    """Return the list of decoder blocks of a causal language model, with or without adapters.
 
     Raises:
-        ValueError: no list of `num_hidden_layers` blocks hangs directly on the decoder.
+        ValueError: no list of `num_hidden_layers` blocks hangs directly on the decoder, nor does
+            one such list hang on a model inside.
     """
-    decoder = without_adapters(model).get_decoder()
-    depth = decoder.config.get_text_config().num_hidden_layers
-    for name, child in decoder.named_children():
-        if isinstance(child, nn.ModuleList) and len(child) == depth:
-            return Blocks(decoder, name, child)
+    base = without_adapters(model)
+    decoder, depth = base.get_decoder(), base.config.get_text_config().num_hidden_layers
+    if found := _lists(decoder, depth):
+        return found[0]
+    # Some models return another module than their decoder (ModernBERT: the head).
+    inside = [part for part in base.modules() if isinstance(part, PreTrainedModel)]
+    if len(found := [blocks for part in inside for blocks in _lists(part, depth)]) == 1:
+        return found[0]
     raise ValueError(
         f"{type(decoder).__name__} has no list of its {depth} decoder blocks as a direct child, so "
         "their hidden states cannot be read. Its children are "
         f"{[name for name, _ in decoder.named_children()]}."
     )
+
+
+def _lists(owner: nn.Module, depth: int) -> list[Blocks]:
+    return [
+        Blocks(owner, name, child)
+        for name, child in owner.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == depth
+    ]
 
 
 class AroundBlock(nn.Module):
@@ -63,7 +76,7 @@ class AroundBlock(nn.Module):
 
 
 class Tap(AroundBlock):
-    """Hands a copy of the wanted positions of the block's output to `recorded`."""
+    """Copies the wanted positions of the block's output to `recorded`."""
 
     def __init__(
         self, block: nn.Module, layer: int, positions: Tensor, recorded: dict[int, Tensor]
@@ -117,7 +130,7 @@ class Recording:
         self._by_layer: dict[int, Tensor] = {}
 
     def stack(self) -> Float[Tensor, "layers tokens d_model"]:
-        """Recorded states in float32, in the order in which the layers were asked for."""
+        """Return the recorded states in float32, in the order of the layers given."""
         return torch.stack([self._by_layer[layer] for layer in self._layers])
 
 
@@ -135,10 +148,10 @@ def record(
     Args:
         model: the unwrapped model; the forward may go through a wrapper of it.
         positions: indices into the flattened [batch * seq] tokens.
-        stop: leave out every block above the last recorded one. The forward's logits are then
+        stop: skip every block above the last recorded one. The forward's logits are then
             meaningless.
-        tokens_above: of a pack, the first tokens, with which alone the blocks above the last
-            recorded one go on; there are no logits of the others. None: with all.
+        tokens_above: how many of the first tokens of a pack the blocks above the last recorded one
+            read; the other tokens get no logits. None: all.
     """
     blocks = find_blocks(model)
     recording, lower = Recording(layers), max(layers) + 1

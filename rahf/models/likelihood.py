@@ -1,5 +1,6 @@
-"""Log-probability of responses under a model, with the LM head applied to the tokens that predict a
-response and no others.
+"""Log-probability of responses under a model.
+
+The LM head is applied only to the tokens that predict a response.
 
 Knows models and rows of ids (`rows.rows_of_ids`); knows no loss.
 """
@@ -35,20 +36,20 @@ class Likelihood(NamedTuple):
     rows: int
 
     def sums(self) -> Float[Tensor, " rows"]:
-        """Log-probability of each response, in nats."""
+        """Return the log-probability of each response, in nats."""
         return self.logprobs.new_zeros(self.rows).index_add(0, self.owner, self.logprobs)
 
     def means(self) -> Float[Tensor, " rows"]:
-        """Log-probability per response token, in nats."""
+        """Return the log-probability per response token, in nats."""
         return self.sums() / self.tokens()
 
     def tokens(self) -> Int[Tensor, " rows"]:
-        """Scored tokens of each response; at least 1."""
+        """Return the number of scored tokens of each response; at least 1."""
         return torch.bincount(self.owner, minlength=self.rows).clamp(min=1)
 
 
 def model_inputs(rows: Rows) -> dict[str, Any]:
-    """The part of a block of rows that a model's forward takes."""
+    """Return the part of a block of rows that a model's forward takes."""
     if "spans" not in rows:
         return {name: rows[name] for name in INPUTS}
     return {"input_ids": rows["input_ids"], "position_ids": rows["position_ids"]} | packed_inputs(
@@ -70,27 +71,30 @@ def rows_for(
 def response_logits(
     logits: Float[Tensor, "rows columns vocab"], response_mask: Tensor, columns: Tensor
 ) -> Float[Tensor, "tokens vocab"]:
-    """Logits that predict response tokens, packed row by row, from logits kept at `columns`."""
+    """Return the logits that predict response tokens, packed, from logits kept at `columns`."""
+    if logits.shape[1] > len(columns):  # a model that ignores logits_to_keep (xLSTM)
+        logits = logits[:, columns]
     return logits[response_mask[:, columns + 1]].float()
 
 
 def likelihood(model: nn.Module, rows: Rows) -> Likelihood:
-    """Score the tokens under `response_mask` given everything before them; see `rows.with_context`
-    for those that have no score.
+    """Score the tokens under `response_mask` given the tokens before them.
+
+    A token without context has no score (`rows.with_context`).
     """
     rows = rows | {"response_mask": with_context(rows)}
     return token_likelihood(predictions(model, rows), rows)
 
 
 def predictions(model: nn.Module, rows: Rows) -> Float[Tensor, "tokens vocab"]:
-    """Logits that predict the tokens under `response_mask`, packed row by row, from one forward."""
+    """Return the logits that predict the tokens under `response_mask`, packed, in one forward."""
     columns = predicting_columns(rows["response_mask"])
     output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
     return response_logits(output.logits, rows["response_mask"], columns)
 
 
 def token_likelihood(logits: Float[Tensor, "tokens vocab"], rows: Rows) -> Likelihood:
-    """Log-probabilities from the packed logits of `response_logits`."""
+    """Return log-probabilities from the packed logits of `response_logits`."""
     predicted = rows["response_mask"][:, 1:]
     labels = rows["input_ids"][:, 1:][predicted]
     owner = rows["owner"][:, 1:][predicted]
@@ -107,7 +111,7 @@ class PairLikelihoods(NamedTuple):
     rejected_tokens: Float[Tensor, " pairs"]
 
     def token_margins(self) -> Float[Tensor, " pairs"]:
-        """Mean log-probability per token of chosen minus that of rejected, in nats."""
+        """Return the mean log-probability per token of chosen minus that of rejected, in nats."""
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
 
 
@@ -115,8 +119,9 @@ class PairLikelihoods(NamedTuple):
 def pair_likelihoods(
     model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
 ) -> PairLikelihoods:
-    """Score both responses of every pair: packed, where they share their prompt, if the model takes
-    packed rows, or else padded, those of like length together.
+    """Score both responses of every pair, those of like length together.
+
+    The responses share their prompt where the model takes packed rows; otherwise they are padded.
 
     Args:
         batch_size: pairs at once, fewer where their responses are long (`scored_together`).
@@ -144,5 +149,5 @@ def pair_likelihoods(
 def preference_margins(
     model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
 ) -> Float[Tensor, " pairs"]:
-    """Mean log-probability per token of chosen minus that of rejected, in nats."""
+    """Return the mean log-probability per token of chosen minus that of rejected, in nats."""
     return pair_likelihoods(model, pairs, pad_token_id, batch_size).token_margins()

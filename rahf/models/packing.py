@@ -1,7 +1,7 @@
 """Attention over packed rows: rows of one sequence that see nothing of each other.
 
-Everything in a decoder but attention treats a token by itself, so that rows may stand one after the
-other without padding, and share what they begin with: its states depend on nothing behind it.
+In most decoders only attention reads other tokens. Rows can then stand one after the other without
+padding, and share their common beginning, whose states depend on nothing behind it.
 Attention then runs row by row. A CPU's kernel leaves nothing out above the diagonal of a square of
 up to 512 tokens, so that there it runs for a few tokens of a row at a time. Some decoders do more
 between tokens, as recurrence and convolution: whether packing is exact is checked on each model.
@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from rahf.distributed.sharding import gathered
+from rahf.models.own_training import turn_off_router_logits
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ PACKED = "rahf_packed_sdpa"
 """Name of the attention in a model's configuration. Without `row_spans` it is `sdpa`."""
 
 PIECE = 128
-"""Tokens of a row that are asked at once on a CPU."""
+"""Tokens of a row whose attention runs at once on a CPU."""
 
 MASK_ROOM = 512
 """The masks of pieces are cut out of masks for multiples of so many earlier tokens."""
@@ -57,6 +58,7 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
         Whether the model takes packed rows now. A model for which packing is wrong is left as it
         was, and a warning names its family and the reason, once.
     """
+    turn_off_router_logits(model)
     if model.config.get_text_config()._attn_implementation == "sdpa" and model not in _padded:
         AttentionInterface.register(PACKED, packed_attention)
         AttentionMaskInterface.register(PACKED, sdpa_mask)
@@ -75,12 +77,12 @@ def use_packed_attention(model: PreTrainedModel) -> bool:
 
 
 def takes_packed_rows(model: nn.Module) -> bool:
-    """Whether `use_packed_attention` has been called on `model`, or on the base under it."""
+    """Return whether `use_packed_attention` holds for `model`, or for the base under it."""
     return model.config.get_text_config()._attn_implementation == PACKED
 
 
 def packed_inputs(spans: list[list[Span]], device: torch.device) -> dict[str, Any]:
-    """What a forward over packed rows takes beside ids and positions.
+    """Return what a forward over packed rows takes beside ids and positions.
 
     Models leave a mask of four dimensions as it is, and so make none of their own. A mask of one
     key for many marks a packed pass: attention that gets it without `row_spans` fails.
@@ -175,8 +177,10 @@ def packed_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "batch seq heads head"], None]:
-    """transformers' sdpa attention, row by row where `row_spans` say where the tokens of each row
-    stand; the last of its spans is its own. Rows behind the end of the tokens are left out.
+    """Run transformers' sdpa attention, row by row where `row_spans` are given.
+
+    They are the places of the tokens of each row; the last span is the row's own. Rows behind the
+    end of the tokens are skipped.
 
     Raises:
         ValueError: the pass is packed (see `packed_inputs`), but a block dropped its `row_spans`.
@@ -213,8 +217,9 @@ def _refuse_packed_pass(module: nn.Module, key: Tensor, mask: Tensor | None) -> 
 
 
 def _own_tokens(tensor: Tensor, row_spans: list[list[Span]]) -> dict[int, Tensor]:
-    """The tokens that are each row's own, by where they start. They follow each other without a
-    gap, so that one split cuts them and its backward fills no zeros.
+    """Return the tokens that are each row's own, by where they start.
+
+    They have no gaps, so that one split cuts them and its backward fills no zeros.
     """
     own = [spans[-1] for spans in row_spans]
     parts = tensor.split([stop - start for start, stop in own], dim=2)
@@ -222,7 +227,7 @@ def _own_tokens(tensor: Tensor, row_spans: list[list[Span]]) -> dict[int, Tensor
 
 
 def _row(own: dict[int, Tensor], spans: list[Span]) -> Tensor:
-    """All tokens of a row. What it shares is the beginning of what is another row's own."""
+    """Return all tokens of a row. A shared part is the beginning of another row's own tokens."""
     shared = [own[start][:, :, : stop - start] for start, stop in spans[:-1]]
     last = own[spans[-1][0]]
     return torch.cat([*shared, last], dim=2) if shared else last
@@ -236,8 +241,9 @@ def attention_in_whole_rows(
     window: int | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch seq heads head"]:
-    """Causal attention of all tokens of a row, without a mask where it needs none: the fast kernels
-    of a GPU take none, and leave out what stands above the diagonal.
+    """Run causal attention of all tokens of a row, without a mask where none is needed.
+
+    The fast kernels of a GPU take no mask, and skip what is above the diagonal.
     """
     mask = window_mask(query, window)
     return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
@@ -252,8 +258,9 @@ def attention_in_pieces(
     scaling: float | None = None,
     **_: Any,
 ) -> Float[Tensor, "batch queries heads head"]:
-    """Causal attention of the last tokens of a row, a few at a time and each piece to what stands
-    before its end.
+    """Run causal attention of the last tokens of a row, PIECE tokens at a time.
+
+    Each piece attends to the tokens before its end.
     """
     before, outputs = key.shape[2] - query.shape[2], []
     for piece in query.chunk(-(-query.shape[2] // PIECE), dim=2):
@@ -278,8 +285,9 @@ def attention_in_pieces(
 def piece_mask(
     queries: int, before: int, window: int | None, dtype: torch.dtype
 ) -> Float[Tensor, "queries seq"] | None:
-    """What is added to the scores of a piece with `before` tokens before it; None where the kernel
-    knows by itself.
+    """Return what is added to the scores of a piece with `before` tokens before it.
+
+    None where the kernel's own causal mask is enough.
     """
     if before == 0 and (window is None or queries <= window):
         return None
@@ -291,7 +299,7 @@ def piece_mask(
 def _widest_mask(
     before: int, window: int | None, dtype: torch.dtype
 ) -> Float[Tensor, "queries seq"]:
-    """Its last columns are the mask of every piece with fewer tokens, or fewer before it."""
+    """Return the mask whose last columns serve every piece that is shorter or further ahead."""
     seen = torch.ones(PIECE, before + PIECE, dtype=torch.bool, device="cpu").tril(before)
     if window is not None:
         seen = seen.triu(before - window + 1)
@@ -299,7 +307,7 @@ def _widest_mask(
 
 
 def window_mask(query: Tensor, window: int | None) -> Bool[Tensor, "seq seq"] | None:
-    """Which of the last `window` tokens each token sees; None where that is all before it."""
+    """Return which of the last `window` tokens each token sees; None where it sees all."""
     length = query.shape[2]
     if window is None or length <= window:
         return None

@@ -1,6 +1,6 @@
-"""How much is scored in one forward: logits are what a measurement holds most of.
+"""How much is scored in one forward: logits take most of a measurement's memory.
 
-Knows lengths alone; needs no torch.
+Knows only lengths; needs no torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,10 @@ SCORED_AT_ONCE = 2048
 
 
 def scored_together(lengths: Sequence[int], batch_size: int) -> Iterator[slice]:
-    """Rows that are scored in one forward, in their order: at most `batch_size`, and no more than
-    SCORED_AT_ONCE tokens if all were as long as the longest; a longer row stands alone.
+    """Yield the rows that are scored in one forward, in their order.
+
+    At most `batch_size` rows, and SCORED_AT_ONCE tokens if all were as long as the longest. A
+    longer row is a batch of its own.
 
     Args:
         lengths: scored tokens of each row.

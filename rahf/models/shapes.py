@@ -47,7 +47,7 @@ class Decoder(NamedTuple):
 
     @property
     def gated(self) -> bool:
-        """Whether the MLP multiplies two projections."""
+        """Return whether the MLP multiplies two projections."""
         return sum(linear.feeds == "up" for linear in self.linears) == 2
 
     @property
@@ -60,7 +60,7 @@ class Decoder(NamedTuple):
 
     @property
     def linear_parameters(self) -> int:
-        """Parameters of the matrices of one block: what is quantised, cast and multiplied."""
+        """Return the parameters of the matrices of one block."""
         return sum(linear.parameters for linear in self.linears)
 
     @property
@@ -71,7 +71,7 @@ class Decoder(NamedTuple):
 
     @property
     def embedding_parameters(self) -> int:
-        """Token and position embeddings, and the head where it is a matrix of its own."""
+        """Return the parameters of token and position embeddings, and of an untied head."""
         tables = 1 if self.tied else 2
         return (tables * self.vocab + self.positions) * self.d_model
 
@@ -82,7 +82,7 @@ class Decoder(NamedTuple):
 
 
 class _Family(NamedTuple):
-    """What config.json may leave out, by the defaults of the architecture."""
+    """What config.json may omit, by the defaults of the architecture."""
 
     norms: int = 2
     head_norms: int = 0
@@ -277,7 +277,7 @@ DEFAULT_TARGETS = {
 
 
 def read_lora(decoder: Decoder, rank: int, dropout: float, modules: list[str] | str | None) -> Lora:
-    """The LoRA of a recipe on a decoder; names are matched as PEFT does, a text is a pattern.
+    """Return the LoRA of a recipe on a decoder; names match as in PEFT, a text is a pattern.
 
     Blocks are equal here: a pattern that names a matrix in some of them counts as in all.
 

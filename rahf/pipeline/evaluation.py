@@ -12,7 +12,6 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +21,7 @@ from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.evaluation.measures import HeldOut, Measures, measure_model, model_figures
 from rahf.evaluation.scores import JUDGED, Judging, judged_figures, outcomes_of, wanted_side
 from rahf.judges.by_name import NamedJudge, comparing_judge
-from rahf.models.adapters import POLICY, frozen_pass, is_adapter
+from rahf.models.adapters import POLICY, frozen_pass, is_adapter, put_adapter
 from rahf.pipeline.inputs import (
     load_base,
     load_split,
@@ -127,13 +126,13 @@ def measure_models(
 def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
     """Load the rows of the table by turns: adapters of one base, or full models."""
     wanted = recipe.evaluation.models
-    model = PeftModel.from_pretrained(load_base(recipe), recipe.output_dir)
+    model = put_adapter(load_base(recipe), recipe.output_dir)
     if "base" in wanted:
         with frozen_pass(model, None):
             yield "base", model
     for name, path in teachers_of(recipe).items() if "teachers" in wanted else ():
         if is_adapter(path):
-            model.load_adapter(str(path), adapter_name=name)
+            put_adapter(model, path, name)
             with frozen_pass(model, name):
                 yield name, model
         else:

@@ -23,7 +23,7 @@ from rahf.directions.evidence import Fitted, Measured, cosines, fit, measure
 from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
-from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id
+from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id, put_adapter
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
 from rahf.recipe.fields import raise_problems
 from rahf.recipe.files import HELD_OUT, held_out_split
@@ -180,10 +180,7 @@ def with_adapters(base: nn.Module, paths: dict[str, str]) -> nn.Module:
         if path == BASE:
             continue
         check_same_base(path, base_name(base))
-        if isinstance(model, PeftModel):
-            model.load_adapter(path, adapter_name=side, is_trainable=False)
-        else:
-            model = PeftModel.from_pretrained(model, path, adapter_name=side)
+        model = put_adapter(model, path, side)
     return model.eval()
 
 

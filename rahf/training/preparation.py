@@ -27,6 +27,7 @@ from rahf.directions.vectors import Directions, check_finite_states
 from rahf.distributed.sharding import gathered, take_over_sharding
 from rahf.generation.answers import sample_texts
 from rahf.models.adapters import base_model, frozen_pass, pad_id
+from rahf.models.limits import check_rows
 from rahf.objective import row_mean
 from rahf.recipe.method_options import MethodOptions
 from rahf.terms import scored_kinds, terms_of
@@ -70,6 +71,7 @@ def prepare(
         retained: ids of retained texts; None: read or sampled as the options say.
     """
     views = views_of(args.method, args.reference, stored_shift=directions is not None)
+    check_rows(base, rows, pad_id(tokenizer))
     missing = [name for name in views.teachers() if name not in teachers]
     if missing:
         teachers = {**teachers, **teach(missing, base, rows, tokenizer, peft_config, args)}

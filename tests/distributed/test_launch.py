@@ -325,7 +325,7 @@ def test_a_rank_that_dies_ends_the_job_with_one_message_and_the_run_goes_on(unev
     errors = [line for line in told.splitlines() if "error" in line.lower()]
     assert errors == [line for line in errors if "was killed by SIGKILL" in line]
     assert len(errors) == 1
-    assert "The same command continues from the last checkpoint." in errors[0]
+    assert "The same command resumes from the last checkpoint." in errors[0]
     assert_goes_on_as_if_never_stopped(uneven_recipe)
 
 

@@ -193,6 +193,35 @@ def test_a_frozen_pass_gives_everything_back_after_an_exception(family, name):
     assert torch.equal(states_of(model), before)
 
 
+def test_an_adapter_that_the_model_has_not_is_refused(family):
+    model = attach_policy(family.load_base(), lora(), range(3))
+    with (
+        pytest.raises(ValueError, match=r"no adapter 'positiv'.*default"),
+        frozen_pass(model, "positiv"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("outer", [None, "default", "positive", "negative"])
+@pytest.mark.parametrize("inner", [None, "default", "positive", "negative"])
+def test_a_nested_pass_speaks_as_its_own_adapter_and_gives_back_the_outer(family, outer, inner):
+    model = attach_policy(family.load_base(), lora(), range(3))
+    add_teachers(model, family.adapters, 3)
+    randomize(model, "default", seed=3)
+    model.train()
+    names, policy, alone = trainable_names(model), states_of(model), {}
+    for name in {outer, inner}:
+        with frozen_pass(model, name):
+            alone[name] = states_of(model)
+    with frozen_pass(model, outer):
+        with frozen_pass(model, inner):
+            assert torch.equal(states_of(model), alone[inner])
+        assert torch.equal(states_of(model), alone[outer])
+    assert torch.equal(states_of(model), policy)
+    assert trainable_names(model) == names
+    assert model.training
+
+
 def test_a_teacher_of_another_base_is_refused_with_both_names(family, tmp_path):
     other = make_family(tmp_path, "llama")
     model = attach_policy(family.load_base(), lora(), range(3))

@@ -1,4 +1,4 @@
-"""The dropout that a checkpoint brings along, turned off.
+"""What a checkpoint brings along for its own training, turned off: dropout, router losses.
 
 A policy is trained in training mode and its targets are read in evaluation mode. Dropout of the
 base would be on in the one and off in the other, so that the loss starts far from its value. TRL's
@@ -40,6 +40,16 @@ def turn_off_dropout(model: nn.Module) -> float:
             largest,
         )
     return largest
+
+
+def turn_off_router_logits(model: nn.Module) -> None:
+    """Let a mixture of experts return no router logits, if its configuration asks for them.
+
+    They bring a loss of their own with them, which no term reads and which fails on packed rows.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False
 
 
 def _probabilities(module: nn.Module) -> list[str]:

@@ -1,0 +1,130 @@
+"""Weights whose names are not those of the model are refused, and never replaced by random ones."""
+
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_models import classifier, lora, randomize, tiny_model
+from transformers import AutoModelForSequenceClassification
+
+from rahf.models.adapters import (
+    add_teachers,
+    attach_policy,
+    base_model,
+    load_blocks,
+    load_model,
+    put_adapter,
+)
+from rahf.models.classifiers import load_classifier
+
+CPU = torch.device("cpu")
+
+
+def rewritten(source, folder, change):
+    """A copy of a model's or an adapter's folder with other tensors."""
+    shutil.copytree(source, folder)
+    (file,) = folder.glob("*.safetensors")
+    save_file({k: v.clone() for k, v in change(load_file(file)).items()}, file, {"format": "pt"})
+    return folder
+
+
+def without(tensors, ending):
+    return {name: value for name, value in tensors.items() if not name.endswith(ending)}
+
+
+def renamed(tensors):
+    return {name.replace(".mlp.", ".ffn."): value for name, value in tensors.items()}
+
+
+def with_foreign(tensors):
+    return tensors | {"model.layers.0.other.weight": torch.ones(2)}
+
+
+BASES = {
+    "missing": (lambda tensors: without(tensors, "layers.0.mlp.up_proj.weight"), "1 tensors are"),
+    "renamed": (renamed, r"12 tensors are missing \(.*, \.\.\.\).*12 tensors fit no module"),
+    "foreign": (with_foreign, r"fit no module \(model.layers.0.other.weight\)"),
+}
+
+
+@pytest.mark.parametrize("case", BASES)
+def test_a_base_with_other_tensors_is_refused(family, tmp_path, case):
+    change, message = BASES[case]
+    folder = rewritten(family.base, tmp_path / "changed", change)
+    load = {
+        "base": lambda: base_model(str(folder)),
+        "teacher": lambda: load_blocks(folder, 2),
+        "asked": lambda: load_model(folder, device=CPU),
+    }
+    for refuse in load.values():
+        with pytest.raises(ValueError, match=str(folder)):
+            refuse()
+    with pytest.raises(ValueError, match=message):
+        base_model(str(folder))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "gpt_neox"])
+def test_a_whole_base_is_loaded_whatever_it_ties(tmp_path, architecture):
+    tiny_model(architecture).save_pretrained(tmp_path)
+    base_model(str(tmp_path))
+    load_blocks(tmp_path, 2)
+
+
+def half(tensors):
+    return dict(list(tensors.items())[::2])
+
+
+ADAPTERS = {
+    "foreign": lambda tensors: tensors | {"base_model.model.model.layers.9.x.lora_A.weight": ONE},
+    "none": lambda tensors: {},
+    "half": half,
+    "other": lambda tensors: {k.replace("self_attn", "attn"): v for k, v in tensors.items()},
+}
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_an_adapter_with_other_tensors_is_refused(family, tmp_path, case):
+    folder = rewritten(family.adapters["positive"], tmp_path / "changed", ADAPTERS[case])
+    policy = attach_policy(family.load_base(), lora(), range(3))
+    for refuse in (
+        lambda: load_model(folder),
+        lambda: add_teachers(policy, {"positive": folder}, 3),
+        lambda: attach_policy(family.load_base(), lora(), range(3), folder),
+        lambda: put_adapter(put_adapter(family.load_base(), family.adapters["negative"]), folder),
+    ):
+        with pytest.raises(ValueError, match=f"{folder} are not those"):
+            refuse()
+
+
+def test_a_language_model_is_no_reward_model(family):
+    for name in (family.base, family.adapters["positive"]):
+        with pytest.raises(ValueError, match=r"no reward model.*score.weight.*choice:"):
+            load_classifier(name, {}, CPU)
+
+
+@pytest.mark.parametrize("with_head", [True, False])
+def test_an_adapter_is_a_reward_model_with_its_head_only(family, tmp_path, with_head):
+    base = AutoModelForSequenceClassification.from_pretrained(family.base, num_labels=1)
+    config = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"])
+    model = get_peft_model(base, config)
+    randomize(model, "default", seed=1)
+    model.save_pretrained(tmp_path / "reward")
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.eval()(input_ids=ids).logits
+    if with_head:
+        found = load_classifier(tmp_path / "reward", {}, CPU)
+        assert torch.allclose(found(input_ids=ids).logits, expected, atol=1e-6)
+        return
+    headless = rewritten(
+        tmp_path / "reward", tmp_path / "headless", lambda tensors: without(tensors, "score.weight")
+    )
+    with pytest.raises(ValueError, match="no reward model"):
+        load_classifier(headless, {}, CPU)
+
+
+def test_a_whole_classifier_is_loaded(tmp_path):
+    classifier().save_pretrained(tmp_path)
+    load_classifier(tmp_path, {}, CPU)

@@ -1,0 +1,79 @@
+"""The default training of every causal language model family, on tiny models.
+
+Eight unlike families are run by default; all of them in `make test-all`.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from model_families import family_model
+from tiny_models import EOS, lora, randomize, tiny_dataset, tiny_tokenizer
+from tiny_runs import QUIET
+
+from rahf.models.adapters import attach_policy, put_adapter
+from rahf.recipe.methods import METHODS
+from rahf.trainer import RAHFTrainer
+from rahf.trainer_config import RAHFConfig
+
+# Attention, learned positions, experts, windows, recurrence, convolution, fused matrices.
+UNLIKE = (*("llama", "gpt2", "mixtral", "gemma3_text", "qwen3_next", "lfm2_moe", "phi3", "mamba"),)
+OTHERS = (
+    *("afmoe", "apertus", "arcee", "bamba", "biogpt", "bitnet", "bloom", "codegen", "cohere"),
+    *("cohere2", "cwm", "deepseek_v2", "deepseek_v3", "diffllama", "doge", "dots1", "ernie4_5"),
+    *("ernie4_5_moe", "exaone4", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "gemma"),
+    *("gemma2", "glm", "glm4", "glm4_moe", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss"),
+    *("gpt_neox_japanese", "gptj", "granite", "granitemoe", "granitemoehybrid", "helium"),
+    *("granitemoeshared", "hunyuan_v1_dense", "hunyuan_v1_moe", "jamba", "jetmoe", "lfm2"),
+    *("llama4_text", "mamba2", "minimax", "minimax_m2", "ministral", "ministral3", "mistral"),
+    *("modernbert-decoder", "mpt", "nanochat", "nemotron", "nemotron_h", "olmo", "olmo2"),
+    *("olmo3", "olmo_hybrid", "olmoe", "opt", "persimmon", "phi", "phimoe", "qwen2"),
+    *("qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe", "recurrent_gemma", "rwkv", "seed_oss"),
+    *("smollm3", "solar_open", "stablelm", "starcoder2", "vaultgemma", "xglm", "xlstm"),
+)
+FAMILIES = [*UNLIKE, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+RETAINED = [[3, 4, 5, 6], [7, 8, 9]]
+
+
+def default_training(family, method, folder):
+    """A trainer of two steps with the defaults of a method, on teachers that differ."""
+    args = RAHFConfig(
+        output_dir=str(folder / "run"),
+        method=method,
+        per_device_train_batch_size=2,
+        max_steps=2,
+        learning_rate=1e-2,
+        **QUIET,
+    )
+    teachers = {}
+    for seed, name in enumerate(METHODS[method].views(args.reference).teachers()):
+        teacher = attach_policy(family_model(family), lora(), range(4))
+        randomize(teacher, "default", seed, scale=0.5)
+        teachers[name] = folder / name
+        teacher.save_pretrained(teachers[name])
+    base, rows = family_model(family), tiny_dataset(4)
+    return RAHFTrainer(
+        base, args, rows, None, tiny_tokenizer(), lora(), teachers, retain_texts=RETAINED
+    )
+
+
+@pytest.mark.parametrize("method", ["dual", "lorra", "scit"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_trains_by_default_and_its_adapter_is_reloaded(family, method, tmp_path):
+    trainer = default_training(family, method, tmp_path)
+    items = [trainer.train_dataset[index] for index in range(2)]
+    losses = [
+        trainer.alignment(trainer.model, replace(trainer.data_collator, packed=packed)(items)).loss
+        for packed in {False, trainer.alignment.packed}
+    ]
+    torch.testing.assert_close(losses[0], losses[-1], rtol=1e-3, atol=1e-4)
+    trainer.train()
+    trainer.save_model()
+    reloaded = put_adapter(family_model(family), tmp_path / "run").eval()
+    ids = torch.tensor([[5, 6, 7, 8, EOS]])
+    with torch.no_grad():
+        expected = trainer.model.eval()(input_ids=ids, use_cache=False).logits
+        found = reloaded(input_ids=ids, use_cache=False).logits
+        base = family_model(family)(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, base, atol=1e-4)
