@@ -87,7 +87,11 @@ class Alignment:
         values = values_of(terms, Evidence(batch, hidden, target, logits, frozen.logits))
         loss = sum(term.weight_at(elapsed) * values[term.name] for term in terms)
         detached = {name: value.detach() for name, value in values.items()}
-        return AlignmentOutput(loss, detached, progress(hidden.detach(), target))
+        counts = None
+        if "counts" in batch:  # of each response: whether it stands there for the first time
+            owner, responses = rows["aligned_owner"], len(batch["row"])
+            counts = batch["counts"][owner % responses]  # each retained text is beside a response
+        return AlignmentOutput(loss, detached, progress(hidden.detach(), target, counts))
 
     def frozen(self, batch: Batch) -> Frozen:
         """Run the frozen views; the reference with its predictions where a term reads them."""

@@ -162,9 +162,18 @@ def token_divergence(
     ).sum(-1)
 
 
-def progress(hidden: Float[Tensor, "layers tokens d_model"], target: Target) -> Progress:
-    """Return how far the policy has come along the shift; tokens without a shift are omitted."""
+def progress(
+    hidden: Float[Tensor, "layers tokens d_model"],
+    target: Target,
+    counts: Bool[Tensor, " tokens"] | None = None,
+) -> Progress:
+    """Return how far the policy has come along the shift.
+
+    Tokens without a shift are omitted, and those that do not count.
+    """
     aligned = target.shift.square().sum(-1)
+    if counts is not None:
+        aligned = torch.where(counts, aligned, 0.0)
     moved = (hidden - target.reference) * (aligned > 0).unsqueeze(-1)
     return Progress(
         dot=(moved * target.shift).sum((1, 2)),

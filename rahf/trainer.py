@@ -32,6 +32,7 @@ from rahf.overrides import overrides
 from rahf.trainer_config import RAHFConfig
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
 from rahf.training.preparation import load_base, prepare, rows_of
+from rahf.training.resumable_trainer import NonFiniteError
 
 
 class RAHFTrainer(AdapterTrainer):
@@ -132,6 +133,13 @@ class RAHFTrainer(AdapterTrainer):
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         margins = self.preference_margins()
+        bad = (~torch.isfinite(margins)).nonzero().flatten()
+        if len(bad):
+            raise NonFiniteError(
+                f"the likelihoods of {len(bad)} of {len(margins)} held-out pairs are inf or nan, "
+                f"first that of row {self.eval_rows[int(bad[0])]['row']}. Lower learning_rate or "
+                "alpha, or look at these pairs."
+            )
         measured = self._tally["eval"].take(self.accelerator) | {
             "preference/accuracies": (margins > 0).float().mean().item(),
             "preference/margins": margins.mean().item(),

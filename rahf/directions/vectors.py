@@ -103,6 +103,29 @@ class Directions:
         digest.update(self.vectors.float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def check(self, source: str | Path) -> None:
+        """Refuse vectors that no fit gives.
+
+        Raises:
+            ValueError: no layers or impossible ones; another number of vectors; inf or nan.
+        """
+        depth = self.metadata.get("depth", "")
+        most = int(depth) if depth.isdecimal() else None
+        wrong = [at for at in self.layers if at < 0 or (most is not None and at >= most)]
+        shape = tuple(self.vectors.shape)
+        if wrong or len(set(self.layers)) < len(self.layers):
+            told = f"; the model that they were fitted on has {most} layers" if most else ""
+            problem = f"layers {list(self.layers)} are negative, too high or given twice{told}"
+        elif len(shape) != 2 or shape[0] != len(self.layers) or 0 in shape:
+            problem = f"vectors of shape {shape} are not one vector for each of {self.layers}"
+        elif not torch.isfinite(self.vectors).all():
+            finite = torch.isfinite(self.vectors).all(-1)
+            bad = [layer for layer, good in zip(self.layers, finite, strict=True) if not good]
+            problem = f"the vectors of layers {bad} hold inf or nan"
+        else:
+            return
+        raise ValueError(f"{source}: {problem}. Fit the directions again.")
+
     def check_width(self, d_model: int) -> None:
         """Refuse directions of another model, as far as their width gives them away.
 
@@ -121,6 +144,7 @@ class Directions:
         is always whole.
         """
         path = Path(folder) / FILE_NAME
+        self.check(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"layer.{layer}": vector.contiguous()
@@ -128,6 +152,7 @@ class Directions:
         }
         staging = path.with_suffix(".partial")
         save_file(tensors, staging, {"format": "pt", "rahf": json.dumps(dict(self.metadata))})
+        order_metadata(staging)
         staging.replace(path)
         return path
 
@@ -136,7 +161,7 @@ class Directions:
         """Read a file written by `save`, or the one in the folder `path`.
 
         Raises:
-            ValueError: the file holds no `layer.N` vectors.
+            ValueError: the file holds no `layer.N` vectors, or vectors that `check` refuses.
         """
         path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
         with safe_open(path, framework="pt") as file:
@@ -146,6 +171,22 @@ class Directions:
                 raise ValueError(
                     f"{path} holds no tensors named 'layer.N'; it is not a file of rahf directions."
                 )
-            vectors = torch.stack([file.get_tensor(name) for name in names]).float()
+            found = [file.get_tensor(name) for name in names]
+            if len({tuple(vector.shape) for vector in found}) > 1:
+                raise ValueError(f"{path}: the vectors have several widths. Fit them again.")
+            vectors = torch.stack(found).float()
             metadata = json.loads((file.metadata() or {}).get("rahf", "{}"))
-        return cls(tuple(int(name[6:]) for name in names), vectors, metadata)
+        directions = cls(tuple(int(name[6:]) for name in names), vectors, metadata)
+        directions.check(path)
+        return directions
+
+
+def order_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file into a fixed order, so that equal files are equal."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])

@@ -22,7 +22,7 @@ from rahf.directions.effect import candidates, effect_on_predictions
 from rahf.directions.evidence import Fitted, Measured, cosines, fit, measure
 from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
-from rahf.distributed.sharding import take_over_sharding, without_engine
+from rahf.distributed.sharding import check_world, take_over_sharding, without_engine
 from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
 from rahf.recipe.fields import raise_problems
@@ -62,6 +62,7 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")
     take_over_sharding()
     state = PartialState(cpu=recipe.training.get("use_cpu", False))
+    check_world(state)
     tokenizer = load_tokenizer(recipe)
     fitted_on, held_out = rows_to_read(recipe, tokenizer, options)
     with without_engine():

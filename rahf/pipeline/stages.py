@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from rahf.artifacts import StageRecord, alone
+from rahf.distributed.sharding import check_world
 from rahf.training.cost import PeakMemory
 
 
@@ -23,9 +24,11 @@ def output_of_one_run(path: Path, cpu: bool = False) -> Iterator[None]:
         cpu: whether the ranks are on a CPU though there is a GPU.
 
     Raises:
-        ValueError: another run holds the lock; on every rank, so that none waits for the others.
+        ValueError: the ranks do not see each other; another run holds the lock. It is raised on
+            every rank, so that none waits for the others.
     """
     state, refused = PartialState(cpu=cpu), None
+    check_world(state)
     with ExitStack() as held:
         if state.is_main_process:
             try:

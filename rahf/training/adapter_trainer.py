@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
             # launch` uses all.
             logger.warning("training on one of %d GPUs; use accelerate launch for all", args.n_gpu)
             set_existing(args, "_n_gpu", 1)
+        keep_base_absolute(model)
         super().__init__(model, args, **kwargs)
         show_compactly(self)
         self.add_callback(LastStepLogged)
@@ -92,11 +94,15 @@ class AdapterTrainer(ResumableTrainer, ABC):
         accumulated = self.args.gradient_accumulation_steps
         of_epoch = -(-len(self.callback_handler.train_dataloader) // accumulated)
         first = self.state.global_step % of_epoch * accumulated
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for index, batch in enumerate(batches, start=first):
-            size = len(batch["row"]) // self.rows_of_example
-            counts = first_time(index * world + rank, size, len(self.train_dataset))
-            batch["counts"] = counts.repeat_interleave(self.rows_of_example).to(batch["row"].device)
+            self._mark(batch, index, len(self.train_dataset))
+
+    def _mark(self, batch: dict[str, Any], index: int, examples: int) -> None:
+        """Add to a batch of this rank which of its rows count; `index`: of this rank's batches."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        size = len(batch["row"]) // self.rows_of_example
+        counts = first_time(index * world + rank, size, examples)
+        batch["counts"] = counts.repeat_interleave(self.rows_of_example).to(batch["row"].device)
 
     def count_items(self, batch: dict[str, Any]) -> int:
         """Number of items over which the loss of `batch` is averaged."""
@@ -111,7 +117,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
             )
         loss = (result.per_row * counting(inputs)).sum()
         if num_items_in_batch is None:
-            loss = loss / self.count_items(inputs)
+            loss = loss / max(1, self.count_items(inputs))  # a held-out batch may only fill up
         else:
             # Gradients are averaged over ranks, so that each rank scales its share of the sum up.
             loss = loss / num_items_in_batch * self.accelerator.num_processes
@@ -120,8 +126,24 @@ class AdapterTrainer(ResumableTrainer, ABC):
     @overrides(Trainer)
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
+        if self.accelerator.num_processes > 1:
+            self._mark(inputs, self._held_out_batches, len(self.eval_dataset))
+        self._held_out_batches += 1
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss, result = self.compute_loss(model, inputs, return_outputs=True)
+        self._held_out[0] += (result.per_row * counting(inputs)).sum().item()
+        self._held_out[1] += self.count_items(inputs)
+        return loss.detach(), None, None
+
+    @overrides(Trainer)
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        # transformers averages over batches, which are filled up to equally many rows a rank.
+        self._held_out_batches = 0
+        self._held_out = [0.0, 0]  # sum of the loss, and items
+        result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, items = map(sum, zip(*gather_object([self._held_out]), strict=True))
+        result.metrics[f"{metric_key_prefix}_loss"] = loss / items
+        return result
 
     @overrides(Trainer)
     def floating_point_ops(self, inputs) -> int:
@@ -253,6 +275,14 @@ def show_compactly(trainer: Trainer) -> None:
 
 def without_layers(logs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in logs.items() if "/layer_" not in key}
+
+
+def keep_base_absolute(model: nn.Module) -> None:
+    """Let the adapters of `model` name a base on this disk so that they load from any folder."""
+    for config in getattr(model, "peft_config", {}).values():
+        base = config.base_model_name_or_path
+        if base and Path(base).is_dir():
+            config.base_model_name_or_path = str(Path(base).absolute())
 
 
 def save_policy(

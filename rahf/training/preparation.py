@@ -122,10 +122,33 @@ def tokenized(
     Args:
         instructed: with the instructions, whatever the method.
         how: further arguments of `tokenize_pairs`.
+
+    Raises:
+        ValueError: both instructions give a row the same prompt.
     """
     instructed = instructed or options.facts.instructed
     instructions = options.instructions if instructed else None
-    return tokenize_pairs(pairs, tokenizer, instructions=instructions, **how)
+    rows, report = tokenize_pairs(pairs, tokenizer, instructions=instructions, **how)
+    if instructed:
+        check_views_differ(rows)
+    return rows, report
+
+
+def check_views_differ(rows: Dataset) -> None:
+    """Refuse rows whose prompt is the same under both instructions: their shift would be zero.
+
+    Raises:
+        ValueError: the first such row.
+    """
+    columns = ["row", "positive_prompt_ids", "negative_prompt_ids"]
+    for part in rows.select_columns(columns).iter(batch_size=1000):
+        for row, positive, negative in zip(*(part[name] for name in columns), strict=True):
+            if positive == negative:
+                raise ValueError(
+                    f"row {row}: both instructions give the same prompt ids, so its shift would be "
+                    "zero. The chat template drops the instructions, or they tokenise alike: "
+                    "change instructions.positive or instructions.negative, or the template."
+                )
 
 
 def teach(

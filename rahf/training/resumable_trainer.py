@@ -18,6 +18,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from rahf.distributed.sharding import check_world
 from rahf.distributed.sigterm import StopOnSigterm, handling_sigterm
 from rahf.overrides import overrides
 from rahf.training.checkpoints import damage, make_way, newest_first, write_manifest
@@ -64,6 +65,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        check_world(self.accelerator.state)
         self._stop_on_sigterm = StopOnSigterm()
         self._clock = Clock()
         self.add_callback(self._stop_on_sigterm)

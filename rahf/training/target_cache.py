@@ -11,13 +11,10 @@ folder. The cache knows batches and hidden states and is told how to compute wha
 `open_cache` alone knows what a training is made of.
 """
 
-import hashlib
 import json
 import logging
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,15 +27,15 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rahf.alignment import Alignment
-from rahf.artifacts import read_json
+from rahf.artifacts import identity_of, read_json
 from rahf.data.contrast import Batch, ContrastCollator, retained_name, without_retained
-from rahf.models.adapters import fingerprint
 from rahf.recipe.method_options import MethodOptions
+from rahf.training.state_files import checksum, checksum_in, digest, save_states, written_whole
 from rahf.views import Frozen
 
 logger = logging.getLogger(__name__)
@@ -82,10 +79,11 @@ class TargetCache:
             )
         _check_room(folder, missing=max(0, needed - _bytes_in(self.folder)))
         if not record.exists():
-            with _written_whole(record) as staging:
+            with written_whole(record) as staging:
                 staging.write_text(json.dumps(key, indent=2))
         self._responses, self._retained = responses, retained
         self._verified = self._retained_verified = self._full = self._begun = False
+        self._whole: set[Path] = set()
 
     def frozen(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
         """What the frozen views say of `batch`: read where all of it is known, otherwise computed,
@@ -151,9 +149,16 @@ class TargetCache:
 
     def _load(self, path: Path, device: str) -> dict[str, Tensor]:
         try:
-            return load_file(path, device)
+            states = load_file(path)
+            if path not in self._whole and checksum_in(path) != checksum(states):
+                raise ValueError(
+                    f"{path} is not what was written, since its checksum is another: delete "
+                    f"{self.folder}."
+                )
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}): delete {self.folder}.") from error
+        self._whole.add(path)  # checked once: a training reads it in every epoch
+        return {name: part.to(device) for name, part in states.items()}
 
     def _write(self, batch: Batch, made: Frozen) -> None:
         tokens, responses = _tokens_of(batch), len(batch["row"])
@@ -169,8 +174,8 @@ class TargetCache:
         if self._full or path.exists():
             return
         try:
-            with _written_whole(path) as staging:
-                save_file({name: part.cpu().contiguous() for name, part in states.items()}, staging)
+            with written_whole(path) as staging:
+                save_states(states, staging)
         except OSError as error:
             # A training is worth more than its cache.
             logger.warning("%s cannot be written (%s): no more states are kept", path, error)
@@ -201,18 +206,6 @@ def _tokens_of(batch: Batch) -> list[int]:
     """Aligned tokens of each row of the block `reference`."""
     owner = batch["reference"]["aligned_owner"]
     return torch.bincount(owner, minlength=len(batch["items"])).tolist()
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A place of one's own to write at, which then becomes `path`: several ranks may write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield staging
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def _everywhere(known: bool, device: torch.device) -> bool:
@@ -261,6 +254,7 @@ def open_cache(
     views = alignment.frozen_views.views
     both = views.positive is not None  # a shift of every token
     key = {
+        "files": "with checksums",  # of earlier versions: without
         "base": weights_of(base),
         "dtype": f"{base.dtype} {autocast}",
         "loading": str(getattr(base.config, "quantization_config", None)),
@@ -303,16 +297,11 @@ DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens"
 
 
 def weights_of(model: str | Path | PreTrainedModel) -> list[str]:
-    """What tells weights apart: the content of an adapter, wherever its folder lies; of a whole
-    model the name, and the size and time of its files.
-    """
+    """Return what tells weights apart: their content, wherever it lies, or a name of the Hub."""
     if isinstance(model, PreTrainedModel):
         commit = getattr(model.config, "_commit_hash", None)
         return [str(commit), *weights_of(model.name_or_path)]
-    adapter = Path(model) / "adapter_model.safetensors"
-    if adapter.is_file():
-        return [digest([adapter.read_bytes()])]
-    return [str(model), *fingerprint(model)]
+    return [identity_of(model) or str(model)]
 
 
 def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:
@@ -340,10 +329,3 @@ def _lists(rows: Dataset, column: str) -> Iterator[pa.ListArray]:
     """A column of ids in parts."""
     for part in rows.select_columns(column).with_format("arrow").iter(batch_size=10_000):
         yield part[column].combine_chunks()
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    joined = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        joined.update(part)
-    return joined.hexdigest()

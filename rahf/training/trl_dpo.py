@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 from rahf.artifacts import write_lines
 from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
-from rahf.training.adapter_trainer import save_policy
+from rahf.training.adapter_trainer import keep_base_absolute, save_policy
 from rahf.training.resumable_trainer import check_finite_weights, resumable, trained_weights
 
 DEFAULTS = {
@@ -68,6 +68,7 @@ def train_dpo(
         processing_class=tokenizer,
         peft_config=oriented(peft_config, base),
     )
+    keep_base_absolute(trainer.model)
     trainer.train_dataset = rows.select_columns(ROW_COLUMNS)
     figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if args.should_save:

@@ -24,6 +24,7 @@ from rahf.foreign_warnings import new_head_expected
 from rahf.models.adapters import load_tokenizer_of, pad_id
 from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
+from rahf.training.adapter_trainer import keep_base_absolute
 from rahf.training.resumable_trainer import check_finite_figures, resumable
 
 DEFAULTS = {
@@ -78,6 +79,7 @@ def train_reward_model(
         processing_class=tokenizer,
         peft_config=_lora(lora_r, classifier) if lora_r else None,
     )
+    keep_base_absolute(trainer.model)
     figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if held_out is not None:
         figures |= trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}

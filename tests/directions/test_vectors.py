@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -109,3 +111,41 @@ def test_directions_of_other_layers_or_widths_do_not_go_together():
         directions + directions.only((2, 9))
     with pytest.raises(ValueError, match="have 4 dimensions"):
         directions.cosine(Directions((2, 9, 10), torch.zeros(3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("directions", "told"),
+    [
+        (Directions((0, 1), torch.tensor([[1.0, 2.0], [float("nan"), 1.0]])), r"layers \[1\] hold"),
+        (Directions((0,), torch.tensor([[float("inf")]])), r"layers \[0\] hold inf or nan"),
+        (Directions((-1, 0), torch.ones(2, 3)), "are negative"),
+        (Directions((1, 1), torch.ones(2, 3)), "given twice"),
+        (Directions((1, 99), torch.ones(2, 3), {"depth": "12"}), "fitted on has 12 layers"),
+        (Directions((0, 1), torch.ones(3, 3)), r"shape \(3, 3\) are not one vector for each"),
+        (Directions((0,), torch.ones(1, 0)), r"shape \(1, 0\) are not one vector"),
+    ],
+)
+def test_vectors_that_no_fit_gives_are_neither_saved_nor_loaded(tmp_path, directions, told):
+    with pytest.raises(ValueError, match=told):
+        directions.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+    tensors = dict(zip(directions.layers, directions.vectors, strict=False))
+    if len(tensors) < len(directions.vectors) or not directions.vectors.numel():
+        return  # such a file cannot be written
+    path, metadata = tmp_path / FILE_NAME, json.dumps(dict(directions.metadata))
+    save_file({f"layer.{at}": vector for at, vector in tensors.items()}, path, {"rahf": metadata})
+    with pytest.raises(ValueError, match=f"^{path}: .*{told}"):
+        Directions.load(tmp_path)
+
+
+def test_vectors_of_several_widths_are_refused(tmp_path):
+    save_file({"layer.0": torch.ones(2), "layer.1": torch.ones(3)}, tmp_path / FILE_NAME)
+    with pytest.raises(ValueError, match="several widths"):
+        Directions.load(tmp_path)
+
+
+def test_the_same_directions_are_the_same_bytes(tmp_path):
+    files = {some_directions().save(tmp_path / str(run)).read_bytes() for run in range(12)}
+    assert len(files) == 1
+    names = list(json.loads(files.pop()[8:].partition(b"}}")[0] + b"}}")["__metadata__"])
+    assert names == ["format", "rahf"]
