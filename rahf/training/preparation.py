@@ -5,6 +5,7 @@ models and rows; takes no optimiser step.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -197,6 +198,7 @@ def fit_mean_shift(
 ) -> Directions:
     """Fit the mean of the views' shift over the training responses, which the ranks share out."""
     state, collator = PartialState(), collator_for(args, tokenizer, alignment.packed)
+    collator = replace(collator, scored=())  # a shift is read from states only
     responses = Responses(rows, args.response_source, seed=args.seed)
     drawn = np.random.default_rng(args.seed).permutation(len(responses))[: args.mean_responses]
     indices = drawn[state.process_index :: state.num_processes].tolist()
