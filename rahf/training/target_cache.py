@@ -271,9 +271,8 @@ def open_cache(
     width = base.config.get_text_config().hidden_size
     needed = states * len(alignment.layers) * width * base.dtype.itemsize
     names = [retained_name(text) for text in range(len(retained))]
-    states_of_texts = partial(_retained_states, alignment, collator, retained)
-    folder = Path(options.target_cache)
-    return TargetCache(folder, key, needed, responses, (names, states_of_texts))
+    texts = (names, partial(_retained_states, alignment, collator, retained))
+    return TargetCache(Path(options.target_cache), key, needed, responses, texts)
 
 
 TEXTS_AT_ONCE = 8

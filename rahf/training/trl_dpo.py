@@ -52,8 +52,7 @@ def train_dpo(
         TRL's figures of the training as a whole.
 
     Raises:
-        NonFiniteError: a loss or a weight became inf or nan.
-        ValueError: TRL is not installed.
+        ValueError: TRL is not installed; a loss or a weight became inf or nan.
     """
     config_class, trainer_class = _trl()
     arguments = without_checkpointing({**DEFAULTS, **arguments})
@@ -62,8 +61,7 @@ def train_dpo(
     trainer = trainer_class(
         base,
         args=args,
-        # TRL tokenises what it is given; its trainer then reads our rows, which have the columns
-        # that its collator takes.
+        # TRL tokenises what it is given, and then reads our rows, whose columns its collator takes.
         train_dataset=Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
         peft_config=oriented(peft_config, base),

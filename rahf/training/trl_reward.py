@@ -53,22 +53,19 @@ def train_reward_model(
     chat_template: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train a reward model, save it with its tokenizer and return TRL's figures, with
-    `eval_accuracy` and `eval_margin` on `held_out`. An interrupted run resumes.
+    """Train and save a reward model; return TRL's figures, with those on `held_out`.
 
     Args:
-        model: folder or Hub id of a language model, or of a reward model.
+        model: folder or Hub id of a language or reward model; lora_r: 0 trains all its weights.
         pairs, held_out: what `load_pairs` gives.
-        lora_r: rank of the adapter; 0: train all weights.
         arguments: of RewardConfig, in place of `DEFAULTS`.
 
     Raises:
-        NonFiniteError: a loss, a weight or a held-out figure became inf or nan.
-        ValueError: TRL is not installed.
+        ValueError: TRL is not installed; a loss, a weight or a held-out figure is inf or nan.
     """
     config_class, trainer_class = _trl()
-    given = without_checkpointing({**DEFAULTS, **(arguments or {})})
-    args = config_class(output_dir=str(output_dir), **given)
+    arguments = without_checkpointing({**DEFAULTS, **(arguments or {})})
+    args = config_class(output_dir=str(output_dir), **arguments)
     tokenizer, chat = _tokenizer(model, chat_template)
     classifier = _classifier(model, dtype, pad_id(tokenizer), args.seed)
     trainer = trainer_class(
