@@ -1,11 +1,11 @@
 """The idea of RAHF as pure functions: where a hidden state should go, and how far it is from there.
 
-A response is said under a positive and a negative view; their difference is the `shift`. The target
+A response is read under a positive and a negative view; their difference is the `shift`. The target
 of the policy is the state of the reference, moved by `alpha` times the shift (RAHF, arXiv
 2312.15997, section 3.3). Knows tensors; knows no model, no batch and no weight of a term.
 
 All tensors are packed: `hidden` is [layers, tokens, d_model] over the aligned tokens of a whole
-batch, and `owner` [tokens] says which row each token belongs to, so no padding can enter a mean.
+batch, and `owner` [tokens] is the row that each token belongs to, so no padding can enter a mean.
 """
 
 from typing import Literal, NamedTuple

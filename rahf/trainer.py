@@ -36,7 +36,7 @@ from rahf.training.resumable_trainer import NonFiniteError
 
 
 class RAHFTrainer(AdapterTrainer):
-    """Moves the hidden states of a LoRA to targets read from contrasting views.
+    """Move the hidden states of a LoRA to targets read from contrasting views.
 
     RAHF, arXiv 2312.15997, and its neighbours: see docs/method.md.
 
@@ -54,9 +54,9 @@ class RAHFTrainer(AdapterTrainer):
         teachers: adapter folders or full models by name (`positive` and `negative`, or `contrast`).
             Those that the method needs and that are missing are trained first, into
             `output_dir/teachers`.
-        directions: a stored shift, or its path. No view is then asked for its own shift.
-        retain_texts: ids of the texts of the retain term; read or sampled as the options say where
-            it is None.
+        directions: a stored shift, or its path. No view then computes a shift of its own.
+        retain_texts: ids of the texts of the retain term; read or sampled by the options where it
+            is None.
 
     Further keyword arguments go to transformers.Trainer.
     """
@@ -167,10 +167,9 @@ class RAHFTrainer(AdapterTrainer):
 
 
 class DrawAnew(TrainerCallback):
-    """Tells the responses which epoch it is.
+    """Set the epoch of the responses.
 
-    Accelerate tells a data set so only where it has no sampler to tell: neither with several ranks
-    nor after a resume.
+    Accelerate sets it only where it has no sampler: neither with several ranks nor after a resume.
     """
 
     def __init__(self, responses: Responses):
@@ -213,9 +212,9 @@ class Tally:
         }
         shares = {"reached": progress.reached(), "cosine": progress.cosine()}
         if not progress.asked.any():
-            shares = {}  # a method without a shift has no share of it to tell
+            shares = {}  # a method without a shift has no share of it
         for name, per_layer in shares.items():
-            # Where nothing moved yet, or a layer was asked nothing, no share of it was reached.
+            # Where nothing moved yet, or a layer has no shift, no share of it was reached.
             per_layer = per_layer.nan_to_num()
             values[f"repr/{name}"] = per_layer.mean().item()
             values |= {

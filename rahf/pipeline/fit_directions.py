@@ -37,7 +37,7 @@ HELD_OUT_SHARE = 5  # one row in so many is held out where the recipe has no tes
 
 
 class ReadingOptions(NamedTuple):
-    """What the command line says beside the recipe."""
+    """Hold the options of the command line."""
 
     source: str = "responses"
     tokens: str = "mean"
@@ -139,7 +139,7 @@ def effect_of(
 
 
 def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Dataset, Dataset]:
-    """Rows to fit on, and rows held out: the test split, or a part of the training rows."""
+    """Return rows to fit on, and held-out rows: the test split, or a part of the training rows."""
     instructed = options.source == "instructions"
     raise_problems(instruction_problems(recipe.method.instructions) if instructed else [])
     rows = train_rows(recipe, tokenizer, step=2, instructed=instructed)
@@ -157,7 +157,7 @@ def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Da
 
 
 def adapters_of(recipe: Recipe, options: ReadingOptions) -> dict[str, str]:
-    """Folder of each side's adapter, or `base`: as given, or the recipe's teachers."""
+    """Return the folder of each side's adapter, or `base`: as given, or the recipe's teachers."""
     paths = {}
     for side in ("positive", "negative"):
         given = getattr(options, side) or getattr(recipe.teachers, side)
@@ -173,7 +173,7 @@ def adapters_of(recipe: Recipe, options: ReadingOptions) -> dict[str, str]:
 
 
 def with_adapters(base: nn.Module, paths: dict[str, str]) -> nn.Module:
-    """`base` with an adapter per side; a side that is the base itself gets none."""
+    """Return `base` with an adapter a side; a side that is the base itself gets none."""
     model = base
     for side, path in paths.items():
         if path == BASE:
@@ -187,7 +187,7 @@ def with_adapters(base: nn.Module, paths: dict[str, str]) -> nn.Module:
 
 
 def evidence_of(fitted: Fitted, measured: Measured, layers: tuple[int, ...]) -> dict[str, Any]:
-    """All figures of the table, each a list over layers."""
+    """Return all figures of the table, each a list over layers."""
     return {
         "layers": list(layers),
         "rms": fitted.rms.tolist(),
@@ -208,7 +208,7 @@ def evidence_of(fitted: Fitted, measured: Measured, layers: tuple[int, ...]) -> 
 
 
 def rows_hash(rows: Dataset) -> str:
-    """SHA-256 of the ids that directions are fitted to, whatever file they came from."""
+    """Return the SHA-256 of the ids that directions are fitted to, whatever file they are from."""
     digest = hashlib.sha256()
     for row in rows:
         ids = {name: row[name] for name in sorted(row) if name.endswith("_ids")}

@@ -1,5 +1,5 @@
-"""What both training steps share: one adapter is trained, under any engine, and stopped by a loss
-that is no number.
+"""What both training steps share: one adapter is trained, under any engine, and stopped by a
+non-finite loss.
 
 The loss is a mean over items (responses or tokens) of the whole global batch, however that batch is
 split over rows, gradient accumulation and ranks; rows that only fill up a rank's batch do not
@@ -49,7 +49,7 @@ class ItemLoss(NamedTuple):
 
 
 class AdapterTrainer(ResumableTrainer, ABC):
-    """Trainer of the adapter `default`; a subclass says what an item is and what it costs."""
+    """Trainer of the adapter `default`; a subclass defines an item and its loss."""
 
     def __init__(self, model: PeftModel, args: TrainingArguments, **kwargs):
         if args.n_gpu > 1:
@@ -73,11 +73,11 @@ class AdapterTrainer(ResumableTrainer, ABC):
 
     @abstractmethod
     def items_of_rows(self, batch: dict[str, Any]) -> Int[Tensor, " rows"]:
-        """Items of each row; over all of them the loss is averaged."""
+        """Return the items of each row; the loss is averaged over all of them."""
 
     @abstractmethod
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
-        """Loss of `batch` under `model`, which may be wrapped."""
+        """Return the loss of `batch` under `model`, which may be wrapped."""
 
     @overrides(Trainer)
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -88,8 +88,10 @@ class AdapterTrainer(ResumableTrainer, ABC):
         return batches, self.accelerator.reduce(items, reduction="sum")
 
     def _mark_repeated(self, batches: list[dict[str, Any]]) -> None:
-        """Tell what counts of the next batches: accelerate fills the last ones of an epoch up with
-        rows that have been seen, so that every rank has equally many.
+        """Mark what counts in the next batches.
+
+        Accelerate fills the last ones of an epoch up with repeated rows, so that every rank has
+        equally many.
         """
         accumulated = self.args.gradient_accumulation_steps
         of_epoch = -(-len(self.callback_handler.train_dataloader) // accumulated)
@@ -105,7 +107,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
         batch["counts"] = counts.repeat_interleave(self.rows_of_example).to(batch["row"].device)
 
     def count_items(self, batch: dict[str, Any]) -> int:
-        """Number of items over which the loss of `batch` is averaged."""
+        """Return the number of items over which the loss of `batch` is averaged."""
         return int((self.items_of_rows(batch) * counting(batch)).sum())
 
     @overrides(Trainer)
@@ -224,7 +226,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
 
 
 def first_time(batch: int, size: int, examples: int) -> Bool[Tensor, " size"]:
-    """Which places of a batch are the first of an epoch to hold their example.
+    """Return which places of a batch are the first of an epoch to hold their example.
 
     Args:
         batch: number of the batch among those of all ranks; the ranks take turns.
@@ -235,13 +237,14 @@ def first_time(batch: int, size: int, examples: int) -> Bool[Tensor, " size"]:
 
 
 def counting(batch: Mapping[str, Any]) -> Bool[Tensor, " rows"]:
-    """Which rows of a batch count: all of them, where nothing else is told."""
+    """Return which rows of a batch count: all of them, unless the batch is marked."""
     return batch.get("counts", torch.ones_like(batch["row"], dtype=torch.bool))
 
 
 class LastStepLogged(TrainerCallback):
-    """A line for the steps after the last multiple of `logging_steps`: a training of fewer steps
-    would have none.
+    """Log the steps after the last multiple of `logging_steps`.
+
+    A training of fewer steps would log nothing.
     """
 
     @overrides(TrainerCallback)
@@ -296,7 +299,7 @@ def save_policy(
 
 
 def describe_non_finite(result: ItemLoss, step: int, checkpoint: str | None) -> str:
-    """Message that names the rows whose loss is no number."""
+    """Return the message that names the rows with a non-finite loss."""
     bad = result.row[~torch.isfinite(result.per_row)].tolist()
     loss = result.per_row.sum().item()
     kept = (

@@ -68,7 +68,7 @@ def prepare(
 
     Args:
         directions: a stored shift; fitted where it is None and the options want a mean shift.
-        retained: ids of retained texts; None: read or sampled as the options say.
+        retained: ids of retained texts; None: read or sampled by the options.
     """
     views = views_of(args.method, args.reference, stored_shift=directions is not None)
     missing = [name for name in views.teachers() if name not in teachers]
@@ -162,7 +162,7 @@ def teach(
 ) -> dict[str, Path]:
     """Train teachers that were not given, into `output_dir/teachers`.
 
-    Length, batch and device are those of `args`, unless `args.teacher_args` say otherwise.
+    Length, batch and device are those of `args`, unless `args.teacher_args` gives others.
 
     Raises:
         ValueError: the model carries an adapter already, so that a teacher cannot be put on it.

@@ -58,7 +58,7 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 class ResumableTrainer(Trainer):
-    """Trainer whose run goes on with `train(resume_from_checkpoint=last_checkpoint())`.
+    """Trainer whose run is resumed by `train(resume_from_checkpoint=last_checkpoint())`.
 
     Given as the first base, it stands before another library's trainer.
     """
@@ -108,7 +108,7 @@ class ResumableTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def last_checkpoint(self) -> str | None:
-        """Folder of the newest whole checkpoint of this run, if there is one.
+        """Return the folder of the newest whole checkpoint of this run, if there is one.
 
         A damaged one is passed over with a warning, and stays where it is.
         """

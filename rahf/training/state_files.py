@@ -17,7 +17,7 @@ from torch import Tensor
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A place of one's own to write at, which then becomes `path`: several ranks may write it."""
+    """Yield a path to write to, which then becomes `path`; several ranks may write at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -1,14 +1,14 @@
-"""What the frozen views say of each response, kept on disk: computed once, read in later epochs and
-by later runs that differ in alpha, weights, rate or seed. Where a term reads predictions, which are
-not kept, the views are asked about every response, and retained texts alone are read.
+"""Hidden states of the frozen views, kept on disk: computed once, read in later epochs and by later
+runs that differ in alpha, weights, rate or seed. Where a term reads predictions, which are not
+kept, the views run on every response, and only retained texts are read.
 
     FOLDER/KEY/key.json             what the states were made with; KEY is its digest
     FOLDER/KEY/0/17-chosen.safetensors     reference [layers, tokens, d_model] and shift, unscaled
     FOLDER/KEY/retained/3.safetensors
 
 A file is written beside and renamed, so that ranks, runs and a restart after a kill may share a
-folder. The cache knows batches and hidden states and is told how to compute what is missing;
-`open_cache` alone knows what a training is made of.
+folder. The cache knows batches and hidden states and is given a function for what is missing;
+only `open_cache` knows what a training is made of.
 """
 
 import json
@@ -86,11 +86,10 @@ class TargetCache:
         self._whole: set[Path] = set()
 
     def frozen(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
-        """What the frozen views say of `batch`: read where all of it is known, otherwise computed,
-        without the retained texts: these come again within an epoch, and the first call has
-        computed them.
+        """Return the states of `batch` under the frozen views, read where all of them are known.
 
-        All ranks read, or all compute, since a model in pieces is run by all of them or by none.
+        Retained texts come again within an epoch; the first call has computed them. All ranks read
+        or all compute, since a sharded model runs on all of them or on none.
         The first states that are read are computed too and compared.
 
         Raises:
@@ -132,7 +131,7 @@ class TargetCache:
         return made
 
     def _read(self, batch: Batch, start: int) -> Frozen | None:
-        """States of the rows from `start` on; None where some are not known or there are none."""
+        """Return states of the rows from `start`; None where there are none or not all."""
         paths, device = self._paths(batch)[start:], str(batch["row"].device)
         if not (paths and all(path.exists() for path in paths)):
             return None
@@ -182,7 +181,7 @@ class TargetCache:
             self._full = True
 
     def _verify(self, known: Frozen, made: Frozen) -> None:
-        """Compare what was read to what the model says now."""
+        """Compare what was read to what the model computes now."""
         allowed = ROUNDING.get(made.reference.dtype, HALF_ROUNDING)
         # Shifts are small differences of states: rounding is measured by the size of these.
         size = made.reference.float().norm()
@@ -203,13 +202,13 @@ class TargetCache:
 
 
 def _tokens_of(batch: Batch) -> list[int]:
-    """Aligned tokens of each row of the block `reference`."""
+    """Return the number of aligned tokens of each row of the block `reference`."""
     owner = batch["reference"]["aligned_owner"]
     return torch.bincount(owner, minlength=len(batch["items"])).tolist()
 
 
 def _everywhere(known: bool, device: torch.device) -> bool:
-    """Whether it holds on every rank."""
+    """Return whether it holds on every rank."""
     if not torch.distributed.is_initialized():
         return known
     flag = torch.tensor(int(known), device=device)
@@ -229,7 +228,7 @@ def _check_room(folder: Path, missing: int) -> None:
             f"target_cache: the states of this training take {missing / GIB:.2f} GiB more in "
             f"{folder}, whose disk has {free / GIB:.2f} GiB free: give a folder on another disk, "
             "delete what this one keeps of other trainings, align fewer layers or tokens "
-            "(target_layers, max_response_tokens), set shift: mean, or leave target_cache away."
+            "(target_layers, max_response_tokens), set shift: mean, or omit target_cache."
         )
 
 
@@ -241,7 +240,7 @@ def open_cache(
     autocast: str,
     collator: ContrastCollator,
 ) -> TargetCache:
-    """The cache of a training in the folder that its options name.
+    """Return the cache of a training in the folder that its options name.
 
     Args:
         teachers: adapter folders or full models by name, as the alignment was built with.
@@ -281,7 +280,7 @@ TEXTS_AT_ONCE = 8
 def _retained_states(
     alignment: Alignment, collator: ContrastCollator, texts: Sequence[list[int]]
 ) -> Iterator[Float[Tensor, "layers tokens d_model"]]:
-    """What the reference says of each retained text."""
+    """Yield the states of the reference on each retained text."""
     device = next(alignment.model.parameters()).device
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         together = texts[start : start + TEXTS_AT_ONCE]
@@ -292,7 +291,7 @@ def _retained_states(
 
 
 DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens")
-"""Options that say which states of which responses are aligned."""
+"""Options that select which states of which responses are aligned."""
 
 
 def weights_of(model: str | Path | PreTrainedModel) -> list[str]:
@@ -304,7 +303,7 @@ def weights_of(model: str | Path | PreTrainedModel) -> list[str]:
 
 
 def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:
-    """Aligned tokens of all responses, at most."""
+    """Return the number of aligned tokens of all responses, at most."""
     source = options.response_source
     sides = ("chosen_ids", "rejected_ids") if source == "both" else (f"{source}_ids",)
     tail = options.tail_tokens if options.positions == "response_and_tail" else 0
@@ -314,7 +313,7 @@ def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:
 
 
 def digest_of_rows(rows: Dataset) -> str:
-    """Of all ids of tokenised pairs, in their order."""
+    """Return the digest of all ids of tokenised pairs, in their order."""
     columns = sorted(name for name in rows.column_names if name.endswith("_ids"))
     return digest(
         part.to_numpy().tobytes()
@@ -325,6 +324,6 @@ def digest_of_rows(rows: Dataset) -> str:
 
 
 def _lists(rows: Dataset, column: str) -> Iterator[pa.ListArray]:
-    """A column of ids in parts."""
+    """Yield a column of ids in parts."""
     for part in rows.select_columns(column).with_format("arrow").iter(batch_size=10_000):
         yield part[column].combine_chunks()

@@ -57,15 +57,14 @@ def train_reward_model(
 
     Args:
         model: folder or Hub id of a language or reward model; lora_r: 0 trains all its weights.
-        pairs, held_out: what `load_pairs` gives.
         arguments: of RewardConfig, in place of `DEFAULTS`.
 
     Raises:
         ValueError: TRL is not installed; a loss, a weight or a held-out figure is inf or nan.
     """
     config_class, trainer_class = _trl()
-    arguments = without_checkpointing({**DEFAULTS, **(arguments or {})})
-    args = config_class(output_dir=str(output_dir), **arguments)
+    given = without_checkpointing({**DEFAULTS, **(arguments or {})})
+    args = config_class(output_dir=str(output_dir), **given)
     tokenizer, chat = _tokenizer(model, chat_template)
     classifier = _classifier(model, dtype, pad_id(tokenizer), args.seed)
     trainer = trainer_class(
