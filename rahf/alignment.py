@@ -1,7 +1,7 @@
 """Views and terms joined: a model and a batch give the loss of each response.
 
-The frozen views say where the policy's hidden states are to go, and the terms say how far they are
-from there. Knows no method: the table of methods names the views and the terms.
+The frozen views give the targets of the policy's hidden states, and the terms measure how far the
+states are from them. Knows no method: the table of methods names the views and the terms.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ class Alignment:
         Args:
             model: the policy as training calls it, wrapped.
             elapsed: share of the training's steps that is done, 0 to 1, for weights over time.
-            frozen: what the frozen views say, where that is known already.
+            frozen: outputs of the frozen views, where they are known already.
         """
         terms, rows = self.terms, batch["reference"]
         if len(batch["kinds"]["retained"]) == len(batch["row"]):  # there are responses only
@@ -87,7 +87,11 @@ class Alignment:
         values = values_of(terms, Evidence(batch, hidden, target, logits, frozen.logits))
         loss = sum(term.weight_at(elapsed) * values[term.name] for term in terms)
         detached = {name: value.detach() for name, value in values.items()}
-        return AlignmentOutput(loss, detached, progress(hidden.detach(), target))
+        counts = None
+        if "counts" in batch:  # of each response: whether it stands there for the first time
+            owner, responses = rows["aligned_owner"], len(batch["row"])
+            counts = batch["counts"][owner % responses]  # each retained text is beside a response
+        return AlignmentOutput(loss, detached, progress(hidden.detach(), target, counts))
 
     def frozen(self, batch: Batch) -> Frozen:
         """Run the frozen views; the reference with its predictions where a term reads them."""
@@ -95,7 +99,7 @@ class Alignment:
         return self.frozen_views.frozen(batch, predictions=predictions)
 
     def target(self, batch: Batch, frozen: Frozen) -> Target:
-        """Return where the policy's states are to go, by what the frozen views say."""
+        """Return the targets of the policy's states, from the outputs of the frozen views."""
         responses, rows = len(batch["row"]), len(batch["kinds"]["responses"])
         owner, reference = batch["reference"]["aligned_owner"], frozen.reference
         shift = torch.zeros_like(reference)

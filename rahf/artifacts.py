@@ -38,7 +38,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object a line."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
@@ -137,7 +137,7 @@ LEFT = (".safetensors", ".bin", ".json", ".jsonl", ".jinja", ".yaml", ".model", 
 
 
 class StageRecord:
-    """What a stage was made with, and whether it is complete; kept in its folder as `stage.json`.
+    """Record what a stage was made with and whether it is complete, as `stage.json` in its folder.
 
     A stage that was made with other settings, or from other content, is neither reused nor
     overwritten: the user decides. A stage whose files are gone or damaged is not complete.
@@ -182,7 +182,7 @@ class StageRecord:
         if changed:
             raise ValueError(
                 f"{self._path.parent} holds this stage made with other settings:\n{changed}"
-                "Give another output_dir, or delete that folder to make the stage anew."
+                "Give another output_dir, or delete that folder to make the stage again."
             )
         return record["complete"] and self.damage() is None
 
@@ -229,12 +229,11 @@ class StageRecord:
 
 
 class ResumableFile:
-    """A file that takes long to make: its records are kept one by one, and it is written when all
-    are there.
+    """Keep the records of a file one by one, and write the file when all are there.
 
     Beside `FILE` stand `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
-    with, when it is complete. A killed run goes on after the last whole record; a record of which
-    only the beginning was written is made again.
+    with, when it is complete. A killed run resumes after the last whole record; a record that was
+    cut off is made again.
 
     Raises:
         ValueError: the file is there, finished or begun, made with other settings.
@@ -278,7 +277,7 @@ class ResumableFile:
         self.complete = True
 
     def results(self) -> dict[str, Any]:
-        """What `finish` was told the complete file came to."""
+        """Return the results that `finish` was given."""
         run = read_json(self._run)
         return {key: value for key, value in run.items() if key not in self._made_with}
 
@@ -309,8 +308,9 @@ class ResumableFile:
 def _completed(
     before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What something was made with: defaults for keys that were not there yet, and without the keys
-    that are gone where they stood at a value without effect.
+    """Return settings with defaults for keys that they lack.
+
+    Keys that are gone now are omitted where they had a value without effect.
     """
     gone = {key for key in before.keys() - now.keys() if key in defaults}
     kept = {key: value for key, value in before.items() if key not in gone}

@@ -1,11 +1,11 @@
 """The idea of RAHF as pure functions: where a hidden state should go, and how far it is from there.
 
-A response is said under a positive and a negative view; their difference is the `shift`. The target
+A response is read under a positive and a negative view; their difference is the `shift`. The target
 of the policy is the state of the reference, moved by `alpha` times the shift (RAHF, arXiv
 2312.15997, section 3.3). Knows tensors; knows no model, no batch and no weight of a term.
 
 All tensors are packed: `hidden` is [layers, tokens, d_model] over the aligned tokens of a whole
-batch, and `owner` [tokens] says which row each token belongs to, so no padding can enter a mean.
+batch, and `owner` [tokens] is the row that each token belongs to, so no padding can enter a mean.
 """
 
 from typing import Literal, NamedTuple
@@ -162,9 +162,18 @@ def token_divergence(
     ).sum(-1)
 
 
-def progress(hidden: Float[Tensor, "layers tokens d_model"], target: Target) -> Progress:
-    """Return how far the policy has come along the shift; tokens without a shift are omitted."""
+def progress(
+    hidden: Float[Tensor, "layers tokens d_model"],
+    target: Target,
+    counts: Bool[Tensor, " tokens"] | None = None,
+) -> Progress:
+    """Return how far the policy has come along the shift.
+
+    Tokens without a shift are omitted, and those that do not count.
+    """
     aligned = target.shift.square().sum(-1)
+    if counts is not None:
+        aligned = torch.where(counts, aligned, 0.0)
     moved = (hidden - target.reference) * (aligned > 0).unsqueeze(-1)
     return Progress(
         dot=(moved * target.shift).sum((1, 2)),

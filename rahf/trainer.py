@@ -32,10 +32,11 @@ from rahf.overrides import overrides
 from rahf.trainer_config import RAHFConfig
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
 from rahf.training.preparation import load_base, prepare, rows_of
+from rahf.training.resumable_trainer import NonFiniteError
 
 
 class RAHFTrainer(AdapterTrainer):
-    """Moves the hidden states of a LoRA to targets read from contrasting views.
+    """Move the hidden states of a LoRA to targets read from contrasting views.
 
     RAHF, arXiv 2312.15997, and its neighbours: see docs/method.md.
 
@@ -53,9 +54,9 @@ class RAHFTrainer(AdapterTrainer):
         teachers: adapter folders or full models by name (`positive` and `negative`, or `contrast`).
             Those that the method needs and that are missing are trained first, into
             `output_dir/teachers`.
-        directions: a stored shift, or its path. No view is then asked for its own shift.
-        retain_texts: ids of the texts of the retain term; read or sampled as the options say where
-            it is None.
+        directions: a stored shift, or its path. No view then computes a shift of its own.
+        retain_texts: ids of the texts of the retain term; read or sampled by the options where it
+            is None.
 
     Further keyword arguments go to transformers.Trainer.
     """
@@ -132,6 +133,13 @@ class RAHFTrainer(AdapterTrainer):
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         margins = self.preference_margins()
+        bad = (~torch.isfinite(margins)).nonzero().flatten()
+        if len(bad):
+            raise NonFiniteError(
+                f"the likelihoods of {len(bad)} of {len(margins)} held-out pairs are inf or nan, "
+                f"first that of row {self.eval_rows[int(bad[0])]['row']}. Lower learning_rate or "
+                "alpha, or look at these pairs."
+            )
         measured = self._tally["eval"].take(self.accelerator) | {
             "preference/accuracies": (margins > 0).float().mean().item(),
             "preference/margins": margins.mean().item(),
@@ -159,10 +167,9 @@ class RAHFTrainer(AdapterTrainer):
 
 
 class DrawAnew(TrainerCallback):
-    """Tells the responses which epoch it is.
+    """Set the epoch of the responses.
 
-    Accelerate tells a data set so only where it has no sampler to tell: neither with several ranks
-    nor after a resume.
+    Accelerate sets it only where it has no sampler: neither with several ranks nor after a resume.
     """
 
     def __init__(self, responses: Responses):
@@ -205,9 +212,9 @@ class Tally:
         }
         shares = {"reached": progress.reached(), "cosine": progress.cosine()}
         if not progress.asked.any():
-            shares = {}  # a method without a shift has no share of it to tell
+            shares = {}  # a method without a shift has no share of it
         for name, per_layer in shares.items():
-            # Where nothing moved yet, or a layer was asked nothing, no share of it was reached.
+            # Where nothing moved yet, or a layer has no shift, no share of it was reached.
             per_layer = per_layer.nan_to_num()
             values[f"repr/{name}"] = per_layer.mean().item()
             values |= {

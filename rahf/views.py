@@ -1,4 +1,4 @@
-"""What each view says of a batch: hidden states at the aligned tokens, logits of the scored tokens.
+"""Outputs of each view on a batch: hidden states at aligned tokens, logits of scored tokens.
 
 The table of methods names the views. Knows models and batches; knows no target and no loss.
 """
@@ -21,14 +21,14 @@ from rahf.recipe.methods import METHODS, View, Views
 
 
 class Outputs(NamedTuple):
-    """What one forward pass says of a block of rows."""
+    """Outputs of one forward pass on a block of rows."""
 
     hidden: Float[Tensor, "layers tokens d_model"]  # at the aligned tokens
-    logits: Float[Tensor, "scored vocab"] | None  # that predict the scored tokens, if asked for
+    logits: Float[Tensor, "scored vocab"] | None  # that predict the scored tokens, if requested
 
 
 class Frozen(NamedTuple):
-    """What the frozen views say of a batch: the same for every alpha and in every epoch."""
+    """Outputs of the frozen views on a batch: the same for every alpha and in every epoch."""
 
     reference: Float[Tensor, "layers tokens d_model"]  # responses, then retained texts
     shift: Float[Tensor, "layers response_tokens d_model"] | None  # positive minus negative view

@@ -124,7 +124,8 @@ class ByLoops:
         units = loops.layer_units(reference, shift, options.alpha, options.layer_scale)
         total = loops.align_loss(policy, reference, shift, options.alpha, units, options.distance)
 
-        ids = prompt + response
+        # Terms that read predictions read whole responses.
+        whole = ids = prompt + item["response_ids"]
         predicted = range(len(prompt), len(ids))
         if "retain_ids" in item:
             text = item["retain_ids"]
@@ -145,9 +146,9 @@ class ByLoops:
         if options.sft_weight and item["chosen"]:
             share = {"chosen": 1.0, "both": 0.5, "random": 0.5}[options.response_source]
             total += (options.sft_weight / share) * loops.cross_entropy(
-                loops.log_probabilities(self.policy, prompt + response),
-                prompt + response,
-                range(len(prompt), len(prompt + response)),
+                loops.log_probabilities(self.policy, whole),
+                whole,
+                range(len(prompt), len(whole)),
             )
         return total
 
@@ -157,7 +158,7 @@ class ByLoops:
         reference_model = self.models[self.views.reference.teacher]
         for item in (chosen, rejected):
             prompt = item["prompt_ids"]
-            ids = prompt + item["response_ids"][: options.max_response_tokens]
+            ids = prompt + item["response_ids"]
             predicted = range(len(prompt), len(ids))
             own, base = (
                 -len(predicted)
@@ -325,8 +326,16 @@ def test_a_batch_of_rejected_responses_only_has_an_sft_term_of_zero(family, pack
     output.loss.sum().backward()
 
 
-def test_responses_are_cut_before_they_are_aligned(family):
-    check_against_loops(family, method_options(max_response_tokens=2, sft_weight=0.1))
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(
+    "terms", [{}, {"sft_weight": 0.1}, {"kl_weight": 0.3}, PREFERRED], ids=lambda terms: [*terms]
+)
+def test_the_first_tokens_of_responses_are_aligned_and_whole_ones_predicted(
+    family, terms, positions, packed
+):
+    options = method_options(max_response_tokens=2, positions=positions, **terms)
+    check_against_loops(family, options, packed=packed)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import math
 import datasets
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from peft import AutoPeftModelForCausalLM, PeftModel
 from tiny_models import DEPTH, EOS, lora, make_family, tiny_dataset, tiny_tokenizer
 from tiny_runs import (
@@ -15,6 +16,7 @@ from tiny_runs import (
     largest_difference,
     policy_weights,
 )
+from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rahf.directions.vectors import Directions
@@ -24,6 +26,7 @@ from rahf.models.likelihood import preference_margins
 from rahf.trainer import RAHFTrainer
 from rahf.trainer_config import RAHFConfig
 from rahf.training.preparation import mean_shift
+from rahf.training.resumable_trainer import NonFiniteError
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 LAYERS = (0, 2)
@@ -456,6 +459,22 @@ def test_a_mean_shift_is_fitted_once_and_is_that_of_all_responses(family, tmp_pa
     trainer.train()
 
 
+def test_a_batch_that_does_not_count_adds_neither_shift_nor_responses(family, tmp_path):
+    trainer = alignment_trainer(family, tmp_path)
+    batches = [
+        trainer.data_collator([trainer.train_dataset[index] for index in indices])
+        for indices in ((0, 1, 2), (3, 4))
+    ]
+    counted, whole, both = (
+        mean_shift(trainer.alignment, list(zip(batches, counts, strict=False)), torch.device("cpu"))
+        for counts in ((True, False), (True,), (True, True))
+    )
+    assert counted.metadata["responses"] == whole.metadata["responses"] == "3"
+    assert both.metadata["responses"] == "5"
+    assert torch.equal(counted.vectors, whole.vectors)
+    assert not torch.allclose(both.vectors, whole.vectors)
+
+
 def test_stored_directions_are_read_from_their_folder(family, tmp_path):
     vectors = torch.randn(DEPTH, 16, generator=torch.Generator().manual_seed(0))
     Directions(tuple(range(DEPTH)), vectors).save(tmp_path / "stored")
@@ -581,3 +600,37 @@ class KeepRows:
     def __call__(self, items):
         self.seen.append([item["row"] for item in items])
         return self.collator(items)
+
+
+def test_held_out_figures_do_not_count_what_fills_the_last_batches_of_ranks_up(
+    family, tmp_path, monkeypatch
+):
+    options = {"eval_pairs": 3, "per_device_eval_batch_size": 4, "max_steps": 2}
+    trainer = alignment_trainer(family, tmp_path, **options)
+    trainer.train()
+    whole = trainer.evaluate()
+    loss, items = 0.0, 0
+    for rank in range(2):
+        one_rank = {"num_processes": 2, "process_index": rank}
+        with monkeypatch.context() as patched:
+            for name, value in one_rank.items():
+                patched.setattr(type(trainer.accelerator), name, value)
+            sampler = BatchSampler(SequentialSampler(trainer.eval_dataset), 4, drop_last=False)
+            trainer._held_out_batches, trainer._held_out = 0, [0.0, 0]
+            trainer.model.eval()
+            for indices in BatchSamplerShard(sampler, 2, rank):
+                batch = trainer.data_collator([trainer.eval_dataset[index] for index in indices])
+                trainer.prediction_step(trainer.model, batch, prediction_loss_only=True)
+        loss, items = loss + trainer._held_out[0], items + trainer._held_out[1]
+    assert items == 6
+    assert loss / items == pytest.approx(whole["eval_loss"], rel=1e-6)
+    for name, value in trainer._tally["eval"].take(trainer.accelerator).items():
+        assert value == pytest.approx(whole[f"eval_{name}"], rel=1e-5), name
+
+
+def test_held_out_likelihoods_that_are_not_finite_are_no_accuracy(family, tmp_path, monkeypatch):
+    trainer = alignment_trainer(family, tmp_path, eval_pairs=3)
+    nan = torch.tensor([1.0, float("nan"), 2.0])
+    monkeypatch.setattr(trainer, "preference_margins", lambda: nan)
+    with pytest.raises(NonFiniteError, match=r"1 of 3 held-out pairs are inf or nan, .* row 501"):
+        trainer.evaluate()

@@ -174,17 +174,23 @@ class ContrastCollator:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> Batch:
         responses = [item["response_ids"][: self.max_response_tokens] for item in items]
         retained = [item["retain_ids"] for item in items if "retain_ids" in item]
-        reference = self._rows(
-            [item["prompt_ids"] for item in items] + [[] for _ in retained], responses + retained
-        )
-        aligned = aligned_mask(reference, self.positions, self.tail_tokens)
+        kinds = kinds_of_rows(items, len(retained))
+        read = sum((kinds[kind] for kind in self.scored), torch.zeros(len(items) + len(retained)))
+        # A term that reads predictions reads whole responses; the first tokens are aligned.
+        said = [
+            item["response_ids"] if whole else response
+            for item, response, whole in zip(items, responses, read.bool().tolist(), strict=False)
+        ]
+        prompts = [item["prompt_ids"] for item in items] + [[] for _ in retained]
+        reference = self._rows(prompts, said + retained)
+        aligned = self._first_aligned(reference, prompts)
         # A retained text has no prompt: all of it is kept, whatever is aligned in a response.
         of_responses = reference["owner"] < len(items)
         aligned = torch.where(of_responses, aligned, reference["response_mask"])
-        reference, kinds = with_aligned(reference, aligned), kinds_of_rows(items, len(retained))
+        reference = with_aligned(reference, aligned)
         if self.scored:
-            kept = torch.stack([kinds[kind] for kind in self.scored]).any(0)
-            reference = with_scored(reference, with_context(reference) & kept[reference["owner"]])
+            scored = with_context(reference) & read.bool()[reference["owner"]]
+            reference = with_scored(reference, scored)
         names = [item[name] for name in ("name", "retain_name") for item in items if name in item]
         owner, rows = reference["aligned_owner"], torch.arange(len(items))
         batch: Batch = {
@@ -200,6 +206,14 @@ class ContrastCollator:
             if f"{view}_prompt_ids" in items[0]:
                 batch[view] = self._view(view, items, responses)
         return batch
+
+    def _first_aligned(self, rows: Rows, prompts: list[list[int]]) -> Tensor:
+        """Return which states are aligned: of the first `max_response_tokens` of each response."""
+        if self.max_response_tokens is not None:
+            ends = torch.tensor([len(prompt) for prompt in prompts]) + self.max_response_tokens
+            first = rows["response_mask"] & (rows["position_ids"] < ends[rows["owner"]])
+            rows = rows | {"response_mask": first}
+        return aligned_mask(rows, self.positions, self.tail_tokens)
 
     def retained_rows(self, texts: Sequence[list[int]]) -> Rows:
         """Return a block of retained texts only, as they stand behind responses in `reference`."""

@@ -159,6 +159,7 @@ class Directions:
         }
         staging = path.with_suffix(".partial")
         save_file(tensors, staging, {"format": "pt", "rahf": json.dumps(dict(self.metadata))})
+        order_metadata(staging)
         staging.replace(path)
         return path
 
@@ -215,3 +216,14 @@ def check_finite_states(
         f"row {rows[sample]}: its hidden states in layer {layers[layer]} are not finite (NaN or "
         "infinity): load the model with dtype: float32, or leave the row out."
     )
+
+
+def order_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file into a fixed order, so that equal files are equal."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -44,6 +44,27 @@ def take_over_sharding() -> None:
             raise ValueError(f"{key}: true in the accelerate configuration is not read: {instead}")
     os.environ[ASKED] = "true"
     os.environ["ACCELERATE_USE_FSDP"] = "false"
+
+
+def check_world(state: PartialState) -> None:
+    """Refuse a rank that does not see the others, or not the engine: each would train alone.
+
+    Raises:
+        ValueError: a launcher has started several processes, and accelerate counts another number;
+            it asks for DeepSpeed, and accelerate takes another engine.
+    """
+    launched, engine = int(os.environ.get("WORLD_SIZE") or 1), state.distributed_type
+    if launched > 1 and state.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched, but each of them runs alone (accelerate counts "
+            f"{state.num_processes}). On CPUs, set use_cpu: true both in the recipe and in the "
+            "accelerate configuration; otherwise each process needs a GPU of its own."
+        )
+    if launched > 1 and _uses_deepspeed() and engine != DistributedType.DEEPSPEED:
+        raise ValueError(
+            f"the launch asks for DeepSpeed, and accelerate takes {engine.value}: set use_cpu in "
+            "the recipe as in the accelerate configuration."
+        )
 
 
 def is_sharded() -> bool:

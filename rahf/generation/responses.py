@@ -36,8 +36,7 @@ def write_responses(
 ) -> dict[str, Any]:
     """Answer every prompt and write the responses to `path`, in the prompts' order.
 
-    Each response is kept as soon as its batch is done. A second call resumes an interrupted one,
-    and does nothing where the file is complete.
+    Each response is kept as soon as it is there. A second call resumes an interrupted one.
 
     Args:
         generator: name of the model in the file.
@@ -60,11 +59,7 @@ def write_responses(
         if not file.complete:
             made = _answer_the_rest(model, tokenizer, ids, form, decoding, file, batch_size)
             records = sorted(file.records, key=lambda record: record["row"])
-            shown = [
-                {**_shown(prompts[record["row"]]), "generator": generator, **record}
-                for record in records
-            ]
-            file.finish(layout(shown), **_counts(records))
+            file.finish(layout(_shown_with(prompts, generator, records)), **_counts(records))
     return {**file.results(), "made_now": made, "seconds": perf_counter() - start}
 
 
@@ -119,6 +114,15 @@ def _record(row: int, answer: Answer, form: PromptForm) -> dict[str, Any]:
         "tokens": len(answer.ids),
         "finished": answer.finished,
     }
+
+
+def _shown_with(
+    prompts: Sequence[Prompt], generator: str, records: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the records of the file: prompt, generator, response."""
+    return [
+        {**_shown(prompts[record["row"]]), "generator": generator, **record} for record in records
+    ]
 
 
 def _shown(prompt: Prompt) -> dict[str, Any]:

@@ -53,7 +53,7 @@ NEUTRAL = 8  # texts that the divergence is measured on
 
 
 def with_choice(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with what was chosen in the place of `auto`."""
+    """Return the recipe with what was chosen in the place of `auto`."""
     if not recipe.method.chooses:
         return recipe
     taken = read_json(folder / CHOICE_FILE)["taken"]
@@ -101,7 +101,7 @@ def run_choice(recipe: Recipe, folder: Path) -> None:
 
 
 class Kept(NamedTuple):
-    """A policy beside the budget that its alpha was solved for."""
+    """Hold a policy against the budget that its alpha was solved for."""
 
     strength: float  # factor on its update that keeps it within the budget; 1 where it is
     divergence: float  # from the base on the choice's neutral text at that strength, nats per token
@@ -109,25 +109,26 @@ class Kept(NamedTuple):
 
 
 def kept_to_choice(policy: PeftModel, pad_token_id: int, folder: Path) -> Kept | None:
-    """A trained policy beside the budget of the choice in `folder`, which is told; None where no
-    alpha was solved for, or where the policy did not begin as the base.
+    """Return a trained policy beside the budget of the choice in `folder`, and print it.
+
+    None where no alpha was solved for, or where the policy did not start as the base.
     """
     path = folder / CHOICE_FILE
     choice = read_json(path) if path.exists() else {}
     if not choice.get("solved") or choice["reference"] != "base":
         return None
     kept = kept_to_budget(policy, choice["neutral"], choice["budget"], pad_token_id)
-    told = f"KL on neutral text: {kept.divergence:.3g} nats per token, budget {kept.budget:g}"
+    found = f"KL on neutral text: {kept.divergence:.3g} nats per token, budget {kept.budget:g}"
     if kept.strength < 1:
-        told += f"; the adapter is scaled by {kept.strength:.3f} to keep to it"
-    PartialState().print(told)
+        found += f"; the adapter is scaled by {kept.strength:.3f} to keep to it"
+    PartialState().print(found)
     return kept
 
 
 def kept_to_budget(
     policy: PeftModel, neutral: Sequence[list[int]], budget: float, pad_token_id: int
 ) -> Kept:
-    """The strength at which a policy keeps to the budget on the texts `neutral` (ids)."""
+    """Return the strength at which a policy keeps to the budget on the texts `neutral` (ids)."""
     with frozen_pass(policy, None):
         text = NeutralText(policy, neutral, pad_token_id)
 
@@ -204,7 +205,7 @@ def _chosen(
 
 
 def neutral_texts(recipe: Recipe, model, tokenizer) -> list[list[int]]:
-    """Texts of the retain term's file, or what the model writes by itself."""
+    """Return texts of the retain term's file, or samples of the model."""
     method = recipe.method
     if method.retain_dataset_name:
         return tokenize_texts(method.retain_dataset_name, tokenizer, NEUTRAL, method.retain_tokens)

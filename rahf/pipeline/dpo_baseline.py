@@ -1,4 +1,4 @@
-"""The baseline DPO as a stage of a recipe: run once, recorded, gone on with after a stop.
+"""The baseline DPO as a stage of a recipe: run once, recorded, resumed after a stop.
 
 Builds, runs and saves, as `pipeline` does for the stages of an alignment.
 """
@@ -40,7 +40,7 @@ def run_dpo(recipe: Recipe, beta: float, folder: Path) -> None:
 
 
 def _train(recipe: Recipe, beta: float, folder: Path) -> dict[str, Any]:
-    """Figures of the training, which are printed."""
+    """Train, save and print; return the figures of the training."""
     tokenizer = load_tokenizer(recipe)
     arguments = {key: value for key, value in recipe.training.items() if key != "output_dir"}
     figures = train_dpo(

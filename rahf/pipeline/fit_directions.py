@@ -22,7 +22,7 @@ from rahf.directions.effect import candidates, effect_on_predictions
 from rahf.directions.evidence import Fitted, Measured, cosines, fit, measure
 from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
-from rahf.distributed.sharding import take_over_sharding, without_engine
+from rahf.distributed.sharding import check_world, take_over_sharding, without_engine
 from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id, put_adapter
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
 from rahf.recipe.fields import raise_problems
@@ -38,7 +38,7 @@ HELD_OUT_SHARE = 5  # one row in so many is held out where the recipe has no tes
 
 
 class ReadingOptions(NamedTuple):
-    """What the command line says beside the recipe."""
+    """Hold the options of the command line."""
 
     source: str = "responses"
     tokens: str = "mean"
@@ -63,6 +63,7 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")
     take_over_sharding()
     state = PartialState(cpu=recipe.training.get("use_cpu", False))
+    check_world(state)
     tokenizer = load_tokenizer(recipe)
     fitted_on, held_out = rows_to_read(recipe, tokenizer, options)
     with without_engine():
@@ -139,7 +140,7 @@ def effect_of(
 
 
 def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Dataset, Dataset]:
-    """Rows to fit on, and rows held out: the test split, or a part of the training rows."""
+    """Return rows to fit on, and held-out rows: the test split, or a part of the training rows."""
     instructed = options.source == "instructions"
     raise_problems(instruction_problems(recipe.method.instructions) if instructed else [])
     rows = train_rows(recipe, tokenizer, step=2, instructed=instructed)
@@ -158,7 +159,7 @@ def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Da
 
 
 def adapters_of(recipe: Recipe, options: ReadingOptions) -> dict[str, str]:
-    """Folder of each side's adapter, or `base`: as given, or the recipe's teachers."""
+    """Return the folder of each side's adapter, or `base`: as given, or the recipe's teachers."""
     paths = {}
     for side in ("positive", "negative"):
         given = getattr(options, side) or getattr(recipe.teachers, side)
@@ -174,7 +175,7 @@ def adapters_of(recipe: Recipe, options: ReadingOptions) -> dict[str, str]:
 
 
 def with_adapters(base: nn.Module, paths: dict[str, str]) -> nn.Module:
-    """`base` with an adapter per side; a side that is the base itself gets none."""
+    """Return `base` with an adapter a side; a side that is the base itself gets none."""
     model = base
     for side, path in paths.items():
         if path == BASE:
@@ -185,7 +186,7 @@ def with_adapters(base: nn.Module, paths: dict[str, str]) -> nn.Module:
 
 
 def evidence_of(fitted: Fitted, measured: Measured, layers: tuple[int, ...]) -> dict[str, Any]:
-    """All figures of the table, each a list over layers."""
+    """Return all figures of the table, each a list over layers."""
     return {
         "layers": list(layers),
         "rms": fitted.rms.tolist(),
@@ -206,7 +207,7 @@ def evidence_of(fitted: Fitted, measured: Measured, layers: tuple[int, ...]) -> 
 
 
 def rows_hash(rows: Dataset) -> str:
-    """SHA-256 of the ids that directions are fitted to, whatever file they came from."""
+    """Return the SHA-256 of the ids that directions are fitted to, whatever file they are from."""
     digest = hashlib.sha256()
     for row in rows:
         ids = {name: row[name] for name in sorted(row) if name.endswith("_ids")}

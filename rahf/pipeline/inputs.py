@@ -41,7 +41,7 @@ QUIET_DEFAULTS = {
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, which carries the recipe's chat template where it gives one."""
+    """Return the model's tokenizer, with the recipe's chat template where it gives one."""
     model = recipe.model
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path,
@@ -52,7 +52,7 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel:
-    """The base, or the model `name`, as the recipe asks for, on the device of this process.
+    """Return the base, or the model `name`, as the recipe sets it, on the device of this process.
 
     Raises:
         ValueError: 4 bits on a CPU.
@@ -83,7 +83,7 @@ def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
-    """The LoRA of teachers and policy."""
+    """Return the LoRA of teachers and policy."""
     model = recipe.model
     return LoraConfig(
         r=model.lora_r,
@@ -172,7 +172,7 @@ def tokenized_split(
 def train_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, step: int, **options: bool
 ) -> Dataset:
-    """Training rows of step 1 (teachers) or 2 (alignment): all of them, or a half each.
+    """Return training rows of step 1 (teachers) or 2 (alignment): all of them, or a half each.
 
     `options`: of `tokenized_split`.
     """
@@ -187,13 +187,13 @@ def train_rows(
 def test_rows(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, **options: bool
 ) -> Dataset | None:
-    """Held-out rows; None where the recipe holds nothing out. `options`: of `tokenized_split`."""
+    """Return held-out rows, or None where there are none; `options`: of `tokenized_split`."""
     split = measured_split(recipe)
     return tokenized_split(recipe, tokenizer, split, **options)[0] if split else None
 
 
 def teachers_of(recipe: Recipe) -> dict[str, str | Path]:
-    """Folder of each teacher that the method needs: the given one, or where step 1 puts it."""
+    """Return the folder of each teacher that the method needs, given or trained in step 1."""
     return {
         name: getattr(recipe.teachers, name) or recipe.output_dir / "teachers" / name
         for name in recipe.method.facts.teachers
@@ -201,7 +201,7 @@ def teachers_of(recipe: Recipe) -> dict[str, str | Path]:
 
 
 def directions_of(recipe: Recipe) -> str | Path | None:
-    """Where the stored shift stands: the given file, or the folder of the stage that fits it."""
+    """Return where the stored shift is: the given file, or the folder of the stage that fits it."""
     if "directions" in recipe.stages:
         return recipe.output_dir / "directions"
     return recipe.method.directions

@@ -21,7 +21,7 @@ SAMPLE = 1000
 
 
 def describe_data(recipe: Recipe) -> str:
-    """What `rahf data` prints: what became of each split, and a few rows with their mask."""
+    """Return what `rahf data` prints: counts of each split, and a few rows with their mask."""
     tokenizer, parts = load_tokenizer(recipe), []
     for split in filter(None, (recipe.data.dataset_train_split, measured_split(recipe))):
         rows, report = tokenized_split(recipe, tokenizer, split)
@@ -32,9 +32,7 @@ def describe_data(recipe: Recipe) -> str:
 
 
 def prepare(recipe: Recipe) -> str:
-    """Tokenise every split of the recipe into the cache; says where that is and how long it took,
-    a split a line.
-    """
+    """Tokenise every split into the cache; return a line a split with the place and the time."""
     tokenizer, lines = load_tokenizer(recipe), []
     train = recipe.data.dataset_train_split
     for split in filter(None, (train, measured_split(recipe))):
@@ -52,7 +50,7 @@ def prepare(recipe: Recipe) -> str:
 
 
 def lengths_text(recipe: Recipe, rows: Dataset) -> str:
-    """The file that `rahf plan` reads: settings, number of rows, lengths of a sample of them."""
+    """Return the file that `rahf plan` reads: settings, number of rows, lengths of a sample."""
     columns = [name for name in rows.column_names if name.endswith("_ids")]
     table = rows.with_format("arrow")[:]
     lengths = [arrow.list_value_length(table[name]).to_pylist() for name in columns]

@@ -1,7 +1,7 @@
 """A recipe's stages, one after the other: teachers, directions, alignment, evaluation.
 
 Each stage leaves a complete folder and a record of what it was made with. A second run skips what
-is complete and goes on from the last checkpoint of what is not. Holds no idea of the method: it
+is complete and resumes the rest from its last checkpoint. Holds no idea of the method: it
 builds, runs and saves.
 """
 
@@ -54,7 +54,7 @@ from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
 
 
 def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = False) -> None:
-    """Run every stage of `recipe` that is not complete, or `stage` alone.
+    """Run every stage of `recipe` that is not complete, or only `stage`.
 
     The tables of the results are printed at the end unless `quiet`.
 
@@ -92,7 +92,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
 
 
 def stage_folder(recipe: Recipe, name: str) -> Path:
-    """The policy stands at the root of the output folder, the rest in folders of its own."""
+    """Return a stage's folder: the policy is at the root of the output, the rest in own folders."""
     folders = {"alignment": ".", "evaluation": "evaluation"}
     folders |= {name: name for name in ("choice", "directions")}
     return recipe.output_dir / folders.get(name, f"teachers/{name}")
@@ -127,7 +127,7 @@ def stage_sources(recipe: Recipe, name: str) -> dict[str, list[str | Path]]:
 
 
 def stage_settings(recipe: Recipe, name: str) -> dict[str, Any]:
-    """What decides the result of a stage; a change of anything else leaves it as it is."""
+    """Return the settings that decide the result of a stage."""
     whole = recipe.as_dict()
     shared = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}
     if name == "evaluation":
@@ -156,7 +156,7 @@ def check_predecessors(recipe: Recipe, name: str) -> None:
         if not stage_record(recipe, earlier).is_complete():
             raise ValueError(
                 f"stage {name!r} needs {earlier!r}, which is not complete in {folder}. Run it "
-                f"first: --stage {earlier}, or leave --stage away to run all."
+                f"first: --stage {earlier}, or omit --stage to run all."
             )
 
 
@@ -255,7 +255,7 @@ def write_card(recipe: Recipe, metrics: Mapping[str, Any]) -> None:
 
 
 def save_log(trainer: Trainer) -> dict[str, Any]:
-    """Write what the trainer has logged; returns the figures of the training as a whole."""
+    """Write what the trainer has logged; return the figures of the training as a whole."""
     log = trainer.state.log_history
     if trainer.args.should_save:
         write_lines(Path(trainer.args.output_dir) / LOG_FILE, log)
@@ -266,7 +266,7 @@ def save_log(trainer: Trainer) -> dict[str, Any]:
 
 
 def results_text(folder: Path) -> str:
-    """The tables that the run in `folder` ends with, read from its files."""
+    """Return the tables that the run in `folder` ends with, read from its files."""
     metrics, parts = read_json(folder / METRICS_FILE), []
     if "models" in metrics:
         parts.append(models_table(metrics["models"]))

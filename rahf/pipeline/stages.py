@@ -1,4 +1,4 @@
-"""A stage is run once: it leaves a record of what it was made with, and says so the next time.
+"""A stage is run once: its record holds what it was made with, and a second run reads it.
 
 Knows ranks, records and costs; knows no recipe and no method.
 """
@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from rahf.artifacts import StageRecord, alone
+from rahf.distributed.sharding import check_world
 from rahf.training.cost import PeakMemory
 
 
@@ -23,23 +24,25 @@ def output_of_one_run(path: Path, cpu: bool = False) -> Iterator[None]:
         cpu: whether the ranks are on a CPU though there is a GPU.
 
     Raises:
-        ValueError: another run holds the lock; on every rank, so that none waits for the others.
+        ValueError: the ranks do not see each other; another run holds the lock. It is raised on
+            every rank, so that none waits for the others.
     """
     state, refused = PartialState(cpu=cpu), None
+    check_world(state)
     with ExitStack() as held:
         if state.is_main_process:
             try:
                 held.enter_context(alone(path, wait=False))
             except ValueError as error:
                 refused = str(error)
-        told = next(filter(None, gather_object([refused])), None)
-        if told is not None:
-            raise ValueError(told)
+        message = next(filter(None, gather_object([refused])), None)
+        if message is not None:
+            raise ValueError(message)
         yield
 
 
 def is_complete(record: StageRecord, name: str) -> bool:
-    """Whether the stage is done, which is then told; the same on every rank.
+    """Return whether the stage is done, the same on every rank, and print it.
 
     Raises:
         ValueError: the folder holds it, finished or begun, made with other settings.
@@ -58,7 +61,7 @@ def run_recorded(record: StageRecord, name: str, run: Callable[[], dict[str, Any
     """Run what is not complete; `run` gives the figures that are kept in the record.
 
     Beside them stands `peak_memory` (bytes; the largest of all ranks and of all starts of the
-    stage), where the system tells it.
+    stage), where the system reports it.
     """
     state = PartialState()
     state.print(f"{name}: writing {record.folder}")
@@ -68,7 +71,7 @@ def run_recorded(record: StageRecord, name: str, run: Callable[[], dict[str, Any
     memory = PeakMemory(state.device)
     try:
         results = run()
-    except BaseException:  # also a signal to stop, after which the stage goes on another day
+    except BaseException:  # also a signal to stop, after which the stage is resumed
         if state.is_main_process:
             record.begin(**_largest([before, _peak(memory)]))
         raise
@@ -89,7 +92,7 @@ def _largest(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def deciding(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those of no consequence; a batch is known by its rows over all ranks."""
+    """Return the settings that decide a result; a batch counts by its rows over all ranks."""
     kept = {key: value for key, value in training.items() if key not in UNDECIDING}
     rows = kept.pop("per_device_train_batch_size", 8) * kept.pop("gradient_accumulation_steps", 1)
     return kept | {"rows_per_step": rows * PartialState().num_processes}
@@ -101,4 +104,4 @@ UNDECIDING = {
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "dataloader_num_workers"),
     *("packing", "target_cache"),
 }
-"""Keys of a recipe that say where a run goes and what it shows, and leave its result alone."""
+"""Keys of a recipe that set where a run writes and what it shows, and do not change its result."""

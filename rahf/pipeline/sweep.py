@@ -26,11 +26,11 @@ TOUCH_NO_TEACHER = (
     *("rejected_weight", "chosen_weight", "similarity_weight"),
     *("dpo_weight", "dpo_beta", "weights_over_time"),
 )
-"""Keys of the alignment alone: a sweep over them has one set of teachers."""
+"""Keys that only the alignment reads: a sweep over them has one set of teachers."""
 
 
 class Grid(NamedTuple):
-    """What is varied, and what is set alike for every point."""
+    """Hold what is varied, and what is the same for every point."""
 
     axes: dict[str, list[str]]
     fixed: list[str]
@@ -42,7 +42,7 @@ class Grid(NamedTuple):
 
 
 def read_grid(overrides: Sequence[str]) -> Grid:
-    """Overrides with several values, `--alpha 1,2,5`, are axes; a YAML list is one value.
+    """Return overrides as a grid: several values, `--alpha 1,2,5`, are an axis; a YAML list is one.
 
     Raises:
         ValueError: nothing is varied; an override without a value.
@@ -68,7 +68,7 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
     """Run every point that is not complete, print the table, write table and heat map.
 
     Raises:
-        ValueError: the recipe is wrong at some point; told before anything is run.
+        ValueError: the recipe is wrong at some point; raised before anything is run.
     """
     grid = read_grid(overrides)
     whole = checked_recipe(path, grid.fixed)
@@ -107,7 +107,7 @@ def point_name(point: Mapping[str, str]) -> Path:
 
 
 def with_teachers(recipe: Recipe, whole: Recipe) -> Recipe:
-    """The recipe with the teachers of the whole sweep, which are trained first where need be."""
+    """Return the recipe with the teachers of the sweep, and train those that are missing."""
     paths = {name: str(path) for name, path in teachers_of(whole).items()}
     for name in paths:
         if name in whole.stages:
@@ -116,7 +116,7 @@ def with_teachers(recipe: Recipe, whole: Recipe) -> Recipe:
 
 
 def point_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a run that stand in the table."""
+    """Return the figures of a run that the table shows."""
     policy = metrics.get("models", {}).get("policy", {})
     found = {
         "preference accuracy": metrics.get("eval_preference/accuracies"),

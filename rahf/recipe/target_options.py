@@ -43,7 +43,8 @@ class TargetOptions:
     )
     tail_tokens: Count = option(2, "Prompt tokens, from its end, that `response_and_tail` adds.")
     max_response_tokens: Count = option(
-        64, "Tokens of a response, from its start, whose states are aligned."
+        64,
+        "Tokens of a response, from its start, that are aligned; predictions are read of all.",
     )
     distance: Literal["l2", "squared_l2"] = option(
         "l2", "Distance of a state to its target: the 2-norm, or its square."

@@ -1,5 +1,5 @@
-"""What both training steps share: one adapter is trained, under any engine, and stopped by a loss
-that is no number.
+"""What both training steps share: one adapter is trained, under any engine, and stopped by a
+non-finite loss.
 
 The loss is a mean over items (responses or tokens) of the whole global batch, however that batch is
 split over rows, gradient accumulation and ranks; rows that only fill up a rank's batch do not
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class ItemLoss(NamedTuple):
 
 
 class AdapterTrainer(ResumableTrainer, ABC):
-    """Trainer of the adapter `default`; a subclass says what an item is and what it costs."""
+    """Trainer of the adapter `default`; a subclass defines an item and its loss."""
 
     def __init__(self, model: PeftModel, args: TrainingArguments, **kwargs):
         if args.n_gpu > 1:
@@ -57,6 +58,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
             # launch` uses all.
             logger.warning("training on one of %d GPUs; use accelerate launch for all", args.n_gpu)
             set_existing(args, "_n_gpu", 1)
+        keep_base_absolute(model)
         super().__init__(model, args, **kwargs)
         show_compactly(self)
         self.add_callback(LastStepLogged)
@@ -71,11 +73,11 @@ class AdapterTrainer(ResumableTrainer, ABC):
 
     @abstractmethod
     def items_of_rows(self, batch: dict[str, Any]) -> Int[Tensor, " rows"]:
-        """Items of each row; over all of them the loss is averaged."""
+        """Return the items of each row; the loss is averaged over all of them."""
 
     @abstractmethod
     def item_loss(self, model: nn.Module, batch: dict[str, Any]) -> ItemLoss:
-        """Loss of `batch` under `model`, which may be wrapped."""
+        """Return the loss of `batch` under `model`, which may be wrapped."""
 
     @overrides(Trainer)
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -86,20 +88,26 @@ class AdapterTrainer(ResumableTrainer, ABC):
         return batches, self.accelerator.reduce(items, reduction="sum")
 
     def _mark_repeated(self, batches: list[dict[str, Any]]) -> None:
-        """Tell what counts of the next batches: accelerate fills the last ones of an epoch up with
-        rows that have been seen, so that every rank has equally many.
+        """Mark what counts in the next batches.
+
+        Accelerate fills the last ones of an epoch up with repeated rows, so that every rank has
+        equally many.
         """
         accumulated = self.args.gradient_accumulation_steps
         of_epoch = -(-len(self.callback_handler.train_dataloader) // accumulated)
         first = self.state.global_step % of_epoch * accumulated
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for index, batch in enumerate(batches, start=first):
-            size = len(batch["row"]) // self.rows_of_example
-            counts = first_time(index * world + rank, size, len(self.train_dataset))
-            batch["counts"] = counts.repeat_interleave(self.rows_of_example).to(batch["row"].device)
+            self._mark(batch, index, len(self.train_dataset))
+
+    def _mark(self, batch: dict[str, Any], index: int, examples: int) -> None:
+        """Add to a batch of this rank which of its rows count; `index`: of this rank's batches."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        size = len(batch["row"]) // self.rows_of_example
+        counts = first_time(index * world + rank, size, examples)
+        batch["counts"] = counts.repeat_interleave(self.rows_of_example).to(batch["row"].device)
 
     def count_items(self, batch: dict[str, Any]) -> int:
-        """Number of items over which the loss of `batch` is averaged."""
+        """Return the number of items over which the loss of `batch` is averaged."""
         return int((self.items_of_rows(batch) * counting(batch)).sum())
 
     @overrides(Trainer)
@@ -111,7 +119,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
             )
         loss = (result.per_row * counting(inputs)).sum()
         if num_items_in_batch is None:
-            loss = loss / self.count_items(inputs)
+            loss = loss / max(1, self.count_items(inputs))  # a held-out batch may only fill up
         else:
             # Gradients are averaged over ranks, so that each rank scales its share of the sum up.
             loss = loss / num_items_in_batch * self.accelerator.num_processes
@@ -120,8 +128,24 @@ class AdapterTrainer(ResumableTrainer, ABC):
     @overrides(Trainer)
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
+        if self.accelerator.num_processes > 1:
+            self._mark(inputs, self._held_out_batches, len(self.eval_dataset))
+        self._held_out_batches += 1
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss, result = self.compute_loss(model, inputs, return_outputs=True)
+        self._held_out[0] += (result.per_row * counting(inputs)).sum().item()
+        self._held_out[1] += self.count_items(inputs)
+        return loss.detach(), None, None
+
+    @overrides(Trainer)
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        # transformers averages over batches, which are filled up to equally many rows a rank.
+        self._held_out_batches = 0
+        self._held_out = [0.0, 0]  # sum of the loss, and items
+        result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, items = map(sum, zip(*gather_object([self._held_out]), strict=True))
+        result.metrics[f"{metric_key_prefix}_loss"] = loss / items
+        return result
 
     @overrides(Trainer)
     def floating_point_ops(self, inputs) -> int:
@@ -202,7 +226,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
 
 
 def first_time(batch: int, size: int, examples: int) -> Bool[Tensor, " size"]:
-    """Which places of a batch are the first of an epoch to hold their example.
+    """Return which places of a batch are the first of an epoch to hold their example.
 
     Args:
         batch: number of the batch among those of all ranks; the ranks take turns.
@@ -213,13 +237,14 @@ def first_time(batch: int, size: int, examples: int) -> Bool[Tensor, " size"]:
 
 
 def counting(batch: Mapping[str, Any]) -> Bool[Tensor, " rows"]:
-    """Which rows of a batch count: all of them, where nothing else is told."""
+    """Return which rows of a batch count: all of them, unless the batch is marked."""
     return batch.get("counts", torch.ones_like(batch["row"], dtype=torch.bool))
 
 
 class LastStepLogged(TrainerCallback):
-    """A line for the steps after the last multiple of `logging_steps`: a training of fewer steps
-    would have none.
+    """Log the steps after the last multiple of `logging_steps`.
+
+    A training of fewer steps would log nothing.
     """
 
     @overrides(TrainerCallback)
@@ -255,6 +280,14 @@ def without_layers(logs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in logs.items() if "/layer_" not in key}
 
 
+def keep_base_absolute(model: nn.Module) -> None:
+    """Let the adapters of `model` name a base on this disk so that they load from any folder."""
+    for config in getattr(model, "peft_config", {}).values():
+        base = config.base_model_name_or_path
+        if base and Path(base).is_dir():
+            config.base_model_name_or_path = str(Path(base).absolute())
+
+
 def save_policy(
     model: PeftModel, folder: Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
@@ -266,7 +299,7 @@ def save_policy(
 
 
 def describe_non_finite(result: ItemLoss, step: int, checkpoint: str | None) -> str:
-    """Message that names the rows whose loss is no number."""
+    """Return the message that names the rows with a non-finite loss."""
     bad = result.row[~torch.isfinite(result.per_row)].tolist()
     loss = result.per_row.sum().item()
     kept = (

@@ -1,8 +1,8 @@
 """Checkpoints that know no engine: the trained weights and their optimiser state, by name.
 
-What DeepSpeed holds in pieces is put together before it is written and taken apart when it is
-read, so that a run may go on under another engine or in one process. A manifest of checksums,
-written last, tells a whole checkpoint from a damaged one.
+What DeepSpeed shards across ranks is gathered before it is written and sharded when it is read, so
+that a run may resume under another engine or in one process. A manifest of checksums, written last,
+distinguishes a whole checkpoint from a damaged one.
 """
 
 import copy
@@ -34,7 +34,7 @@ State = dict[str, dict[str, Any]]
 
 
 def policy_weights(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """The policy's weights by parameter name, whole, in the precision in which they are trained.
+    """Return the policy's weights by parameter name, whole, in the precision of their training.
 
     Every rank has to call it.
     """
@@ -65,7 +65,7 @@ def load_policy(model: PeftModel, folder: Path) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """State of each trained parameter, whole, and the settings of the groups.
+    """Return the state of each trained parameter, whole, and the settings of the groups.
 
     Every rank has to call it.
     """
@@ -111,11 +111,11 @@ def _put(named: Mapping[str, nn.Parameter], optimizer: Any, state: State) -> Non
     optimizer.load_state_dict(whole)
 
 
-# DeepSpeed: flat vectors of float32 weights, a piece of them on each rank
+# DeepSpeed: flat vectors of float32 weights, sharded across ranks
 
 
 def _zero_of(optimizer: Any) -> Any:
-    """DeepSpeed's optimiser inside accelerate's wrapper; None under any other engine."""
+    """Return DeepSpeed's optimiser inside accelerate's wrapper; None under any other engine."""
     inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
     return inner if type(inner).__module__.startswith("deepspeed.runtime.zero") else None
 
@@ -125,7 +125,7 @@ def _is_stage_3(zero: Any) -> bool:
 
 
 def _flat_parts(zero: Any) -> list[Tensor]:
-    """What this rank's inner optimiser steps."""
+    """Return what this rank's inner optimiser steps."""
     if _is_stage_3(zero):
         return list(zero.fp32_partitioned_groups_flat)
     return list(zero.single_partition_of_fp32_groups)
@@ -177,7 +177,7 @@ def _set_whole(parameter: nn.Parameter, value: Tensor, key: str | None, zero: An
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the checksum of every file, which says that the folder is whole."""
+    """Write the checksum of every file; its presence marks the folder as whole."""
     sums = {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
@@ -188,7 +188,7 @@ def _checksum(path: Path) -> str:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None where it is whole."""
+    """Return what is wrong with a checkpoint, in words; None where it is whole."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:

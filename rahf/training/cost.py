@@ -22,7 +22,7 @@ STATUS = Path("/proc/self/status")
 
 
 class Clock(TrainerCallback):
-    """Seconds and loss of a training, with those that a checkpoint holds of earlier starts.
+    """Count seconds and loss of a training, with those that a checkpoint holds of earlier starts.
 
     Steps that were lost, since no checkpoint followed them, count nowhere: they are no cost of the
     method.
@@ -52,7 +52,7 @@ class Clock(TrainerCallback):
 
 
 class PeakMemory:
-    """The most memory that this process holds at once from now on, above what it holds now.
+    """Measure the most memory that this process holds from now on, above what it holds now.
 
     On a GPU it is what torch's allocator has handed out; on a CPU under Linux the process's
     resident memory, where files that are read as memory count as well. Models that were loaded
@@ -72,7 +72,7 @@ class PeakMemory:
             self._held = resident_bytes("VmRSS")
 
     def so_far(self) -> int | None:
-        """Bytes; None where the system does not tell."""
+        """Return the bytes; None where the system does not report them."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) - self._held
         return resident_bytes("VmHWM") - self._held if self._on_linux() else None
@@ -82,12 +82,12 @@ class PeakMemory:
 
 
 def give_back_freed() -> None:
-    """Give the system what glibc has kept of freed memory, which would be used again unseen."""
+    """Return to the system what glibc has kept of freed memory, which would be reused unseen."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes(name: str) -> int:
-    """Bytes of this process by a name of /proc/self/status."""
+    """Return the bytes of this process by a name of /proc/self/status."""
     [line] = [line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:")]
     return 1024 * int(line.split()[1])

@@ -5,6 +5,7 @@ models and rows; takes no optimiser step.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ def prepare(
 
     Args:
         directions: a stored shift; fitted where it is None and the options want a mean shift.
-        retained: ids of retained texts; None: read or sampled as the options say.
+        retained: ids of retained texts; None: read or sampled by the options.
     """
     views = views_of(args.method, args.reference, stored_shift=directions is not None)
     check_rows(base, rows, pad_id(tokenizer))
@@ -124,10 +125,33 @@ def tokenized(
     Args:
         instructed: with the instructions, whatever the method.
         how: further arguments of `tokenize_pairs`.
+
+    Raises:
+        ValueError: both instructions give a row the same prompt.
     """
     instructed = instructed or options.facts.instructed
     instructions = options.instructions if instructed else None
-    return tokenize_pairs(pairs, tokenizer, instructions=instructions, **how)
+    rows, report = tokenize_pairs(pairs, tokenizer, instructions=instructions, **how)
+    if instructed:
+        check_views_differ(rows)
+    return rows, report
+
+
+def check_views_differ(rows: Dataset) -> None:
+    """Refuse rows whose prompt is the same under both instructions: their shift would be zero.
+
+    Raises:
+        ValueError: the first such row.
+    """
+    columns = ["row", "positive_prompt_ids", "negative_prompt_ids"]
+    for part in rows.select_columns(columns).iter(batch_size=1000):
+        for row, positive, negative in zip(*(part[name] for name in columns), strict=True):
+            if positive == negative:
+                raise ValueError(
+                    f"row {row}: both instructions give the same prompt ids, so its shift would be "
+                    "zero. The chat template drops the instructions, or they tokenise alike: "
+                    "change instructions.positive or instructions.negative, or the template."
+                )
 
 
 def teach(
@@ -140,7 +164,7 @@ def teach(
 ) -> dict[str, Path]:
     """Train teachers that were not given, into `output_dir/teachers`.
 
-    Length, batch and device are those of `args`, unless `args.teacher_args` say otherwise.
+    Length, batch and device are those of `args`, unless `args.teacher_args` gives others.
 
     Raises:
         ValueError: the model carries an adapter already, so that a teacher cannot be put on it.
@@ -176,6 +200,7 @@ def fit_mean_shift(
 ) -> Directions:
     """Fit the mean of the views' shift over the training responses, which the ranks share out."""
     state, collator = PartialState(), collator_for(args, tokenizer, alignment.packed)
+    collator = replace(collator, scored=())  # a shift is read from states only
     responses = Responses(rows, args.response_source, seed=args.seed)
     drawn = np.random.default_rng(args.seed).permutation(len(responses))[: args.mean_responses]
     indices = drawn[state.process_index :: state.num_processes].tolist()

@@ -18,6 +18,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from rahf.distributed.sharding import check_world
 from rahf.distributed.sigterm import StopOnSigterm, handling_sigterm
 from rahf.overrides import overrides
 from rahf.training.checkpoints import damage, make_way, newest_first, write_manifest
@@ -57,13 +58,14 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 class ResumableTrainer(Trainer):
-    """Trainer whose run goes on with `train(resume_from_checkpoint=last_checkpoint())`.
+    """Trainer whose run is resumed by `train(resume_from_checkpoint=last_checkpoint())`.
 
     Given as the first base, it stands before another library's trainer.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        check_world(self.accelerator.state)
         self._stop_on_sigterm = StopOnSigterm()
         self._clock = Clock()
         self.add_callback(self._stop_on_sigterm)
@@ -106,7 +108,7 @@ class ResumableTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def last_checkpoint(self) -> str | None:
-        """Folder of the newest whole checkpoint of this run, if there is one.
+        """Return the folder of the newest whole checkpoint of this run, if there is one.
 
         A damaged one is passed over with a warning, and stays where it is.
         """

@@ -1,23 +1,20 @@
-"""What the frozen views say of each response, kept on disk: computed once, read in later epochs and
-by later runs that differ in alpha, weights, rate or seed. Where a term reads predictions, which are
-not kept, the views are asked about every response, and retained texts alone are read.
+"""Hidden states of the frozen views, kept on disk: computed once, read in later epochs and by later
+runs that differ in alpha, weights, rate or seed. Where a term reads predictions, which are not
+kept, the views run on every response, and only retained texts are read.
 
     FOLDER/KEY/key.json             what the states were made with; KEY is its digest
     FOLDER/KEY/0/17-chosen.safetensors     reference [layers, tokens, d_model] and shift, unscaled
     FOLDER/KEY/retained/3.safetensors
 
 A file is written beside and renamed, so that ranks, runs and a restart after a kill may share a
-folder. The cache knows batches and hidden states and is told how to compute what is missing;
-`open_cache` alone knows what a training is made of.
+folder. The cache knows batches and hidden states and is given a function for what is missing;
+only `open_cache` knows what a training is made of.
 """
 
-import hashlib
 import json
 import logging
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,15 +27,15 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rahf.alignment import Alignment
-from rahf.artifacts import read_json
+from rahf.artifacts import identity_of, read_json
 from rahf.data.contrast import Batch, ContrastCollator, retained_name, without_retained
-from rahf.models.adapters import fingerprint
 from rahf.recipe.method_options import MethodOptions
+from rahf.training.state_files import checksum, checksum_in, digest, save_states, written_whole
 from rahf.views import Frozen
 
 logger = logging.getLogger(__name__)
@@ -82,17 +79,17 @@ class TargetCache:
             )
         _check_room(folder, missing=max(0, needed - _bytes_in(self.folder)))
         if not record.exists():
-            with _written_whole(record) as staging:
+            with written_whole(record) as staging:
                 staging.write_text(json.dumps(key, indent=2))
         self._responses, self._retained = responses, retained
         self._verified = self._retained_verified = self._full = self._begun = False
+        self._whole: set[Path] = set()
 
     def frozen(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
-        """What the frozen views say of `batch`: read where all of it is known, otherwise computed,
-        without the retained texts: these come again within an epoch, and the first call has
-        computed them.
+        """Return the states of `batch` under the frozen views, read where all of them are known.
 
-        All ranks read, or all compute, since a model in pieces is run by all of them or by none.
+        Retained texts come again within an epoch; the first call has computed them. All ranks read
+        or all compute, since a sharded model runs on all of them or on none.
         The first states that are read are computed too and compared.
 
         Raises:
@@ -134,7 +131,7 @@ class TargetCache:
         return made
 
     def _read(self, batch: Batch, start: int) -> Frozen | None:
-        """States of the rows from `start` on; None where some are not known or there are none."""
+        """Return states of the rows from `start`; None where there are none or not all."""
         paths, device = self._paths(batch)[start:], str(batch["row"].device)
         if not (paths and all(path.exists() for path in paths)):
             return None
@@ -151,9 +148,16 @@ class TargetCache:
 
     def _load(self, path: Path, device: str) -> dict[str, Tensor]:
         try:
-            return load_file(path, device)
+            states = load_file(path)
+            if path not in self._whole and checksum_in(path) != checksum(states):
+                raise ValueError(
+                    f"{path} is not what was written, since its checksum is another: delete "
+                    f"{self.folder}."
+                )
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}): delete {self.folder}.") from error
+        self._whole.add(path)  # checked once: a training reads it in every epoch
+        return {name: part.to(device) for name, part in states.items()}
 
     def _write(self, batch: Batch, made: Frozen) -> None:
         tokens, responses = _tokens_of(batch), len(batch["row"])
@@ -169,15 +173,15 @@ class TargetCache:
         if self._full or path.exists():
             return
         try:
-            with _written_whole(path) as staging:
-                save_file({name: part.cpu().contiguous() for name, part in states.items()}, staging)
+            with written_whole(path) as staging:
+                save_states(states, staging)
         except OSError as error:
             # A training is worth more than its cache.
             logger.warning("%s cannot be written (%s): no more states are kept", path, error)
             self._full = True
 
     def _verify(self, known: Frozen, made: Frozen) -> None:
-        """Compare what was read to what the model says now."""
+        """Compare what was read to what the model computes now."""
         allowed = ROUNDING.get(made.reference.dtype, HALF_ROUNDING)
         # Shifts are small differences of states: rounding is measured by the size of these.
         size = made.reference.float().norm()
@@ -198,25 +202,13 @@ class TargetCache:
 
 
 def _tokens_of(batch: Batch) -> list[int]:
-    """Aligned tokens of each row of the block `reference`."""
+    """Return the number of aligned tokens of each row of the block `reference`."""
     owner = batch["reference"]["aligned_owner"]
     return torch.bincount(owner, minlength=len(batch["items"])).tolist()
 
 
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A place of one's own to write at, which then becomes `path`: several ranks may write it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield staging
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
-
-
 def _everywhere(known: bool, device: torch.device) -> bool:
-    """Whether it holds on every rank."""
+    """Return whether it holds on every rank."""
     if not torch.distributed.is_initialized():
         return known
     flag = torch.tensor(int(known), device=device)
@@ -236,7 +228,7 @@ def _check_room(folder: Path, missing: int) -> None:
             f"target_cache: the states of this training take {missing / GIB:.2f} GiB more in "
             f"{folder}, whose disk has {free / GIB:.2f} GiB free: give a folder on another disk, "
             "delete what this one keeps of other trainings, align fewer layers or tokens "
-            "(target_layers, max_response_tokens), set shift: mean, or leave target_cache away."
+            "(target_layers, max_response_tokens), set shift: mean, or omit target_cache."
         )
 
 
@@ -248,7 +240,7 @@ def open_cache(
     autocast: str,
     collator: ContrastCollator,
 ) -> TargetCache:
-    """The cache of a training in the folder that its options name.
+    """Return the cache of a training in the folder that its options name.
 
     Args:
         teachers: adapter folders or full models by name, as the alignment was built with.
@@ -261,6 +253,7 @@ def open_cache(
     views = alignment.frozen_views.views
     both = views.positive is not None  # a shift of every token
     key = {
+        "files": "with checksums",  # of earlier versions: without
         "base": weights_of(base),
         "dtype": f"{base.dtype} {autocast}",
         "loading": str(getattr(base.config, "quantization_config", None)),
@@ -277,9 +270,8 @@ def open_cache(
     width = base.config.get_text_config().hidden_size
     needed = states * len(alignment.layers) * width * base.dtype.itemsize
     names = [retained_name(text) for text in range(len(retained))]
-    states_of_texts = partial(_retained_states, alignment, collator, retained)
-    folder = Path(options.target_cache)
-    return TargetCache(folder, key, needed, responses, (names, states_of_texts))
+    texts = (names, partial(_retained_states, alignment, collator, retained))
+    return TargetCache(Path(options.target_cache), key, needed, responses, texts)
 
 
 TEXTS_AT_ONCE = 8
@@ -288,7 +280,7 @@ TEXTS_AT_ONCE = 8
 def _retained_states(
     alignment: Alignment, collator: ContrastCollator, texts: Sequence[list[int]]
 ) -> Iterator[Float[Tensor, "layers tokens d_model"]]:
-    """What the reference says of each retained text."""
+    """Yield the states of the reference on each retained text."""
     device = next(alignment.model.parameters()).device
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         together = texts[start : start + TEXTS_AT_ONCE]
@@ -299,24 +291,19 @@ def _retained_states(
 
 
 DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens")
-"""Options that say which states of which responses are aligned."""
+"""Options that select which states of which responses are aligned."""
 
 
 def weights_of(model: str | Path | PreTrainedModel) -> list[str]:
-    """What tells weights apart: the content of an adapter, wherever its folder lies; of a whole
-    model the name, and the size and time of its files.
-    """
+    """Return what tells weights apart: their content, wherever it lies, or a name of the Hub."""
     if isinstance(model, PreTrainedModel):
         commit = getattr(model.config, "_commit_hash", None)
         return [str(commit), *weights_of(model.name_or_path)]
-    adapter = Path(model) / "adapter_model.safetensors"
-    if adapter.is_file():
-        return [digest([adapter.read_bytes()])]
-    return [str(model), *fingerprint(model)]
+    return [identity_of(model) or str(model)]
 
 
 def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:
-    """Aligned tokens of all responses, at most."""
+    """Return the number of aligned tokens of all responses, at most."""
     source = options.response_source
     sides = ("chosen_ids", "rejected_ids") if source == "both" else (f"{source}_ids",)
     tail = options.tail_tokens if options.positions == "response_and_tail" else 0
@@ -326,7 +313,7 @@ def _aligned_tokens(rows: Dataset, options: MethodOptions) -> int:
 
 
 def digest_of_rows(rows: Dataset) -> str:
-    """Of all ids of tokenised pairs, in their order."""
+    """Return the digest of all ids of tokenised pairs, in their order."""
     columns = sorted(name for name in rows.column_names if name.endswith("_ids"))
     return digest(
         part.to_numpy().tobytes()
@@ -337,13 +324,6 @@ def digest_of_rows(rows: Dataset) -> str:
 
 
 def _lists(rows: Dataset, column: str) -> Iterator[pa.ListArray]:
-    """A column of ids in parts."""
+    """Yield a column of ids in parts."""
     for part in rows.select_columns(column).with_format("arrow").iter(batch_size=10_000):
         yield part[column].combine_chunks()
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    joined = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        joined.update(part)
-    return joined.hexdigest()

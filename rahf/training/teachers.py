@@ -1,8 +1,8 @@
-"""Step 1: teach an adapter what is preferred, so that its hidden states tell the two sides apart.
+"""Step 1: teach an adapter what is preferred, so that its hidden states separate the two sides.
 
 DUAL trains two adapters by supervised fine-tuning, `positive` on chosen and `negative` on rejected
-responses. SCIT trains one, `contrast`, to tell a matching instruction from a mismatched one. One
-more, `preferred`, learns by DPO. Knows pairs and likelihoods; knows no target states.
+responses. SCIT trains one, `contrast`, to distinguish a matching instruction from a mismatched one.
+One more, `preferred`, learns by DPO. Knows pairs and likelihoods; knows no target states.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ class SideCollator:
 
 @dataclass(frozen=True)
 class InstructionCollator:
-    """Both responses of a pair after the instruction that fits; then all of them after the other.
+    """Return both responses of a pair after the instruction that fits; then all after the other.
     One block, and so one forward: a wrapped model synchronises once a step.
     """
 
@@ -163,7 +163,7 @@ def train_teacher(
     """Train the teacher `name` on tokenised pairs and save it in `args.output_dir`; `base` is left
     as it was.
 
-    A run that was interrupted goes on from its last checkpoint.
+    An interrupted run resumes from its last checkpoint.
     """
     pad, packed = pad_id(tokenizer), packing and use_packed_attention(base)
     common = {"args": args, "train_dataset": rows, "processing_class": tokenizer}

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 from rahf.artifacts import write_lines
 from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
-from rahf.training.adapter_trainer import save_policy
+from rahf.training.adapter_trainer import keep_base_absolute, save_policy
 from rahf.training.resumable_trainer import check_finite_weights, resumable, trained_weights
 
 DEFAULTS = {
@@ -52,8 +52,7 @@ def train_dpo(
         TRL's figures of the training as a whole.
 
     Raises:
-        NonFiniteError: a loss or a weight became inf or nan.
-        ValueError: TRL is not installed.
+        ValueError: TRL is not installed; a loss or a weight became inf or nan.
     """
     config_class, trainer_class = _trl()
     arguments = without_checkpointing({**DEFAULTS, **arguments})
@@ -62,12 +61,12 @@ def train_dpo(
     trainer = trainer_class(
         base,
         args=args,
-        # TRL tokenises what it is given; its trainer then reads our rows, which have the columns
-        # that its collator takes.
+        # TRL tokenises what it is given, and then reads our rows, whose columns its collator takes.
         train_dataset=Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
         peft_config=oriented(peft_config, base),
     )
+    keep_base_absolute(trainer.model)
     trainer.train_dataset = rows.select_columns(ROW_COLUMNS)
     figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if args.should_save:

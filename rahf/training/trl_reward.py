@@ -24,6 +24,7 @@ from rahf.foreign_warnings import new_head_expected
 from rahf.models.adapters import load_tokenizer_of, pad_id
 from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
+from rahf.training.adapter_trainer import keep_base_absolute
 from rahf.training.resumable_trainer import check_finite_figures, resumable
 
 DEFAULTS = {
@@ -52,18 +53,14 @@ def train_reward_model(
     chat_template: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train a reward model, save it with its tokenizer and return TRL's figures, with
-    `eval_accuracy` and `eval_margin` on `held_out`. An interrupted run resumes.
+    """Train and save a reward model; return TRL's figures, with those on `held_out`.
 
     Args:
-        model: folder or Hub id of a language model, or of a reward model.
-        pairs, held_out: what `load_pairs` gives.
-        lora_r: rank of the adapter; 0: train all weights.
+        model: folder or Hub id of a language or reward model; lora_r: 0 trains all its weights.
         arguments: of RewardConfig, in place of `DEFAULTS`.
 
     Raises:
-        NonFiniteError: a loss, a weight or a held-out figure became inf or nan.
-        ValueError: TRL is not installed.
+        ValueError: TRL is not installed; a loss, a weight or a held-out figure is inf or nan.
     """
     config_class, trainer_class = _trl()
     given = without_checkpointing({**DEFAULTS, **(arguments or {})})
@@ -78,6 +75,7 @@ def train_reward_model(
         processing_class=tokenizer,
         peft_config=_lora(lora_r, classifier) if lora_r else None,
     )
+    keep_base_absolute(trainer.model)
     figures = trainer.train(resume_from_checkpoint=trainer.last_checkpoint()).metrics
     if held_out is not None:
         figures |= trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}

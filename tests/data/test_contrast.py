@@ -151,6 +151,32 @@ def test_a_response_is_cut_at_the_same_token_in_every_view():
         assert masked_tokens(batch[view]) == [[21, 22], [31, EOS]]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(
+    ("scored", "said"),
+    [
+        ((), [[21], [31]]),
+        (("retained",), [[21], [31]]),
+        (("chosen",), [[21, 22, EOS], [31]]),
+        (("responses",), [[21, 22, EOS], [31, EOS]]),
+    ],
+)
+def test_terms_that_read_predictions_read_whole_responses_of_which_the_first_tokens_are_aligned(
+    scored, said, side, packed
+):
+    options = {"padding_side": side, "packed": packed, "scored": scored}
+    batch = ContrastCollator(EOS, max_response_tokens=1, **options)(items(retain=[[3, 4], [5, 6]]))
+    rows = batch["reference"]
+    ids, owner = rows["input_ids"].flatten(), rows["owner"].flatten()
+    responses = ids[rows["response_mask"].flatten()], owner[rows["response_mask"].flatten()]
+    for row, tokens in enumerate([*said, [3, 4], [5, 6]]):
+        assert responses[0][responses[1] == row].tolist() == tokens
+    assert ids[rows["aligned"]].tolist() == [21, 31, 3, 4, 5, 6]
+    assert batch["aligned_responses"] == 2
+    assert len(batch["positive"]["aligned"]) == len(batch["negative"]["aligned"]) == 2
+
+
 def test_views_whose_prompts_end_differently_are_refused_with_their_row():
     pair = {**PAIR, "negative_prompt_ids": [6, 11, 12, 14]}
     item = Responses([pair])[0]

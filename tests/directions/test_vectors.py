@@ -166,3 +166,10 @@ def test_states_that_are_not_finite_are_named_by_row_and_layer():
     states[1, 2, 0] = math.nan
     with pytest.raises(ValueError, match="row c: its hidden states in layer 6 are not finite"):
         check_finite_states(states, (5, 6), "abc")
+
+
+def test_the_same_directions_are_the_same_bytes(tmp_path):
+    files = {some_directions().save(tmp_path / str(run)).read_bytes() for run in range(12)}
+    assert len(files) == 1
+    names = list(json.loads(files.pop()[8:].partition(b"}}")[0] + b"}}")["__metadata__"])
+    assert names == ["format", "rahf"]

@@ -357,3 +357,39 @@ def test_what_is_wrong_with_a_run_is_told_once_whatever_the_number_of_ranks(unev
     assert status == 2
     assert told.count("stage 'alignment' needs 'positive'") == 1
     assert "Traceback" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_held_out_figures_of_two_ranks_are_those_of_one_process(recipe_file):
+    options = ("--save_strategy", "no", "--output_dir")
+    command = ("-m", "rahf", "align", str(recipe_file), "--per_device_train_batch_size")
+    run(sys.executable, *command, "4", *options, "one")
+    ranks = ("--accelerate_config", str(ROOT / "accelerate_configs/ddp_cpu.yaml"))
+    run(sys.executable, *command, "2", *options, "two", *ranks)
+    one, two = (
+        {
+            name: value
+            for name, value in json.loads(Path(folder, "metrics.json").read_text()).items()
+            if name.startswith(("eval_loss", "eval_repr", "eval_preference"))
+        }
+        for folder in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_that_would_train_the_same_thing_twice_are_refused(recipe_file):
+    recipe = yaml.safe_load(recipe_file.read_text())
+    del recipe["use_cpu"]
+    recipe_file.write_text(yaml.safe_dump(recipe))
+    config = str(ROOT / "accelerate_configs/ddp_cpu.yaml")
+    command = ("-m", "rahf", "align", str(recipe_file), "--accelerate_config", config)
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("2 processes were launched, but each of them runs alone") == 1
+    assert not list(Path("out").rglob("*.safetensors"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from tiny_recipes import WORDS, write_lines
 
@@ -223,3 +224,18 @@ def test_files_that_a_later_stage_or_a_user_writes_are_no_damage(recipe_file, ca
     assert "writing" not in capsys.readouterr().out
     Path("out/metrics.json").unlink()
     assert stage_record(checked_recipe(recipe_file), "alignment").damage() is not None
+
+
+def test_adapters_on_a_relative_base_load_from_any_folder(whole_recipe, tmp_path, monkeypatch):
+    options = ["recipe.yaml", "--max_steps", "1", "--save_steps", "1", "--save_strategy", "steps"]
+    assert main(["align", *options, "--stage", "alignment"]) == 0
+    assert main(["dpo", *options]) == 0
+    reward = ["--model", "base", "--pairs", "pairs", "--max_steps", "1", "--output", "judge"]
+    assert main(["reward", *reward, "--use_cpu"]) == 0
+    monkeypatch.chdir("/")
+    configs = [path for path in tmp_path.rglob("adapter_config.json") if "base" not in path.parts]
+    places = {str(path.parent.relative_to(tmp_path)) for path in configs}
+    assert {"out", "out/checkpoint-1", "out/dpo", "out/dpo/checkpoint-1", "judge"} <= places
+    for path in configs:
+        assert Path(json.loads(path.read_text())["base_model_name_or_path"]).is_dir()
+    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")

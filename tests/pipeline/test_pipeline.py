@@ -1,14 +1,19 @@
 """A recipe's stages on a tiny model: complete folders, skipping, resuming, refusing."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
+from rahf.distributed.sharding import check_world
 from rahf.pipeline.prepare import describe_data
 from rahf.pipeline.run import results_text, run_pipeline, stage_record
 from rahf.recipe.files import checked_recipe
@@ -240,3 +245,42 @@ def test_a_mixture_with_fractions_trains(recipe_file):
     )
     run_pipeline(recipe, stage="positive")
     assert Path("out/teachers/positive/adapter_model.safetensors").exists()
+
+
+def test_instructions_that_a_template_drops_are_refused_since_the_shift_would_be_zero(recipe_file):
+    alike = {"instructions.positive": "w2 w3", "instructions.negative": "w2  w3"}
+    with pytest.raises(ValueError, match=r"row 0: both instructions give the same prompt ids"):
+        run_pipeline(checked_recipe(recipe_file, {"method": "lorra", **alike}), stage="alignment")
+
+
+@pytest.mark.parametrize("command", ["align", "dpo", "sweep"])
+def test_ranks_that_do_not_see_each_other_are_refused(recipe_file, monkeypatch, capsys, command):
+    PartialState()  # of the test's one process
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    varied = ["--alpha", "1,2"] if command == "sweep" else []
+    assert main([command, str(recipe_file), *varied]) == 2
+    assert "2 processes were launched, but each of them runs alone" in capsys.readouterr().err
+    assert not list(Path().rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes", "engine", "told"),
+    [
+        ({}, 1, "NO", None),
+        ({"WORLD_SIZE": "1"}, 1, "NO", None),
+        ({"WORLD_SIZE": "2"}, 2, "MULTI_CPU", None),
+        ({"WORLD_SIZE": "2"}, 1, "NO", "2 processes were launched"),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"}, 2, "DEEPSPEED", None),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"}, 2, "MULTI_CPU", "DeepSpeed"),
+    ],
+)
+def test_the_size_of_the_world_and_its_engine_are_those_of_the_launch(
+    monkeypatch, environment, processes, engine, told
+):
+    for name in ("WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    state = SimpleNamespace(num_processes=processes, distributed_type=DistributedType[engine])
+    with pytest.raises(ValueError, match=told) if told else nullcontext():
+        check_world(state)

@@ -20,6 +20,7 @@ from tiny_runs import (
 
 from rahf.data.rows import row_count
 from rahf.recipe.fields import OptionError
+from rahf.training.state_files import checksum_in, save_states
 from rahf.training.target_cache import digest_of_rows, weights_of
 from rahf.views import FrozenViews
 
@@ -164,7 +165,7 @@ def test_retained_states_of_other_weights_are_refused(family, tmp_path):
     trainer.target_cache.frozen(batch_from(0), trainer.alignment.frozen)
     paths = sorted((tmp_path / "cache").rglob("retained/*.safetensors"))
     for path in paths:
-        save_file({"reference": 2 * load_file(path)["reference"]}, path)
+        save_states({"reference": 2 * load_file(path)["reference"]}, path)
     paths[0].unlink()  # a training that was killed has left some of them
     with pytest.raises(ValueError, match="of other weights"):
         other.target_cache.frozen(batch_from(3), other.alignment.frozen)
@@ -189,6 +190,7 @@ def test_later_trainings_with_another_alpha_rate_and_seed_ask_no_view_but_to_com
         {"target_layers": [1, 2]},
         {"max_response_tokens": 2},
         {"positions": "response"},
+        {"tail_tokens": 1},
         {"reference": "positive"},
         {"method": "scit"},
         {"method": "lorra"},
@@ -250,7 +252,7 @@ def test_a_shift_of_other_teachers_is_refused(family, tmp_path):
     run(family, tmp_path / "first", tmp_path / "cache")
     for path in files_in(tmp_path / "cache"):
         states = load_file(path)
-        save_file({**states, "shift": -states["shift"]}, path)
+        save_states({**states, "shift": -states["shift"]}, path)
     with pytest.raises(ValueError, match="more than rounding makes"):
         run(family, tmp_path / "second", tmp_path / "cache")
 
@@ -264,10 +266,24 @@ def test_a_damaged_file_is_named(family, tmp_path, damage):
         run(family, tmp_path / "second", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("keeps_checksum", [False, True])
+def test_states_whose_values_were_altered_are_noticed_wherever_they_are_read(
+    family, tmp_path, keeps_checksum
+):
+    run(family, tmp_path / "first", tmp_path / "cache")
+    path = files_in(tmp_path / "cache")[-1]  # not only what is compared to the model
+    states = load_file(path)
+    kept = {"checksum": checksum_in(path)} if keeps_checksum else None
+    states["shift"][0, 0, 0] += 1e-3  # less than what rounding may make
+    save_file(states, path, kept)
+    with pytest.raises(ValueError, match="is not what was written, since its checksum"):
+        run(family, tmp_path / "second", tmp_path / "cache", max_steps=2)
+
+
 def test_states_of_another_number_of_tokens_are_refused(family, tmp_path):
     run(family, tmp_path / "first", tmp_path / "cache")
     for path in files_in(tmp_path / "cache"):
-        save_file({name: part[:, 1:].clone() for name, part in load_file(path).items()}, path)
+        save_states({name: part[:, 1:].clone() for name, part in load_file(path).items()}, path)
     with pytest.raises(ValueError, match=r"has the states of \d+ tokens, and \d+ are aligned"):
         run(family, tmp_path / "second", tmp_path / "cache")
 
@@ -344,7 +360,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_training(family, tmp_path, mon
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("rahf.training.target_cache.save_file", full)
+    monkeypatch.setattr("rahf.training.state_files.save_file", full)
     plain, _ = run(family, tmp_path / "plain")
     cached, asked = run(family, tmp_path / "cached", tmp_path / "cache")
     assert_same_weights(policy_weights(cached), policy_weights(plain))
