@@ -22,9 +22,10 @@ from rahf.comparison.row_recipes import UNTRAINED, RowRun, check_comparison, row
 from rahf.comparison.training import Trained, train_row
 from rahf.data.pairs import usable_pairs
 from rahf.evaluation.measures import HeldOut
+from rahf.evaluation.scores import Judging
 from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
 from rahf.judges.judge import prompt_hash
-from rahf.pipeline.evaluation import judging_of
+from rahf.pipeline.evaluation import judgings_of
 from rahf.pipeline.inputs import load_base, load_split, load_tokenizer
 from rahf.recipe.comparison_options import kind_of_row
 from rahf.recipe.recipe import Recipe, RecipeError
@@ -50,13 +51,23 @@ class Comparison:
         self.tokenizer, self._held_out = load_tokenizer(recipe), {}
         self.base = next(name for name in self.options.rows if kind_of_row(name) == "base")
         pairs = usable_pairs(load_split(self.recipe, self.recipe.data.dataset_train_split))
-        self.judging = judging_of(self.options, self.folder, pairs)
-        if not self.judging.sign:
+        self.judgings = judgings_of(self.options, self.folder, pairs)
+        self.judging = self.judgings[0]
+        for judging in self.judgings:
+            if judging.sign:
+                self._check_known(judging)
+                continue
             raise ValueError(
-                f"compare.judge: {self.judging.judge.id} gives the chosen and the rejected "
+                f"compare.judge: {judging.judge.id} gives the chosen and the rejected "
                 "responses of the training pairs the same mean: it cannot tell what is wanted. "
                 "Name another judge."
             )
+
+    def _check_known(self, judging: Judging) -> None:
+        """Raise ValueError, before anything is trained, where a judge cannot read a test prompt."""
+        if judging.name.startswith("references:"):
+            for chat in self.held_out("test").chats:
+                judging.judge.read(chat, "")
 
     def trials(self, name: str) -> list[dict[str, Any]]:
         """The settings that are tried for a row; one empty one where it is not tuned."""
@@ -86,14 +97,19 @@ class Comparison:
     def measures(
         self, part: str, held_out: HeldOut, name: str, trained: Trained | None
     ) -> list[dict[str, Any]]:
-        """Return the measures of one adapter, or of the base, with what the judge makes of them."""
+        """Return the measures of one adapter, or of the base, with what the judges make of them.
+
+        Trials are read by the first judge only.
+        """
         found = self._measured(part, held_out, name, trained)
+        judgings = self.judgings if part == "test" else self.judgings[:1]
         limit, base = self.options.repetition_limit, []
-        if self.judging.compares or limit < 1:
+        silent = any(not answer.strip() for point in found for answer in point["answers"])
+        if silent or limit < 1 or any(judging.compares for judging in judgings):
             # Those to the same prompts in their usual form, whatever form `held_out` has.
             [untouched] = self._measured(part, self.held_out(part), self.base, None)
             base = untouched["answers"]
-        return judged(self.judging, held_out.chats, found, base, limit)
+        return judged(judgings, held_out.chats, found, base, limit)
 
     def _measured(
         self, part: str, held_out: HeldOut, name: str, trained: Trained | None
@@ -149,7 +165,7 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
     if only:
         print(f"measured: {', '.join(only)}. Once all rows are: the same command without --only")
         return
-    write_results(comparison.folder, comparison.options, comparison.judging, held_out.chats, rows)
+    write_results(comparison.folder, comparison.options, comparison.judgings, held_out.chats, rows)
 
 
 def choose_trial(comparison: Comparison, name: str) -> int:

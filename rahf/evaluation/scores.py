@@ -28,6 +28,7 @@ class Judging(NamedTuple):
     verdicts: Verdicts
     sign: int  # 1 or -1; 0: the judge finds no difference
     neutral: tuple[float, float] | None = None  # scores that lean to neither side, if any do
+    name: str = ""  # as it was given
 
     @property
     def compares(self) -> bool:

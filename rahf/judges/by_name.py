@@ -7,6 +7,7 @@ others are trained and answer. Knows loaders; knows no recipe.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from rahf.judges.local_models import (
     label_id,
     response_reader,
 )
-from rahf.judges.names import NEUTRAL_SCORES, parse_judge, url_problems
+from rahf.judges.names import ENCODER, NEUTRAL_SCORES, parse_judge, url_problems
+from rahf.judges.references import ReferencesJudge, load_encoder, read_references
 from rahf.judges.rules import rule
 from rahf.models.adapters import (
     fingerprint,
@@ -47,6 +49,7 @@ class NamedJudge:
     workers: int = 8  # requests at once
     label: int = 0  # of a classifier
     batch_size: int = 8  # texts at once
+    encoder: str = ENCODER  # of a references judge
     loading: Mapping[str, Any] = field(
         default_factory=lambda: {"dtype": "auto", "trust_remote_code": False}
     )  # options of from_pretrained
@@ -55,6 +58,11 @@ class NamedJudge:
     def neutral(self) -> tuple[float, float] | None:
         """Lowest and highest score that leans to neither side; None: there is no such score."""
         return NEUTRAL_SCORES.get(parse_judge(self.name).kind)
+
+    @property
+    def has_side(self) -> bool:
+        """Whether more is wanted, whatever the pairs lean to."""
+        return parse_judge(self.name).kind == "references"
 
     @property
     def gives_shares(self) -> bool:
@@ -90,6 +98,8 @@ def comparing_judge(named: NamedJudge) -> Judge:
         return _choice(named, 2, questions.better_as_letter, better_choice_judge)
     if kind == "api":
         return _api(named, 2, questions.better_as_json, questions.read_better)
+    if kind == "references":
+        return _references(named)
     return _reward(named) if kind == "reward" else rule(named.name)
 
 
@@ -150,6 +160,13 @@ def _reward(named: NamedJudge) -> Judge:
 
     judge_id = label_id(_id(named), labels, named.label)
     return LoadedWhenAsked(judge_id, 1, response_reader(tokenizer), build)
+
+
+def _references(named: NamedJudge) -> Judge:
+    path, name = Path(parse_judge(named.name).of), named.encoder
+    judge_id = " ".join([name, named.loading["dtype"], *fingerprint(name)])
+    load = partial(load_encoder, name, named.loading, named.device)
+    return ReferencesJudge(judge_id, read_references(path), load, str(path))
 
 
 def _api(

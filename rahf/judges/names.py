@@ -10,13 +10,19 @@ from typing import NamedTuple
 import regex
 
 RULES = ("lexicon", "length", "refusal", "regex")
-MODELS = ("reward", "choice", "api")
-KNOWN_JUDGES = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
+MODELS = ("reward", "choice", "api", "references")
+KNOWN_JUDGES = (
+    "lexicon, length, refusal, regex:PATTERN, reward:NAME, references:FILE, choice:NAME, api:MODEL"
+)
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+"""The encoder of a references judge, unless another is named."""
+
 
 NEUTRAL_SCORES = {
     "lexicon": (-0.05, 0.05),  # as VADER's authors use it
     "refusal": (0.5, 0.5),
     "regex": (0.5, 0.5),
+    "references": (0.0, 0.0),
     "choice": (0.5, 0.5),
     "api": (0.5, 0.5),
 }
@@ -28,7 +34,7 @@ class JudgeName(NamedTuple):
     """`regex:PATTERN`, `api:MODEL`, ... in its parts."""
 
     kind: str  # one of RULES or MODELS
-    of: str  # pattern or model; "" for a rule that needs none
+    of: str  # pattern, file or model; "" for a rule that needs none
 
     @property
     def is_rule(self) -> bool:
@@ -53,7 +59,8 @@ def name_problems(name: str) -> list[str]:
     """Why a name is that of no judge."""
     kind, _, of = name.partition(":")
     if kind in MODELS and not of:
-        return [f"{name!r} needs a model: {kind}:NAME"]
+        needed = "a file: references:FILE" if kind == "references" else f"a model: {kind}:NAME"
+        return [f"{name!r} needs {needed}"]
     if kind == "regex" and of:
         try:
             regex.compile(of, regex.IGNORECASE)
