@@ -175,7 +175,7 @@ def readings_of(others: dict[str, Curves], base: Curves, sign: int) -> list[dict
 
 
 def _place(rows: Mapping[str, RowResult]) -> dict[str, float] | None:
-    """Return how much of all verdicts is the place; None: the judge was asked nothing."""
+    """Return how much of all verdicts is the place; None: no request was made."""
     orders = [
         verdicts
         for row in rows.values()

@@ -1,7 +1,7 @@
 """`rahf compare`: choose each row's trial, train it with every seed, measure all rows, report.
 
-Everything is kept in `compare` of the recipe's output folder; a run that was stopped goes on there,
-and several may do rows of it at once.
+Everything is kept in `compare` of the recipe's output folder; a run that was stopped resumes there,
+and several processes may do rows of it at once.
 """
 
 import json
@@ -70,7 +70,7 @@ class Comparison:
                 judging.judge.read(chat, "")
 
     def trials(self, name: str) -> list[dict[str, Any]]:
-        """The settings that are tried for a row; one empty one where it is not tuned."""
+        """Return the settings that are tried for a row; an empty one where it is not tuned."""
         return self.options.trials.get(name, [{}])
 
     def _row_run(self, name: str, trial: int, seed: int) -> RowRun:
@@ -135,8 +135,8 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
             other processes may do other parts.
 
     Raises:
-        ValueError: settings of a row that make no recipe, or a judge that does not work, told
-            before anything is trained; several ranks; `only` names a row that there is not.
+        ValueError: settings of a row that make no recipe, or a judge that does not work, both
+            reported before anything is trained; several ranks; `only` names an unknown row.
     """
     unknown = [name for name in only if name not in recipe.compare.rows]
     if unknown:
@@ -169,7 +169,7 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
 
 
 def choose_trial(comparison: Comparison, name: str) -> int:
-    """The trial with the most change at the budget, on held-out training prompts, first seed."""
+    """Return the trial with the most change at the budget, on held-out prompts, first seed."""
     options, trials = comparison.options, comparison.trials(name)
     if len(trials) == 1:
         return 0

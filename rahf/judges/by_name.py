@@ -1,7 +1,7 @@
 """A judge by its name: as one that compares two responses, scores one, or marks its six aspects.
 
-A model is loaded when its judge is asked for something new, and let go of afterwards: beside it
-others are trained and answer. Knows loaders; knows no recipe.
+A model is loaded when its judge has to read something new, and freed afterwards, since other models
+are trained and answer meanwhile. Knows loaders; knows no recipe.
 """
 
 import os
@@ -56,17 +56,17 @@ class NamedJudge:
 
     @property
     def neutral(self) -> tuple[float, float] | None:
-        """Lowest and highest score that leans to neither side; None: there is no such score."""
+        """Return the lowest and highest score that leans to neither side; None: there is none."""
         return NEUTRAL_SCORES.get(parse_judge(self.name).kind)
 
     @property
     def has_side(self) -> bool:
-        """Whether more is wanted, whatever the pairs lean to."""
+        """Return whether more is wanted, whatever the pairs lean to."""
         return parse_judge(self.name).kind == "references"
 
     @property
     def gives_shares(self) -> bool:
-        """Whether a score is a yes or a no, so that the mean over responses is a share."""
+        """Return whether a score is a yes or a no, so that the mean over responses is a share."""
         return self.neutral == (0.5, 0.5)
 
     def verdicts_in(self, folder: Path) -> Verdicts:
@@ -76,7 +76,7 @@ class NamedJudge:
 
 @dataclass(frozen=True)
 class LoadedWhenAsked:
-    """A judge that is built anew whenever it is to give verdicts."""
+    """A judge whose model is loaded each time that it has to give verdicts."""
 
     id: str
     responses: int
@@ -88,7 +88,7 @@ class LoadedWhenAsked:
 
 
 def comparing_judge(named: NamedJudge) -> Judge:
-    """As one that can tell which of two responses is better: a chooser, or a scorer.
+    """Return the judge that decides which of two responses is better: a chooser, or a scorer.
 
     Raises:
         ValueError: no such judge; no such label of a classifier; an api without a URL.
@@ -104,7 +104,7 @@ def comparing_judge(named: NamedJudge) -> Judge:
 
 
 def aspects_judge(named: NamedJudge) -> Judge:
-    """As one that marks the six aspects.
+    """Return the judge that marks the six aspects.
 
     Raises:
         ValueError: it has no words for aspects; no such judge; an api without a URL.
@@ -116,12 +116,12 @@ def aspects_judge(named: NamedJudge) -> Judge:
         return _api(named, 1, questions.aspects_as_json, questions.read_aspects)
     raise ValueError(
         f"judge {named.name!r} gives one score; aspects are marked by choice:NAME or api:MODEL. "
-        "Leave --aspects away for its score."
+        "Omit --aspects for its score."
     )
 
 
 def scoring_judge(named: NamedJudge) -> Judge:
-    """As one that scores one response.
+    """Return the judge that scores one response.
 
     Raises:
         ValueError: it can only compare, or mark aspects; no such judge.
@@ -141,7 +141,7 @@ def _choice(
     judge: Callable[[Choices, str], ChoiceJudge],
 ) -> Judge:
     name = parse_judge(named.name).of
-    tokenizer = _tokenizer(named)  # now, so that a wrong name is told at once
+    tokenizer = _tokenizer(named)  # now, so that a wrong name is reported at once
 
     def build() -> Judge:
         model = load_model(name, named.loading, named.device)

@@ -1,4 +1,4 @@
-"""What the name of a judge says: its kind, and what that kind needs.
+"""What the name of a judge means: its kind, and what that kind needs.
 
 Knows names only, so that a recipe is checked without torch; the judge itself is built by
 `by_name.py`.
@@ -38,12 +38,12 @@ class JudgeName(NamedTuple):
 
     @property
     def is_rule(self) -> bool:
-        """Whether a verdict costs nothing, so that it need not be kept."""
+        """Return whether a verdict costs nothing, so that it need not be kept."""
         return self.kind in RULES
 
 
 def parse_judge(name: str) -> JudgeName:
-    """The parts of a name.
+    """Return the parts of a name.
 
     Raises:
         ValueError: it names no judge.
@@ -56,7 +56,7 @@ def parse_judge(name: str) -> JudgeName:
 
 
 def name_problems(name: str) -> list[str]:
-    """Why a name is that of no judge."""
+    """Return why a name is that of no judge."""
     kind, _, of = name.partition(":")
     if kind in MODELS and not of:
         needed = "a file: references:FILE" if kind == "references" else f"a model: {kind}:NAME"
@@ -72,7 +72,7 @@ def name_problems(name: str) -> list[str]:
 
 
 def url_problems(name: str, url: str | None, key: str) -> list[str]:
-    """What is wrong with the URL that goes with a judge; `key` is what a user gives it as."""
+    """Return what is wrong with the URL of a judge; `key` is the key or option that holds it."""
     example = "for instance http://localhost:8000/v1"
     if name.partition(":")[0] != "api":
         return []

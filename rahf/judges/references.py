@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rahf.data.prompts import prompt_text, read_prompts
 from rahf.data.records import read_records
-from rahf.judges.judge import Verdict
+from rahf.judges.judge import Chat, Verdict
 
 
 class References(NamedTuple):
@@ -66,7 +66,7 @@ class ReferencesJudge:
     source: str = "references"  # named in an error
     responses: int = 1
 
-    def read(self, messages: Sequence[Any], *responses: str) -> str:
+    def read(self, messages: Chat, *responses: str) -> str:
         known = self.references.get(prompt_text(messages))
         if known is None:
             raise ValueError(
