@@ -5,10 +5,12 @@ from pathlib import Path
 
 from rahf.commands.options.figures import figures_option, tell_figures
 from rahf.commands.options.models import device, loading, model_options
+from rahf.judges.names import ENCODER
 
 JUDGES = """\
 Judges: lexicon (tone), length, refusal, regex:PATTERN (plain rules);
   reward:NAME (a reward model, or any sequence classifier);
+  references:FILE (nearness to right against wrong reference answers, by an --encoder);
   choice:NAME (a language model here, by the probabilities of its answers);
   api:MODEL (behind an OpenAI-compatible --url; the key in RAHF_API_KEY, or OPENAI_API_KEY)."""
 
@@ -31,6 +33,7 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
     option("--url", metavar="URL", help="of an api judge, up to and without /chat/completions")
     option("--workers", metavar="N", type=int, default=8, help="requests at once (default: 8)")
     option("--label", metavar="N", type=int, default=0, help="label of a classifier (default: 0)")
+    option("--encoder", metavar="NAME", default=ENCODER, help="of a references judge (%(default)s)")
     option("--batch_size", metavar="N", type=int, default=8, help="texts at once (default: 8)")
     model_options(parser, named=False)
 
@@ -92,5 +95,6 @@ def _named_judge(options: argparse.Namespace):
         options.workers,
         options.label,
         options.batch_size,
+        options.encoder,
         loading(options),
     )

@@ -1,9 +1,9 @@
 """What the measures of a comparison say: curves, the change at an equal cost, and how sure it is.
 
 Change is the judge's mean over the answers, cost what general ability was lost, both against the
-base. Prompts, texts and seeds are drawn anew for the intervals, prompts and texts alike for all
-rows, since all answered the same. A prompt whose verdict is missing is left out where it is
-missing; a change of which no verdict is left is not a number, and is not on the curve. Knows
+base. The intervals draw prompts, texts and seeds; prompts and texts are drawn alike for all rows,
+since all answered the same. A prompt whose verdict is missing is omitted where it is
+missing. A change without any verdict is nan, and is not on the curve. Knows
 numbers only.
 """
 
@@ -36,7 +36,7 @@ class Curves(NamedTuple):
 
 
 def curves_of(by_seed: Sequence[Sequence[Mapping[str, Any]]]) -> Curves:
-    """From the measures at each strength, for each seed."""
+    """Return the curves of a row from its measures at each strength, for each seed."""
 
     def array(key: str) -> np.ndarray:
         return np.array([[point[key] for point in points] for points in by_seed], dtype=float)
@@ -60,12 +60,12 @@ class Draw(NamedTuple):
 
 
 def everything(row: Curves) -> Draw:
-    """Each of them once."""
+    """Return the draw that holds each of them once."""
     return Draw(*(np.ones(size) for size in _sizes(row)))
 
 
 def line(row: Curves, base: Curves, draw: Draw, cost: Cost, sign: int) -> Line:
-    """Means over seeds; a change that could not be read anywhere is nan."""
+    """Return means over seeds; a change without any verdict is nan."""
     change = _mean(sign * (row.scores - base.scores), draw.prompts)
     read = draw.texts / (draw.texts @ row.tokens)
     spent = row.kls @ read if cost == "kl" else row.losses @ read - (base.losses @ read).item()
@@ -74,12 +74,12 @@ def line(row: Curves, base: Curves, draw: Draw, cost: Cost, sign: int) -> Line:
 
 
 def readable(found: Line) -> Line:
-    """The strengths whose change is a number."""
+    """Return the strengths whose change is not nan."""
     return [at for at in found if not np.isnan(at[1])]
 
 
 def points(row: Curves, base: Curves, cost: Cost, sign: int) -> list[Point]:
-    """The row's curve, with the interval of the change at each strength that has one."""
+    """Return the row's curve, with the interval of the change at each strength that has one."""
     draws = _draws(row, np.random.default_rng(SEED))
     drawn = np.array([line(row, base, draw, cost, sign) for draw in draws])[:, :, 1]
     found = line(row, base, everything(row), cost, sign)
@@ -104,8 +104,9 @@ Readings = tuple[dict[str, Reading], dict[tuple[str, str], Reading]]
 
 
 def read_at(rows: Mapping[str, Curves], base: Curves, at: float, cost: Cost, sign: int) -> Readings:
-    """The change of every row at the cost `at`, and the difference of any two rows; a row without
-    a readable verdict is left out.
+    """Return the change of every row at the cost `at`, and the difference of any two rows.
+
+    A row without a readable verdict is omitted.
     """
     return read_at_each(rows, base, [at], cost, sign)[0]
 
@@ -117,7 +118,7 @@ def read_at_each(
     cost: Cost,
     sign: int,
 ) -> list[Readings]:
-    """`read_at` for each of `costs`, from the same draws."""
+    """Return `read_at` for each of `costs`, from the same draws."""
     whole = {
         name: readable(line(row, base, everything(row), cost, sign)) for name, row in rows.items()
     }
@@ -151,13 +152,13 @@ def _readings(whole: Mapping[str, Line], drawn: Mapping[str, list[Line]], at: fl
 
 
 def change_at_most(found: Line, at: float) -> float:
-    """The most change for at most the cost `at`; nan where none could be read."""
+    """Return the most change for at most the cost `at`; nan where none could be read."""
     known = readable(found)
     return change_within(known, at) if known else float("nan")
 
 
 def _interval(drawn: Sequence[float]) -> tuple[float, float]:
-    """95 %; a draw in which nothing could be read says nothing."""
+    """Return the ends of the 95 % interval; draws without a verdict are omitted."""
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return float(low), float(high)
 
@@ -177,7 +178,7 @@ def _draws(row: Curves, random: np.random.Generator):
 
 
 def _mean(values: Float[np.ndarray, "... n"], weights: Float[np.ndarray, " n"]) -> np.ndarray:
-    """Weighted mean over the last axis of what is a number; nan where that weighs nothing."""
+    """Return the weighted mean over the last axis without nan; nan where no weight is left."""
     weight = ~np.isnan(values) @ weights
     missing = np.full(weight.shape, np.nan)
     return np.divide(np.nan_to_num(values) @ weights, weight, out=missing, where=weight > 0)

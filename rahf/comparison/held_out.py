@@ -30,8 +30,9 @@ URIAL_AT_ONCE = 16
 
 
 def with_validation(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe on the training prompts that are left, if there are trials to choose among; the
-    held-out ones are the split `validation`.
+    """Return the recipe without the prompts on which trials are chosen, if there are trials.
+
+    Those prompts are the split `validation` in `folder`.
     """
     if not recipe.compare.trials:
         return recipe

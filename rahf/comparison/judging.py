@@ -7,46 +7,64 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rahf.data.messages import Message
-from rahf.evaluation.scores import Judging, outcomes_of
+from rahf.evaluation.scores import Judging, Outcome, outcomes_of
 from rahf.report.comparison import repeated_share
 
 
 def judged(
-    judging: Judging,
+    judgings: Sequence[Judging],
     chats: Sequence[Sequence[Message]],
     points: Sequence[Mapping[str, Any]],
     base: Sequence[str],
     repetition_limit: float,
 ) -> list[dict[str, Any]]:
-    """Return the measures at each strength with the judge's `scores`, and the `verdicts` of each.
+    """Return the measures at each strength with the first judge's `scores` and `verdicts`, and
+    with the scores of all `by_judge`, where there are several.
+
+    An empty answer counts as the base's: it shows no behaviour.
 
     Args:
-        base: the base's answers to `chats`, for a judge that compares or a limit below 1.
+        base: the base's answers to `chats`, for a judge that compares, empty answers, or a limit
+            below 1.
     """
-    answers = [answer for point in points for answer in point["answers"]]
     beside = [*base] * len(points)
-    if repetition_limit < 1:
+    answers = [answer for point in points for answer in point["answers"]]
+    if base:
         answers = without_loops(answers, beside, repetition_limit)
-    outcomes = outcomes_of(judging.judge, judging.verdicts, [*chats] * len(points), answers, beside)
+    by_judge = {
+        judging.name: outcomes_of(
+            judging.judge, judging.verdicts, [*chats] * len(points), answers, beside
+        )
+        for judging in judgings
+    }
     count = len(chats)
-    parts = [outcomes[at : at + count] for at in range(0, len(outcomes), count)]
     return [
-        {
-            **point,
-            "scores": [outcome.value for outcome in part],
-            "verdicts": [outcome.orders for outcome in part],
-        }
-        for point, part in zip(points, parts, strict=True)
+        point | _judgements(by_judge, slice(index * count, (index + 1) * count))
+        for index, point in enumerate(points)
     ]
 
 
+def _judgements(by_judge: Mapping[str, Sequence[Outcome]], part: slice) -> dict[str, Any]:
+    """Return what is kept of the outcomes of one point, the first judge's first."""
+    first = next(iter(by_judge.values()))[part]
+    scores = {
+        name: [outcome.value for outcome in outcomes[part]] for name, outcomes in by_judge.items()
+    }
+    return {
+        "scores": [outcome.value for outcome in first],
+        "verdicts": [outcome.orders for outcome in first],
+        **({"by_judge": scores} if len(scores) > 1 else {}),
+    }
+
+
 def without_loops(answers: Sequence[str], base: Sequence[str], limit: float) -> list[str]:
-    """Return the answers, with the base's in place of those that repeat themselves too much.
+    """Return the answers, with the base's in place of empty ones and of those that repeat
+    themselves too much.
 
     Args:
         limit: largest share of repeated word triples that an answer may have.
     """
     return [
-        untouched if repeated_share(answer) > limit else answer
+        untouched if not answer.strip() or repeated_share(answer) > limit else answer
         for answer, untouched in zip(answers, base, strict=True)
     ]

@@ -7,10 +7,17 @@ from typing import Any, NamedTuple
 from rahf.artifacts import write_json, write_lines, write_text
 from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, read_at_each
 from rahf.comparison.figures import draw_curves
+from rahf.evaluation.agreement import LENGTH, agreements, changes
 from rahf.evaluation.scores import Judging
 from rahf.evaluation.wins import place_figures
 from rahf.recipe.comparison_options import CompareOptions, kind_of_row
-from rahf.report.comparison import comparison_table, place_line, readings_table, row_figures
+from rahf.report.comparison import (
+    comparison_table,
+    judges_table,
+    place_line,
+    readings_table,
+    row_figures,
+)
 from rahf.report.curves import Point
 
 
@@ -35,13 +42,21 @@ class Results(NamedTuple):
 def write_results(
     folder: Path,
     options: CompareOptions,
-    judging: Judging,
+    judgings: Sequence[Judging],
     chats: Sequence[Any],
     rows: Mapping[str, RowResult],
 ) -> None:
-    """Write what the rows have come to into `folder`, and print the tables."""
+    """Write what the rows have come to into `folder`, and print the tables.
+
+    Args:
+        judgings: the first decides; others are read beside it.
+    """
+    judging = judgings[0]
     found, wins = results_of(options, judging, rows), judging.compares
-    text = tables_of(found, options, wins=wins)
+    text, beside = tables_of(found, options, wins=wins), {}
+    if len(judgings) > 1:
+        beside = judges_of(options, judgings, rows)
+        text += f"\n\n{judges_table(beside, options.cost, options.budget)}"
     record = {
         "judge": judging.judge.id,
         "repetition_limit": options.repetition_limit,
@@ -54,6 +69,7 @@ def write_results(
         "rows": found.rows,
         "differences": found.differences,
         "readings": found.readings,
+        **beside,
     }
     write_json(folder / "comparison.json", record)
     write_text(folder / "comparison.md", text + "\n")
@@ -88,6 +104,38 @@ def results_of(options: CompareOptions, judging: Judging, rows: Mapping[str, Row
             for name, row in others.items()
         },
     )
+
+
+def judges_of(
+    options: CompareOptions, judgings: Sequence[Judging], rows: Mapping[str, RowResult]
+) -> dict[str, Any]:
+    """Return every judge's reading of every row at the budget, and how far the judges agree.
+
+    Length stands beside them: the change in characters of an answer.
+    """
+    signs = {judging.name: judging.sign for judging in judgings}
+    signs.setdefault(LENGTH, 1)
+    base = next(name for name in rows if kind_of_row(name) == "base")
+    readings, by_judge = {}, {}
+    for judge, sign in signs.items():
+        read = {name: curves_of(_read_by(judge, row.by_seed)) for name, row in rows.items()}
+        untouched = read.pop(base)
+        at_budget, _ = read_at(read, untouched, options.budget, options.cost, sign)
+        readings[judge] = {name: reading._asdict() for name, reading in at_budget.items()}
+        answers = [scores for row in read.values() for seed in row.scores for scores in seed]
+        by_judge[judge] = changes(answers, untouched.scores[0, 0], sign)
+    return {"judges": readings, "agreement": agreements(by_judge)}
+
+
+def _read_by(judge: str, by_seed: Sequence[Sequence[Any]]) -> list[list[dict[str, Any]]]:
+    """Return the measures with the scores of another judge."""
+    return [
+        [
+            {**point, "scores": point["by_judge"].get(judge) or list(map(len, point["answers"]))}
+            for point in points
+        ]
+        for points in by_seed
+    ]
 
 
 def tables_of(found: Results, options: CompareOptions, *, wins: bool) -> str:
@@ -127,7 +175,7 @@ def readings_of(others: dict[str, Curves], base: Curves, sign: int) -> list[dict
 
 
 def _place(rows: Mapping[str, RowResult]) -> dict[str, float] | None:
-    """Return how much of all verdicts is the place; None: the judge was asked nothing."""
+    """Return how much of all verdicts is the place; None: no request was made."""
     orders = [
         verdicts
         for row in rows.values()

@@ -1,7 +1,7 @@
 """The rows of a comparison as recipes of their own, and every problem of the section `compare`.
 
 A row is the recipe with other keys, and with one of its trials, if it has some. Knows neither torch
-nor a GPU: what would stop a comparison in the middle is told before it begins.
+nor a GPU: what would stop a comparison in the middle is reported before it starts.
 """
 
 import dataclasses
@@ -47,13 +47,13 @@ class RowRun:
 
     kind: str
     recipe: Recipe
-    beta: float = BETA  # read by dpo alone
+    beta: float = BETA  # only read by dpo
 
 
 def row_run(
     recipe: Recipe, name: str, settings: Mapping[str, Any], seed: int, folder: Path
 ) -> RowRun:
-    """The run of the row `name`, under the settings of a trial, into `folder`.
+    """Return the run of the row `name`, under the settings of a trial, into `folder`.
 
     Raises:
         RecipeError: they do not make a recipe.
@@ -77,7 +77,7 @@ def row_run(
 
 
 def _own_keys(given: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The keys that a row may have, and a problem for each other one."""
+    """Return the keys that a row may have, and a problem for each other one."""
     roots = {key: str(key).partition(".")[0] for key in given}
     problems = [
         f"{key}: is not a row's to set, {NOT_OF_A_ROW[root]}: remove it"
@@ -94,7 +94,7 @@ def _own_keys(given: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
-    """What a row of this kind inherits; the defaults of the recipe's method are not inherited."""
+    """Return what a row of this kind inherits, without the defaults of the recipe's method."""
     method = METHODS.get(kind, METHODS[DEFAULT_METHOD])
     left = {*METHODS[recipe.method.method].defaults, *method.defaults} - recipe.given
     given = {
@@ -123,13 +123,14 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
 
 
 def check_given_comparison(recipe: Recipe) -> list[str]:
-    """`check_comparison` of a recipe that says something of one."""
+    """Return `check_comparison` of a recipe that sets a key of `compare`."""
     return [] if recipe.compare == CompareOptions() else check_comparison(recipe)
 
 
 def check_comparison(recipe: Recipe) -> list[str]:
-    """Problems of what is compared, each with the name of its row or trial; those of the recipe
-    itself, which every row would share, are left out.
+    """Return the problems of what is compared, each with the name of its row or trial.
+
+    Problems of the recipe itself, which every row would share, are omitted.
     """
     told = set(_problems_of_itself(recipe))
     return [
@@ -154,7 +155,7 @@ def _problems_of_itself(recipe: Recipe) -> list[str]:
 
 
 def _measuring_problems(recipe: Recipe) -> list[str]:
-    """Problems of what rows are measured on, and of who judges."""
+    """Return the problems of what rows are measured on, and of the judges."""
     problems = []
     named = held_out_split(recipe.data) not in (None, HELD_OUT)
     if not named or recipe.evaluation.unrelated_text is None:
@@ -166,8 +167,9 @@ def _measuring_problems(recipe: Recipe) -> list[str]:
 
 
 def _row_problems(recipe: Recipe, name: str) -> list[tuple[str, str]]:
-    """(place, problem) of a row by itself and of each of its trials; what all trials share is the
-    row's.
+    """Return (place, problem) of a row by itself and of each of its trials.
+
+    A problem that all trials share is the row's.
     """
     place = f"compare.rows.{name}"
     if kind_of_row(name) in UNTRAINED:

@@ -1,7 +1,7 @@
 """`rahf compare`: choose each row's trial, train it with every seed, measure all rows, report.
 
-Everything is kept in `compare` of the recipe's output folder; a run that was stopped goes on there,
-and several may do rows of it at once.
+Everything is kept in `compare` of the recipe's output folder; a run that was stopped resumes there,
+and several processes may do rows of it at once.
 """
 
 import json
@@ -22,9 +22,10 @@ from rahf.comparison.row_recipes import UNTRAINED, RowRun, check_comparison, row
 from rahf.comparison.training import Trained, train_row
 from rahf.data.pairs import usable_pairs
 from rahf.evaluation.measures import HeldOut
+from rahf.evaluation.scores import Judging
 from rahf.generation.urial import own_urial, read_urial, urial_prompt_form
 from rahf.judges.judge import prompt_hash
-from rahf.pipeline.evaluation import judging_of
+from rahf.pipeline.evaluation import judgings_of
 from rahf.pipeline.inputs import load_base, load_split, load_tokenizer
 from rahf.recipe.comparison_options import kind_of_row
 from rahf.recipe.recipe import Recipe, RecipeError
@@ -50,16 +51,26 @@ class Comparison:
         self.tokenizer, self._held_out = load_tokenizer(recipe), {}
         self.base = next(name for name in self.options.rows if kind_of_row(name) == "base")
         pairs = usable_pairs(load_split(self.recipe, self.recipe.data.dataset_train_split))
-        self.judging = judging_of(self.options, self.folder, pairs)
-        if not self.judging.sign:
+        self.judgings = judgings_of(self.options, self.folder, pairs)
+        self.judging = self.judgings[0]
+        for judging in self.judgings:
+            if judging.sign:
+                self._check_known(judging)
+                continue
             raise ValueError(
-                f"compare.judge: {self.judging.judge.id} gives the chosen and the rejected "
+                f"compare.judge: {judging.judge.id} gives the chosen and the rejected "
                 "responses of the training pairs the same mean: it cannot tell what is wanted. "
                 "Name another judge."
             )
 
+    def _check_known(self, judging: Judging) -> None:
+        """Raise ValueError, before anything is trained, where a judge cannot read a test prompt."""
+        if judging.name.startswith("references:"):
+            for chat in self.held_out("test").chats:
+                judging.judge.read(chat, "")
+
     def trials(self, name: str) -> list[dict[str, Any]]:
-        """The settings that are tried for a row; one empty one where it is not tuned."""
+        """Return the settings that are tried for a row; an empty one where it is not tuned."""
         return self.options.trials.get(name, [{}])
 
     def _row_run(self, name: str, trial: int, seed: int) -> RowRun:
@@ -86,14 +97,19 @@ class Comparison:
     def measures(
         self, part: str, held_out: HeldOut, name: str, trained: Trained | None
     ) -> list[dict[str, Any]]:
-        """Return the measures of one adapter, or of the base, with what the judge makes of them."""
+        """Return the measures of one adapter, or of the base, with what the judges make of them.
+
+        Trials are read by the first judge only.
+        """
         found = self._measured(part, held_out, name, trained)
+        judgings = self.judgings if part == "test" else self.judgings[:1]
         limit, base = self.options.repetition_limit, []
-        if self.judging.compares or limit < 1:
+        silent = any(not answer.strip() for point in found for answer in point["answers"])
+        if silent or limit < 1 or any(judging.compares for judging in judgings):
             # Those to the same prompts in their usual form, whatever form `held_out` has.
             [untouched] = self._measured(part, self.held_out(part), self.base, None)
             base = untouched["answers"]
-        return judged(self.judging, held_out.chats, found, base, limit)
+        return judged(judgings, held_out.chats, found, base, limit)
 
     def _measured(
         self, part: str, held_out: HeldOut, name: str, trained: Trained | None
@@ -119,8 +135,8 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
             other processes may do other parts.
 
     Raises:
-        ValueError: settings of a row that make no recipe, or a judge that does not work, told
-            before anything is trained; several ranks; `only` names a row that there is not.
+        ValueError: settings of a row that make no recipe, or a judge that does not work, both
+            reported before anything is trained; several ranks; `only` names an unknown row.
     """
     unknown = [name for name in only if name not in recipe.compare.rows]
     if unknown:
@@ -149,11 +165,11 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
     if only:
         print(f"measured: {', '.join(only)}. Once all rows are: the same command without --only")
         return
-    write_results(comparison.folder, comparison.options, comparison.judging, held_out.chats, rows)
+    write_results(comparison.folder, comparison.options, comparison.judgings, held_out.chats, rows)
 
 
 def choose_trial(comparison: Comparison, name: str) -> int:
-    """The trial with the most change at the budget, on held-out training prompts, first seed."""
+    """Return the trial with the most change at the budget, on held-out prompts, first seed."""
     options, trials = comparison.options, comparison.trials(name)
     if len(trials) == 1:
         return 0

@@ -1,8 +1,8 @@
 """A row of a comparison: how it is trained, and what that took.
 
 Rows are trained by the stages that `rahf align` and `rahf dpo` run. A teacher that several rows or
-trials ask for is trained once, and counts in the cost of each of them; so it is where several
-processes ask for it.
+trials need is trained once, and counts in the cost of each of them; also where several processes
+need it.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def train_row(run: RowRun, teachers: Path) -> Trained:
 
 
 def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
-    """The folder of a teacher, which is named by what decides its result."""
+    """Return the folder of a teacher, which is named by what decides its result."""
     settings = json.dumps(stage_settings(recipe, name), sort_keys=True)
     home = shared / hashlib.sha256(settings.encode()).hexdigest()[:12]
     training = recipe.training | {"output_dir": str(home)}
@@ -66,11 +66,11 @@ def _teacher(recipe: Recipe, name: str, shared: Path) -> Path:
 
 
 def cost_of(folders: Sequence[Path]) -> dict[str, float]:
-    """What the stages in `folders` cost together, from their records: seconds of training, and of
-    sampling the retained texts, which records of an older rahf do not tell.
+    """Return what the stages in `folders` cost together, from their records.
 
-    The peak of memory is left out where one of them does not know its own: it was run by an older
-    rahf, or where the system does not tell.
+    The seconds are those of training and of sampling the retained texts, which records of an older
+    rahf lack. The peak of memory is omitted where a record lacks it: an older rahf wrote it, or
+    the system does not report memory.
     """
     records = [read_json(folder / STAGE_FILE) for folder in folders]
     trainings = [record["training"] for record in records]

@@ -43,9 +43,10 @@ class Estimate(NamedTuple):
 
 
 def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate | None:
-    """Sum over sum with a percentile bootstrap over units: what a unit holds is drawn together.
+    """Return sum over sum with a percentile bootstrap over units.
 
-    For tokens of responses a unit is a response: its tokens are not independent.
+    What a unit holds is drawn together. For tokens of responses a unit is a response, since its
+    tokens are not independent.
 
     Args:
         sums: a unit's total of what is averaged.

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from rahf.data.messages import Message
 from rahf.evaluation.intervals import mean_estimate, share_estimate
 from rahf.evaluation.wins import Contest, Outcome, decide
-from rahf.judges.judge import Judge, Value, Verdicts
+from rahf.judges.judge import Chat, Judge, Value, Verdicts
 from rahf.judges.questions import ASPECTS
 
 PAIRS_READ = 500
@@ -28,17 +27,18 @@ class Judging(NamedTuple):
     verdicts: Verdicts
     sign: int  # 1 or -1; 0: the judge finds no difference
     neutral: tuple[float, float] | None = None  # scores that lean to neither side, if any do
+    name: str = ""  # as it was given
 
     @property
     def compares(self) -> bool:
-        """Whether a score is a win over the base's answer, and not the judge's own."""
+        """Return whether a score is a win over the base's answer, and not the judge's own."""
         return self.judge.responses == 2
 
 
 def outcomes_of(
     judge: Judge,
     verdicts: Verdicts,
-    chats: Sequence[Sequence[Message]],
+    chats: Sequence[Chat],
     answers: Sequence[str],
     base: Sequence[str] = (),
 ) -> list[Outcome]:
@@ -94,7 +94,7 @@ def judged_figures(
 ) -> dict[str, float | None]:
     """Return the mean score, its standard error, and the share of answers on either side.
 
-    Missing scores are left out; `verdicts_missing` is their share, where there are any.
+    Missing scores are omitted; `verdicts_missing` is their share, where there are any.
 
     Args:
         sign: the wanted side of the scale, 1 or -1.

@@ -11,31 +11,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rahf.data.messages import Message
 from rahf.data.prompts import Response, prompt_text
 from rahf.evaluation.intervals import share_estimate
-from rahf.judges.judge import Judge, Verdicts
+from rahf.judges.judge import Chat, Judge, Verdicts
 
 NEWTON_STEPS = 25
 RATE_DRAWS = 200  # for the interval of the rate at equal length
 RIDGE = 0.1
 """Weight of the squared slope in the fit, beside the sum over prompts: where all wins go to the
-longer responses, the likelihood alone has no maximum."""
+longer responses, the likelihood has no maximum."""
 
 
 class Contest(NamedTuple):
     """One prompt and two responses to it."""
 
-    messages: Sequence[Message]
+    messages: Chat
     first: str
     second: str
 
 
 def contests_of(first: Sequence[Response], second: Sequence[Response]) -> list[Contest]:
-    """The responses of two files, matched by their prompts, in the order of the first.
+    """Return the responses of two files, matched by their prompts, in the order of the first.
 
     Raises:
-        ValueError: a prompt stands in one file alone, or twice in one.
+        ValueError: a prompt is in one file only, or twice in one.
     """
     mine, other = (
         {prompt_text(response.messages): response for response in given}
@@ -46,7 +45,7 @@ def contests_of(first: Sequence[Response], second: Sequence[Response]) -> list[C
     if mine.keys() != other.keys():
         alone = sorted(mine.keys() ^ other.keys())
         raise ValueError(
-            f"the files answer different prompts: {len(alone)} stand in one of them alone, for "
+            f"the files answer different prompts: {len(alone)} are in one of them only, for "
             f"instance {alone[0][:120]!r}"
         )
     return [
@@ -87,8 +86,9 @@ def by_scores(first: float | None, second: float | None) -> float | None:
 
 
 def by_orders(first_first: float | None, second_first: float | None) -> float | None:
-    """From how far the response in the first place is the better one, in both orders: the mean
-    of p and 1 - q is above a half where p is above q.
+    """Return the outcome from how far the response in the first place is better, in both orders.
+
+    The mean of p and 1 - q is above a half where p is above q.
     """
     return by_scores(first_first, second_first)
 
@@ -96,8 +96,9 @@ def by_orders(first_first: float | None, second_first: float | None) -> float | 
 def win_rates(
     contests: Sequence[Contest], outcomes: Sequence[Outcome], *, chooser: bool
 ) -> dict[str, Any]:
-    """Figures of a comparison; rates are those of the first responses, with 95 % intervals over
-    prompts, and missing verdicts are left out of them.
+    """Return the figures of a comparison, without missing verdicts.
+
+    Rates are those of the first responses, with 95 % intervals over prompts.
     """
     judged = [
         (contest, outcome)
@@ -138,7 +139,7 @@ def place_figures(orders: Sequence[tuple[float, float]]) -> dict[str, Any]:
 def _longer_wins(
     values: Sequence[float], lengths: Sequence[tuple[int, int]]
 ) -> dict[str, float] | None:
-    """How often the longer response of two is judged better, whoever wrote it."""
+    """Return how often the longer response of two is judged better, whoever wrote it."""
     of_longer = [
         value if first > second else 1 - value
         for value, (first, second) in zip(values, lengths, strict=True)
@@ -150,7 +151,7 @@ def _longer_wins(
 def rate_at_equal_length(
     values: Sequence[float], lengths: Sequence[tuple[int, int]]
 ) -> dict[str, float]:
-    """The win rate of the first responses if both were of one length, by logistic regression.
+    """Return the win rate of the first responses at equal length, by logistic regression.
 
     `P(win) = sigmoid(a + b tanh(d))`, d the difference of the lengths in characters over its
     standard deviation; reported is sigmoid(a). The form of length control in AlpacaEval 2 (Dubois
@@ -170,8 +171,9 @@ def rate_at_equal_length(
 
 
 def _fit(values: np.ndarray, lean: np.ndarray) -> np.ndarray:
-    """Intercept and slope by Newton's method; the ridge holds back the slope alone, so that what
-    length does not explain is kept.
+    """Return intercept and slope by Newton's method.
+
+    The ridge holds back the slope only: what length does not explain is kept.
     """
     design = np.stack([np.ones_like(lean), lean], axis=1)
     ridge = np.diag([1e-6, RIDGE])

@@ -12,18 +12,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from rahf.data.messages import Message
 from rahf.judges.http import Reply, UnreachableError, check_key, post_json, redacted, without_key
-from rahf.judges.judge import Value, Verdict
+from rahf.judges.judge import Chat, Value, Verdict
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses that another try may change."""
 
 ABOUT_THE_TEXT = (400, 413, 422)
-"""Statuses that may concern one text alone: it is too long, or a filter does not let it pass."""
+"""Statuses that may concern one text only: it is too long, or a filter does not let it pass."""
 
 REFUSED_IN_A_ROW = 4
-"""Texts refused one after the other, after which it is tried whether anything is answered."""
+"""Texts refused one after the other, after which a harmless question is sent."""
 
 HARMLESS = "Reply with the word yes."
 """What no filter stops: a server that refuses it refuses everything."""
@@ -34,8 +33,8 @@ SHOWN = 200
 """Characters of a server's text that an error shows."""
 
 AHEAD = 2
-"""Texts for each worker that may be asked about before the first of them is answered: what is lost
-at most when a run is stopped, since verdicts are kept in order."""
+"""Texts for each worker that may be sent before the first of them is answered. That many requests
+are lost at most when a run is stopped, since verdicts are kept in order."""
 
 
 class RefusedTextError(ValueError):
@@ -63,7 +62,7 @@ class Api:
 
     @property
     def shown_url(self) -> str:
-        """The URL without what is secret in it, as it may be printed and stored."""
+        """Return the URL without what is secret in it, as it may be printed and stored."""
         return redacted(self.url, self.key)
 
     def complete(self, prompt: str, stop: threading.Event | None = None) -> str:
@@ -146,7 +145,7 @@ class ApiJudge:
 
     api: Api
     responses: int
-    question: Callable[..., str]  # messages and responses -> what is asked
+    question: Callable[..., str]  # messages and responses -> the message to the model
     parse: Callable[[str], Value]
     workers: int = 8  # requests at once
 
@@ -154,7 +153,7 @@ class ApiJudge:
     def id(self) -> str:
         return redacted(f"{self.api.model} at {self.api.url}", self.api.key)
 
-    def read(self, messages: Sequence[Message], *responses: str) -> str:
+    def read(self, messages: Chat, *responses: str) -> str:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
@@ -173,7 +172,7 @@ class ApiJudge:
         yield from self._kept(refused)
 
     def _kept(self, refused: list[Verdict]) -> list[Verdict]:
-        """The refusals, which are taken out of the list, if they are the texts' and not all's."""
+        """Empty the list and return its refusals, if the server answers anything at all."""
         if refused:
             self.api.complete(HARMLESS)
         kept = refused.copy()
@@ -195,7 +194,7 @@ class ApiJudge:
                 if len(waiting) == AHEAD * self.workers:
                     yield waiting.popleft()
             yield from waiting
-        finally:  # after an error or an interrupt nothing more is asked
+        finally:  # after an error or an interrupt nothing more is sent
             stop.set()
             for _ in range(self.workers):
                 tasks.put(None)

@@ -1,12 +1,13 @@
 """A judge by its name: as one that compares two responses, scores one, or marks its six aspects.
 
-A model is loaded when its judge is asked for something new, and let go of afterwards: beside it
-others are trained and answer. Knows loaders; knows no recipe.
+A model is loaded when its judge has to read something new, and freed afterwards, since other models
+are trained and answer meanwhile. Knows loaders; knows no recipe.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from rahf.judges.local_models import (
     label_id,
     response_reader,
 )
-from rahf.judges.names import NEUTRAL_SCORES, parse_judge, url_problems
+from rahf.judges.names import ENCODER, NEUTRAL_SCORES, parse_judge, url_problems
+from rahf.judges.references import ReferencesJudge, load_encoder, read_references
 from rahf.judges.rules import rule
 from rahf.models.adapters import fingerprint, load_model, load_tokenizer_of
 from rahf.models.classifiers import label_count, load_classifier
@@ -42,18 +44,24 @@ class NamedJudge:
     workers: int = 8  # requests at once
     label: int = 0  # of a classifier
     batch_size: int = 8  # texts at once
+    encoder: str = ENCODER  # of a references judge
     loading: Mapping[str, Any] = field(
         default_factory=lambda: {"dtype": "auto", "trust_remote_code": False}
     )  # options of from_pretrained
 
     @property
     def neutral(self) -> tuple[float, float] | None:
-        """Lowest and highest score that leans to neither side; None: there is no such score."""
+        """Return the lowest and highest score that leans to neither side; None: there is none."""
         return NEUTRAL_SCORES.get(parse_judge(self.name).kind)
 
     @property
+    def has_side(self) -> bool:
+        """Return whether more is wanted, whatever the pairs lean to."""
+        return parse_judge(self.name).kind == "references"
+
+    @property
     def gives_shares(self) -> bool:
-        """Whether a score is a yes or a no, so that the mean over responses is a share."""
+        """Return whether a score is a yes or a no, so that the mean over responses is a share."""
         return self.neutral == (0.5, 0.5)
 
     def verdicts_in(self, folder: Path) -> Verdicts:
@@ -63,7 +71,7 @@ class NamedJudge:
 
 @dataclass(frozen=True)
 class LoadedWhenAsked:
-    """A judge that is built anew whenever it is to give verdicts."""
+    """A judge whose model is loaded each time that it has to give verdicts."""
 
     id: str
     responses: int
@@ -75,7 +83,7 @@ class LoadedWhenAsked:
 
 
 def comparing_judge(named: NamedJudge) -> Judge:
-    """As one that can tell which of two responses is better: a chooser, or a scorer.
+    """Return the judge that decides which of two responses is better: a chooser, or a scorer.
 
     Raises:
         ValueError: no such judge; no such label of a classifier; an api without a URL.
@@ -85,11 +93,13 @@ def comparing_judge(named: NamedJudge) -> Judge:
         return _choice(named, 2, questions.better_as_letter, better_choice_judge)
     if kind == "api":
         return _api(named, 2, questions.better_as_json, questions.read_better)
+    if kind == "references":
+        return _references(named)
     return _reward(named) if kind == "reward" else rule(named.name)
 
 
 def aspects_judge(named: NamedJudge) -> Judge:
-    """As one that marks the six aspects.
+    """Return the judge that marks the six aspects.
 
     Raises:
         ValueError: it has no words for aspects; no such judge; an api without a URL.
@@ -101,12 +111,12 @@ def aspects_judge(named: NamedJudge) -> Judge:
         return _api(named, 1, questions.aspects_as_json, questions.read_aspects)
     raise ValueError(
         f"judge {named.name!r} gives one score; aspects are marked by choice:NAME or api:MODEL. "
-        "Leave --aspects away for its score."
+        "Omit --aspects for its score."
     )
 
 
 def scoring_judge(named: NamedJudge) -> Judge:
-    """As one that scores one response.
+    """Return the judge that scores one response.
 
     Raises:
         ValueError: it can only compare, or mark aspects; no such judge.
@@ -126,7 +136,7 @@ def _choice(
     judge: Callable[[Choices, str], ChoiceJudge],
 ) -> Judge:
     name = parse_judge(named.name).of
-    tokenizer = _tokenizer(named)  # now, so that a wrong name is told at once
+    tokenizer = _tokenizer(named)  # now, so that a wrong name is reported at once
 
     def build() -> Judge:
         model = load_model(name, named.loading, named.device)
@@ -145,6 +155,13 @@ def _reward(named: NamedJudge) -> Judge:
 
     judge_id = label_id(_id(named), labels, named.label)
     return LoadedWhenAsked(judge_id, 1, response_reader(tokenizer), build)
+
+
+def _references(named: NamedJudge) -> Judge:
+    path, name = Path(parse_judge(named.name).of), named.encoder
+    judge_id = " ".join([name, named.loading["dtype"], *fingerprint(name)])
+    load = partial(load_encoder, name, named.loading, named.device)
+    return ReferencesJudge(judge_id, read_references(path), load, str(path))
 
 
 def _api(

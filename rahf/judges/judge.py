@@ -1,8 +1,8 @@
 """What a judge is, and how its verdicts are kept.
 
-A judge reads a text that is made of a prompt and one response, or two, and says a verdict. Each
-verdict is kept with the judge's id and a hash of what it read, so that nothing is asked twice and
-no two judges, or two wordings of one, are mixed up. Knows no model and no network.
+A judge reads a text that is made of a prompt and one response, or two, and gives a verdict. Each
+verdict is kept with the judge's id and a hash of what it read. So nothing is judged twice, and two
+judges, or two wordings of one, are not mixed up. Knows no model and no network.
 """
 
 import hashlib
@@ -25,13 +25,15 @@ MOST_BRACES = 1000
 SHOWN = 80
 """Characters of a text that an error shows."""
 
+Chat = Sequence[Message]
+
 Value = float | dict[str, float | None] | None
 
 
 class Verdict(NamedTuple):
-    """What a judge says of one text."""
+    """A judge's verdict on one text."""
 
-    value: Value  # None: it said nothing that could be read
+    value: Value  # None: its answer could not be read
     said: str = ""  # its own words, where it has any
 
 
@@ -43,15 +45,15 @@ class Judge(Protocol):
     id: str
     responses: int  # that it reads at once: 1 or 2
 
-    def read(self, messages: Sequence[Message], *responses: str) -> str:
-        """The text that the judge is to read."""
+    def read(self, messages: Chat, *responses: str) -> str:
+        """Return the text that the judge is to read."""
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
-        """One verdict a text, in their order, each as soon as it is there."""
+        """Yield a verdict a text, in their order, each as soon as it is there."""
 
 
 class Verdicts:
-    """Verdicts on the disk, one a line; a half-written last line is left out.
+    """Verdicts on the disk, one a line; a half-written last line is removed.
 
     Args:
         path: a file that may be there already, and may hold verdicts of several judges; None: they
@@ -64,17 +66,17 @@ class Verdicts:
         if path is not None and path.exists():
             content = path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):  # never written anew: verdicts may have cost money
+            if len(whole) < len(content):  # cut, not rewritten: verdicts may have cost money
                 with path.open("r+b") as file:
                     file.truncate(len(whole))
             for line in whole.decode().split("\n")[:-1]:
                 record = json.loads(line)
                 key = record["judge"], record["prompt_hash"]
-                if is_finite(record["value"]):  # one of an older version is asked for again
+                if is_finite(record["value"]):  # one of an older version is judged again
                     self._known[key] = Verdict(record["value"], record["said"])
 
     def ask(self, judge: Judge, read: Sequence[str]) -> list[Verdict]:
-        """Return the judge's verdicts; it is asked only for what it has not read before.
+        """Return the judge's verdicts; it reads only what it has not read before.
 
         Raises:
             ValueError: a verdict is NaN or infinite.

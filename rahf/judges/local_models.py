@@ -15,11 +15,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.data.chat_format import chat_format, prompt_messages, render
-from rahf.data.messages import Message
 from rahf.data.response_ids import tokenize_responses
 from rahf.data.rows import sequence_rows
 from rahf.generation.answers import pad_id
-from rahf.judges.judge import Value, Verdict
+from rahf.judges.judge import Chat, Value, Verdict
 from rahf.judges.questions import (
     ASPECTS,
     MARKS,
@@ -34,7 +33,7 @@ class RewardJudge:
     """A sequence classifier as scorer: its one logit, or the log-odds of one of its labels.
 
     A classifier with a chat template reads prompt and response in it (a reward model); one without
-    reads the response alone (a classifier of texts).
+    reads the response only (a classifier of texts).
     """
 
     responses = 1
@@ -86,7 +85,7 @@ class RewardJudge:
 
 
 def label_id(id: str, labels: int, label: int) -> str:
-    """Id of a classifier as the judge that reads one of its labels.
+    """Return the id of a classifier as the judge that reads one of its labels.
 
     Raises:
         ValueError: it has no such label.
@@ -97,12 +96,13 @@ def label_id(id: str, labels: int, label: int) -> str:
 
 
 def response_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
-    """What a classifier reads of a prompt and a response: the chat in its template, or, where it
-    has none, the response alone.
+    """Return a function from a prompt and a response to what a classifier reads of them.
+
+    It reads the chat in its template or, where it has none, the response only.
     """
     form = chat_format(tokenizer) if tokenizer.chat_template is not None else None
 
-    def read(messages: Sequence[Message], response: str) -> str:
+    def read(messages: Chat, response: str) -> str:
         if form is None:
             return response
         chat = prompt_messages(messages, form)
@@ -123,7 +123,7 @@ class Choices:
     def probabilities(
         self, questions: Sequence[str], options: Sequence[str]
     ) -> Iterator[list[float]]:
-        """For each question, in order, the probabilities of the options among themselves.
+        """Yield, for each question, the probabilities of the options among themselves.
 
         Raises:
             ValueError: two options begin with the same token.
@@ -132,7 +132,7 @@ class Choices:
         answered = tokenize_responses([chat] * len(options), options, self.tokenizer)
         first = [response[0] for _, response in answered]
         if len(set(first)) < len(options):
-            raise ValueError(f"the options {options} do not begin with different tokens")
+            raise ValueError(f"the options {options} do not start with different tokens")
         for start in range(0, len(questions), self.batch_size):
             batch = questions[start : start + self.batch_size]
             chats = [[{"role": "user", "content": question}] for question in batch]
@@ -146,14 +146,14 @@ class Choices:
 
 @dataclass(frozen=True)
 class ChoiceJudge:
-    """A language model as judge: it is not let write, its probabilities are the verdict."""
+    """A language model as judge: its probabilities are the verdict, and it writes nothing."""
 
     id: str
     responses: int
     question: Callable[..., str]  # messages and responses -> what it reads
     weigh: Callable[[Sequence[str]], Iterator[Value]]  # what it reads -> values
 
-    def read(self, messages: Sequence[Message], *responses: str) -> str:
+    def read(self, messages: Chat, *responses: str) -> str:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
@@ -162,7 +162,7 @@ class ChoiceJudge:
 
 
 def better_choice_judge(choices: Choices, id: str) -> ChoiceJudge:
-    """Chooser: the probability of the letter that stands for the first response."""
+    """Return a chooser: the probability of the letter that stands for the first response."""
 
     def weigh(read: Sequence[str]) -> Iterator[Value]:
         return (first for first, _ in choices.probabilities(read, ("A", "B")))
@@ -171,7 +171,7 @@ def better_choice_judge(choices: Choices, id: str) -> ChoiceJudge:
 
 
 def aspects_choice_judge(choices: Choices, id: str) -> ChoiceJudge:
-    """Scorer: for each aspect the expected mark."""
+    """Return a scorer: for each aspect the expected mark."""
     marks = range(MARKS[0], MARKS[1] + 1)
 
     def weigh(read: Sequence[str]) -> Iterator[Value]:

@@ -1,4 +1,4 @@
-"""What the name of a judge says: its kind, and what that kind needs.
+"""What the name of a judge means: its kind, and what that kind needs.
 
 Knows names only, so that a recipe is checked without torch; the judge itself is built by
 `by_name.py`.
@@ -10,13 +10,19 @@ from typing import NamedTuple
 import regex
 
 RULES = ("lexicon", "length", "refusal", "regex")
-MODELS = ("reward", "choice", "api")
-KNOWN_JUDGES = "lexicon, length, refusal, regex:PATTERN, reward:NAME, choice:NAME, api:MODEL"
+MODELS = ("reward", "choice", "api", "references")
+KNOWN_JUDGES = (
+    "lexicon, length, refusal, regex:PATTERN, reward:NAME, references:FILE, choice:NAME, api:MODEL"
+)
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+"""The encoder of a references judge, unless another is named."""
+
 
 NEUTRAL_SCORES = {
     "lexicon": (-0.05, 0.05),  # as VADER's authors use it
     "refusal": (0.5, 0.5),
     "regex": (0.5, 0.5),
+    "references": (0.0, 0.0),
     "choice": (0.5, 0.5),
     "api": (0.5, 0.5),
 }
@@ -28,16 +34,16 @@ class JudgeName(NamedTuple):
     """`regex:PATTERN`, `api:MODEL`, ... in its parts."""
 
     kind: str  # one of RULES or MODELS
-    of: str  # pattern or model; "" for a rule that needs none
+    of: str  # pattern, file or model; "" for a rule that needs none
 
     @property
     def is_rule(self) -> bool:
-        """Whether a verdict costs nothing, so that it need not be kept."""
+        """Return whether a verdict costs nothing, so that it need not be kept."""
         return self.kind in RULES
 
 
 def parse_judge(name: str) -> JudgeName:
-    """The parts of a name.
+    """Return the parts of a name.
 
     Raises:
         ValueError: it names no judge.
@@ -50,10 +56,11 @@ def parse_judge(name: str) -> JudgeName:
 
 
 def name_problems(name: str) -> list[str]:
-    """Why a name is that of no judge."""
+    """Return why a name is that of no judge."""
     kind, _, of = name.partition(":")
     if kind in MODELS and not of:
-        return [f"{name!r} needs a model: {kind}:NAME"]
+        needed = "a file: references:FILE" if kind == "references" else f"a model: {kind}:NAME"
+        return [f"{name!r} needs {needed}"]
     if kind == "regex" and of:
         try:
             regex.compile(of, regex.IGNORECASE)
@@ -65,7 +72,7 @@ def name_problems(name: str) -> list[str]:
 
 
 def url_problems(name: str, url: str | None, key: str) -> list[str]:
-    """What is wrong with the URL that goes with a judge; `key` is what a user gives it as."""
+    """Return what is wrong with the URL of a judge; `key` is the key or option that holds it."""
     example = "for instance http://localhost:8000/v1"
     if name.partition(":")[0] != "api":
         return []

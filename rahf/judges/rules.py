@@ -1,6 +1,6 @@
 """Judges that follow a plain rule: no model, no doubt about what they measure.
 
-Each reads the response alone.
+Each reads only the response.
 """
 
 import re
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import regex
 
-from rahf.data.messages import Message
-from rahf.judges.judge import Verdict
+from rahf.judges.judge import Chat, Verdict
 from rahf.judges.names import parse_judge
 
 REFUSAL = re.compile(
@@ -39,7 +38,7 @@ class Rule:
     scores: Callable[[Sequence[str]], list[float]]
     responses: int = 1
 
-    def read(self, messages: Sequence[Message], *responses: str) -> str:
+    def read(self, messages: Chat, *responses: str) -> str:
         return responses[0]
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
@@ -47,8 +46,10 @@ class Rule:
 
 
 def rule(name: str) -> Rule:
-    """A rule by its name: `lexicon` (tone from -1 to 1), `length` (characters), `refusal` (1 where
-    a response declines), `regex:PATTERN` (1 where it is found).
+    """Return a rule by its name.
+
+    `lexicon` is the tone from -1 to 1, `length` the characters, `refusal` 1 where a response
+    declines, `regex:PATTERN` 1 where the pattern is found.
 
     Raises:
         ValueError: another name; a pattern that is none.

@@ -6,7 +6,7 @@ Loads, measures and saves; how a model is measured is in `evaluation.measures`.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rahf.artifacts import ANSWERS_FILE, write_lines
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_prompts
+from rahf.evaluation.agreement import LENGTH, agreements, changes
 from rahf.evaluation.measures import HeldOut, Measures, measure_model, model_figures
 from rahf.evaluation.scores import JUDGED, Judging, judged_figures, outcomes_of, wanted_side
 from rahf.judges.by_name import NamedJudge, comparing_judge
@@ -45,23 +46,55 @@ def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
         measured them.
     """
     tokenizer, is_main = load_tokenizer(recipe), PartialState().is_main_process
-    held_out, judging = held_out_of(recipe, tokenizer), None
+    held_out, judgings = held_out_of(recipe, tokenizer), []
     if recipe.evaluation.judge and held_out.chats and is_main:
         split = measured_split(recipe)
         pairs = usable_pairs(load_split(recipe, split)) if split else None
-        judging = judging_of(recipe.evaluation, folder, pairs)
-        judging = judging._replace(sign=judging.sign or 1)  # without a difference, the upper side
+        # Without a difference, the upper side is wanted.
+        judgings = [
+            judging._replace(sign=judging.sign or 1)
+            for judging in judgings_of(recipe.evaluation, folder, pairs)
+        ]
     measured = measure_models(recipe, tokenizer, held_out)
-    scores = scores_of(judging, held_out, measured) if judging else {}
+    scores = {judging.name: scores_of(judging, held_out, measured) for judging in judgings}
+    first = next(iter(scores.values()), {})
     if is_main:
-        _save_answers(folder / ANSWERS_FILE, held_out, measured, scores)
+        _save_answers(folder / ANSWERS_FILE, held_out, measured, first)
     figures = {}
     for name, measures in measured.items():
-        judged = dict.fromkeys(JUDGED)
-        if name in scores:
-            judged = judged_figures(scores[name], judging.sign, judging.neutral)
-        figures[name] = model_figures(measures, judged)
+        judged = [
+            judged_figures(scores[judging.name][name], judging.sign, judging.neutral)
+            if name in scores[judging.name]
+            else dict.fromkeys(JUDGED)
+            for judging in judgings
+        ]
+        figures[name] = model_figures(measures, judged[0] if judged else dict.fromkeys(JUDGED))
+        if len(judgings) > 1:
+            figures[name]["judges"] = dict(zip(scores, judged, strict=True))
+    if len(judgings) > 1 and len(measured) > 1 and "base" in measured:
+        figures[name]["agreement"] = _agreement(judgings, scores, measured)
     return figures
+
+
+def _agreement(
+    judgings: Sequence[Judging],
+    scores: Mapping[str, Mapping[str, Sequence[float | None]]],
+    measured: Mapping[str, Measures],
+) -> list[dict[str, Any]]:
+    """Return how far judges, and length, agree over the answers of all models but the base."""
+    others = [name for name in measured if name != "base"]
+    ties = [0.5] * len(measured["base"].answers)
+    found = {
+        judging.name: changes(
+            [scores[judging.name][name] for name in others],
+            ties if judging.compares else scores[judging.name]["base"],
+            judging.sign,
+        )
+        for judging in judgings
+    }
+    sizes = {name: list(map(len, measures.answers)) for name, measures in measured.items()}
+    found.setdefault(LENGTH, changes([sizes[name] for name in others], sizes["base"], 1))
+    return agreements(found)
 
 
 def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
@@ -94,22 +127,21 @@ def _held_out_chats(recipe: Recipe, kept: Set[int]) -> list[Any]:
     return list(chats.values())
 
 
-def judging_of(options: JudgeOptions, folder: Path, pairs: Dataset | None) -> Judging:
-    """Return the judge that a section of a recipe names, with the verdicts kept in `folder`.
+def judgings_of(options: JudgeOptions, folder: Path, pairs: Dataset | None) -> list[Judging]:
+    """Return the judges that a section of a recipe names, with the verdicts kept in `folder`.
 
     Args:
         pairs: show which side of the judge's scale is wanted; None: the upper one.
     """
-    named = NamedJudge(
-        options.judge,
-        PartialState().device,
-        url=options.url,
-        workers=options.workers,
-        label=options.label,
-    )
-    judge, verdicts = comparing_judge(named), named.verdicts_in(folder)
-    sign = wanted_side(judge, verdicts, pairs) if pairs else 1
-    return Judging(judge, verdicts, sign, named.neutral)
+    needs = {"url": options.url, "workers": options.workers, "label": options.label}
+    device, found = PartialState().device, []
+    for name in options.judges:
+        named = NamedJudge(name, device, **needs, encoder=options.encoder)
+        judge, own = comparing_judge(named), named.verdicts_in(folder)
+        # References are those of the test prompts, and nearer to the right ones is wanted.
+        sign = wanted_side(judge, own, pairs) if pairs and not named.has_side else 1
+        found.append(Judging(judge, own, sign, named.neutral, name))
+    return found
 
 
 def measure_models(

@@ -47,7 +47,7 @@ from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_r
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.figures import training_figure
-from rahf.report.tables import layers_table, models_table, side_by_side
+from rahf.report.tables import judges_tables, layers_table, models_table, side_by_side
 from rahf.trainer import RAHFTrainer
 from rahf.training.checkpoints import ADAPTER_FILE
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
@@ -269,7 +269,7 @@ def results_text(folder: Path) -> str:
     """Return the tables that the run in `folder` ends with, read from its files."""
     metrics, parts = read_json(folder / METRICS_FILE), []
     if "models" in metrics:
-        parts.append(models_table(metrics["models"]))
+        parts += [models_table(metrics["models"]), *judges_tables(metrics["models"])]
     if "eval_repr/reached" in metrics:
         parts.append(layers_table(metrics))
     answers = folder / "evaluation" / ANSWERS_FILE

@@ -48,7 +48,9 @@ class CompareOptions(JudgeOptions):
         [0.5, 1.0, 1.5, 2.0],
         "Factors on a trained adapter: the points of its trade-off curve. 1 is the adapter itself.",
     )
-    judge: str = option("lexicon", f"{JUDGE_HELP}.")
+    judge: str | list[str] = option(
+        "lexicon", f"{JUDGE_HELP}. A list: the first decides, the others stand beside it."
+    )
     repetition_limit: Annotated[float, Limits(least=0)] = option(
         1.0,
         "An answer with a larger share of repeated word triples counts as the base's own answer: "

@@ -217,14 +217,18 @@ def _text_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def missing_judge(key: str, judge: str) -> list[str]:
-    """Return what the judge that `key` names needs and is not there: a word list, a local model."""
+def missing_judge(key: str, judge: str | list[str]) -> list[str]:
+    """Return what the judges that `key` names need and is not there: words, a model, a file."""
+    if isinstance(judge, list):
+        return [line for name in judge for line in missing_judge(key, str(name))]
     if judge == "lexicon" and importlib.util.find_spec("vaderSentiment") is None:
         return [
             f'{key}: lexicon needs vaderSentiment: pip install "rahf[judges]", or name another '
             "judge"
         ]
     kind, _, model = judge.partition(":")
+    if kind == "references" and not Path(model).is_file():
+        return [missing_file(key, model)]
     if kind in ("reward", "choice") and is_local(model) and not Path(model).exists():
         return [missing_file(key, model)]
     return []

@@ -5,12 +5,12 @@ Knows names of judges; knows no model and no file.
 
 from dataclasses import dataclass
 
-from rahf.judges.names import name_problems, url_problems
+from rahf.judges.names import ENCODER, name_problems, url_problems
 from rahf.recipe.fields import Count, CountFromZero, option
 
 JUDGE_HELP = (
-    "Judge of the answers: lexicon, length, refusal, regex:PATTERN, reward:NAME (a score); "
-    "choice:NAME, api:MODEL (whether an answer beats the base's)"
+    "Judge of the answers: lexicon, length, refusal, regex:PATTERN, reward:NAME, references:FILE "
+    "(a score); choice:NAME, api:MODEL (whether an answer beats the base's)"
 )
 
 
@@ -18,23 +18,40 @@ JUDGE_HELP = (
 class JudgeOptions:
     """The judge of answers, and what it needs."""
 
-    judge: str | None = option("lexicon", f"{JUDGE_HELP}; null: none.")
+    judge: str | list[str] | None = option(
+        "lexicon", f"{JUDGE_HELP}; a list: the first, and the others beside it; null: none."
+    )
     url: str | None = option(
         None, "Of an api judge: an OpenAI-compatible URL, up to and without /chat/completions."
     )
     workers: Count = option(8, "Requests at once to an api judge.")
+    encoder: str = option(
+        ENCODER, "Of a references judge: any encoder model, a folder or a Hub id."
+    )
     label: CountFromZero = option(0, "Label whose log-odds a reward judge with several gives.")
 
     @property
+    def judges(self) -> list[str]:
+        """The names of all judges, the first of which decides."""
+        given = [] if self.judge is None else self.judge
+        return [given] if isinstance(given, str) else list(given)
+
+    @property
     def compares(self) -> bool:
-        """Return whether the judge prefers one of two answers, and scores none by itself."""
-        return str(self.judge).partition(":")[0] in ("choice", "api")
+        """Whether a judge prefers one of two answers, and scores none by itself."""
+        return any(str(name).partition(":")[0] in ("choice", "api") for name in self.judges)
 
     def judge_problems(self) -> list[str]:
         """Return what is wrong with the judge's name and its URL."""
-        if self.judge is None:
-            return []
+        names = self.judges
+        if self.judge == []:
+            return ["judge: [] names no judge: name one, or set null"]
+        unread = [name for name in names if not isinstance(name, str)]
+        if unread:
+            return [f"judge: {name!r} is not text, which a judge's name is" for name in unread]
+        twice = sorted({name for name in names if names.count(name) > 1})
         return [
-            *(f"judge: {line}" for line in name_problems(self.judge)),
-            *url_problems(self.judge, self.url, "url"),
+            *(f"judge: {name!r} stands twice" for name in twice),
+            *(f"judge: {line}" for name in names for line in name_problems(name)),
+            *(line for name in names for line in url_problems(name, self.url, "url")),
         ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from rahf.report.tables import markdown
+from rahf.report.tables import agreement_table, markdown
 
 GIB = 2**30
 
@@ -111,6 +111,23 @@ def readings_table(readings: Sequence[Mapping[str, Any]]) -> str:
         for name, reading in found["differences"].items():
             lines.setdefault(name, [name]).append(_with_interval(reading))
     return markdown(header, list(lines.values()))
+
+
+def judges_table(found: Mapping[str, Any], cost: str, budget: float) -> str:
+    """Return two tables: what each judge, and length alone, makes of a row; and how far any two
+    agree on which answers changed to the wanted side.
+
+    Args:
+        found: `judges` (readings by judge and row) and `agreement`.
+    """
+    judges, names = found["judges"], []
+    for readings in judges.values():
+        names += [name for name in readings if name not in names]
+    lines = [
+        [name, *(_at_budget(readings.get(name)) for readings in judges.values())] for name in names
+    ]
+    header = [f"change at a {cost} of {budget:g}, by judge", *judges]
+    return f"{markdown(header, lines)}\n\n{agreement_table(found['agreement'])}"
 
 
 def _with_interval(reading: Mapping[str, Any]) -> str:

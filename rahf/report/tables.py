@@ -34,6 +34,39 @@ def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown(["model", *(title for _, title, _ in columns)], rows)
 
 
+def judges_tables(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what several judges make of each model, and how far they agree; nothing for one."""
+    judged = {name: row["judges"] for name, row in models.items() if "judges" in row}
+    if not judged:
+        return []
+    columns = list(next(iter(judged.values())))
+    rows = [
+        [name, *(_mean(by_judge[judge]) for judge in columns)] for name, by_judge in judged.items()
+    ]
+    pairs = [pair for row in models.values() for pair in row.get("agreement", ())]
+    tables = [markdown(["judged mean ± s.e., by judge", *columns], rows)]
+    return [*tables, agreement_table(pairs)] if pairs else tables
+
+
+def agreement_table(agreement: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line for any two judges; length is one of them."""
+    lines = [
+        [
+            " and ".join(pair["judges"]),
+            "{mean:.0%} [{low:.0%}, {high:.0%}]".format(**pair) if "mean" in pair else "-",
+            str(pair["answers"]),
+        ]
+        for pair in agreement
+    ]
+    return markdown(["judges", "agree on the direction of a change", "answers"], lines)
+
+
+def _mean(judged: Mapping[str, Any]) -> str:
+    if judged["judged_mean"] is None:
+        return "-"
+    return f"{judged['judged_mean']:+.2f} ± {judged['judged_se']:.2f}"
+
+
 def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
     """Return a figure, with its 95 % interval where the row has it."""
     if row.get(key) is None:

@@ -109,7 +109,7 @@ def test_all_problems_of_all_rows_trials_and_the_recipe_are_told_at_once(write, 
     rows = compared("dual", {"sft": {"lora_r": 0}}, "dpo", trials=trials, judge="vibes")
     assert sorted(problems(write(rows, learning_rat=1, dtype="int4"), capsys)) == [
         "compare.judge: 'vibes' is none of lexicon, length, refusal, regex:PATTERN, reward:NAME, "
-        "choice:NAME, api:MODEL",
+        "references:FILE, choice:NAME, api:MODEL",
         "compare.rows.sft: lora_r: 0 is out of range, it must be at least 1",
         "compare.trials.dual[1]: alfa: unknown key, did you mean alpha?",
         "compare.trials.dual[2]: alpha: 'big' is not a number or one of auto",

@@ -165,7 +165,7 @@ def test_a_comparison_that_cannot_be_run_is_refused(options, problem):
 def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys, monkeypatch):
     assert main(["compare", str(compared)]) == 0
     told, out = capsys.readouterr().out, Path("out/compare")
-    rows = ["base", "urial", "sft", "dpo", "lorra", "scit", "dual", "dpo_shift"]
+    rows = ["base", "urial", "sft", "dpo", "dual", "scit", "dpo_shift", "lorra"]
     written = (out / "comparison.md").read_text()
     assert written.strip() in told
     table, read = (part.splitlines()[2:] for part in written.strip().split("\n\n"))

@@ -45,6 +45,25 @@ def test_a_rule_scores_every_answer_and_keeps_no_verdicts(aligned, judge):
     assert not (OUT / "verdicts.jsonl").exists()
 
 
+def test_several_judges_stand_beside_the_first_and_agree_with_each_other_and_length(aligned):
+    alone, answers = aligned(judge="lexicon")
+    (OUT / "stage.json").unlink()
+    models, again = aligned(judge=["lexicon", "regex:w1"])
+    assert again == answers
+    agreement = [pair for row in models.values() for pair in row.pop("agreement", ())]
+    for name, row in models.items():
+        judges = row.pop("judges")
+        assert row == alone[name]
+        assert judges["lexicon"] == {key: row[key] for key in judges["lexicon"]}
+        texts = [answer["answers"][name] for answer in answers]
+        assert judges["regex:w1"]["judged_mean"] == sum("w1" in text for text in texts) / 3
+    assert [pair["judges"] for pair in agreement] == [
+        ["lexicon", "regex:w1"],
+        ["lexicon", "length"],
+        ["regex:w1", "length"],
+    ]
+
+
 def test_without_a_judge_answers_have_no_scores(aligned):
     models, answers = aligned(judge=None)
     for row in models.values():

@@ -63,7 +63,7 @@ _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 
 
 def token_kinds(pieces: Sequence[str], ends: Sequence[bool]) -> list[str]:
-    """The kind of each token of a text.
+    """Return the kind of each token of a text.
 
     A token that is part of a word is of the word's kind; one with parts of two words, of the
     first one's.

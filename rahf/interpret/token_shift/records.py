@@ -28,7 +28,7 @@ class Spoken(NamedTuple):
 
 
 SpokenResponses = Callable[[Sequence[int]], Iterator[Spoken]]
-"""Rows that are asked for -> their responses, in any order."""
+"""Rows that are wanted -> their responses, in any order."""
 
 
 def greedy_responses(
@@ -38,7 +38,7 @@ def greedy_responses(
     max_new_tokens: int,
     batch_size: int,
 ) -> SpokenResponses:
-    """What the aligned model says itself."""
+    """Return the source of the aligned model's own greedy responses."""
 
     def ask(rows: Sequence[int]) -> Iterator[Spoken]:
         decoding = Decoding(max_new_tokens)
@@ -52,7 +52,7 @@ def greedy_responses(
 def given_responses(
     ids: Sequence[tuple[list[int], list[int]]], max_new_tokens: int
 ) -> SpokenResponses:
-    """Responses that are there already, as ids of prompt and response, cut like generated ones."""
+    """Return the source of given responses, ids of prompt and response, cut like generated ones."""
     return lambda rows: (Spoken(row, ids[row][0], ids[row][1][:max_new_tokens]) for row in rows)
 
 
@@ -101,8 +101,9 @@ def shift_record(
     tokenizer: PreTrainedTokenizerBase,
     ends: set[int],
 ) -> dict[str, Any]:
-    """What is kept of a response: text and figures of each token, KL and log-probabilities to five
-    decimals.
+    """Return what is kept of a response: text and figures of each token.
+
+    KL and log-probabilities have five decimals.
     """
     ended = [token in ends for token in spoken.response]
     pieces = text_pieces(tokenizer, spoken.response)
@@ -123,7 +124,7 @@ def shift_record(
 
 
 def text_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds: together the text of all.
+    """Return the text that each token adds; joined, they are the whole text.
 
     A token that ends within a character adds nothing; the one that completes it adds it whole.
     """

@@ -84,7 +84,7 @@ def compare_predictions(
     base: Float[Tensor, "tokens vocab"],
     tokens: Int[Tensor, " tokens"],
 ) -> Shift:
-    """The shift from both models' logits at the positions that predict `tokens`."""
+    """Return the shift from both models' logits at the positions that predict `tokens`."""
     given = [tensor.split(TOKENS_AT_ONCE) for tensor in (aligned, base, tokens)]
     parts = [_compare(*part) for part in zip(*given, strict=True)]
     return Shift(*(torch.cat(field) for field in zip(*parts, strict=True)))
@@ -113,7 +113,7 @@ def bucket_of(base_rank: int) -> str:
 
 
 def check_same_tokenizer(aligned: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase) -> None:
-    """Raises ValueError where one id does not mean the same token to both models."""
+    """Raise ValueError where one id does not mean the same token to both models."""
     first, second = aligned.get_vocab(), base.get_vocab()
     if first != second:
         differing = sum(second.get(token) != index for token, index in first.items())
@@ -126,7 +126,7 @@ def check_same_tokenizer(aligned: PreTrainedTokenizerBase, base: PreTrainedToken
 
 @contextmanager
 def speaking_as_base(aligned: nn.Module, base: nn.Module | None) -> Iterator[nn.Module]:
-    """The model that stands for the base: `base`, or `aligned` with its adapter off.
+    """Yield the model that stands for the base: `base`, or `aligned` with its adapter off.
 
     Raises:
         ValueError: there is neither.

@@ -34,7 +34,7 @@ class Token(NamedTuple):
 
 
 def tokens_of(records: Iterable[ShiftRecord]) -> list[Token]:
-    """Every token of every response."""
+    """Return every token of every response."""
     fields = ("pieces", "kind", "bucket", "aligned_rank", "kl", "base_choice")
     return [
         Token(response, position, *values)
@@ -44,7 +44,7 @@ def tokens_of(records: Iterable[ShiftRecord]) -> list[Token]:
 
 
 def summarize_shift(records: Sequence[ShiftRecord], top: int = 30) -> dict[str, Any]:
-    """All figures; shares and mean KL carry a bootstrap interval over responses."""
+    """Return all figures; shares and mean KL carry a bootstrap interval over responses."""
     tokens = tokens_of(records)
     inside = [token for token in tokens if token.kind != "end"]
     return {
@@ -62,8 +62,8 @@ def summarize_shift(records: Sequence[ShiftRecord], top: int = 30) -> dict[str, 
 
 
 def token_figures(tokens: Sequence[Token]) -> dict[str, Any]:
-    """Number of tokens, share of each bucket, mean KL, and how often the token is the aligned
-    model's own first choice (1 for its greedy responses).
+    """Return the number of tokens, the share of each bucket, the mean KL, and how often the token
+    is the aligned model's own first choice (1 for its greedy responses).
     """
     if not tokens:
         return {"tokens": 0}
@@ -85,7 +85,7 @@ def token_figures(tokens: Sequence[Token]) -> dict[str, Any]:
 
 
 def by_position(tokens: Sequence[Token]) -> list[dict[str, Any]]:
-    """Figures of each range of positions that holds a token."""
+    """Return the figures of each range of positions that holds a token."""
     ranges = []
     for start, stop in zip(POSITION_BINS, (*POSITION_BINS[1:], None), strict=True):
         inside = [t for t in tokens if t.position >= start and (stop is None or t.position < stop)]
@@ -96,8 +96,10 @@ def by_position(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 
 def top_shifted(tokens: Sequence[Token], top: int) -> list[dict[str, Any]]:
-    """Tokens that stand most often where the base would not have said them, blanks around them
-    aside; how often they stand at all; and what the base would have said most often instead.
+    """Return the tokens that most often stand where the base would not have written them.
+
+    Blanks around a token are ignored. Beside it are how often it occurs at all, and what the base
+    would most often have written instead.
     """
     occurrences = Counter(token.piece.strip() or token.piece for token in tokens)
     shifted = defaultdict(list)
