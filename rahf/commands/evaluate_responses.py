@@ -29,9 +29,15 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--judge", required=True, metavar="JUDGE", help="who judges, see below")
     option("--url", metavar="URL", help="of an api judge, up to and without /chat/completions")
-    option("--workers", metavar="N", type=int, default=8, help="requests at once (default: 8)")
-    option("--label", metavar="N", type=int, default=0, help="label of a classifier (default: 0)")
-    option("--batch_size", metavar="N", type=int, default=8, help="texts at once (default: 8)")
+    option("--workers", metavar="N", type="count", default=8, help="requests at once (default: 8)")
+    option(
+        "--label",
+        metavar="N",
+        type="count from zero",
+        default=0,
+        help="label of a classifier (default: 0)",
+    )
+    option("--batch_size", metavar="N", type="count", default=8, help="texts at once (default: 8)")
     model_options(parser, named=False)
 
 

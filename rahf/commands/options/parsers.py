@@ -8,6 +8,8 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from rahf.commands.options.numbers import NUMBERS
+
 Run = Callable[[argparse.Namespace], int]
 """Options -> exit status; what was given and is not read by the parser is `options.overrides`."""
 
@@ -44,7 +46,7 @@ def launch_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say on how many processes, and under which engine."""
     add = parser.add_argument
     add("--accelerate_config", metavar="NAME", help="a file, or NAME of accelerate_configs/")
-    add("--num_processes", metavar="N", type=int, help="processes, one a device")
+    add("--num_processes", metavar="N", type="count", help="processes, one a device")
 
 
 def plain_command(commands, name: str, summary: str, run: Run) -> argparse.ArgumentParser:
@@ -68,6 +70,8 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    for kind, read in NUMBERS.items():
+        parser.register("type", kind, read)
     # Not named --debug: that is a key of TrainingArguments.
     parser.add_argument(
         "--traceback",

@@ -21,7 +21,7 @@ def steering_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--alpha",
         metavar="X",
-        type=float,
+        type="number",
         action="append",
         default=[],
         help="strength: once for all directions, or once for each (default: 1)",
