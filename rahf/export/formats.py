@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rahf.directions.vectors import FILE_NAME, Directions
+from rahf.export.checks import check_adapter, check_directions
 from rahf.export.gguf import that_llama_cpp_steers, write_control_vector
 from rahf.export.hub import ADAPTER_FILES
 from rahf.export.merged import write_merged
@@ -42,6 +43,7 @@ def asked_formats(
 
 
 def _adapter(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
+    check_adapter(options.source)
     if "adapter" in formats:
         folder = options.output / "adapter"
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,7 @@ def _adapter(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[
 
 def _directions(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
     directions = Directions.load(options.source)
+    check_directions(options.source, directions.layers, directions.vectors, directions.metadata)
     if options.layers:
         depth = int(directions.metadata.get("depth", max(directions.layers) + 1))
         directions = directions.only(resolve_layers(options.layers, depth))

@@ -15,6 +15,7 @@ import yaml
 
 from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
 from rahf.directions.vectors import FILE_NAME, Directions
+from rahf.export.checks import check_adapter, check_directions
 from rahf.recipe.methods import METHODS
 from rahf.report.card import directions_card, model_card
 
@@ -48,13 +49,33 @@ def collect(folder: Path, repo_id: str, base: str | None = None) -> Upload:
         base: the base's name on the Hub, where the folder names a folder of this machine.
 
     Raises:
-        ValueError: the folder holds neither; the base has no name that others can use.
+        ValueError: the folder holds neither, or what is not whole; a wrong `repo_id`; the base
+            has no name that others can use.
     """
+    check_repo_id(repo_id)
     if (folder / "adapter_config.json").is_file():
+        check_adapter(folder)
         return _adapter(folder, repo_id, base)
     if (folder / FILE_NAME).is_file():
         return _directions(folder, repo_id, base)
     raise ValueError(f"{folder} holds neither an adapter nor directions; give the folder of one.")
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        ValueError: not USER/NAME, in the characters that the Hub allows.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is no name of a repository: give USER/NAME.")
 
 
 def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
@@ -85,6 +106,7 @@ def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
         name: folder / name for name in DIRECTION_FILES if (folder / name).is_file()
     }
     directions = Directions.load(folder)
+    check_directions(folder, directions.layers, directions.vectors, directions.metadata)
     base = shared_name(base or directions.metadata.get("model"))
     evidence = read_json(folder / "evidence.json") if "evidence.json" in files else None
     card = directions_card(
@@ -100,6 +122,7 @@ def shared_name(base: str | None) -> str:
             f"the base is {base!r}, which is no name on the Hub: others could not load it. Give "
             "--base with the name of the repository it came from."
         )
+    check_repo_id(base)
     return base
 
 
@@ -111,7 +134,7 @@ def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | 
             was not asked to be.
     """
     from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     endpoint, token = endpoint or constants.ENDPOINT, get_token()
     if not token:
@@ -122,8 +145,6 @@ def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | 
     check_reachable(endpoint)
     try:
         return _send(HfApi(endpoint=endpoint, token=token), upload, repo_id, private)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
     except HfHubHTTPError as error:
         raise ValueError(push_refusal(error.response.status_code, repo_id, endpoint)) from None
     except RuntimeError as error:  # a large file did not arrive

@@ -84,20 +84,8 @@ def model_depth(folder: Path) -> int | None:
     return next((config[key] for key in _DEPTH_KEYS if key in config), None)
 
 
-class DamagedConfigError(ValueError):
-    """A config.json that cannot be read."""
-
-
 def _model_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DamagedConfigError(f"{path}, line {error.lineno}: not JSON") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise DamagedConfigError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise DamagedConfigError(f"{path}: a {type(config).__name__}, expected a JSON object")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config.get("text_config") or config
 
 
@@ -129,8 +117,8 @@ def _model_problems(recipe: Recipe) -> list[str]:
         depth = model_depth(folder)
         if depth is not None:
             resolve_layers(recipe.method.target_layers, depth)
-    except DamagedConfigError as error:
-        return [f"model_name_or_path: {error}"]
+    except json.JSONDecodeError as error:
+        return [f"model_name_or_path: {name}/config.json, line {error.lineno}: not JSON"]
     except ValueError as error:
         # A specification without meaning has been reported with the method's options.
         return [str(error)] if "blocks, counted from 0:" in str(error) else []

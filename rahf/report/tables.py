@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rahf.report.escaping import printable
+
 COLUMNS = (
     ("preference_accuracy", "preference accuracy", "{:.0%}"),
     ("preference_margin", "margin (nats/token)", "{:+.3f}"),
@@ -53,9 +55,9 @@ def side_by_side(answers: Sequence[Mapping[str, Any]], only: Sequence[str] | Non
     step = max(1, len(answers) // SHOWN)
     parts = []
     for answer in answers[::step][:SHOWN]:
-        lines = [f"> {answer['prompt']}"]
+        lines = [f"> {_on_a_line(answer['prompt'])}"]
         lines += [
-            f"- **{name}**: {' '.join(text.split())}"
+            f"- **{name}**: {_on_a_line(text)}"
             for name, text in answer["answers"].items()
             if only is None or name in only
         ]
@@ -64,7 +66,8 @@ def side_by_side(answers: Sequence[Mapping[str, Any]], only: Sequence[str] | Non
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table whose columns are aligned as plain text too."""
+    """Return a markdown table whose columns are aligned as plain text too."""
+    header, *rows = ([_cell(text) for text in row] for row in (header, *rows))
     widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -76,3 +79,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def _cell(text: str) -> str:
+    """Return a text that stays in its cell; names such as base_2 are kept readable."""
+    return _on_a_line(text).replace("|", "\\|").replace("<", "\\<")
+
+
+def _on_a_line(text: str) -> str:
+    return printable(" ".join(text.split()))
