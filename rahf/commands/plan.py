@@ -23,13 +23,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="tokens of a row, padding included",
     )
     option("--model_config", metavar="FILE", type=Path, help="config.json in place of the model's")
+    option("--json", action="store_true", help="print figures as JSON; bytes, not GiB")
 
 
 def run(recipe, options: argparse.Namespace) -> int:
     from rahf.plan.command import PlanOptions, plan
 
     chosen = PlanOptions(**{name: getattr(options, name) for name in PlanOptions._fields})
-    text, refusal = plan(recipe, chosen)
+    text, refusal = plan(recipe, chosen, as_json=options.json)
     print(text)
     if refusal is not None:
         raise refusal

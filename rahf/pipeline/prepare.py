@@ -5,12 +5,13 @@ Ranks of a later run find the rows and wait for none that tokenises; `rahf plan`
 
 import json
 import time
+from typing import Any
 
 import pyarrow.compute as arrow
 from datasets import Dataset
 
 from rahf.artifacts import write_text
-from rahf.data.summary import describe
+from rahf.data.summary import as_figures, describe
 from rahf.pipeline.inputs import load_tokenizer, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
 from rahf.recipe.recipe import Recipe
@@ -20,12 +21,23 @@ SAMPLE = 1000
 
 
 def describe_data(recipe: Recipe) -> str:
-    """What `rahf data` prints: what became of each split, and a few rows with their mask."""
+    """Return what became of each split, and a few rows with their mask."""
     tokenizer, parts = load_tokenizer(recipe), []
-    for split in filter(None, (recipe.data.dataset_train_split, recipe.data.dataset_test_split)):
+    for split in _splits(recipe):
         rows, report = tokenized_split(recipe, tokenizer, split)
         parts.append(f"{split}\n\n{describe(report, rows, tokenizer)}")
     return "\n\n".join(parts)
+
+
+def data_figures(recipe: Recipe) -> dict[str, Any]:
+    """Return what `rahf data --json` prints: {split: counts, lengths, dropped rows}."""
+    tokenizer = load_tokenizer(recipe)
+    reports = {split: tokenized_split(recipe, tokenizer, split)[1] for split in _splits(recipe)}
+    return {split: as_figures(report) for split, report in reports.items()}
+
+
+def _splits(recipe: Recipe) -> list[str]:
+    return list(filter(None, (recipe.data.dataset_train_split, recipe.data.dataset_test_split)))
 
 
 def prepare(recipe: Recipe) -> str:
