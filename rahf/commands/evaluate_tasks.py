@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from rahf.report.judgements import tasks_table
 
     if options.chat_template and not options.chat:
-        raise ValueError("--chat_template is read with --chat alone: give both or neither")
+        raise ValueError("--chat_template is read with --chat only: give both or neither")
     model, tokenizer = load(options)
     if options.chat_template:
         tokenizer.chat_template = chat_format(tokenizer, options.chat_template).template

@@ -19,7 +19,7 @@ EPILOG = """\
 Prompts: records (jsonl, json, csv, also gzipped) with `prompt` or `messages` (text, messages, or
 a "Human: ... Assistant:" transcript), or with AlpacaEval's `instruction`.
 Responses: a name ending in .jsonl holds prompt, generator, response, tokens, finished; one ending
-in .json is AlpacaEval's layout. A run that was stopped goes on when the command is given again."""
+in .json is AlpacaEval's layout. The same command resumes a run that was stopped."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="likeliest tokens to draw from; 0: all",
     )
-    option("--seed", metavar="N", type="seed", default=0, help="of the drawing (default: 0)")
+    option("--seed", metavar="N", type="seed", default=0, help="of the sampling (default: 0)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     from rahf.generation.decoding import Decoding
     from rahf.generation.responses import write_responses
 
-    response_layout(options.output)  # a wrong name is told before anything is loaded
+    response_layout(options.output)  # a wrong name is refused before anything is loaded
     check_strengths(options)
     prompts = read_prompts(options.prompts)[: options.limit]
     fields = Decoding.__dataclass_fields__
@@ -110,12 +110,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def generator_name(options: argparse.Namespace) -> str:
-    """The name that responses stand under where the user gives none."""
+    """Return the name of the generator in the file where the user gives none."""
     return Path(options.model).name + ("" if options.urial is None else "+urial")
 
 
 def prompt_form(options: argparse.Namespace, tokenizer) -> "PromptForm":
-    """The chat template's form, or URIAL's where it is asked for."""
+    """Return the chat template's form, or URIAL's with --urial."""
     if options.urial is None:
         from rahf.data.prompts import chat_prompt_form
 

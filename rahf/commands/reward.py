@@ -26,7 +26,7 @@ SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")
 """Arguments of TRL's RewardConfig that are options here, and the kinds of their numbers."""
 
 DECIDING = ("model", "pairs", "split", "test_split", "lora_r", "dtype", "chat_template")
-"""Options beside them that decide what comes out."""
+"""Other options that determine the result."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Figures of the model on held-out pairs, or of the training; accuracy is printed."""
+    """Return figures on held-out pairs, or of the training; print the accuracy."""
     from accelerate import PartialState
 
     from rahf.artifacts import METRICS_FILE, write_json

@@ -13,6 +13,13 @@ from torch import Tensor
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
+ADAPTER_FILES = (
+    *(WEIGHTS_FILE, "recipe.yaml", "metrics.json", "log.jsonl", "training.png"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    "chat_template.jinja",
+)
+"""Files of an adapter's folder that others need, besides its configuration and card."""
+
 
 def check_adapter(folder: Path) -> None:
     """Refuse an adapter without weights, or with weights that are not finite.

@@ -15,18 +15,13 @@ import yaml
 
 from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
 from rahf.directions.vectors import FILE_NAME, Directions
-from rahf.export.checks import check_adapter, check_directions
+from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions
 from rahf.recipe.methods import METHODS
 from rahf.report.card import directions_card, model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-ADAPTER_FILES = (
-    *("adapter_model.safetensors", RECIPE_FILE, METRICS_FILE, "log.jsonl", "training.png"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    "chat_template.jinja",
-)
 DIRECTION_FILES = (FILE_NAME, "control_vector.gguf", "evidence.json", "evidence.md", "evidence.png")
 
 
@@ -43,7 +38,7 @@ class Upload(NamedTuple):
 
 
 def collect(folder: Path, repo_id: str, base: str | None = None) -> Upload:
-    """The files of an adapter's or of directions' folder, with their card.
+    """Return the files of an adapter's or of directions' folder, with their card.
 
     Args:
         base: the base's name on the Hub, where the folder names a folder of this machine.
@@ -116,7 +111,7 @@ def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
 
 
 def shared_name(base: str | None) -> str:
-    """The base's name, if it is one that others can load."""
+    """Return the base's name, if others can load it from the Hub."""
     if not base or Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
         raise ValueError(
             f"the base is {base!r}, which is no name on the Hub: others could not load it. Give "
@@ -127,11 +122,11 @@ def shared_name(base: str | None) -> str:
 
 
 def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | None = None) -> str:
-    """Create the repository if there is none and send all files in one commit; returns its address.
+    """Create the repository if there is none and send all files in one commit; return its address.
 
     Raises:
         ValueError: no token; the Hub cannot be reached, or refuses; the repository is public and
-            was not asked to be.
+            `private` is true.
     """
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
@@ -152,7 +147,7 @@ def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | 
 
 
 def _send(api: "HfApi", upload: Upload, repo_id: str, private: bool) -> str:
-    """Create the repository if there is none and commit the files; returns the commit's address."""
+    """Create the repository if there is none and commit the files; return the commit's address."""
     from huggingface_hub import CommitOperationAdd
 
     operations = [
@@ -171,7 +166,7 @@ def _send(api: "HfApi", upload: Upload, repo_id: str, private: bool) -> str:
 
 
 def check_reachable(endpoint: str) -> None:
-    """Raises ValueError where no answer comes at all; any answer will do."""
+    """Raise ValueError where no answer comes at all; any answer will do."""
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=20).close()
     except urllib.error.HTTPError:
@@ -184,7 +179,7 @@ def check_reachable(endpoint: str) -> None:
 
 
 def push_refusal(status: int, repo_id: str, endpoint: str) -> str:
-    """What a status of the Hub means for a user. The answer itself may hold what it was sent."""
+    """Return what a status of the Hub means. The answer itself may hold what it was sent."""
     reasons: Mapping[int, Any] = {
         401: "the token is not valid",
         403: "the token may not write there",

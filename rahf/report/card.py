@@ -83,7 +83,7 @@ def directions_card(
     evidence: Mapping[str, Any] | None,
     where: str,
 ) -> str:
-    """The card of stored directions: base, data, how they were fitted, what they are worth."""
+    """Return the card of stored directions: base, data, how they were fitted, the evidence."""
     base = metadata["model"]
     head = {
         "library_name": "rahf",

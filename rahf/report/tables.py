@@ -20,7 +20,7 @@ SHOWN = 4  # prompts of `side_by_side`
 
 
 def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row a model: base, teachers, policy. Change of the loss on unrelated text beside it."""
+    """Return one row a model, with the change of its loss on unrelated text from the base's."""
     columns = [
         column
         for column in COLUMNS
@@ -39,7 +39,7 @@ def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def layers_table(metrics: Mapping[str, float]) -> str:
-    """Share of the asked shift that the policy reached, and its cosine, per target layer."""
+    """Return the share of the shift that the policy reached, and its cosine, per target layer."""
     layers = sorted(
         int(key.rpartition("_")[2]) for key in metrics if key.startswith("eval_repr/reached/layer_")
     )
@@ -51,7 +51,7 @@ def layers_table(metrics: Mapping[str, float]) -> str:
 
 
 def side_by_side(answers: Sequence[Mapping[str, Any]], only: Sequence[str] | None = None) -> str:
-    """A few prompts, spread over the file, with the answers of the models named in `only`."""
+    """Return a few prompts of the file, with the answers of the models named in `only`."""
     step = max(1, len(answers) // SHOWN)
     parts = []
     for answer in answers[::step][:SHOWN]:

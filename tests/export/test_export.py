@@ -81,7 +81,7 @@ def test_a_control_vector_holds_the_vectors_under_llama_cpps_numbers(tmp_path):
 
 
 def test_directions_of_layer_0_alone_have_no_control_vector():
-    with pytest.raises(ValueError, match="layer 0 alone"):
+    with pytest.raises(ValueError, match="layer 0 only"):
         that_llama_cpp_steers(some_directions((0,)))
 
 
@@ -354,3 +354,15 @@ def test_directions_that_fit_no_model_stay_at_home(family, tmp_path, capsys, cha
     assert main(["export", str(path.parent), "--output", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+ENDPOINTS = ["nonsense", "http://", "http://[", "ftp://127.0.0.1:1", "http://127.0.0.1:1/a b"]
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_an_address_that_is_none_is_one_line(run_folder, hub, capsys, endpoint):
+    assert push(run_folder, "--base", BASE, "--endpoint", endpoint) == 2
+    printed = capsys.readouterr().err
+    [line] = printed.splitlines()
+    assert line.startswith("error: ")
+    assert TOKEN not in printed

@@ -14,7 +14,7 @@ Run = Callable[[argparse.Namespace], int]
 """Options -> exit status; what was given and is not read by the parser is `options.overrides`."""
 
 OVERRIDES = (
-    "Every key of the recipe can be set anew: --alpha 3, --teachers.learning_rate=1e-4, --bf16\n"
+    "Every key of the recipe can be overridden: --alpha 3, --teachers.learning_rate=1e-4, --bf16\n"
     "(true). Values are read as YAML."
 )
 
@@ -43,7 +43,7 @@ def recipe_file_command(commands, name: str, summary: str, run: Run) -> argparse
 
 
 def launch_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say on how many processes, and under which engine."""
+    """Add the options for the number of processes and their engine."""
     add = parser.add_argument
     add("--accelerate_config", metavar="NAME", help="a file, or NAME of accelerate_configs/")
     add("--num_processes", metavar="N", type="count", help="processes, one a device")
