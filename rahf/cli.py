@@ -182,7 +182,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
 def _add(
     commands, table: Mapping[str, Command | Group], words: Sequence[str], prefix: str = ""
 ) -> None:
-    """Add every command of the table, with the options of the one that `words` begin with."""
+    """Add every command of the table, with options for the one that `words` name."""
     for name, entry in table.items():
         if isinstance(entry, Group):
             kinds = commands.add_parser(name, help=entry.summary).add_subparsers(
@@ -210,7 +210,7 @@ class _Version(argparse.Action):
 
 
 def _told_to_launcher(error: Exception) -> bool:
-    """Whether a launcher of ours prints the error, once for all ranks."""
+    """Return whether a launcher of rahf prints the error, once for all ranks."""
     if "RAHF_LAUNCHED" not in os.environ:
         return False
     from rahf.distributed.launching import tell_launcher

@@ -16,7 +16,7 @@ from rahf.training.adapter_trainer import AdapterTrainer
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Stands for the machine being switched off."""
 
 

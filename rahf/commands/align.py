@@ -22,8 +22,8 @@ def run(recipe, options: argparse.Namespace) -> int:
         return _on_ranks(options)
     if options.num_processes is not None:
         raise ValueError(
-            "--num_processes says how many processes --accelerate_config starts; give both, as in "
-            "--accelerate_config ddp --num_processes 8"
+            "--num_processes is the number of processes that --accelerate_config starts; give "
+            "both, as in --accelerate_config ddp --num_processes 8"
         )
     from rahf.distributed.sigterm import handling_sigterm, leave
     from rahf.pipeline.run import run_pipeline

@@ -10,7 +10,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ROW,...",
         type=lambda given: given.split(","),
         default=(),
-        help="train and measure only these rows, without a table: other processes may do others",
+        help="train and measure only these rows, without a table; other processes may do others",
     )
 
 

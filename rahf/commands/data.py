@@ -1,13 +1,21 @@
 """`rahf data`: what a recipe's data becomes."""
 
 import argparse
+import json
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the recipe and its overrides are all there is."""
+    parser.add_argument(
+        "--json", action="store_true", help="print counts and lengths of each split as JSON"
+    )
 
 
-def run(recipe, _options: argparse.Namespace) -> int:
+def run(recipe, options: argparse.Namespace) -> int:
+    if options.json:
+        from rahf.pipeline.prepare import data_figures
+
+        print(json.dumps(data_figures(recipe), indent=2))
+        return 0
     from rahf.pipeline.prepare import describe_data
 
     print(describe_data(recipe))

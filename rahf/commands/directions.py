@@ -1,4 +1,4 @@
-"""`rahf directions`: fit one direction per layer, and show what it is worth."""
+"""`rahf directions`: fit one direction per layer, and measure it on held-out pairs."""
 
 import argparse
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def _what_is_fitted(option: Callable[..., object]) -> None:
         choices=("responses", "instructions", "adapters"),
         default="responses",
         help="chosen against rejected responses; one response under the recipe's two instructions; "
-        "one response said by two adapters (default: responses)",
+        "one response under two adapters (default: responses)",
     )
     option(
         "--tokens",
@@ -33,7 +33,7 @@ def _what_is_fitted(option: Callable[..., object]) -> None:
     option("--layers", metavar="LAYERS", help="blocks, as target_layers (default: all)")
     option("--positive", metavar="FOLDER", help="adapter of the positive side, or base")
     option("--negative", metavar="FOLDER", help="adapter of the negative side, or base")
-    option("--rows", metavar="N", type=int, help="fit on so many pairs, drawn by the seed")
+    option("--rows", metavar="N", type="count", help="fit on N pairs, drawn by the seed")
 
 
 def _what_is_measured(option: Callable[..., object]) -> None:
@@ -54,7 +54,7 @@ def _what_is_measured(option: Callable[..., object]) -> None:
     option(
         "--effect_pairs",
         metavar="N",
-        type=int,
+        type="count",
         default=16,
         help="held-out pairs that the effect is measured on (default: 16)",
     )

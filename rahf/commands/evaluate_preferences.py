@@ -17,10 +17,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="model that DPO's implicit reward is measured against (default: adapter off)",
     )
     option(
-        "--max_length", metavar="N", type=int, default=2048, help="tokens of a pair's side (2048)"
+        "--max_length",
+        metavar="N",
+        type="count",
+        default=2048,
+        help="tokens of a pair's side (2048)",
     )
-    option("--limit", metavar="N", type=int, help="the first N pairs")
-    option("--batch_size", metavar="N", type=int, default=8, help="pairs at once (default: 8)")
+    option("--limit", metavar="N", type="count", help="the first N pairs")
+    option("--batch_size", metavar="N", type="count", default=8, help="pairs at once (default: 8)")
     figures_option(parser)
 
 

@@ -22,19 +22,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--against", metavar="FILE", type=Path, help="responses of another to the same prompts")
     option("--aspects", action="store_true", help="six marks from 1 to 5 in place of one score")
     _judge_options(parser)
-    option("--verdicts", metavar="FILE", type=Path, help="verdicts, kept and not asked for again")
+    option("--verdicts", metavar="FILE", type=Path, help="verdicts, kept and reused")
     figures_option(parser)
 
 
 def _judge_options(parser: argparse.ArgumentParser) -> None:
     """Add --judge, and what it needs."""
     option = parser.add_argument
-    option("--judge", required=True, metavar="JUDGE", help="who judges, see below")
+    option("--judge", required=True, metavar="JUDGE", help="the judge, see below")
     option("--url", metavar="URL", help="of an api judge, up to and without /chat/completions")
-    option("--workers", metavar="N", type=int, default=8, help="requests at once (default: 8)")
-    option("--label", metavar="N", type=int, default=0, help="label of a classifier (default: 0)")
+    option("--workers", metavar="N", type="count", default=8, help="requests at once (default: 8)")
+    option(
+        "--label",
+        metavar="N",
+        type="count from zero",
+        default=0,
+        help="label of a classifier (default: 0)",
+    )
     option("--encoder", metavar="NAME", default=ENCODER, help="of a references judge (%(default)s)")
-    option("--batch_size", metavar="N", type=int, default=8, help="texts at once (default: 8)")
+    option("--batch_size", metavar="N", type="count", default=8, help="texts at once (default: 8)")
     model_options(parser, named=False)
 
 
@@ -43,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from rahf.judges.judge import Verdicts
 
     if options.against is not None and options.aspects:
-        raise ValueError("--aspects scores one file; leave --against or --aspects away")
+        raise ValueError("--aspects scores one file; omit --against or --aspects")
     responses, verdicts = read_responses(options.responses), Verdicts(options.verdicts)
     if options.against is None:
         figures, table = _scores(options, responses, verdicts)
@@ -85,7 +91,7 @@ def _wins(options: argparse.Namespace, first, second, verdicts):
 
 
 def _named_judge(options: argparse.Namespace):
-    """What the options say of the judge."""
+    """Return the judge that the options name, and what it needs."""
     from rahf.judges.by_name import NamedJudge
 
     return NamedJudge(

@@ -12,10 +12,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     option("--tasks", required=True, metavar="A,B", help="names of tasks")
     option("--task_folder", metavar="FOLDER", type=Path, help="task files of your own")
-    option("--few_shot", metavar="N", type=int, help="examples in front of a question")
+    option(
+        "--few_shot", metavar="N", type="count from zero", help="examples in front of a question"
+    )
     option("--chat", action="store_true", help="put questions in the chat template")
-    option("--limit", metavar="N", type=int, help="the first N questions of each task")
-    option("--batch_size", metavar="N", type=int, default=8, help="questions at once (default: 8)")
+    option("--limit", metavar="N", type="count", help="the first N questions of each task")
+    option(
+        "--batch_size", metavar="N", type="count", default=8, help="questions at once (default: 8)"
+    )
     figures_option(parser)
 
 
@@ -25,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from rahf.report.judgements import tasks_table
 
     if options.chat_template and not options.chat:
-        raise ValueError("--chat_template is read with --chat alone: give both or neither")
+        raise ValueError("--chat_template is read with --chat only: give both or neither")
     model, tokenizer = load(options)
     if options.chat_template:
         tokenizer.chat_template = chat_format(tokenizer, options.chat_template).template

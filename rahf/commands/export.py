@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     option("--base", metavar="NAME", help="base in place of the one that the adapter names")
     option("--dtype", default="auto", help="number format of the merged weights (default: base's)")
-    option("--alpha", metavar="X", type=float, default=1.0, help="strength put into directions")
+    option("--alpha", metavar="X", type="number", default=1.0, help="strength put into directions")
     option("--layers", metavar="LAYERS", help="layers of the directions, as target_layers")
     option(
         "--increments",

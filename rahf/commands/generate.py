@@ -19,7 +19,7 @@ EPILOG = """\
 Prompts: records (jsonl, json, csv, also gzipped) with `prompt` or `messages` (text, messages, or
 a "Human: ... Assistant:" transcript), or with AlpacaEval's `instruction`.
 Responses: a name ending in .jsonl holds prompt, generator, response, tokens, finished; one ending
-in .json is AlpacaEval's layout. A run that was stopped goes on when the command is given again."""
+in .json is AlpacaEval's layout. The same command resumes a run that was stopped."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--prompts", required=True, metavar="FILE", type=Path, help="the prompts")
     option("--output", required=True, metavar="FILE", type=Path, help=".jsonl or .json to write")
     option("--generator", metavar="NAME", help="name in the file (default: the model's)")
-    option("--limit", metavar="N", type=int, help="answer the first N prompts")
+    option("--limit", metavar="N", type="count", help="answer the first N prompts")
     option(
         "--urial",
         metavar="FILE",
@@ -38,7 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="in-context alignment of a base model: instruction and examples in front of every "
         "prompt, ours or those of FILE, in place of the chat template",
     )
-    option("--batch_size", metavar="N", type=int, default=16, help="prompts at once (default: 16)")
+    option(
+        "--batch_size", metavar="N", type="count", default=16, help="prompts at once (default: 16)"
+    )
     decoding_options(parser)
     steering_options(parser)
 
@@ -52,18 +54,28 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--max_new_tokens",
         metavar="N",
-        type=int,
+        type="count",
         default=512,
         help="tokens of a response, at most (default: 512)",
     )
-    option("--temperature", metavar="T", type=float, default=0.0, help="0 (default): greedy")
     option(
-        "--top_p", metavar="P", type=float, default=1.0, help="share of probability to draw from"
+        "--temperature",
+        metavar="T",
+        type="number from zero",
+        default=0.0,
+        help="0 (default): greedy",
     )
     option(
-        "--top_k", metavar="K", type=int, default=0, help="likeliest tokens to draw from; 0: all"
+        "--top_p", metavar="P", type="share", default=1.0, help="share of probability to draw from"
     )
-    option("--seed", metavar="N", type=int, default=0, help="of the drawing (default: 0)")
+    option(
+        "--top_k",
+        metavar="K",
+        type="count from zero",
+        default=0,
+        help="likeliest tokens to draw from; 0: all",
+    )
+    option("--seed", metavar="N", type="seed", default=0, help="of the sampling (default: 0)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     from rahf.generation.decoding import Decoding
     from rahf.generation.responses import write_responses
 
-    response_layout(options.output)  # a wrong name is told before anything is loaded
+    response_layout(options.output)  # a wrong name is refused before anything is loaded
     check_strengths(options)
     prompts = read_prompts(options.prompts)[: options.limit]
     fields = Decoding.__dataclass_fields__
@@ -99,12 +111,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def generator_name(options: argparse.Namespace) -> str:
-    """The name that responses stand under where the user gives none."""
+    """Return the name of the generator in the file where the user gives none."""
     return Path(options.model).name + ("" if options.urial is None else "+urial")
 
 
 def prompt_form(options: argparse.Namespace, tokenizer) -> "PromptForm":
-    """The chat template's form, or URIAL's where it is asked for."""
+    """Return the chat template's form, or URIAL's with --urial."""
     if options.urial is None:
         from rahf.data.prompts import chat_prompt_form
 

@@ -12,22 +12,21 @@ Judge with it: rahf evaluate responses --judge reward:FOLDER ... Keep the pairs 
 apart from those that are aligned on and evaluated."""
 
 ARGUMENTS = {
-    "learning_rate": float,
-    "num_train_epochs": float,
-    "max_steps": int,
-    "per_device_train_batch_size": int,
-    "gradient_accumulation_steps": int,
-    "max_length": int,
-    "seed": int,
-    "save_steps": int,
-    "save_strategy": str,
-    "save_total_limit": int,
+    "learning_rate": "number from zero",
+    "num_train_epochs": "positive number",
+    "max_steps": "count",
+    "per_device_train_batch_size": "count",
+    "gradient_accumulation_steps": "count",
+    "max_length": "count",
+    "seed": "seed",
+    "save_steps": "count",
+    "save_total_limit": "count",
 }
 SWITCHES = ("bf16", "activation_checkpointing", "use_cpu")
-"""Arguments of TRL's RewardConfig that are options here."""
+"""Arguments of TRL's RewardConfig that are options here, and the kinds of their numbers."""
 
 DECIDING = ("model", "pairs", "split", "test_split", "lora_r", "dtype", "chat_template")
-"""Options beside them that decide what comes out."""
+"""Other options that determine the result."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +37,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--split", metavar="NAME", default="train", help="that is trained on (default: train)")
     option("--test_split", metavar="NAME", help="that accuracy is measured on (default: none)")
     option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the model")
-    option("--lora_r", metavar="N", type=int, default=16, help="rank (16); 0: train all weights")
+    option(
+        "--lora_r",
+        metavar="N",
+        type="count from zero",
+        default=16,
+        help="rank (16); 0: train all weights",
+    )
     option("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     option("--chat_template", metavar="FILE", help="Jinja text or file in place of the tokenizer's")
     for name, kind in ARGUMENTS.items():
-        shown = "NAME" if kind is str else "N"
-        option(f"--{name}", metavar=shown, type=kind, help="as in TRL's RewardConfig")
+        option(f"--{name}", metavar="N", type=kind, help="as in TRL's RewardConfig")
+    option("--save_strategy", choices=("no", "steps", "epoch"), help="as in TRL's RewardConfig")
     for name in SWITCHES:
         option(f"--{name}", action="store_true", help="as in TRL's RewardConfig")
 
@@ -56,8 +61,9 @@ def run(options: argparse.Namespace) -> int:
     from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
 
     PartialState(cpu=options.use_cpu)
-    given = {name: getattr(options, name) for name in (*ARGUMENTS, *SWITCHES)}
-    arguments = {name: value for name, value in given.items() if value not in (None, False)}
+    given = {name: getattr(options, name) for name in (*ARGUMENTS, "save_strategy")}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    arguments |= {name: True for name in SWITCHES if getattr(options, name)}
     if arguments.pop("activation_checkpointing", False):
         arguments[checkpointing_name()] = True
     whole = {name: getattr(options, name) for name in DECIDING} | deciding(arguments)
@@ -71,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Figures of the model on held-out pairs, or of the training; accuracy is printed."""
+    """Return figures on held-out pairs, or of the training; print the accuracy."""
     from accelerate import PartialState
 
     from rahf.artifacts import METRICS_FILE, write_json

@@ -7,8 +7,8 @@ from pathlib import Path
 from rahf.commands.options.models import content, identity, load, model_options
 
 EPILOG = """\
---model is what is looked at; an adapter is held against the same weights with the adapter off, any
-other model against --against. With --prompts the model's own greedy responses are measured, with
+--model is measured: an adapter against the same weights with the adapter off, any other model
+against --against. With --prompts the model's own greedy responses are measured, with
 --responses those of a file (as `rahf generate` writes it). FOLDER gets shift.jsonl (every token),
 summary.json, shift.png and index.html (the text in colour)."""
 
@@ -17,14 +17,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     option = parser.add_argument
     model_options(parser)
-    option("--against", metavar="NAME", help="model it is held against (default: adapter off)")
+    option("--against", metavar="NAME", help="model to compare with (default: adapter off)")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--prompts", metavar="FILE", type=Path, help="prompts to answer, greedily")
     given.add_argument("--responses", metavar="FILE", type=Path, help="responses to measure")
     option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
-    option("--limit", metavar="N", type=int, help="the first N prompts or responses")
-    option("--max_new_tokens", metavar="N", type=int, default=256, help="of a response (256)")
-    option("--batch_size", metavar="N", type=int, default=8, help="responses at once (default: 8)")
+    option("--limit", metavar="N", type="count", help="the first N prompts or responses")
+    option("--max_new_tokens", metavar="N", type="count", default=256, help="of a response (256)")
+    option(
+        "--batch_size", metavar="N", type="count", default=8, help="responses at once (default: 8)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         check_same_tokenizer(tokenizer, its_tokenizer)
         other = identity(options, options.against)
     with speaking_as_base(model, base):
-        pass  # where there is no base, it is told before the work begins
+        pass  # a missing base is reported before the work begins
     ids, responses = _responses(options, model, tokenizer, given)
     settings = {
         **identity(options),
@@ -62,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _responses(options: argparse.Namespace, model, tokenizer, given):
-    """Ids that the models are given, and where the responses come from."""
+    """Return the ids that the models are given, and where the responses come from."""
     from rahf.data.prompts import chat_prompt_form
     from rahf.data.response_ids import tokenize_responses
     from rahf.interpret.token_shift.records import given_responses, greedy_responses
@@ -78,7 +80,7 @@ def _responses(options: argparse.Namespace, model, tokenizer, given):
 
 
 def _report(options: argparse.Namespace) -> str:
-    """Write summary, figure and page from the records; returns the tables."""
+    """Write summary, figure and page from the records; return the tables."""
     from rahf.artifacts import read_lines, write_json, write_text
     from rahf.interpret.token_shift.summary import summarize_shift
     from rahf.report.shift import shift_figure, shift_page, shift_table, top_table

@@ -5,8 +5,8 @@ Pure functions of tokenised rows; `describe` returns text and prints nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -91,6 +91,17 @@ def _counted(found: Iterable[tuple[int, str]]) -> tuple[RowsOfReason, ...]:
     return tuple(sorted(counted, key=lambda rows: -rows.count))
 
 
+def as_figures(report: DataReport) -> dict[str, Any]:
+    """Return the report as plain values; lengths by the names of the quantiles."""
+    return {
+        **asdict(report),
+        "lengths": {
+            column: dict(zip(_quantile_names(), values, strict=False))
+            for column, values in report.lengths.items()
+        },
+    }
+
+
 def dropped_text(dropped: Sequence[RowsOfReason]) -> str:
     """One line a reason: count, reason, the first rows."""
     return "\n".join(
@@ -134,8 +145,12 @@ def _quantiles(values: np.ndarray) -> tuple[int, ...]:
     return tuple(int(v) for v in np.quantile(values, QUANTILES, method="nearest"))
 
 
+def _quantile_names() -> list[str]:
+    return ["least", *(f"{quantile:.0%}" for quantile in QUANTILES[1:-1]), "most"]
+
+
 def _length_table(report: DataReport) -> str:
-    names = ["least", *(f"{quantile:.0%}" for quantile in QUANTILES[1:-1]), "most"]
+    names = _quantile_names()
     lines = [f"{'tokens':<18}" + "".join(f"{name:>8}" for name in names)]
     for name, values in report.lengths.items():
         lines.append(f"{name:<18}" + "".join(f"{value:>8,}" for value in values))

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rahf.directions.vectors import FILE_NAME, Directions
+from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions
 from rahf.export.gguf import that_llama_cpp_steers, write_control_vector
-from rahf.export.hub import ADAPTER_FILES
 from rahf.export.merged import write_merged
 from rahf.models.adapters import is_adapter, load_tokenizer_of
 from rahf.recipe.layers import resolve_layers
@@ -18,7 +18,7 @@ OF_DIRECTIONS = ("safetensors", "gguf")
 
 
 def export(options: argparse.Namespace) -> Iterator[str]:
-    """Write every format asked for; yields a line for each.
+    """Write every requested format; yield a line for each.
 
     Raises:
         ValueError: the source is neither; a format that it cannot have.
@@ -42,6 +42,7 @@ def asked_formats(
 
 
 def _adapter(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
+    check_adapter(options.source)
     if "adapter" in formats:
         folder = options.output / "adapter"
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,7 @@ def _adapter(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[
 
 def _directions(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
     directions = Directions.load(options.source)
+    check_directions(options.source, directions.layers, directions.vectors, directions.metadata)
     if options.layers:
         depth = int(directions.metadata.get("depth", max(directions.layers) + 1))
         directions = directions.only(resolve_layers(options.layers, depth))
@@ -74,7 +76,7 @@ def _directions(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterat
         yield f"{whole.save(options.output)}: directions of {len(whole.layers)} layers"
     if "gguf" in formats:
         path = options.output / "control_vector.gguf"
-        # Left out before the differences are taken: block 1 then brings what block 0 would have.
+        # Omitted before the differences are taken: block 1 then brings what block 0 would have.
         possible = that_llama_cpp_steers(directions)
         hint = directions.metadata.get("model_type", "unknown")
         write_control_vector(shaped(possible), path, hint)

@@ -16,15 +16,15 @@ LLAMA_CPP_NAMES = {"mistral": "llama", "gpt_neox": "gptneox", "gemma3_text": "ge
 
 
 def that_llama_cpp_steers(directions: Directions) -> Directions:
-    """The same without block 0.
+    """Return the directions without block 0.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: they hold no other block.
     """
     kept = tuple(layer for layer in directions.layers if layer > 0)
     if not kept:
         raise ValueError(
-            "the directions hold layer 0 alone, for which llama.cpp has no control vector; fit "
+            "the directions hold layer 0 only, for which llama.cpp has no control vector; fit "
             "others, or steer in Python."
         )
     return directions.only(kept)
@@ -35,7 +35,7 @@ def write_control_vector(directions: Directions, path: Path, model_hint: str) ->
 
     Args:
         directions: of layers `that_llama_cpp_steers`.
-        model_hint: the model's type, such as `llama`; it tells, and is not checked by llama.cpp.
+        model_hint: the model's type, such as `llama`; informative, not checked by llama.cpp.
 
     Raises:
         ValueError: the package gguf is missing.
@@ -56,7 +56,7 @@ def write_control_vector(directions: Directions, path: Path, model_hint: str) ->
 
 
 def gguf_package():
-    """The package that writes the format.
+    """Return the package that writes the format.
 
     Raises:
         ValueError: it is not installed.
@@ -65,7 +65,7 @@ def gguf_package():
         import gguf
     except ModuleNotFoundError:
         raise ValueError(
-            "a control vector needs the package gguf: pip install 'rahf[gguf]', or leave gguf out "
-            "of --formats."
+            "a control vector needs the package gguf: pip install 'rahf[gguf]', or omit gguf "
+            "from --formats."
         ) from None
     return gguf

@@ -15,17 +15,13 @@ import yaml
 
 from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
 from rahf.directions.vectors import FILE_NAME, Directions
+from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions
 from rahf.recipe.methods import METHODS
 from rahf.report.card import directions_card, model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-ADAPTER_FILES = (
-    *("adapter_model.safetensors", RECIPE_FILE, METRICS_FILE, "log.jsonl", "training.png"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    "chat_template.jinja",
-)
 DIRECTION_FILES = (FILE_NAME, "control_vector.gguf", "evidence.json", "evidence.md", "evidence.png")
 
 
@@ -42,19 +38,39 @@ class Upload(NamedTuple):
 
 
 def collect(folder: Path, repo_id: str, base: str | None = None) -> Upload:
-    """The files of an adapter's or of directions' folder, with their card.
+    """Return the files of an adapter's or of directions' folder, with their card.
 
     Args:
         base: the base's name on the Hub, where the folder names a folder of this machine.
 
     Raises:
-        ValueError: the folder holds neither; the base has no name that others can use.
+        ValueError: the folder holds neither, or what is not whole; a wrong `repo_id`; the base
+            has no name that others can use.
     """
+    check_repo_id(repo_id)
     if (folder / "adapter_config.json").is_file():
+        check_adapter(folder)
         return _adapter(folder, repo_id, base)
     if (folder / FILE_NAME).is_file():
         return _directions(folder, repo_id, base)
     raise ValueError(f"{folder} holds neither an adapter nor directions; give the folder of one.")
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        ValueError: not USER/NAME, in the characters that the Hub allows.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is no name of a repository: give USER/NAME.")
 
 
 def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
@@ -85,6 +101,7 @@ def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
         name: folder / name for name in DIRECTION_FILES if (folder / name).is_file()
     }
     directions = Directions.load(folder)
+    check_directions(folder, directions.layers, directions.vectors, directions.metadata)
     base = shared_name(base or directions.metadata.get("model"))
     evidence = read_json(folder / "evidence.json") if "evidence.json" in files else None
     card = directions_card(
@@ -94,24 +111,25 @@ def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
 
 
 def shared_name(base: str | None) -> str:
-    """The base's name, if it is one that others can load."""
+    """Return the base's name, if others can load it from the Hub."""
     if not base or Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
         raise ValueError(
             f"the base is {base!r}, which is no name on the Hub: others could not load it. Give "
             "--base with the name of the repository it came from."
         )
+    check_repo_id(base)
     return base
 
 
 def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | None = None) -> str:
-    """Create the repository if there is none and send all files in one commit; returns its address.
+    """Create the repository if there is none and send all files in one commit; return its address.
 
     Raises:
         ValueError: no token; the Hub cannot be reached, or refuses; the repository is public and
-            was not asked to be.
+            `private` is true.
     """
     from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     endpoint, token = endpoint or constants.ENDPOINT, get_token()
     if not token:
@@ -122,8 +140,6 @@ def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | 
     check_reachable(endpoint)
     try:
         return _send(HfApi(endpoint=endpoint, token=token), upload, repo_id, private)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
     except HfHubHTTPError as error:
         raise ValueError(push_refusal(error.response.status_code, repo_id, endpoint)) from None
     except RuntimeError as error:  # a large file did not arrive
@@ -131,7 +147,7 @@ def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | 
 
 
 def _send(api: "HfApi", upload: Upload, repo_id: str, private: bool) -> str:
-    """Create the repository if there is none and commit the files; returns the commit's address."""
+    """Create the repository if there is none and commit the files; return the commit's address."""
     from huggingface_hub import CommitOperationAdd
 
     operations = [
@@ -150,7 +166,7 @@ def _send(api: "HfApi", upload: Upload, repo_id: str, private: bool) -> str:
 
 
 def check_reachable(endpoint: str) -> None:
-    """Raises ValueError where no answer comes at all; any answer will do."""
+    """Raise ValueError where no answer comes at all; any answer will do."""
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=20).close()
     except urllib.error.HTTPError:
@@ -163,7 +179,7 @@ def check_reachable(endpoint: str) -> None:
 
 
 def push_refusal(status: int, repo_id: str, endpoint: str) -> str:
-    """What a status of the Hub means for a user. The answer itself may hold what it was sent."""
+    """Return what a status of the Hub means. The answer itself may hold what it was sent."""
     reasons: Mapping[int, Any] = {
         401: "the token is not valid",
         403: "the token may not write there",

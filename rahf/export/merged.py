@@ -1,4 +1,4 @@
-"""An adapter merged into its base, and the proof that the result says what the adapter said.
+"""Merge an adapter into its base, and check that the result predicts as the adapter does.
 
 Knows models and files; knows no method.
 """

@@ -5,12 +5,13 @@ Ranks of a later run find the rows and wait for none that tokenises; `rahf plan`
 
 import json
 import time
+from typing import Any
 
 import pyarrow.compute as arrow
 from datasets import Dataset
 
 from rahf.artifacts import write_text
-from rahf.data.summary import describe
+from rahf.data.summary import as_figures, describe
 from rahf.pipeline.inputs import load_tokenizer, measured_split, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
 from rahf.recipe.files import HELD_OUT
@@ -21,9 +22,9 @@ SAMPLE = 1000
 
 
 def describe_data(recipe: Recipe) -> str:
-    """Return what `rahf data` prints: counts of each split, and a few rows with their mask."""
+    """Return what became of each split, and a few rows with their mask."""
     tokenizer, parts = load_tokenizer(recipe), []
-    for split in filter(None, (recipe.data.dataset_train_split, measured_split(recipe))):
+    for split in _splits(recipe):
         rows, report = tokenized_split(recipe, tokenizer, split)
         share = f" ({recipe.data.test_share:.0%} of the training prompts)"
         title = f"{split}{share if split == HELD_OUT else ''}"
@@ -31,11 +32,22 @@ def describe_data(recipe: Recipe) -> str:
     return "\n\n".join(parts)
 
 
+def data_figures(recipe: Recipe) -> dict[str, Any]:
+    """Return what `rahf data --json` prints: {split: counts, lengths, dropped rows}."""
+    tokenizer = load_tokenizer(recipe)
+    reports = {split: tokenized_split(recipe, tokenizer, split)[1] for split in _splits(recipe)}
+    return {split: as_figures(report) for split, report in reports.items()}
+
+
+def _splits(recipe: Recipe) -> list[str]:
+    return list(filter(None, (recipe.data.dataset_train_split, measured_split(recipe))))
+
+
 def prepare(recipe: Recipe) -> str:
     """Tokenise every split into the cache; return a line a split with the place and the time."""
     tokenizer, lines = load_tokenizer(recipe), []
     train = recipe.data.dataset_train_split
-    for split in filter(None, (train, measured_split(recipe))):
+    for split in _splits(recipe):
         started = time.perf_counter()
         rows, _ = tokenized_split(recipe, tokenizer, split)
         seconds = time.perf_counter() - started

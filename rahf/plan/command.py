@@ -12,7 +12,7 @@ from rahf.distributed.accelerate import read_launch
 from rahf.models.shapes import Decoder, read_decoder
 from rahf.plan.lengths import LENGTHS_FILE, Lengths, bounds, count_rows, read_measured
 from rahf.plan.passes import Case
-from rahf.plan.report import refusal, report
+from rahf.plan.report import as_figures, refusal, report
 from rahf.recipe.model_files import is_local
 from rahf.recipe.recipe import Recipe
 
@@ -32,11 +32,18 @@ class DoesNotFitError(ValueError):
     """The plan needs more memory than the device has."""
 
 
-def plan(recipe: Recipe, options: PlanOptions) -> tuple[str, DoesNotFitError | None]:
-    """Return the text, and the refusal where a device is given that the recipe does not fit."""
+def plan(
+    recipe: Recipe, options: PlanOptions, *, as_json: bool = False
+) -> tuple[str, DoesNotFitError | None]:
+    """Return the plan, and the refusal where a device is given that the recipe does not fit."""
     case, told = case_of(recipe, options)
     wrong = refusal(case, options.device_memory) if options.device_memory is not None else None
-    return report(case, told), DoesNotFitError(wrong) if wrong else None
+    if as_json:
+        fits = None if options.device_memory is None else wrong is None
+        text = json.dumps({**as_figures(case, told), "fits": fits}, indent=2)
+    else:
+        text = report(case, told)
+    return text, DoesNotFitError(wrong) if wrong else None
 
 
 def case_of(recipe: Recipe, options: PlanOptions) -> tuple[Case, str]:

@@ -4,6 +4,7 @@ Computes nothing but sums and units: GiB are 2^30 bytes, T, P and E stand for 10
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from rahf.plan.estimate import StagePlan, estimate, formats_of
 from rahf.plan.memory import GIB
@@ -16,6 +17,37 @@ def report(case: Case, lengths_from: str) -> str:
     plan = estimate(case)
     parts = [_heading(case, lengths_from), _stages(plan), _passes(plan), _savings(case, plan)]
     return "\n\n".join(parts)
+
+
+def as_figures(case: Case, lengths_from: str) -> dict[str, Any]:
+    """Return the plan as plain values: FLOPs, tokens, and bytes of a process, by stage."""
+    return {
+        "model": case.recipe.model.model_name_or_path,
+        "parameters": case.decoder.parameters,
+        "blocks": case.decoder.layers,
+        "policy_blocks": case.top,
+        "launch": case.launch.told(),
+        "rows": case.rows,
+        "lengths": lengths_from,
+        "stages": {part.stage.name: _stage_figures(part) for part in estimate(case)},
+    }
+
+
+def _stage_figures(part: StagePlan) -> dict[str, Any]:
+    return {
+        "parameters": part.parameters,
+        "steps": part.stage.steps,
+        "tokens": part.tokens,
+        "flops_a_step": part.step,
+        "flops": part.flops,
+        "bytes": {
+            **part.resident._asdict(),
+            **part.moment._asdict(),
+            "process": part.process,
+            "total": part.total,
+        },
+        "bytes_of_target_cache": part.disk,
+    }
 
 
 def _heading(case: Case, lengths_from: str) -> str:

@@ -46,6 +46,25 @@ def summary(recipe: Recipe) -> str:
     return "\n".join(line for key, value in rows.items() for line in _wrapped(key, value, 11))
 
 
+def as_figures(recipe: Recipe) -> dict[str, Any]:
+    """Return what `rahf validate --json` prints: the stages, and every key with its value."""
+    folder = Path(recipe.model.model_name_or_path)
+    depth = model_depth(folder) if (folder / "config.json").is_file() else None
+    layers: Any = recipe.method.target_layers
+    if depth is not None and layers != AUTO:
+        layers = list(resolve_layers(layers, depth))
+    return {
+        "method": recipe.method.method,
+        "model": recipe.model.model_name_or_path,
+        "blocks": depth,  # None: not known before the model is fetched
+        "layers": layers,
+        "stages": list(recipe.stages),
+        "output_dir": recipe.training["output_dir"],
+        "given": sorted(recipe.given),
+        "values": {**TRAINING_DEFAULTS, **recipe.as_dict(), "compare": vars(recipe.compare)},
+    }
+
+
 def _method_told(method: Any) -> str:
     away = {"rejected": method.rejected_weight, "chosen": method.chosen_weight}
     weights = {

@@ -1,5 +1,6 @@
 """The model card of an aligned adapter, from the recipe as run and its metrics."""
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import yaml
 
 from rahf.report.directions import evidence_text
+from rahf.report.escaping import markdown_code, markdown_text
 from rahf.report.tables import layers_table, models_table
 
 PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
 
-MOVED = "moved towards what the chosen responses of `{data}` share and the rejected ones lack"
-PUSHED_AWAY = "pushed away from where they stood on the rejected responses of `{data}`"
+MOVED = "moved towards what the chosen responses of {data} share and the rejected ones lack"
+PUSHED_AWAY = "pushed away from where they stood on the rejected responses of {data}"
 
 
 def model_card(
@@ -40,7 +42,7 @@ def model_card(
     }
     parts = [
         *_opening(recipe, method, paper, PUSHED_AWAY if pushed else MOVED),
-        USE.format(where=where),
+        USE.format(where=json.dumps(where)),
         "## How it was made",
         _settings(recipe, metrics),
         "The full recipe is `recipe.yaml`, all figures are in `metrics.json`, every logged step in "
@@ -58,8 +60,9 @@ def _opening(recipe: Mapping[str, Any], method: str, paper: str, moved: str) -> 
     base = recipe["model_name_or_path"]
     datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
     return [
-        f"# {base.rpartition('/')[2]} aligned by {method}",
-        f"A LoRA adapter of `{base}` whose hidden states were {moved.format(data=datasets)} "
+        f"# {markdown_text(base.rpartition('/')[2])} aligned by {method}",
+        f"A LoRA adapter of {markdown_code(base)} whose hidden states were "
+        f"{moved.format(data=markdown_code(datasets))} "
         f"({method}, [arXiv {paper}](https://arxiv.org/abs/{paper})).",
     ]
 
@@ -69,7 +72,7 @@ USE = """## How to use it
 ```python
 from peft import AutoPeftModelForCausalLM
 
-model = AutoPeftModelForCausalLM.from_pretrained("{where}")
+model = AutoPeftModelForCausalLM.from_pretrained({where})
 merged = model.merge_and_unload()  # plain transformers from here on
 ```"""
 
@@ -80,7 +83,7 @@ def directions_card(
     evidence: Mapping[str, Any] | None,
     where: str,
 ) -> str:
-    """The card of stored directions: base, data, how they were fitted, what they are worth."""
+    """Return the card of stored directions: base, data, how they were fitted, the evidence."""
     base = metadata["model"]
     head = {
         "library_name": "rahf",
@@ -91,11 +94,12 @@ def directions_card(
     steering = "directions" if metadata.get("increments") == "true" else "directions.increments()"
     shown = {"layers": ", ".join(map(str, layers)), **metadata}
     parts = [
-        f"# Directions of {base.rpartition('/')[2]}",
-        f"One vector per layer of `{base}`, to be added to the output of its decoder blocks.",
-        USE_DIRECTIONS.format(where=where, base=base, steering=steering),
+        f"# Directions of {markdown_text(base.rpartition('/')[2])}",
+        f"One vector per layer of {markdown_code(base)}, to be added to the output of its decoder "
+        "blocks.",
+        USE_DIRECTIONS.format(where=json.dumps(where), base=json.dumps(base), steering=steering),
         "## How they were made",
-        "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in shown.items()),
+        _as_list({name.replace("_", " "): value for name, value in shown.items()}),
     ]
     if evidence is not None:
         parts += ["## What they are worth on held-out pairs", evidence_text(evidence)]
@@ -109,8 +113,8 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM
 from rahf import Directions, steer
 
-model = AutoModelForCausalLM.from_pretrained("{base}")
-directions = Directions.load(hf_hub_download("{where}", "directions.safetensors"))
+model = AutoModelForCausalLM.from_pretrained({base})
+directions = Directions.load(hf_hub_download({where}, "directions.safetensors"))
 with steer(model, {steering}, 1.0, start="generated"):
     ...  # model.generate
 ```
@@ -151,4 +155,11 @@ def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         rows["KL from the base on neutral text"] = (
             f"{metrics['choice/divergence']:.3g} nats per token, of {metrics['choice/budget']:g}"
         )
-    return "\n".join(f"- {name}: {value}" for name, value in rows.items())
+    return _as_list(rows)
+
+
+def _as_list(rows: Mapping[str, Any]) -> str:
+    """Return names and values as a Markdown list, whatever the values hold."""
+    return "\n".join(
+        f"- {markdown_text(name)}: {markdown_text(each)}" for name, each in rows.items()
+    )

@@ -17,7 +17,7 @@ def row_figures(
     costs: Sequence[Mapping[str, float]],
     base: Points,
 ) -> dict[str, Any]:
-    """What stands in a row: means over seeds at strength 1, with the spread between the seeds.
+    """Return what a row shows: means over seeds at strength 1, with the spread between the seeds.
 
     Args:
         costs: of each seed `training_seconds`, and `peak_memory` where it is known; none for a row
@@ -55,8 +55,9 @@ def row_figures(
 
 
 def repeated_share(text: str) -> float:
-    """Share of the runs of three words that stood in the text before: language that goes round in
-    circles, which neither a judge of single words nor unrelated text shows.
+    """Return the share of runs of three words that occurred in the text before.
+
+    It shows repetition, which neither a judge of single words nor unrelated text shows.
     """
     given = text.lower().split()
     runs = [tuple(given[at : at + 3]) for at in range(len(given) - 2)]
@@ -66,7 +67,7 @@ def repeated_share(text: str) -> float:
 def comparison_table(
     rows: Mapping[str, Mapping[str, Any]], cost: str, budget: float, *, wins: bool = False
 ) -> str:
-    """One line a row; `±` is the standard deviation over seeds, brackets are 95 % intervals.
+    """Return one line a row; `±` is the standard deviation over seeds, brackets are 95 % intervals.
 
     Args:
         wins: whether a score is a win against the base.
@@ -95,8 +96,9 @@ def comparison_table(
 
 
 def readings_table(readings: Sequence[Mapping[str, Any]]) -> str:
-    """Change at several costs, a line for each row and for each difference of two; brackets are
-    95 % intervals. `≥`: no strength of the row cost so much.
+    """Return the change at several costs, a line for each row and each difference of two.
+
+    Brackets are 95 % intervals. `≥`: no strength of the row cost so much.
 
     Args:
         readings: each with `cost`, `at`, `rows` (by name) and `differences` (by "one - other").

@@ -21,8 +21,9 @@ class Point(NamedTuple):
 
 
 def change_within(points: Iterable[tuple[float, float]], cost: float) -> float:
-    """The most change that (cost, change) points bring for at most `cost`, from the base at the
-    origin, lines between them included. A gain of ability is no cost.
+    """Return the most change that (cost, change) points bring for at most `cost`.
+
+    Lines between the points and from the base at the origin count. A gain of ability is no cost.
     """
     line = [(0.0, 0.0), *sorted((max(spent, 0.0), change) for spent, change in points)]
     reached = [change for spent, change in line if spent <= cost]

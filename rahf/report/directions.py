@@ -8,7 +8,7 @@ from rahf.report.tables import markdown
 
 
 def evidence_text(evidence: Mapping[str, Any]) -> str:
-    """All tables of the evidence."""
+    """Return all tables of the evidence."""
     parts = [evidence_table(evidence)]
     if "effect" in evidence:
         parts.append(effect_table(evidence["effect"]))
@@ -16,16 +16,18 @@ def evidence_text(evidence: Mapping[str, Any]) -> str:
 
 
 def effect_table(effect: Mapping[str, Any]) -> str:
-    """Share of an adapter's effect on predictions that steering with constant vectors makes."""
+    """Return the share of an adapter's effect on predictions that constant vectors explain."""
     title = f"Effect on held-out predictions: {effect['nats']:.4f} nats per token"
     rows = [[name, f"{share:.2f}"] for name, share in effect["explained"].items()]
     return f"{title}\n\n{markdown(['steered', 'share explained'], rows)}"
 
 
 def evidence_table(evidence: Mapping[str, Any]) -> str:
-    """One row a layer: held-out separability (AUC), norm of the saved vector as a share of the
-    residual's RMS, share of the held-out differences that it explains as a constant, cosine of the
-    two halves of the data, cosine between fits.
+    """Return one row a layer.
+
+    Its columns: held-out separability (AUC), norm of the saved vector as a share of the residual's
+    RMS, share of the held-out differences that it explains as a constant, cosine of the two halves
+    of the data, cosine between fits.
     """
     saved = evidence["made_with"]["fit"]
     norm = {f"{saved} / rms": evidence["norm"][saved]}
@@ -50,7 +52,7 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
 
 
 def choice_table(choice: Mapping[str, Any]) -> str:
-    """The windows that were compared, the taken one first, and why it was taken."""
+    """Return the windows that were compared, the taken one first, and why it was taken."""
     forms = (
         ("separability", "AUC", "{:.3f}"),
         ("alpha", "alpha", "{:.3g}"),
@@ -77,7 +79,7 @@ def choice_table(choice: Mapping[str, Any]) -> str:
 
 
 def evidence_figure(evidence: Mapping[str, Any], path: Path) -> None:
-    """Separability, norm and agreement over the layers."""
+    """Draw separability, norm and agreement over the layers."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.2), layout="constrained")

@@ -141,7 +141,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
 
 
 def _raised_by_us(frame: FrameType, instruction: int) -> bool:
-    """Whether a `raise` of rahf raised it, and not a function such as int() that rahf called."""
+    """Return whether a `raise` of rahf raised it, not a function such as int() that it called."""
     code = frame.f_code
     ours = Path(code.co_filename).is_relative_to(PACKAGE)
     return ours and code.co_code[instruction] == dis.opmap["RAISE_VARARGS"]

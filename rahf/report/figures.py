@@ -6,8 +6,9 @@ from typing import Any
 
 
 def training_figure(log: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss over the steps, and the reached share, at the end that of each layer; without a shift,
-    the terms of the loss. Of a log without any step (`logging_strategy: no`) there is none.
+    """Draw the loss over the steps, the reached share, and that of each layer at the end.
+
+    Without a shift, the terms of the loss are drawn. A log without steps has no figure.
     """
     from matplotlib.figure import Figure
 

@@ -14,17 +14,17 @@ MEASURES = {
 
 
 def share(estimate: Mapping[str, float] | None) -> str:
-    """A share with its interval."""
+    """Return a share with its interval."""
     return "-" if estimate is None else "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**estimate)
 
 
 def number(estimate: Mapping[str, float], form: str = "+.4f") -> str:
-    """A mean with its interval."""
+    """Return a mean with its interval."""
     return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
 
 
 def preferences_table(figures: Mapping[str, Any]) -> str:
-    """Accuracy and margin under each measure, and what length alone would reach."""
+    """Return accuracy and margin under each measure, and what length alone would reach."""
     rows = [
         [title, share(figures[name]["accuracy"]), number(figures[name]["margin"])]
         for name, title in MEASURES.items()
@@ -36,7 +36,7 @@ def preferences_table(figures: Mapping[str, Any]) -> str:
 
 
 def wins_table(figures: Mapping[str, Any]) -> str:
-    """A comparison of two files, from the first one's side."""
+    """Return a comparison of two files, seen from the first."""
     if not figures["prompts"] - figures["missing"]:
         return f"none of the {figures['prompts']} verdicts could be read"
     rows = [
@@ -62,7 +62,7 @@ def score_table(figures: Mapping[str, Any]) -> str:
 
 
 def aspects_table(aspects: Mapping[str, Mapping[str, float]]) -> str:
-    """Mean mark of each aspect."""
+    """Return the mean mark of each aspect."""
     rows = [
         [name, number(marks, ".2f") if "mean" in marks else "-", str(marks["missing"])]
         for name, marks in aspects.items()
@@ -71,7 +71,7 @@ def aspects_table(aspects: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def tasks_table(tasks: Mapping[str, Mapping[str, float]]) -> str:
-    """Every figure of every task, by the harness's names."""
+    """Return every figure of every task, by the harness's names."""
     rows = [
         [task, name, f"{value:.4g}"]
         for task, values in tasks.items()

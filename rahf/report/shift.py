@@ -18,7 +18,7 @@ RESPONSES_SHOWN = 100
 
 
 def shift_table(summary: Mapping[str, Any]) -> str:
-    """Shares of all tokens, of each kind and of the ends of the text, as a markdown table."""
+    """Return a markdown table: shares of all tokens, of each kind, of the ends of the text."""
     rows = [
         _row("all", summary),
         *(_row(kind, figures) for kind, figures in summary["by_kind"].items()),
@@ -45,7 +45,7 @@ def _share(estimate: Mapping[str, float]) -> str:
 
 
 def top_table(summary: Mapping[str, Any], count: int = 20) -> str:
-    """The tokens that shift most often, as a markdown table."""
+    """Return the tokens that shift most often, as a markdown table."""
     header = ["token", "kind", "shifted", "of", "KL (nats)", "base would say"]
     rows = [
         [
@@ -66,7 +66,7 @@ def _visible(text: str) -> str:
 
 
 def shift_figure(summary: Mapping[str, Any], path: Path) -> None:
-    """Shares and KL over positions, and the shares of each kind of token."""
+    """Draw shares and KL over positions, and the shares of each kind of token."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.4), layout="constrained")
@@ -112,7 +112,7 @@ def shift_page(
     records: Sequence[Mapping[str, Any]],
     figure: Path,
 ) -> str:
-    """One HTML file that needs nothing else: figures, tables, and the responses in colour."""
+    """Return one self-contained HTML file: figures, tables, and the responses in colour."""
     image = base64.b64encode(figure.read_bytes()).decode()
     shown = records[:RESPONSES_SHOWN]
     left = len(records) - len(shown)

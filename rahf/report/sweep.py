@@ -8,7 +8,7 @@ from rahf.report.tables import markdown
 
 
 def sweep_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """One row a point, in the order of the grid."""
+    """Return one row a point, in the order of the grid."""
     axes, columns = list(results[0]["point"]), list(results[0]["results"])
     rows = [
         [*each["point"].values(), *(f"{each['results'][name]:.3f}" for name in columns)]
@@ -20,7 +20,7 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> str:
 def heat_map(
     results: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]], path: Path
 ) -> None:
-    """A panel a figure: the first axis downwards, the second to the right, other axes averaged."""
+    """Draw a panel a figure: first axis downwards, second to the right, other axes averaged."""
     from matplotlib.figure import Figure
 
     names = list(axes)
@@ -53,6 +53,6 @@ def _of(axes: Mapping[str, Sequence[str]], name: str | None) -> Sequence[str]:
 
 
 def _mean(results: Sequence[Mapping[str, Any]], name: str, at: Mapping[str, str]) -> float:
-    """Mean over the points there; nan where none is done yet."""
+    """Return the mean over the points there; NaN where none is done yet."""
     found = [each["results"][name] for each in results if at.items() <= each["point"].items()]
     return sum(found) / len(found) if found else float("nan")

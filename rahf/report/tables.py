@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rahf.report.escaping import printable
+
 COLUMNS = (
     ("preference_accuracy", "preference accuracy", "{:.0%}"),
     ("preference_margin", "margin (nats/token)", "{:+.3f}"),
@@ -18,7 +20,7 @@ SHOWN = 4  # prompts of `side_by_side`
 
 
 def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row a model: base, teachers, policy. Change of the loss on unrelated text beside it."""
+    """Return one row a model, with the change of its loss on unrelated text from the base's."""
     columns = [
         column
         for column in COLUMNS
@@ -76,7 +78,7 @@ def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def layers_table(metrics: Mapping[str, float]) -> str:
-    """Share of the asked shift that the policy reached, and its cosine, per target layer."""
+    """Return the share of the shift that the policy reached, and its cosine, per target layer."""
     layers = sorted(
         int(key.rpartition("_")[2]) for key in metrics if key.startswith("eval_repr/reached/layer_")
     )
@@ -88,13 +90,13 @@ def layers_table(metrics: Mapping[str, float]) -> str:
 
 
 def side_by_side(answers: Sequence[Mapping[str, Any]], only: Sequence[str] | None = None) -> str:
-    """A few prompts, spread over the file, with the answers of the models named in `only`."""
+    """Return a few prompts of the file, with the answers of the models named in `only`."""
     step = max(1, len(answers) // SHOWN)
     parts = []
     for answer in answers[::step][:SHOWN]:
-        lines = [f"> {answer['prompt']}"]
+        lines = [f"> {_on_a_line(answer['prompt'])}"]
         lines += [
-            f"- **{name}**: {' '.join(text.split())}"
+            f"- **{name}**: {_on_a_line(text)}"
             for name, text in answer["answers"].items()
             if only is None or name in only
         ]
@@ -103,7 +105,8 @@ def side_by_side(answers: Sequence[Mapping[str, Any]], only: Sequence[str] | Non
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table whose columns are aligned as plain text too."""
+    """Return a markdown table whose columns are aligned as plain text too."""
+    header, *rows = ([_cell(text) for text in row] for row in (header, *rows))
     widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -115,3 +118,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def _cell(text: str) -> str:
+    """Return a text that stays in its cell; names such as base_2 are kept readable."""
+    return _on_a_line(text).replace("|", "\\|").replace("<", "\\<")
+
+
+def _on_a_line(text: str) -> str:
+    return printable(" ".join(text.split()))

@@ -202,7 +202,7 @@ def test_tasks_are_put_in_the_template_that_is_given(tasks, family, capsys, monk
     common += ["--tasks", "words", "--chat_template", given]
     status, _, err = evaluated(capsys, *common)
     assert status == 2
-    assert "--chat_template is read with --chat alone" in err
+    assert "--chat_template is read with --chat only" in err
     assert evaluated(capsys, *common, "--chat")[0] == 0
     assert rendered[-1] == given
 

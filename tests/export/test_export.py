@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -11,6 +12,7 @@ import yaml
 from gguf_models import read_control_vector
 from hub_server import TOKEN, running_hub
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 from tiny_models import D_MODEL
 from transformers import AutoModelForCausalLM
 
@@ -79,7 +81,7 @@ def test_a_control_vector_holds_the_vectors_under_llama_cpps_numbers(tmp_path):
 
 
 def test_directions_of_layer_0_alone_have_no_control_vector():
-    with pytest.raises(ValueError, match="layer 0 alone"):
+    with pytest.raises(ValueError, match="layer 0 only"):
         that_llama_cpp_steers(some_directions((0,)))
 
 
@@ -283,3 +285,84 @@ def test_a_folder_of_something_else_is_refused(tmp_path, family, capsys):
     assert "neither an adapter nor directions" in capsys.readouterr().err
     assert push(Path(family.adapters["positive"]), "--base", BASE, "--dry_run") == 2
     assert "no recipe.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "me", "me/we/all", "me/wa rm", "me/-warm", "me/warm\n", "../warm", "me/" + "x" * 100],
+)
+def test_a_dry_run_refuses_a_name_that_is_none(run_folder, capsys, name):
+    assert main(["push", str(run_folder), name, "--base", BASE, "--dry_run"]) == 2
+    printed = capsys.readouterr()
+    assert "no name of a repository" in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out == ""
+
+
+def not_finite(folder):
+    weights = load_file(folder / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+
+
+BAD_ADAPTERS = {
+    "no adapter_model.safetensors": lambda folder: (folder / "adapter_model.safetensors").unlink(),
+    "NaN or infinity": not_finite,
+    "holds no LoRA tensors": lambda folder: save_file({}, folder / "adapter_model.safetensors"),
+    "not a whole safetensors file": lambda folder: (
+        folder / "adapter_model.safetensors"
+    ).write_bytes(b"cut"),
+}
+
+
+@pytest.mark.parametrize("said", BAD_ADAPTERS)
+def test_an_adapter_that_is_not_whole_stays_at_home(run_folder, tmp_path, capsys, said):
+    BAD_ADAPTERS[said](run_folder)
+    assert push(run_folder, "--base", BASE, "--dry_run") == 2
+    assert said in capsys.readouterr().err
+    assert main(["export", str(run_folder), "--output", str(tmp_path / "exported")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: replace(d, vectors=d.vectors * float("nan")), "layer 0 has NaN or infinity"),
+        (lambda d: replace(d, vectors=d.vectors / 0), "layer 0 has NaN or infinity"),
+        (lambda d: replace(d, layers=(0, 1, 99)), "layer 99 does not exist, the base has 0 to 3"),
+        (lambda d: replace(d, vectors=d.vectors[:, :5]), "width 5"),
+    ],
+    ids=["nan", "infinity", "layer 99", "width"],
+)
+def test_directions_that_fit_no_model_stay_at_home(family, tmp_path, capsys, change, said):
+    good = some_directions(depth="4", model=str(family.base))
+    tensors = change(good)
+    # Written without the checks of `save`, as another program would.
+    path = tmp_path / "d" / "directions.safetensors"
+    path.parent.mkdir()
+    save_file(
+        {
+            f"layer.{layer}": vector.contiguous()
+            for layer, vector in zip(tensors.layers, tensors.vectors, strict=True)
+        },
+        path,
+        {"rahf": json.dumps(dict(good.metadata))},
+    )
+    assert push(path.parent, "--base", BASE, "--dry_run") == 2
+    assert said in capsys.readouterr().err
+    assert main(["export", str(path.parent), "--output", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+ENDPOINTS = ["nonsense", "http://", "http://[", "ftp://127.0.0.1:1", "http://127.0.0.1:1/a b"]
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_an_address_that_is_none_is_one_line(run_folder, hub, capsys, endpoint):
+    assert push(run_folder, "--base", BASE, "--endpoint", endpoint) == 2
+    printed = capsys.readouterr().err
+    [line] = printed.splitlines()
+    assert line.startswith("error: ")
+    assert TOKEN not in printed

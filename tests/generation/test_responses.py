@@ -125,8 +125,12 @@ def test_the_command_tells_users_errors_before_it_loads_a_model(tmp_path, prompt
     arguments = ["generate", "--model", "none", "--prompts", str(prompts)]
     assert main([*arguments, "--output", "out.txt"]) == 2
     assert "out.txt: the name should end in .jsonl" in capsys.readouterr().err
-    assert main([*arguments, "--output", "out.json", "--top_p", "2"]) == 2
-    assert "top_p is 2.0; give above 0 and at most 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--output", "out.json", "--top_p", "2"])
+    assert end.value.code == 2
+    assert "--top_p: '2' is no number above 0 and at most 1" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"top_p is 2\.0; give above 0 and at most 1"):
+        Decoding(top_p=2.0)
 
 
 def test_a_base_for_what_is_no_adapter_is_refused(tmp_path, prompts, family, capsys):

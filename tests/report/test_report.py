@@ -5,7 +5,7 @@ import yaml
 
 from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
-from rahf.report.card import model_card
+from rahf.report.card import directions_card, model_card
 from rahf.report.curves import Point, change_within, tradeoff_figure
 from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, markdown, models_table, side_by_side
@@ -131,3 +131,26 @@ def test_the_chart_draws_a_line_for_every_method(tmp_path):
     path = tmp_path / "tradeoff.png"
     tradeoff_figure({"DPO": dpo, "RAHF": dual}, path, cost="loss", change="change")
     assert path.stat().st_size > 5000
+
+
+def test_names_and_data_on_a_card_are_only_shown():
+    evil = "x`</script>\n# [click](http://evil)\u202e\x1b[2J"
+    recipe = dict.fromkeys(("model_name_or_path", "dataset_name", "reference", "positions"), evil)
+    recipe |= dict.fromkeys(("target_layers", "shift", "distance", "layer_scale", "method"), evil)
+    recipe |= {"alpha": 2.0, "lora_r": 2, "lora_alpha": 4}
+    card = model_card(recipe, {}, "DUAL", "1", pushed=False)
+    body = card.split("---", 2)[2]
+    for character in ("\u202e", "\x1b"):
+        assert character not in card
+    assert not [line for line in body.splitlines() if line.startswith("# [")]
+    listed = [line for line in body.splitlines() if line.startswith("- ")]
+    assert [line for line in listed if r"\[click\](http://evil)" in line]
+    assert not [line for line in listed if "[click](" in line.replace(r"\[click\]", "")]
+    card = directions_card({"model": evil, "fit": evil}, [1], None, "me/warm")
+    assert "\x1b" not in card
+    assert not [line for line in card.splitlines() if line.startswith("# [")]
+
+
+def test_a_cell_of_a_table_holds_whatever_it_is_given():
+    table = markdown(["name", "n"], [["a|b\nc\x1b", "1"]])
+    assert table.splitlines()[-1] == r"| a\|b c\x1b | 1 |"

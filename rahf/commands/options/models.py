@@ -1,4 +1,4 @@
-"""Options of the commands that ask a model: which one, in which number format, where."""
+"""Options of the commands that load a model: which one, in which number format, where."""
 
 import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,16 +11,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Loaded(NamedTuple):
-    """A model that can be asked, and its tokenizer."""
+    """A model in evaluation mode, and its tokenizer."""
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
 
 
 def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
-    """Add the options; `named`: with --model, --base and --chat_template of the one model that is
-    asked.
-    """
+    """Add the options; `named`: with --model, --base and --chat_template of one model."""
     option = parser.add_argument
     if named:
         option("--model", required=True, metavar="NAME", help="model or adapter: folder or Hub id")
@@ -58,7 +56,7 @@ def load(options: argparse.Namespace, name: str | None = None) -> Loaded:
 
 
 def loading(options: argparse.Namespace) -> dict[str, Any]:
-    """Options of `from_pretrained`."""
+    """Return the options of `from_pretrained`."""
     chosen = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
     if options.attn_implementation:
         chosen["attn_implementation"] = options.attn_implementation

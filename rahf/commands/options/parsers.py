@@ -8,11 +8,13 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from rahf.commands.options.numbers import NUMBERS
+
 Run = Callable[[argparse.Namespace], int]
 """Options -> exit status; what was given and is not read by the parser is `options.overrides`."""
 
 OVERRIDES = (
-    "Every key of the recipe can be set anew: --alpha 3, --teachers.learning_rate=1e-4, --bf16\n"
+    "Every key of the recipe can be overridden: --alpha 3, --teachers.learning_rate=1e-4, --bf16\n"
     "(true). Values are read as YAML."
 )
 
@@ -41,10 +43,10 @@ def recipe_file_command(commands, name: str, summary: str, run: Run) -> argparse
 
 
 def launch_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say on how many processes, and under which engine."""
+    """Add the options for the number of processes and their engine."""
     add = parser.add_argument
     add("--accelerate_config", metavar="NAME", help="a file, or NAME of accelerate_configs/")
-    add("--num_processes", metavar="N", type=int, help="processes, one a device")
+    add("--num_processes", metavar="N", type="count", help="processes, one a device")
 
 
 def plain_command(commands, name: str, summary: str, run: Run) -> argparse.ArgumentParser:
@@ -68,6 +70,8 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    for kind, read in NUMBERS.items():
+        parser.register("type", kind, read)
     # Not named --debug: that is a key of TrainingArguments.
     parser.add_argument(
         "--traceback",

@@ -1,4 +1,4 @@
-"""Options that steer a model while a command asks it: which directions, how strongly, where."""
+"""Options that steer the model of a command: which directions, how strongly, where."""
 
 import argparse
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +21,7 @@ def steering_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--alpha",
         metavar="X",
-        type=float,
+        type="number",
         action="append",
         default=[],
         help="strength: once for all directions, or once for each (default: 1)",
@@ -43,7 +43,7 @@ def steering_options(parser: argparse.ArgumentParser) -> None:
 
 
 def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContextManager:
-    """The context in which `model` is steered as the options say."""
+    """Return the context in which `model` is steered by the options."""
     check_strengths(options)
     if not options.directions:
         return nullcontext()
@@ -77,7 +77,7 @@ def check_strengths(options: argparse.Namespace) -> None:
 
 
 def steering_identity(options: argparse.Namespace) -> dict[str, Any]:
-    """What results of a steered model are remembered by; empty where none is steered."""
+    """Return what identifies results of a steered model; empty where none is steered."""
     if not options.directions:
         return {}
     from rahf.directions.vectors import Directions

@@ -1,0 +1,77 @@
+"""What has to hold before an adapter or directions leave this machine: whole, finite, of the base.
+
+Knows files and numbers; loads no model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+ADAPTER_FILES = (
+    *(WEIGHTS_FILE, "recipe.yaml", "metrics.json", "log.jsonl", "training.png"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    "chat_template.jinja",
+)
+"""Files of an adapter's folder that others need, besides its configuration and card."""
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter without weights, or with weights that are not finite.
+
+    Raises:
+        ValueError: the file is missing, holds no tensors of an adapter, or a NaN or infinity.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds an adapter_config.json but no {WEIGHTS_FILE}; give the folder of a "
+            "finished training (pickled .bin weights are never read)."
+        )
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        if not any("lora" in name for name in names):
+            raise ValueError(f"{path} holds no LoRA tensors; train the adapter again.")
+        for name in names:
+            if not file.get_tensor(name).isfinite().all():
+                raise ValueError(f"{path}: {name} has NaN or infinity; train the adapter again.")
+
+
+def check_directions(
+    source: Path, layers: Sequence[int], vectors: Tensor, metadata: Mapping[str, str]
+) -> None:
+    """Refuse directions that are not finite, or do not fit the base as far as it is known.
+
+    Raises:
+        ValueError: NaN or infinity; a layer or a width that the base does not have.
+    """
+    for layer, vector in zip(layers, vectors, strict=True):
+        if not torch.isfinite(vector).all():
+            raise ValueError(
+                f"{source}: layer {layer} has NaN or infinity; fit the directions again."
+            )
+    depth, width = _sizes(metadata)
+    wrong = [layer for layer in layers if layer < 0 or (depth is not None and layer >= depth)]
+    if wrong:
+        there = "counted from 0" if depth is None else f"the base has 0 to {depth - 1}"
+        raise ValueError(f"{source}: layer {wrong[0]} does not exist, {there}; fit on this base.")
+    if width is not None and vectors.shape[1] != width:
+        raise ValueError(
+            f"{source}: vectors of width {vectors.shape[1]}, but the base's hidden states have "
+            f"{width}; fit on this base."
+        )
+
+
+def _sizes(metadata: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Return depth and width of the base: as the metadata say, or its config.json if it is here."""
+    depth = metadata.get("depth")
+    path = Path(metadata.get("model") or "") / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = config.get("text_config") or config
+    depth = config.get("num_hidden_layers") if depth is None else int(depth)
+    return depth, config.get("hidden_size")
