@@ -204,7 +204,15 @@ def render(
     add_generation_prompt: bool = False,
     **options: Any,
 ) -> str:
-    """Return the chat as text. Raises TemplateRefusalError where the template raises."""
+    """Return the chat as text; `tools` of a message go to the template beside the messages.
+
+    Raises:
+        TemplateRefusalError: the template raises.
+    """
+    tools = next((m["tools"] for m in messages if isinstance(m.get("tools"), list)), None)
+    if tools is not None:
+        options = {"tools": tools, **options}
+        messages = [{key: m[key] for key in m if key != "tools"} for m in messages]
     try:
         return tokenizer.apply_chat_template(
             list(messages),
@@ -221,7 +229,6 @@ def render_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     chat: ChatFormat,
     messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the text before a response: up to the response's marker, or to the end of the
     assistant's message that the response continues.
@@ -229,15 +236,14 @@ def render_prompt(
     Raises:
         TemplateRefusalError: the template raises, or writes this prompt in another way than others.
     """
-    options = {**chat.options, **({"tools": list(tools)} if tools else {})}
     if messages and messages[-1]["role"] == "assistant":
         probe = answered(messages, {"role": "assistant", "content": _PROBE_RESPONSE})
-        whole = render(tokenizer, chat.template, probe, **options)
+        whole = render(tokenizer, chat.template, probe, **chat.options)
         text, found, _ = whole.rpartition(_PROBE_RESPONSE)
         if not found or messages[-1]["content"].strip() not in text:
             raise TemplateRefusalError("the chat template does not write the message to continue")
         return text
-    text = render(tokenizer, chat.template, messages, add_generation_prompt=True, **options)
+    text = render(tokenizer, chat.template, messages, add_generation_prompt=True, **chat.options)
     if not text.endswith(chat.opening):
         raise TemplateRefusalError("the chat template ends this prompt in another way than others")
     return text.removesuffix(chat.opening)
@@ -252,6 +258,7 @@ def prompt_messages(
     template without a system role gets system text and instruction before the first user message.
     """
     system = [m["content"] for m in messages if m["role"] == "system"]
+    further = {key: m[key] for m in messages if m["role"] == "system" for key in m}
     if instruction is None and (chat.takes_system or not system):
         return list(messages)
     others = [dict(m) for m in messages if m["role"] != "system"]
@@ -259,7 +266,7 @@ def prompt_messages(
         system = [chat.default_system]
     text = "\n\n".join([*system, *([instruction] if instruction is not None else [])])
     if chat.takes_system:
-        return [{"role": "system", "content": text}, *others]
+        return [{**further, "role": "system", "content": text}, *others]
     first = next(message for message in others if message["role"] == "user")
     first["content"] = f"{text}\n\n{first['content']}"
     return others

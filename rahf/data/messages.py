@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Message = dict[str, Any]
-"""`role` and `content` are text; other keys (`tool_calls`) are handed to the template."""
+"""`role` and `content` are text. Other keys (`tool_calls`) are handed to the template; `tools` of a
+message are those of the chat."""
 
 _MARKER = r"(Human|Assistant):"
 _TURN = re.compile(rf"(?:\A|(?:\r?\n){{2}}){_MARKER}")
@@ -105,12 +106,14 @@ def answered(messages: Sequence[Message], response: Message) -> list[Message]:
     return [*messages[:-1], {**messages[-1], **response, "content": content}]
 
 
-def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+def with_system(messages: Sequence[Message], system: Any) -> list[Message]:
     """Return the messages behind a system message with the text, if there is any.
 
     Raises:
-        ValueError: the messages hold another system message.
+        ValueError: the messages hold another system message; `system` is not text.
     """
+    if not isinstance(system, str | None):
+        raise ValueError(f"system is {type(system).__name__}, expected text")
     given = [m["content"].strip() for m in messages if m["role"] == "system"]
     given = [content for content in given if content]
     if not system or not system.strip() or given == [system.strip()]:
@@ -118,6 +121,32 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
     if given:
         raise ValueError("the system column differs from the system message of the prompt")
     return [{"role": "system", "content": system}, *messages]
+
+
+def with_tools(messages: Sequence[Message], tools: Any, name: str) -> list[Message]:
+    """Return the messages, the first one behind the system message with the tools, if any.
+
+    Args:
+        tools: a list of JSON schemas of functions, or its JSON text.
+        name: names the tools in errors.
+
+    Raises:
+        ValueError: the tools are of another type.
+    """
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{name} is text, but not JSON") from None
+    if not tools or (isinstance(tools, str) and not tools.strip()):
+        return list(messages)
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"{name} is {tools!r:.60}, expected a list of JSON schemas of functions")
+    place = next((i for i, m in enumerate(messages) if m["role"] != "system"), 0)
+    return [
+        {**message, "tools": without_empty(tools)} if i == place else message
+        for i, message in enumerate(messages)
+    ]
 
 
 def is_transcript(text: str) -> bool:

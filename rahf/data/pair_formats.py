@@ -3,7 +3,6 @@
 Knows no data set, tokenizer or template.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from rahf.data.messages import (
     is_transcript,
     turns_of,
     with_system,
-    without_empty,
+    with_tools,
     written_messages,
 )
 
@@ -30,6 +29,9 @@ PROMPT_LIKE_COLUMNS = ("instruction", "question", "query", *REFUSED_COLUMNS)
 DEEPEST = 64
 """Levels of lists and mappings in a value, at most."""
 
+LONGEST = 1_000_000
+"""Characters of a text, at most: more are some 250,000 tokens, and tokenise for seconds."""
+
 
 class UnusablePairError(ValueError):
     """The row is of the right type, but no pair can be made of it; the text is the reason shown in
@@ -42,7 +44,6 @@ class Pair(NamedTuple):
     prompt: list[Message]
     chosen: Message
     rejected: Message
-    tools: list[dict[str, Any]]
 
 
 def pair_of(
@@ -77,12 +78,14 @@ def pair_of(
 
 
 def _check_readable(name: str, value: Any) -> None:
-    """Raise UnusablePairError for NaN, half a surrogate pair, or a value nested too deeply."""
+    """Raise UnusablePairError for NaN, half a surrogate pair, or a value too long or too deep."""
     stack = [(value, 0)]
     while stack:
         value, depth = stack.pop()
         if isinstance(value, float) and value != value:
             raise UnusablePairError(f"{name} is NaN")
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise UnusablePairError(f"{name} holds a text of more than {LONGEST:,} characters")
         if isinstance(value, str) and not value.isascii():
             try:
                 value.encode()
@@ -138,14 +141,11 @@ def _split(given: Mapping[str, Any], where: str) -> Pair:
         responses = [_response(side.strip()) for side in sides]
     else:
         context, *responses = _split_text(chosen, rejected)
-    system = given.get("system")
-    if not isinstance(system, str | None):
-        raise ValueError(f"{where}: system is {type(system).__name__}, expected text.")
     try:
-        context = with_system(context, system)
+        context = with_tools(with_system(context, given.get("system")), given.get("tools"), "tools")
     except ValueError as error:
         raise UnusablePairError(str(error)) from None
-    return Pair(context, *responses, _tools(given.get("tools"), where))
+    return Pair(context, *responses)
 
 
 def _value(name: str, value: Any, where: str) -> str | list[dict] | None:
@@ -158,21 +158,6 @@ def _value(name: str, value: Any, where: str) -> str | list[dict] | None:
     except ValueError as error:
         raise UnusablePairError(f"{name} holds {error}") from None
     return value if messages is None else messages
-
-
-def _tools(value: Any, where: str) -> list[dict[str, Any]]:
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise UnusablePairError("tools is text, but not JSON") from None
-    if not value:
-        return []
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise ValueError(
-            f"{where}: tools is {value!r:.60}, expected a list of JSON schemas of functions."
-        )
-    return without_empty(value)
 
 
 def _checked(pair: Pair) -> Pair:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rahf.data.chat_format import chat_format, prompt_messages, render_prompt
-from rahf.data.messages import Message, as_messages, check_type
+from rahf.data.messages import (
+    Message,
+    as_messages,
+    check_type,
+    with_system,
+    with_tools,
+    written_messages,
+)
 from rahf.data.records import read_records
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ class Response(NamedTuple):
     messages: list[Message]  # the prompt
     text: str
     generator: str  # name of what wrote it; "" where the file does not say
+    finished: bool = False  # the model ended it itself, as the file says
 
 
 def chat_prompt_form(
@@ -91,7 +99,8 @@ def read_responses(path: str | Path) -> list[Response]:
                 f"It has: {', '.join(record)}."
             )
         chat = _chat(record, place)
-        responses.append(Response(chat, record[key], str(record.get("generator") or "")))
+        generator, finished = str(record.get("generator") or ""), record.get("finished") is True
+        responses.append(Response(chat, record[key], generator, finished))
     if not responses:
         raise ValueError(f"{path} holds no responses; give a file with at least one record.")
     return responses
@@ -128,7 +137,14 @@ def _chat(record: Mapping[str, Any], place: str) -> list[Message]:
             f"`instruction`). It has: {', '.join(record)}."
         )
     check_type(key, record[key], place)
-    messages = as_messages(record[key], "user")
+    try:
+        written = written_messages(record[key]) if isinstance(record[key], str) else None
+        messages = as_messages(written or record[key], "user")
+        messages = with_tools(
+            with_system(messages, record.get("system")), record.get("tools"), "tools"
+        )
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}.") from None
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise ValueError(f"{place}: the chat does not end with something that the user says.")
     return messages

@@ -14,10 +14,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+MARKS_OF_OTHERS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+)
+"""Marks of widespread templates, which are text to a tokenizer of another kind."""
+
+
 def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return the special tokens that no text should hold; marks of thinking may stand in one."""
+    """Return the tokens that no text should hold; marks of thinking may stand in one."""
     added = tokenizer.added_tokens_decoder.values()
-    special = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
+    special = {token.content for token in added if token.special}
+    special |= {*tokenizer.all_special_tokens, *MARKS_OF_OTHERS}
     return tuple(sorted(t for t in special if t.strip() and "think" not in t.lower()))
 
 

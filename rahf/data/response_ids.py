@@ -6,7 +6,7 @@ no marker is cut off, and every view of a prompt has the same response ids. Know
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,6 @@ def render_pair(
     tokenizer: "PreTrainedTokenizerBase",
     chat: ChatFormat,
     instructions: tuple[str, ...],
-    tools: Sequence[Mapping[str, Any]] = (),
 ) -> RenderedPair:
     """Render a chat, without and under each instruction, and both responses after it.
 
@@ -52,12 +51,12 @@ def render_pair(
             tool call or a message.
         ValueError: the template does not write an instruction.
     """
-    messages, *responses = _with_arguments(tokenizer, chat, tools, messages, *responses)
+    messages, *responses = _with_arguments(tokenizer, chat, messages, *responses)
     prompt = prompt_messages(messages, chat)
-    prompts = [render_prompt(tokenizer, chat, prompt, tools)]
+    prompts = [render_prompt(tokenizer, chat, prompt)]
     for instruction in instructions:
         view = prompt_messages(messages, chat, instruction)
-        prompts.append(render_prompt(tokenizer, chat, view, tools))
+        prompts.append(render_prompt(tokenizer, chat, view))
         if instruction not in prompts[-1]:
             raise ValueError(
                 f"row {row}: the chat template does not write the instruction "
@@ -67,23 +66,13 @@ def render_pair(
     _check_roles(prompt, prompts[0])
     wholes, ignored = [], []
     for response in responses:
-        whole = _render_whole(tokenizer, chat, answered(prompt, response), tools)
+        whole = render(tokenizer, chat.template, answered(prompt, response), **chat.options)
         text = _response_text(whole, prompts[0], chat)
         if not _writes(text, response["content"]):
             ignored.append("part of a response, which the chat template rewrites or leaves out")
-        ignored += _ignored(tokenizer, chat, prompt, response, tools, whole)
+        ignored += _ignored(tokenizer, chat, prompt, response, whole)
         wholes.append(whole[: len(whole) - len(chat.after_response)] + chat.turn_end)
     return RenderedPair(tuple(prompts), (wholes[0], wholes[1]), tuple(dict.fromkeys(ignored)))
-
-
-def _render_whole(
-    tokenizer: "PreTrainedTokenizerBase",
-    chat: ChatFormat,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]],
-) -> str:
-    options = {**chat.options, **({"tools": list(tools)} if tools else {})}
-    return render(tokenizer, chat.template, messages, **options)
 
 
 def _response_text(whole: str, prompt: str, chat: ChatFormat) -> str:
@@ -121,10 +110,9 @@ def _ignored(
     chat: ChatFormat,
     prompt: Sequence[Message],
     response: Message,
-    tools: Sequence[Mapping[str, Any]],
     whole: str,
 ) -> list[str]:
-    """Return what the template leaves out of tools and of further keys of messages.
+    """Return what the template leaves out of the further keys of messages.
 
     A thing is left out if the chat without it is rendered alike.
 
@@ -132,8 +120,6 @@ def _ignored(
         TemplateRefusalError: the template does not write tool calls.
     """
     ignored = []
-    if tools and _render_whole(tokenizer, chat, answered(prompt, response), ()) == whole:
-        ignored.append("tools, which the chat template does not write")
     messages = [*prompt, response]
     for key in _further_keys(messages):
         for place, message in enumerate(messages):
@@ -142,7 +128,9 @@ def _ignored(
             less = {name: value for name, value in message.items() if name != key}
             others = [*messages[:place], less, *messages[place + 1 :]]
             try:
-                without = _render_whole(tokenizer, chat, answered(others[:-1], others[-1]), tools)
+                without = render(
+                    tokenizer, chat.template, answered(others[:-1], others[-1]), **chat.options
+                )
             except TemplateRefusalError:
                 continue  # the template needs it
             if without != whole:
@@ -163,7 +151,6 @@ def _further_keys(messages: Iterable[Message]) -> list[str]:
 def _with_arguments(
     tokenizer: "PreTrainedTokenizerBase",
     chat: ChatFormat,
-    tools: Sequence[Mapping[str, Any]],
     messages: Sequence[Message],
     *responses: Message,
 ) -> tuple[list[Message], *tuple[Message, ...]]:
@@ -179,7 +166,7 @@ def _with_arguments(
     try:
         prompt = prompt_messages(parsed[: len(messages)], chat)
         for response in parsed[len(messages) :]:
-            _render_whole(tokenizer, chat, answered(prompt, response), tools)
+            render(tokenizer, chat.template, answered(prompt, response), **chat.options)
     except TemplateRefusalError:
         return list(messages), *responses
     return parsed[: len(messages)], *parsed[len(messages) :]

@@ -178,7 +178,6 @@ class _RowMaker:
                     self.tokenizer,
                     self.chat,
                     tuple(self.instructions.values()),
-                    pair.tools,
                 )
             except TemplateRefusalError as refusal:
                 reasons[i] = str(refusal)

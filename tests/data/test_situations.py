@@ -244,7 +244,7 @@ def test_columns_and_keys_that_are_not_read_are_named_and_counted(told):
     text = told(PAIR, {**PAIR, "score": 2}, row, {**PAIR, "tools": [TOOL]}).text
     assert "2  column score (rows 1, 2)" in text
     assert "1  weight of messages, which the chat template does not write (row 2)" in text
-    assert "1  tools, which the chat template does not write (row 3)" in text
+    assert "1  tools of messages, which the chat template does not write (row 3)" in text
     assert "meta" not in text
 
 
@@ -270,7 +270,9 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
         ),
         ({**PAIR, "prompt": "[{'role': 'user'}\n {'role': 'x'}]"}, {}, "prompt holds messages wri"),
         ({**PAIR, "prompt": '[{"from": "human", "value": "x"}]'}, {}, "prompt holds messages writ"),
+        ({**PAIR, "system": 3}, {}, "system is int, expected text"),
         ({**PAIR, "tools": "find"}, {}, "tools is text, but not JSON"),
+        ({**PAIR, "tools": ["find"]}, {}, r"tools is \['find'\], expected a list of JSON schemas"),
         (
             {**PAIR, "system": "a", "prompt": [{"role": "system", "content": "b"}, USER]},
             {},
@@ -283,6 +285,7 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
             "the prompt column is not among the messages",
         ),
         ('{"prompt": "p", "chosen": "ok \\ud83d", "rejected": "b"}', {}, "chosen holds half of a"),
+        ({**PAIR, "rejected": "dull " * 4_000_000}, {}, "rejected holds a text of more than 1,000"),
         ('{"prompt": "p", "chosen": NaN, "rejected": "b"}', {}, "chosen is NaN"),
         (
             '{"prompt": ' + "[" * 99 + "]" * 99 + ', "chosen": "a", "rejected": "b"}',
@@ -318,8 +321,6 @@ def test_a_row_whose_meaning_is_not_certain_is_dropped_by_name(told, row, option
         ),
         ({**PAIR, "history": [["hi", "hello"]]}, "line 1: the column 'history'"),
         ({"question": "Why?", **sides("It is so.", "It is no.")}, r"columns: \{prompt: question\}"),
-        ({**PAIR, "tools": "", "system": 3}, "line 1: system is int, expected text"),
-        ({**PAIR, "tools": 3}, "line 1: tools is 3, expected a list"),
     ],
 )
 def test_a_column_that_may_belong_to_the_prompt_is_an_error(told, row, named):
