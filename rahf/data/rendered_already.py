@@ -4,7 +4,7 @@ Such a text holds control tokens of the tokenizer, or the marks that the templat
 user message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rahf.data.chat_format import ChatFormat
@@ -25,20 +25,29 @@ MARKS_OF_OTHERS = (
 """Marks of widespread templates, which are text to a tokenizer of another kind."""
 
 
-def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return the tokens that no text should hold; marks of thinking may stand in one."""
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
+    """Return the tokens that no text should hold, by their first two characters.
+
+    Marks of thinking are not among them: they may stand in a response.
+    """
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special}
     special |= {*tokenizer.all_special_tokens, *MARKS_OF_OTHERS}
-    return tuple(sorted(t for t in special if t.strip() and "think" not in t.lower()))
+    by_start: dict[str, tuple[str, ...]] = {}
+    for token in sorted(special):
+        if token.strip() and "think" not in token.lower():
+            by_start[token[:2]] = (*by_start.get(token[:2], ()), token)
+    return by_start
 
 
-def rendered_already(pair: Pair, control: Sequence[str], chat: ChatFormat) -> str | None:
+def rendered_already(
+    pair: Pair, control: Mapping[str, Sequence[str]], chat: ChatFormat
+) -> str | None:
     """Return why the pair counts as rendered already, a reason to drop it; None for plain text."""
     texts = [("the prompt", message["content"]) for message in pair.prompt]
     texts += [("chosen", pair.chosen["content"]), ("rejected", pair.rejected["content"])]
     for name, text in texts:
-        found = next((token for token in control if token in text), None)
+        found = _first_control(text, control)
         if found is not None:
             return (
                 f"{name} holds the control token {found!r}, as if a chat template had rendered it "
@@ -50,6 +59,12 @@ def rendered_already(pair: Pair, control: Sequence[str], chat: ChatFormat) -> st
             "the chat template had rendered it already: give plain text or messages"
         )
     return None
+
+
+def _first_control(text: str, control: Mapping[str, Sequence[str]]) -> str | None:
+    # A tokenizer may have hundreds of them, most texts not even the beginning of one.
+    starts = [start for start in control if start in text]
+    return next((token for start in starts for token in control[start] if token in text), None)
 
 
 def _between_marks(text: str, chat: ChatFormat) -> bool:

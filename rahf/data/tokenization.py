@@ -122,7 +122,7 @@ class _RowMaker:
     limits: _Limits
 
     @cached_property
-    def control_tokens(self) -> tuple[str, ...]:
+    def control_tokens(self) -> dict[str, tuple[str, ...]]:
         return control_tokens(self.tokenizer)
 
     @property
@@ -180,7 +180,8 @@ class _RowMaker:
                     tuple(self.instructions.values()),
                 )
             except TemplateRefusalError as refusal:
-                reasons[i] = str(refusal)
+                calls = any("tool_calls" in message for message in pair.prompt)
+                reasons[i] = f"{refusal} (a chat with tool_calls)" if calls else str(refusal)
         return rendered
 
 

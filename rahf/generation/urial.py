@@ -48,10 +48,11 @@ class Urial:
         system = [m["content"] for m in messages if m["role"] == "system"]
         turns = [dict(m) for m in messages if m["role"] != "system"]
         wanted = ("user", "assistant") * len(turns)
-        if not turns or [turn["role"] for turn in turns] != list(wanted[: len(turns)]):
+        if len(turns) % 2 == 0 or [turn["role"] for turn in turns] != list(wanted[: len(turns)]):
             roles = ", ".join(message["role"] for message in messages)
             raise ValueError(
-                f"URIAL's form takes user and assistant by turns; the chat has {roles}."
+                "URIAL's form takes user and assistant by turns and ends with the user; the chat "
+                f"has {roles}."
             )
         turns[0]["content"] = "\n\n".join([*system, turns[0]["content"]])
         texts = [turn["content"] for turn in turns]
