@@ -92,8 +92,8 @@ class ChatFormat:
 def resolve_chat_template(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None
 ) -> str:
-    """The template's text: the one given (text or a file), else the tokenizer's, else the plain
-    one.
+    """Return the template's text: the one given (text or a file), else the tokenizer's, else the
+    plain one.
 
     The plain template begins with the BOS token where the tokenizer puts one in front by itself;
     any other template is responsible for its own, as in transformers.
@@ -113,8 +113,8 @@ def resolve_chat_template(
 def with_chat_template(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None
 ) -> "PreTrainedTokenizerBase":
-    """A copy of the tokenizer that carries the template (text or a file), also where it is saved;
-    the tokenizer itself where none is given.
+    """Return a copy of the tokenizer that carries and saves the template (text or a file), or the
+    tokenizer itself where none is given.
     """
     if chat_template is None:
         return tokenizer
@@ -124,7 +124,7 @@ def with_chat_template(
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer puts its BOS token in front of a text by itself."""
+    """Return whether the tokenizer puts its BOS token in front of a text by itself."""
     first = tokenizer("a")["input_ids"][0]
     return tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
 
@@ -252,10 +252,10 @@ def render_prompt(
 def prompt_messages(
     messages: Sequence[Message], chat: ChatFormat, instruction: str | None = None
 ) -> list[Message]:
-    """The messages as the template can take them, with an instruction put in.
+    """Return the messages as the template can take them, with the instruction inserted.
 
-    It is appended to the system message (the template's default one where the chat has none). A
-    template without a system role gets system text and instruction before the first user message.
+    The instruction is appended to the system message, or to the template's default one. A template
+    without a system role gets system text and instruction before the first user message.
     """
     system = [m["content"] for m in messages if m["role"] == "system"]
     further = {key: m[key] for m in messages if m["role"] == "system" for key in m}
@@ -286,13 +286,13 @@ def _given_template(chat_template: str) -> str:
 def _system_role(
     tokenizer: "PreTrainedTokenizerBase", template: str, user: list[Message]
 ) -> tuple[bool, str]:
-    """Whether system text is taken, and the text that stands in its place when there is none."""
+    """Return whether the template takes system text, and its own where the chat has none."""
     system = {"role": "system", "content": _PROBE_SYSTEM}
     try:
         given = render(tokenizer, template, [system, *user], add_generation_prompt=True)
     except TemplateRefusalError:
         return False, ""
-    if _PROBE_SYSTEM not in given:  # some templates skip it without a word
+    if _PROBE_SYSTEM not in given:  # some templates omit it silently
         return False, ""
     before, _, after = given.partition(_PROBE_SYSTEM)
     absent = render(tokenizer, template, user, add_generation_prompt=True)
@@ -301,7 +301,7 @@ def _system_role(
 
 
 def _turn_end(tokenizer: "PreTrainedTokenizerBase", after: str) -> str:
-    """`after` up to its first control token; without one, its text and the eos token."""
+    """Return `after` up to its first control token; without one, its text and the eos token."""
     added = tokenizer.added_tokens_decoder
     control = {index for index, token in added.items() if token.content.strip()}
     encoding = tokenizer(after, add_special_tokens=False, return_offsets_mapping=True)

@@ -195,8 +195,8 @@ def _is_dialogue(text: str) -> bool:
 def _split_messages(
     prompt: str | list[dict] | None, *sides: str | list[dict]
 ) -> tuple[list[Message], Message, Message]:
-    """The shared messages are the prompt; each side must then hold one assistant message and no
-    more.
+    """Return the shared messages as the prompt, and the one assistant message that each side must
+    hold after them.
 
     A side may be the response only (the prompt column goes in front of it) or the whole chat, as
     in UltraFeedback, where the prompt column repeats a message of it.
@@ -253,7 +253,7 @@ def _response(content: str) -> Message:
 
 
 def _split_text(chosen: str, rejected: str) -> tuple[list[Message], Message, Message]:
-    """The longest shared beginning that ends between two words is the prompt."""
+    """Return the longest shared beginning that ends between two words, and the rest."""
     if chosen.strip() == rejected.strip():
         raise UnusablePairError("chosen and rejected are identical")
     end = _shared_length(chosen, rejected)

@@ -59,7 +59,7 @@ class Response(NamedTuple):
 def chat_prompt_form(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None
 ) -> PromptForm:
-    """Prompts by the chat template: the one given, the tokenizer's, or the plain one."""
+    """Return the form of the chat template: the one given, the tokenizer's, or the plain one."""
     chat = chat_format(tokenizer, chat_template)
 
     def encode(messages: Sequence[Message]) -> list[int]:
@@ -71,8 +71,8 @@ def chat_prompt_form(
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Records with a `prompt` or `messages` (text, an HH-RLHF transcript, or messages), or with
-    AlpacaEval's `instruction`.
+    """Return the prompts of records with `prompt`, `messages` or AlpacaEval's `instruction`: text,
+    an HH-RLHF transcript or messages.
 
     Raises:
         ValueError: a record without a prompt, or whose chat does not end with the user; no record.
@@ -89,7 +89,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def read_responses(path: str | Path) -> list[Response]:
-    """What `rahf generate` has written, in either layout: a prompt and `response` or `output`."""
+    """Return what `rahf generate` has written, in either layout."""
     responses = []
     for place, record in read_records(Path(path)):
         key = next((name for name in RESPONSE_KEYS if isinstance(record.get(name), str)), None)
@@ -107,8 +107,8 @@ def read_responses(path: str | Path) -> list[Response]:
 
 
 def response_layout(path: Path) -> Callable[[Sequence[Mapping[str, Any]]], str]:
-    """How records of responses are written into a file of this name: .jsonl is ours, .json is
-    AlpacaEval's.
+    """Return how records of responses are written into a file of this name: .jsonl is our layout,
+    .json is AlpacaEval's.
 
     Raises:
         ValueError: another suffix.
@@ -123,7 +123,7 @@ def response_layout(path: Path) -> Callable[[Sequence[Mapping[str, Any]]], str]:
 
 
 def prompt_text(messages: Sequence[Message]) -> str:
-    """A chat as one text: the user's message where there is only that one, else turns by name."""
+    """Return a chat as one text: its only message, or its turns with the speakers' names."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
@@ -146,7 +146,7 @@ def _chat(record: Mapping[str, Any], place: str) -> list[Message]:
     except ValueError as error:
         raise ValueError(f"{place}: {error}.") from None
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise ValueError(f"{place}: the chat does not end with something that the user says.")
+        raise ValueError(f"{place}: the chat does not end with a message of the user.")
     return messages
 
 

@@ -7,9 +7,6 @@ user message.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rahf.data.chat_format import ChatFormat
-from rahf.data.pair_formats import Pair
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -41,11 +38,20 @@ def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str,
 
 
 def rendered_already(
-    pair: Pair, control: Mapping[str, Sequence[str]], chat: ChatFormat
+    prompt: Sequence[Mapping[str, str]],
+    responses: Mapping[str, str],
+    control: Mapping[str, Sequence[str]],
+    marks: tuple[str, str],
 ) -> str | None:
-    """Return why the pair counts as rendered already, a reason to drop it; None for plain text."""
-    texts = [("the prompt", message["content"]) for message in pair.prompt]
-    texts += [("chosen", pair.chosen["content"]), ("rejected", pair.rejected["content"])]
+    """Return why a pair counts as rendered already, a reason to drop it; None for plain text.
+
+    Args:
+        prompt: its messages.
+        responses: {name: text}.
+        control: what `control_tokens` returns.
+        marks: what the template writes in front of and behind a user message.
+    """
+    texts = [("the prompt", message["content"]) for message in prompt] + [*responses.items()]
     for name, text in texts:
         found = _first_control(text, control)
         if found is not None:
@@ -53,10 +59,10 @@ def rendered_already(
                 f"{name} holds the control token {found!r}, as if a chat template had rendered it "
                 "already: give plain text or messages"
             )
-    if any(m["role"] == "user" and _between_marks(m["content"], chat) for m in pair.prompt):
+    if any(m["role"] == "user" and _between(m["content"], marks) for m in prompt):
         return (
-            f"the prompt stands between {chat.user_marker!r} and {chat.generation_prompt!r}, as if "
-            "the chat template had rendered it already: give plain text or messages"
+            f"the prompt stands between {marks[0]!r} and {marks[1]!r}, as if the chat template "
+            "had rendered it already: give plain text or messages"
         )
     return None
 
@@ -67,6 +73,5 @@ def _first_control(text: str, control: Mapping[str, Sequence[str]]) -> str | Non
     return next((token for start in starts for token in control[start] if token in text), None)
 
 
-def _between_marks(text: str, chat: ChatFormat) -> bool:
-    marks = chat.user_marker, chat.generation_prompt
+def _between(text: str, marks: tuple[str, str]) -> bool:
     return all(marks) and marks[0] in text and text.rstrip().endswith(marks[1])

@@ -192,7 +192,7 @@ def _parsed_calls(message: Message) -> Message:
 def encode(
     pairs: list[RenderedPair], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[tuple[list[int], ...]], list[tuple[list[int], list[int]]]]:
-    """Ids of every view of the prompts, and of both responses, pair by pair."""
+    """Return the ids of every view of the prompts, and of both responses, pair by pair."""
     if not pairs:
         return [], []
     views = len(pairs[0].prompts)
@@ -217,7 +217,7 @@ def tokenize_responses(
     tokenizer: "PreTrainedTokenizerBase",
     chat_template: str | None = None,
 ) -> list[tuple[list[int], list[int]]]:
-    """Ids of each prompt and of its response, end of turn included, as rows hold them.
+    """Return the ids of each prompt and of its response, end of turn included, as rows hold them.
 
     Raises:
         ValueError: the template refuses a chat.
@@ -239,7 +239,8 @@ def _response_ids(
     boundaries: list[int],
     prompts: list[list[int]],
 ) -> list[list[int]]:
-    """The ids after the prompt's; if a token lies across the boundary, those of the rest alone."""
+    """Return the ids after the prompt's; if a token crosses the boundary, the response is tokenised
+    on its own."""
     encoded = tokenizer(
         wholes, add_special_tokens=False, return_attention_mask=False, verbose=False
     )
@@ -257,12 +258,14 @@ def _response_ids(
 
 
 def _splits_at(encoding: "Encoding", count: int, boundary: int) -> bool:
-    """Whether the first `count` tokens, the number the prompt has alone, end at the boundary.
+    """Return whether the first `count` tokens end at the boundary.
+
+    `count` is the number of tokens that the prompt has on its own.
 
     Offsets alone cannot tell: some tokenizers leave blanks out of them, so a token that holds the
     prompt's last blank and the response's first word looks like the response's.
     """
-    # Two places are asked for: the offsets of all tokens take longer than the tokens.
+    # Only two places are looked up: the offsets of all tokens take longer than the tokens.
     return (
         count < len(encoding)
         and encoding.token_to_chars(count)[0] >= boundary

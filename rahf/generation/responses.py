@@ -117,7 +117,7 @@ def _record(row: int, answer: Answer, form: PromptForm) -> dict[str, Any]:
 
 
 def _shown(prompt: Prompt) -> dict[str, Any]:
-    """A prompt in the file: as text where that says all, else as messages."""
+    """Return a prompt for the file: a text where it is one plain message, else messages."""
     alone = len(prompt.messages) == 1
     return {"prompt": prompt_text(prompt.messages) if alone else prompt.messages, **prompt.extra}
 

@@ -59,7 +59,7 @@ def test_columns_of_alpaca_eval_are_carried_along(tmp_path):
     [
         ({"text": "Hello"}, "line 2: no prompt; .* It has: text"),
         ({"prompt": ""}, "line 2: no prompt"),
-        ({"prompt": "  "}, "line 2: the chat does not end with something that the user says"),
+        ({"prompt": "  "}, "line 2: the chat does not end with a message of the user"),
         ({"prompt": TURNS[:2]}, "line 2: the chat does not end with"),
         ({"prompt": 3}, "line 2: prompt is int"),
         ({"prompt": "Hello", "system": 3}, "line 2: system is int, expected text"),
