@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from rahf.data.messages import Message, answered
+from rahf.data.messages import Message, answered, with_parsed_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ class ChatFormat:
     takes_system: bool  # whether the text of a system message appears in the rendering
     default_system: str  # the system text it writes when the chat has none
     before_response: str = ""  # what it writes between prompt and response: "<think></think>"
-    opening: str = ""  # the end of its generation prompt that is left out: "<think>"
+    opening: str = ""  # the end of its generation prompt that is omitted: "<think>"
     options: Mapping[str, Any] = field(default_factory=dict)  # what it is given besides the chat
     user_marker: str = ""  # what it writes in front of a user message: "[INST]"
     generation_prompt: str = ""  # what it writes behind the last user message: "[/INST]"
@@ -76,7 +76,7 @@ class ChatFormat:
         if self.opening:
             notes.append(
                 f"the chat template opens {self.opening.strip()!r} for the model to continue; the "
-                "opening is left out, since the responses follow it in no chat"
+                "opening is omitted, because the template writes no response behind it"
             )
         if self.options:
             given = ", ".join(f"{key}={value}" for key, value in self.options.items())
@@ -206,9 +206,30 @@ def render(
 ) -> str:
     """Return the chat as text; `tools` of a message go to the template beside the messages.
 
+    Arguments of tool calls that are JSON text become objects, as most templates take them, unless
+    the template refuses objects or writes them as Python does.
+
     Raises:
         TemplateRefusalError: the template raises.
     """
+    parsed, arguments = with_parsed_arguments(messages)
+    if arguments:
+        try:
+            text = _render(tokenizer, template, parsed, add_generation_prompt, options)
+        except TemplateRefusalError:
+            text = ""
+        if text and not any(str(given) in text for given in arguments if given):
+            return text
+    return _render(tokenizer, template, messages, add_generation_prompt, options)
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    options: Mapping[str, Any],
+) -> str:
     tools = next((m["tools"] for m in messages if isinstance(m.get("tools"), list)), None)
     if tools is not None:
         options = {"tools": tools, **options}

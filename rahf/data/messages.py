@@ -14,6 +14,9 @@ Message = dict[str, Any]
 """`role` and `content` are text. Other keys (`tool_calls`) are handed to the template; `tools` of a
 message are those of the chat."""
 
+CALLS = ("tool_calls", "function_call")
+"""Keys of a message that hold calls of tools."""
+
 _MARKER = r"(Human|Assistant):"
 _TURN = re.compile(rf"(?:\A|(?:\r?\n){{2}}){_MARKER}")
 _TURN_BY_LINE = re.compile(rf"(?:\A|\r?\n){_MARKER}")
@@ -147,6 +150,33 @@ def with_tools(messages: Sequence[Message], tools: Any, name: str) -> list[Messa
         {**message, "tools": without_empty(tools)} if i == place else message
         for i, message in enumerate(messages)
     ]
+
+
+def with_parsed_arguments(
+    messages: Sequence[Message],
+) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Return the messages with the arguments of calls as objects, and those that were JSON text."""
+    found: list[dict[str, Any]] = []
+
+    def parsed(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: parsed(inner, name) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [parsed(inner) for inner in value]
+        if key == "arguments" and isinstance(value, str):
+            try:
+                arguments = json.loads(value)
+            except (ValueError, RecursionError):
+                return value
+            if isinstance(arguments, dict):
+                found.append(arguments)
+                return arguments
+        return value
+
+    return [
+        {key: parsed(value) if key in CALLS else value for key, value in message.items()}
+        for message in messages
+    ], found
 
 
 def is_transcript(text: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rahf.data.messages import (
+    CALLS,
     Message,
     as_messages,
     check_type,
@@ -177,7 +178,7 @@ def _checked(pair: Pair) -> Pair:
 
 
 def _says_nothing(message: Message) -> bool:
-    return not message["content"].strip() and not {"tool_calls", "function_call"} & set(message)
+    return not message["content"].strip() and not any(key in message for key in CALLS)
 
 
 def _is_blank(value: Any) -> bool:

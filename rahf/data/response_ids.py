@@ -8,7 +8,7 @@ no marker is cut off, and every view of a prompt has the same response ids. Know
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rahf.data.chat_format import (
     ChatFormat,
@@ -18,13 +18,11 @@ from rahf.data.chat_format import (
     render,
     render_prompt,
 )
-from rahf.data.messages import Message, answered
+from rahf.data.messages import CALLS, Message, answered
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
-
-_CALLS = ("tool_calls", "function_call")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,6 @@ def render_pair(
             tool call or a message.
         ValueError: the template does not write an instruction.
     """
-    messages, *responses = _with_arguments(tokenizer, chat, messages, *responses)
     prompt = prompt_messages(messages, chat)
     prompts = [render_prompt(tokenizer, chat, prompt)]
     for instruction in instructions:
@@ -135,7 +132,7 @@ def _ignored(
                 continue  # the template needs it
             if without != whole:
                 continue
-            if key in _CALLS:
+            if key in CALLS:
                 raise TemplateRefusalError(
                     f"the chat template does not write tool calls ({key} of a message)"
                 )
@@ -146,47 +143,6 @@ def _ignored(
 def _further_keys(messages: Iterable[Message]) -> list[str]:
     keys = {key for message in messages for key in message}
     return sorted(keys - {"role", "content"})
-
-
-def _with_arguments(
-    tokenizer: "PreTrainedTokenizerBase",
-    chat: ChatFormat,
-    messages: Sequence[Message],
-    *responses: Message,
-) -> tuple[list[Message], *tuple[Message, ...]]:
-    """Return the messages with the arguments of tool calls as the template takes them.
-
-    Data often holds them as JSON text, most templates take objects: as text they would be written
-    as a text within JSON.
-    """
-    every = [*messages, *responses]
-    if not any(key in message for message in every for key in _CALLS):
-        return list(messages), *responses
-    parsed = [_parsed_calls(message) for message in every]
-    try:
-        prompt = prompt_messages(parsed[: len(messages)], chat)
-        for response in parsed[len(messages) :]:
-            render(tokenizer, chat.template, answered(prompt, response), **chat.options)
-    except TemplateRefusalError:
-        return list(messages), *responses
-    return parsed[: len(messages)], *parsed[len(messages) :]
-
-
-def _parsed_calls(message: Message) -> Message:
-    def parsed(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {name: parsed(inner, name) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [parsed(inner) for inner in value]
-        if key == "arguments" and isinstance(value, str):
-            try:
-                found = json.loads(value)
-            except ValueError:
-                return value
-            return found if isinstance(found, dict) else value
-        return value
-
-    return {key: parsed(value) if key in _CALLS else value for key, value in message.items()}
 
 
 def encode(

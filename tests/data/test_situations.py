@@ -198,11 +198,26 @@ def test_tools_and_calls_are_rendered_by_the_template(told):
     assert read["rejected_ids"] == "Let me look.<|im_end|>"
 
 
-def test_tools_may_be_json_text_and_arguments_stay_text_where_the_template_wants_it(told):
-    template = TOOLS.replace("c.function.arguments | tojson", "c.function.arguments")
+@pytest.mark.parametrize(
+    "arguments", ["+ c.function.arguments +", "}}{{ c.function.arguments }}{{"]
+)
+def test_tools_may_be_json_text_and_arguments_stay_text_where_the_template_wants_it(
+    told, arguments
+):
+    template = TOOLS.replace("+ c.function.arguments | tojson +", arguments)
+    assert template != TOOLS
     [read] = told({**IN_CONTEXT, "tools": json.dumps([TOOL])}, template=template).rows
     assert read["prompt_ids"].startswith('tools: [{"type": "function"')
     assert '<call>find{"q": "soup"}</call>' in read["prompt_ids"]
+
+
+def test_a_generated_response_reads_the_tools_and_calls_too():
+    form = chat_prompt_form(chatml_tokenizer(), TOOLS)
+    user, call, tool = IN_CONTEXT["prompt"]
+    call = {**call, "content": ""}
+    text = chatml_tokenizer().decode(form.encode([{**user, "tools": [TOOL]}, call, tool]))
+    assert text.startswith('tools: [{"type": "function"')
+    assert '<call>find{"q": "soup"}</call>' in text
 
 
 def test_rows_of_arrow_hold_the_keys_of_all_rows_and_are_read_alike(tmp_path):
