@@ -36,7 +36,7 @@ _WITHOUT_THINKING: tuple[dict[str, Any], ...] = (
     {"enable_thinking": False},
     {"thinking": False},
 )
-"""What templates take to prompt for a response: as they are, then without thinking."""
+"""Options of templates, tried in this order: none, then those that switch thinking off."""
 
 _RAISED_BY_TEMPLATES = (
     TemplateError,
@@ -71,7 +71,7 @@ class ChatFormat:
     generation_prompt: str = ""  # what it writes behind the last user message: "[/INST]"
 
     def notes(self) -> tuple[str, ...]:
-        """Return what the template does that a reader of the data does not expect."""
+        """Return what the template does beyond writing the messages."""
         notes = []
         if self.opening:
             notes.append(
@@ -95,7 +95,7 @@ def resolve_chat_template(
     """Return the template's text: the one given (text or a file), else the tokenizer's, else the
     plain one.
 
-    The plain template begins with the BOS token where the tokenizer puts one in front by itself;
+    The plain template begins with the BOS token where the tokenizer adds one by itself;
     any other template is responsible for its own, as in transformers.
     """
     if chat_template is not None:

@@ -127,7 +127,7 @@ def with_system(messages: Sequence[Message], system: Any) -> list[Message]:
 
 
 def with_tools(messages: Sequence[Message], tools: Any, name: str) -> list[Message]:
-    """Return the messages, the first one behind the system message with the tools, if any.
+    """Return the messages with the tools, if any, on the first one behind the system message.
 
     Args:
         tools: a list of JSON schemas of functions, or its JSON text.

@@ -92,7 +92,7 @@ def _check_readable(name: str, value: Any) -> None:
                 value.encode()
             except UnicodeEncodeError:
                 raise UnusablePairError(
-                    f"{name} holds half of a surrogate pair, which is no character"
+                    f"{name} holds half of a surrogate pair, which is not a character"
                 ) from None
         if depth > DEEPEST:
             raise UnusablePairError(f"{name} is nested more than {DEEPEST} levels deep")
@@ -162,7 +162,7 @@ def _value(name: str, value: Any, where: str) -> str | list[dict] | None:
 
 
 def _checked(pair: Pair) -> Pair:
-    # An empty system message is how many sets say "none"; left in, it would switch off the
+    # An empty system message is how many sets express "none"; kept, it would switch off the
     # template's own.
     prompt = [m for m in pair.prompt if m["role"] != "system" or m["content"].strip()]
     for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):

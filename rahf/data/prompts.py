@@ -1,7 +1,7 @@
 """Files of prompts, and files of responses to them: ours, and AlpacaEval's layout.
 
-A prompt is a chat that ends with the user. `PromptForm` says how such a chat becomes what a model
-reads, and how what it writes becomes a response. Knows no model; torch is not imported.
+A prompt is a chat that ends with the user. `PromptForm` turns such a chat into what a model
+reads, and what the model writes into a response. Knows no model; torch is not imported.
 """
 
 import json
@@ -52,8 +52,8 @@ class Response(NamedTuple):
 
     messages: list[Message]  # the prompt
     text: str
-    generator: str  # name of what wrote it; "" where the file does not say
-    finished: bool = False  # the model ended it itself, as the file says
+    generator: str  # name of what wrote it; "" where the file does not name it
+    finished: bool = False  # the file states that the model wrote its end
 
 
 def chat_prompt_form(

@@ -1,4 +1,4 @@
-"""Pairs whose texts a chat template has rendered already: noticed, so that none is rendered twice.
+"""Finds pairs whose texts a chat template has rendered already, so that none is rendered twice.
 
 Such a text holds control tokens of the tokenizer, or the marks that the template writes around a
 user message.
@@ -68,7 +68,7 @@ def rendered_already(
 
 
 def _first_control(text: str, control: Mapping[str, Sequence[str]]) -> str | None:
-    # A tokenizer may have hundreds of them, most texts not even the beginning of one.
+    # A tokenizer may have hundreds of tokens; most texts do not hold the start of any.
     starts = [start for start in control if start in text]
     return next((token for start in starts for token in control[start] if token in text), None)
 

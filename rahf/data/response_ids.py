@@ -66,7 +66,7 @@ def render_pair(
         whole = render(tokenizer, chat.template, answered(prompt, response), **chat.options)
         text = _response_text(whole, prompts[0], chat)
         if not _writes(text, response["content"]):
-            ignored.append("part of a response, which the chat template rewrites or leaves out")
+            ignored.append("part of a response, which the chat template rewrites or omits")
         ignored += _ignored(tokenizer, chat, prompt, response, whole)
         wholes.append(whole[: len(whole) - len(chat.after_response)] + chat.turn_end)
     return RenderedPair(tuple(prompts), (wholes[0], wholes[1]), tuple(dict.fromkeys(ignored)))
@@ -95,7 +95,7 @@ def _writes(text: str, content: str) -> bool:
 
 
 def _check_roles(prompt: Sequence[Message], text: str) -> None:
-    """Raise TemplateRefusalError where the template passes over a message of an unusual role."""
+    """Raise TemplateRefusalError where the template omits a message of an unusual role."""
     for message in prompt:
         role = message["role"]
         if role not in ("system", "user", "assistant") and not _writes(text, message["content"]):
@@ -109,9 +109,9 @@ def _ignored(
     response: Message,
     whole: str,
 ) -> list[str]:
-    """Return what the template leaves out of the further keys of messages.
+    """Return which further keys of messages the template omits.
 
-    A thing is left out if the chat without it is rendered alike.
+    A key is omitted if the chat without it is rendered alike.
 
     Raises:
         TemplateRefusalError: the template does not write tool calls.
@@ -218,7 +218,7 @@ def _splits_at(encoding: "Encoding", count: int, boundary: int) -> bool:
 
     `count` is the number of tokens that the prompt has on its own.
 
-    Offsets alone cannot tell: some tokenizers leave blanks out of them, so a token that holds the
+    Offsets do not suffice: some tokenizers omit blanks from them, so a token that holds the
     prompt's last blank and the response's first word looks like the response's.
     """
     # Only two places are looked up: the offsets of all tokens take longer than the tokens.

@@ -118,8 +118,8 @@ def _record(row: int, answer: Answer, form: PromptForm) -> dict[str, Any]:
 
 def _shown(prompt: Prompt) -> dict[str, Any]:
     """Return a prompt for the file: a text where it is one plain message, else messages."""
-    alone = len(prompt.messages) == 1
-    return {"prompt": prompt_text(prompt.messages) if alone else prompt.messages, **prompt.extra}
+    plain = len(prompt.messages) == 1 and prompt.messages[0].keys() == {"role", "content"}
+    return {"prompt": prompt_text(prompt.messages) if plain else prompt.messages, **prompt.extra}
 
 
 def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

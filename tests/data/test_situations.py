@@ -383,7 +383,7 @@ def test_thinking_that_the_template_strips_from_a_response_is_counted(told):
     thinking = sides("<think>a b</think>warm", "<think>b</think>dull")
     result = told(PAIR, {**PAIR, **thinking}, template=OPENS_THOUGHT)
     assert result.rows[1]["chosen_ids"] == "warm<|im_end|>"
-    assert "1  part of a response, which the chat template rewrites or leaves out" in result.text
+    assert "1  part of a response, which the chat template rewrites or omits" in result.text
 
 
 @pytest.mark.parametrize(
