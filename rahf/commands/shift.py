@@ -67,7 +67,12 @@ def _responses(options: argparse.Namespace, model, tokenizer, given):
     """Return the ids that the models are given, and where the responses come from."""
     from rahf.data.prompts import chat_prompt_form
     from rahf.data.response_ids import tokenize_responses
-    from rahf.interpret.token_shift.records import given_responses, greedy_responses
+    from rahf.generation.answers import end_ids
+    from rahf.interpret.token_shift.records import (
+        given_responses,
+        greedy_responses,
+        without_unwritten_ends,
+    )
 
     if options.responses is None:
         form = chat_prompt_form(tokenizer, options.chat_template)
@@ -76,6 +81,8 @@ def _responses(options: argparse.Namespace, model, tokenizer, given):
         return ids, greedy_responses(model, tokenizer, ids, *asked)
     chats, texts = [entry.messages for entry in given], [entry.text for entry in given]
     ids = tokenize_responses(chats, texts, tokenizer, options.chat_template)
+    finished = [entry.finished for entry in given]
+    ids = without_unwritten_ends(ids, finished, end_ids(model, tokenizer))
     return ids, given_responses(ids, options.max_new_tokens)
 
 

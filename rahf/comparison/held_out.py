@@ -6,7 +6,7 @@ unrelated texts; the test prompts and the other texts are read once, at the end.
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rahf.artifacts import alone, identity_of, read_json, write_json, write_lines
-from rahf.data.pairs import usable_pairs
+from rahf.data.pairs import usable_pairs, whole_pair
 from rahf.data.prompts import PromptForm, chat_prompt_form, read_prompts
 from rahf.data.sources import load_pairs
 from rahf.data.tokenization import tokenize_pairs
@@ -73,15 +73,9 @@ def _split(recipe: Recipe, folder: Path) -> None:
         write_lines(folder / f"{name}.jsonl", map(_record, rows))
 
 
-def _record(pair: Mapping[str, Any]) -> dict[str, Any]:
-    def said(text: str) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": text}]
-
-    return {
-        "prompt": pair["prompt"],
-        "chosen": said(pair["chosen"]),
-        "rejected": said(pair["rejected"]),
-    }
+def _record(row: Mapping[str, Any]) -> dict[str, Any]:
+    prompt, chosen, rejected = whole_pair(row)
+    return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected]}
 
 
 def held_out_part(
@@ -104,7 +98,7 @@ def held_out_part(
     if part == "test" and options.prompts:
         chats = [prompt.messages for prompt in read_prompts(options.prompts)]
     else:
-        chats = list(_distinct(pairs["prompt"]))
+        chats = list(_distinct(whole_pair(pair).prompt for pair in pairs))
     rows = ()  # preferences decide nothing: they are measured once, on the test pairs
     if part == "test":
         rows = tokenize_pairs(
@@ -126,7 +120,7 @@ def under_urial(held_out: HeldOut, form: PromptForm) -> HeldOut:
     return dataclasses.replace(held_out, form=form, pairs=(), answers_at_once=URIAL_AT_ONCE)
 
 
-def _distinct(prompts: Sequence[Any]) -> Iterator[Any]:
+def _distinct(prompts: Iterable[Any]) -> Iterator[Any]:
     seen = set()
     for prompt in prompts:
         key = json.dumps(prompt)

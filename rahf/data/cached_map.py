@@ -1,7 +1,7 @@
 """`Dataset.map` in batches whose result is found again by a key that we write ourselves.
 
 `datasets` would hash the function with everything it closes over, where a tokenizer hashes
-differently from process to process, and would put the result beside the input, which may be
+differently in every process, and would put the result beside the input, which may be
 somebody's read-only folder. Knows nothing of pairs.
 """
 
@@ -25,10 +25,10 @@ def cached_map(
     cache_dir: str | Path | None = None,
     num_proc: int | None = None,
 ) -> "Dataset":
-    """`function(batch, row_indices)` over the whole data set, all columns replaced by `features`.
+    """Apply `function(batch, row_indices)` to a data set, and replace its columns by `features`.
 
     The result is stored under `cache_dir` (null: the cache of `datasets`) and read from there when
-    the same data and `key` come again. `key` must name everything the result depends on besides the
+    the same data and `key` recur. `key` must name everything the result depends on besides the
     data, and be of plain JSON values.
     """
     import datasets

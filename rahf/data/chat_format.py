@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from rahf.data.messages import Message, answered
+from rahf.data.messages import Message, answered, with_parsed_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ _WITHOUT_THINKING: tuple[dict[str, Any], ...] = (
     {"enable_thinking": False},
     {"thinking": False},
 )
-"""What templates take to prompt for a response: as they are, then without thinking."""
+"""Options of templates, tried in this order: none, then those that switch thinking off."""
 
 _RAISED_BY_TEMPLATES = (
     TemplateError,
@@ -65,18 +65,18 @@ class ChatFormat:
     takes_system: bool  # whether the text of a system message appears in the rendering
     default_system: str  # the system text it writes when the chat has none
     before_response: str = ""  # what it writes between prompt and response: "<think></think>"
-    opening: str = ""  # the end of its generation prompt that is left out: "<think>"
+    opening: str = ""  # the end of its generation prompt that is omitted: "<think>"
     options: Mapping[str, Any] = field(default_factory=dict)  # what it is given besides the chat
     user_marker: str = ""  # what it writes in front of a user message: "[INST]"
     generation_prompt: str = ""  # what it writes behind the last user message: "[/INST]"
 
     def notes(self) -> tuple[str, ...]:
-        """Return what the template does that a reader of the data does not expect."""
+        """Return what the template does beyond writing the messages."""
         notes = []
         if self.opening:
             notes.append(
                 f"the chat template opens {self.opening.strip()!r} for the model to continue; the "
-                "opening is left out, since the responses follow it in no chat"
+                "opening is omitted, because the template writes no response behind it"
             )
         if self.options:
             given = ", ".join(f"{key}={value}" for key, value in self.options.items())
@@ -92,10 +92,10 @@ class ChatFormat:
 def resolve_chat_template(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None
 ) -> str:
-    """The template's text: the one given (text or a file), else the tokenizer's, else the plain
-    one.
+    """Return the template's text: the one given (text or a file), else the tokenizer's, else the
+    plain one.
 
-    The plain template begins with the BOS token where the tokenizer puts one in front by itself;
+    The plain template begins with the BOS token where the tokenizer adds one by itself;
     any other template is responsible for its own, as in transformers.
     """
     if chat_template is not None:
@@ -113,8 +113,8 @@ def resolve_chat_template(
 def with_chat_template(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None
 ) -> "PreTrainedTokenizerBase":
-    """A copy of the tokenizer that carries the template (text or a file), also where it is saved;
-    the tokenizer itself where none is given.
+    """Return a copy of the tokenizer that carries and saves the template (text or a file), or the
+    tokenizer itself where none is given.
     """
     if chat_template is None:
         return tokenizer
@@ -124,7 +124,7 @@ def with_chat_template(
 
 
 def adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the tokenizer puts its BOS token in front of a text by itself."""
+    """Return whether the tokenizer puts its BOS token in front of a text by itself."""
     first = tokenizer("a")["input_ids"][0]
     return tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
 
@@ -204,7 +204,36 @@ def render(
     add_generation_prompt: bool = False,
     **options: Any,
 ) -> str:
-    """Return the chat as text. Raises TemplateRefusalError where the template raises."""
+    """Return the chat as text; `tools` of a message go to the template beside the messages.
+
+    Arguments of tool calls that are JSON text become objects, as most templates take them, unless
+    the template refuses objects or writes them as Python does.
+
+    Raises:
+        TemplateRefusalError: the template raises.
+    """
+    parsed, arguments = with_parsed_arguments(messages)
+    if arguments:
+        try:
+            text = _render(tokenizer, template, parsed, add_generation_prompt, options)
+        except TemplateRefusalError:
+            text = ""
+        if text and not any(str(given) in text for given in arguments if given):
+            return text
+    return _render(tokenizer, template, messages, add_generation_prompt, options)
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase",
+    template: str,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    options: Mapping[str, Any],
+) -> str:
+    tools = next((m["tools"] for m in messages if isinstance(m.get("tools"), list)), None)
+    if tools is not None:
+        options = {"tools": tools, **options}
+        messages = [{key: m[key] for key in m if key != "tools"} for m in messages]
     try:
         return tokenizer.apply_chat_template(
             list(messages),
@@ -221,7 +250,6 @@ def render_prompt(
     tokenizer: "PreTrainedTokenizerBase",
     chat: ChatFormat,
     messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the text before a response: up to the response's marker, or to the end of the
     assistant's message that the response continues.
@@ -229,15 +257,14 @@ def render_prompt(
     Raises:
         TemplateRefusalError: the template raises, or writes this prompt in another way than others.
     """
-    options = {**chat.options, **({"tools": list(tools)} if tools else {})}
     if messages and messages[-1]["role"] == "assistant":
         probe = answered(messages, {"role": "assistant", "content": _PROBE_RESPONSE})
-        whole = render(tokenizer, chat.template, probe, **options)
+        whole = render(tokenizer, chat.template, probe, **chat.options)
         text, found, _ = whole.rpartition(_PROBE_RESPONSE)
         if not found or messages[-1]["content"].strip() not in text:
             raise TemplateRefusalError("the chat template does not write the message to continue")
         return text
-    text = render(tokenizer, chat.template, messages, add_generation_prompt=True, **options)
+    text = render(tokenizer, chat.template, messages, add_generation_prompt=True, **chat.options)
     if not text.endswith(chat.opening):
         raise TemplateRefusalError("the chat template ends this prompt in another way than others")
     return text.removesuffix(chat.opening)
@@ -246,12 +273,13 @@ def render_prompt(
 def prompt_messages(
     messages: Sequence[Message], chat: ChatFormat, instruction: str | None = None
 ) -> list[Message]:
-    """The messages as the template can take them, with an instruction put in.
+    """Return the messages as the template can take them, with the instruction inserted.
 
-    It is appended to the system message (the template's default one where the chat has none). A
-    template without a system role gets system text and instruction before the first user message.
+    The instruction is appended to the system message, or to the template's default one. A template
+    without a system role gets system text and instruction before the first user message.
     """
     system = [m["content"] for m in messages if m["role"] == "system"]
+    further = {key: m[key] for m in messages if m["role"] == "system" for key in m}
     if instruction is None and (chat.takes_system or not system):
         return list(messages)
     others = [dict(m) for m in messages if m["role"] != "system"]
@@ -259,7 +287,7 @@ def prompt_messages(
         system = [chat.default_system]
     text = "\n\n".join([*system, *([instruction] if instruction is not None else [])])
     if chat.takes_system:
-        return [{"role": "system", "content": text}, *others]
+        return [{**further, "role": "system", "content": text}, *others]
     first = next(message for message in others if message["role"] == "user")
     first["content"] = f"{text}\n\n{first['content']}"
     return others
@@ -279,13 +307,13 @@ def _given_template(chat_template: str) -> str:
 def _system_role(
     tokenizer: "PreTrainedTokenizerBase", template: str, user: list[Message]
 ) -> tuple[bool, str]:
-    """Whether system text is taken, and the text that stands in its place when there is none."""
+    """Return whether the template takes system text, and its own where the chat has none."""
     system = {"role": "system", "content": _PROBE_SYSTEM}
     try:
         given = render(tokenizer, template, [system, *user], add_generation_prompt=True)
     except TemplateRefusalError:
         return False, ""
-    if _PROBE_SYSTEM not in given:  # some templates skip it without a word
+    if _PROBE_SYSTEM not in given:  # some templates omit it silently
         return False, ""
     before, _, after = given.partition(_PROBE_SYSTEM)
     absent = render(tokenizer, template, user, add_generation_prompt=True)
@@ -294,7 +322,7 @@ def _system_role(
 
 
 def _turn_end(tokenizer: "PreTrainedTokenizerBase", after: str) -> str:
-    """`after` up to its first control token; without one, its text and the eos token."""
+    """Return `after` up to its first control token; without one, its text and the eos token."""
     added = tokenizer.added_tokens_decoder
     control = {index for index, token in added.items() if token.content.strip()}
     encoding = tokenizer(after, add_special_tokens=False, return_offsets_mapping=True)

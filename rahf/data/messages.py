@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Message = dict[str, Any]
-"""`role` and `content` are text; other keys (`tool_calls`) are handed to the template."""
+"""`role` and `content` are text. Other keys (`tool_calls`) are handed to the template; `tools` of a
+message are those of the chat."""
+
+CALLS = ("tool_calls", "function_call")
+"""Keys of a message that hold calls of tools."""
 
 _MARKER = r"(Human|Assistant):"
 _TURN = re.compile(rf"(?:\A|(?:\r?\n){{2}}){_MARKER}")
@@ -105,12 +109,14 @@ def answered(messages: Sequence[Message], response: Message) -> list[Message]:
     return [*messages[:-1], {**messages[-1], **response, "content": content}]
 
 
-def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
+def with_system(messages: Sequence[Message], system: Any) -> list[Message]:
     """Return the messages behind a system message with the text, if there is any.
 
     Raises:
-        ValueError: the messages hold another system message.
+        ValueError: the messages hold another system message; `system` is not text.
     """
+    if not isinstance(system, str | None):
+        raise ValueError(f"system is {type(system).__name__}, expected text")
     given = [m["content"].strip() for m in messages if m["role"] == "system"]
     given = [content for content in given if content]
     if not system or not system.strip() or given == [system.strip()]:
@@ -118,6 +124,59 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
     if given:
         raise ValueError("the system column differs from the system message of the prompt")
     return [{"role": "system", "content": system}, *messages]
+
+
+def with_tools(messages: Sequence[Message], tools: Any, name: str) -> list[Message]:
+    """Return the messages with the tools, if any, on the first one behind the system message.
+
+    Args:
+        tools: a list of JSON schemas of functions, or its JSON text.
+        name: names the tools in errors.
+
+    Raises:
+        ValueError: the tools are of another type.
+    """
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{name} is text, but not JSON") from None
+    if not tools or (isinstance(tools, str) and not tools.strip()):
+        return list(messages)
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError(f"{name} is {tools!r:.60}, expected a list of JSON schemas of functions")
+    place = next((i for i, m in enumerate(messages) if m["role"] != "system"), 0)
+    return [
+        {**message, "tools": without_empty(tools)} if i == place else message
+        for i, message in enumerate(messages)
+    ]
+
+
+def with_parsed_arguments(
+    messages: Sequence[Message],
+) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Return the messages with the arguments of calls as objects, and those that were JSON text."""
+    found: list[dict[str, Any]] = []
+
+    def parsed(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: parsed(inner, name) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [parsed(inner) for inner in value]
+        if key == "arguments" and isinstance(value, str):
+            try:
+                arguments = json.loads(value)
+            except (ValueError, RecursionError):
+                return value
+            if isinstance(arguments, dict):
+                found.append(arguments)
+                return arguments
+        return value
+
+    return [
+        {key: parsed(value) if key in CALLS else value for key, value in message.items()}
+        for message in messages
+    ], found
 
 
 def is_transcript(text: str) -> bool:

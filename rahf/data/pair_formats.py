@@ -3,18 +3,18 @@
 Knows no data set, tokenizer or template.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rahf.data.messages import (
+    CALLS,
     Message,
     as_messages,
     check_type,
     is_transcript,
     turns_of,
     with_system,
-    without_empty,
+    with_tools,
     written_messages,
 )
 
@@ -30,6 +30,9 @@ PROMPT_LIKE_COLUMNS = ("instruction", "question", "query", *REFUSED_COLUMNS)
 DEEPEST = 64
 """Levels of lists and mappings in a value, at most."""
 
+LONGEST = 1_000_000
+"""Characters of a text, at most: more are some 250,000 tokens, and tokenise for seconds."""
+
 
 class UnusablePairError(ValueError):
     """The row is of the right type, but no pair can be made of it; the text is the reason shown in
@@ -42,7 +45,6 @@ class Pair(NamedTuple):
     prompt: list[Message]
     chosen: Message
     rejected: Message
-    tools: list[dict[str, Any]]
 
 
 def pair_of(
@@ -77,18 +79,20 @@ def pair_of(
 
 
 def _check_readable(name: str, value: Any) -> None:
-    """Raise UnusablePairError for NaN, half a surrogate pair, or a value nested too deeply."""
+    """Raise UnusablePairError for NaN, half a surrogate pair, or a value too long or too deep."""
     stack = [(value, 0)]
     while stack:
         value, depth = stack.pop()
         if isinstance(value, float) and value != value:
             raise UnusablePairError(f"{name} is NaN")
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise UnusablePairError(f"{name} holds a text of more than {LONGEST:,} characters")
         if isinstance(value, str) and not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError:
                 raise UnusablePairError(
-                    f"{name} holds half of a surrogate pair, which is no character"
+                    f"{name} holds half of a surrogate pair, which is not a character"
                 ) from None
         if depth > DEEPEST:
             raise UnusablePairError(f"{name} is nested more than {DEEPEST} levels deep")
@@ -138,14 +142,11 @@ def _split(given: Mapping[str, Any], where: str) -> Pair:
         responses = [_response(side.strip()) for side in sides]
     else:
         context, *responses = _split_text(chosen, rejected)
-    system = given.get("system")
-    if not isinstance(system, str | None):
-        raise ValueError(f"{where}: system is {type(system).__name__}, expected text.")
     try:
-        context = with_system(context, system)
+        context = with_tools(with_system(context, given.get("system")), given.get("tools"), "tools")
     except ValueError as error:
         raise UnusablePairError(str(error)) from None
-    return Pair(context, *responses, _tools(given.get("tools"), where))
+    return Pair(context, *responses)
 
 
 def _value(name: str, value: Any, where: str) -> str | list[dict] | None:
@@ -160,23 +161,8 @@ def _value(name: str, value: Any, where: str) -> str | list[dict] | None:
     return value if messages is None else messages
 
 
-def _tools(value: Any, where: str) -> list[dict[str, Any]]:
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise UnusablePairError("tools is text, but not JSON") from None
-    if not value:
-        return []
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise ValueError(
-            f"{where}: tools is {value!r:.60}, expected a list of JSON schemas of functions."
-        )
-    return without_empty(value)
-
-
 def _checked(pair: Pair) -> Pair:
-    # An empty system message is how many sets say "none"; left in, it would switch off the
+    # An empty system message is how many sets express "none"; kept, it would switch off the
     # template's own.
     prompt = [m for m in pair.prompt if m["role"] != "system" or m["content"].strip()]
     for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
@@ -192,7 +178,7 @@ def _checked(pair: Pair) -> Pair:
 
 
 def _says_nothing(message: Message) -> bool:
-    return not message["content"].strip() and not {"tool_calls", "function_call"} & set(message)
+    return not message["content"].strip() and not any(key in message for key in CALLS)
 
 
 def _is_blank(value: Any) -> bool:
@@ -210,8 +196,8 @@ def _is_dialogue(text: str) -> bool:
 def _split_messages(
     prompt: str | list[dict] | None, *sides: str | list[dict]
 ) -> tuple[list[Message], Message, Message]:
-    """The shared messages are the prompt; each side must then hold one assistant message and no
-    more.
+    """Return the shared messages as the prompt, and the one assistant message that each side must
+    hold after them.
 
     A side may be the response only (the prompt column goes in front of it) or the whole chat, as
     in UltraFeedback, where the prompt column repeats a message of it.
@@ -268,7 +254,7 @@ def _response(content: str) -> Message:
 
 
 def _split_text(chosen: str, rejected: str) -> tuple[list[Message], Message, Message]:
-    """The longest shared beginning that ends between two words is the prompt."""
+    """Return the longest shared beginning that ends between two words, and the rest."""
     if chosen.strip() == rejected.strip():
         raise UnusablePairError("chosen and rejected are identical")
     end = _shared_length(chosen, rejected)

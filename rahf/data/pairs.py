@@ -2,7 +2,7 @@
 
 What TRL, HH-RLHF and UltraFeedback call a preference row becomes `row, prompt, chosen, rejected,
 extra, ignored, dropped`: `prompt` is a list of `{role, content}` messages, the responses are text,
-`extra` holds tools and further keys of messages as JSON, `ignored` names what was not read,
+`extra` holds further keys of messages as JSON, `ignored` names what was not read,
 `dropped` is null or the reason why the row cannot be used. Knows no file, tokenizer or model.
 
 A fault of the *data set* (a column is missing, a value has the wrong type) raises: the wrong data
@@ -93,13 +93,13 @@ def whole_pair(row: Mapping[str, Any]) -> Pair:
         {"role": "assistant", "content": row[side], **extra.get(side, {})}
         for side in ("chosen", "rejected")
     )
-    return Pair(prompt, chosen, rejected, extra.get("tools", []))
+    return Pair(prompt, chosen, rejected)
 
 
 def _extra(pair: Pair) -> str | None:
     messages = {f"prompt {place}": message for place, message in enumerate(pair.prompt)}
     messages |= {"chosen": pair.chosen, "rejected": pair.rejected}
-    extra: dict[str, Any] = {"tools": pair.tools} if pair.tools else {}
+    extra = {}
     for name, message in messages.items():
         others = {key: message[key] for key in message if key not in ("role", "content")}
         if others:

@@ -1,7 +1,7 @@
 """Files of prompts, and files of responses to them: ours, and AlpacaEval's layout.
 
-A prompt is a chat that ends with the user. `PromptForm` says how such a chat becomes what a model
-reads, and how what it writes becomes a response. Knows no model; torch is not imported.
+A prompt is a chat that ends with the user. `PromptForm` turns such a chat into what a model
+reads, and what the model writes into a response. Knows no model; torch is not imported.
 """
 
 import json
@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rahf.data.chat_format import chat_format, prompt_messages, render_prompt
-from rahf.data.messages import Message, as_messages, check_type
+from rahf.data.messages import (
+    Message,
+    as_messages,
+    check_type,
+    with_system,
+    with_tools,
+    written_messages,
+)
 from rahf.data.records import read_records
 
 if TYPE_CHECKING:
@@ -45,13 +52,14 @@ class Response(NamedTuple):
 
     messages: list[Message]  # the prompt
     text: str
-    generator: str  # name of what wrote it; "" where the file does not say
+    generator: str  # name of what wrote it; "" where the file does not name it
+    finished: bool = False  # the file states that the model wrote its end
 
 
 def chat_prompt_form(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None
 ) -> PromptForm:
-    """Prompts by the chat template: the one given, the tokenizer's, or the plain one."""
+    """Return the form of the chat template: the one given, the tokenizer's, or the plain one."""
     chat = chat_format(tokenizer, chat_template)
 
     def encode(messages: Sequence[Message]) -> list[int]:
@@ -63,8 +71,8 @@ def chat_prompt_form(
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """Records with a `prompt` or `messages` (text, an HH-RLHF transcript, or messages), or with
-    AlpacaEval's `instruction`.
+    """Return the prompts of records with `prompt`, `messages` or AlpacaEval's `instruction`: text,
+    an HH-RLHF transcript or messages.
 
     Raises:
         ValueError: a record without a prompt, or whose chat does not end with the user; no record.
@@ -81,7 +89,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def read_responses(path: str | Path) -> list[Response]:
-    """What `rahf generate` has written, in either layout: a prompt and `response` or `output`."""
+    """Return what `rahf generate` has written, in either layout."""
     responses = []
     for place, record in read_records(Path(path)):
         key = next((name for name in RESPONSE_KEYS if isinstance(record.get(name), str)), None)
@@ -91,15 +99,16 @@ def read_responses(path: str | Path) -> list[Response]:
                 f"It has: {', '.join(record)}."
             )
         chat = _chat(record, place)
-        responses.append(Response(chat, record[key], str(record.get("generator") or "")))
+        generator, finished = str(record.get("generator") or ""), record.get("finished") is True
+        responses.append(Response(chat, record[key], generator, finished))
     if not responses:
         raise ValueError(f"{path} holds no responses; give a file with at least one record.")
     return responses
 
 
 def response_layout(path: Path) -> Callable[[Sequence[Mapping[str, Any]]], str]:
-    """How records of responses are written into a file of this name: .jsonl is ours, .json is
-    AlpacaEval's.
+    """Return how records of responses are written into a file of this name: .jsonl is our layout,
+    .json is AlpacaEval's.
 
     Raises:
         ValueError: another suffix.
@@ -114,7 +123,7 @@ def response_layout(path: Path) -> Callable[[Sequence[Mapping[str, Any]]], str]:
 
 
 def prompt_text(messages: Sequence[Message]) -> str:
-    """A chat as one text: the user's message where there is only that one, else turns by name."""
+    """Return a chat as one text: its only message, or its turns with the speakers' names."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
@@ -128,9 +137,16 @@ def _chat(record: Mapping[str, Any], place: str) -> list[Message]:
             f"`instruction`). It has: {', '.join(record)}."
         )
     check_type(key, record[key], place)
-    messages = as_messages(record[key], "user")
+    try:
+        written = written_messages(record[key]) if isinstance(record[key], str) else None
+        messages = as_messages(written or record[key], "user")
+        messages = with_tools(
+            with_system(messages, record.get("system")), record.get("tools"), "tools"
+        )
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}.") from None
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise ValueError(f"{place}: the chat does not end with something that the user says.")
+        raise ValueError(f"{place}: the chat does not end with a message of the user.")
     return messages
 
 

@@ -131,7 +131,7 @@ def _parse_json(text: bytes, place: str, whole_characters: bool) -> Any:
             f"{place}: not UTF-8 text ({error.reason} at byte {error.start})."
         ) from error
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place}: half of a surrogate pair, which is no character.") from error
+        raise ValueError(f"{place}: half of a surrogate pair, which is not a character.") from error
     except RecursionError as error:
         raise ValueError(f"{place}: lists or objects are nested too deeply to be read.") from error
     except json.JSONDecodeError as error:

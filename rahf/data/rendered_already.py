@@ -1,45 +1,77 @@
-"""Pairs whose texts a chat template has rendered already: noticed, so that none is rendered twice.
+"""Finds pairs whose texts a chat template has rendered already, so that none is rendered twice.
 
 Such a text holds control tokens of the tokenizer, or the marks that the template writes around a
 user message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-
-from rahf.data.chat_format import ChatFormat
-from rahf.data.pair_formats import Pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Return the special tokens that no text should hold; marks of thinking may stand in one."""
+MARKS_OF_OTHERS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+)
+"""Marks of widespread templates, which are text to a tokenizer of another kind."""
+
+
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
+    """Return the tokens that no text should hold, by their first two characters.
+
+    Marks of thinking are not among them: they may stand in a response.
+    """
     added = tokenizer.added_tokens_decoder.values()
-    special = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
-    return tuple(sorted(t for t in special if t.strip() and "think" not in t.lower()))
+    special = {token.content for token in added if token.special}
+    special |= {*tokenizer.all_special_tokens, *MARKS_OF_OTHERS}
+    by_start: dict[str, tuple[str, ...]] = {}
+    for token in sorted(special):
+        if token.strip() and "think" not in token.lower():
+            by_start[token[:2]] = (*by_start.get(token[:2], ()), token)
+    return by_start
 
 
-def rendered_already(pair: Pair, control: Sequence[str], chat: ChatFormat) -> str | None:
-    """Return why the pair counts as rendered already, a reason to drop it; None for plain text."""
-    texts = [("the prompt", message["content"]) for message in pair.prompt]
-    texts += [("chosen", pair.chosen["content"]), ("rejected", pair.rejected["content"])]
+def rendered_already(
+    prompt: Sequence[Mapping[str, str]],
+    responses: Mapping[str, str],
+    control: Mapping[str, Sequence[str]],
+    marks: tuple[str, str],
+) -> str | None:
+    """Return why a pair counts as rendered already, a reason to drop it; None for plain text.
+
+    Args:
+        prompt: its messages.
+        responses: {name: text}.
+        control: what `control_tokens` returns.
+        marks: what the template writes in front of and behind a user message.
+    """
+    texts = [("the prompt", message["content"]) for message in prompt] + [*responses.items()]
     for name, text in texts:
-        found = next((token for token in control if token in text), None)
+        found = _first_control(text, control)
         if found is not None:
             return (
                 f"{name} holds the control token {found!r}, as if a chat template had rendered it "
                 "already: give plain text or messages"
             )
-    if any(m["role"] == "user" and _between_marks(m["content"], chat) for m in pair.prompt):
+    if any(m["role"] == "user" and _between(m["content"], marks) for m in prompt):
         return (
-            f"the prompt stands between {chat.user_marker!r} and {chat.generation_prompt!r}, as if "
-            "the chat template had rendered it already: give plain text or messages"
+            f"the prompt stands between {marks[0]!r} and {marks[1]!r}, as if the chat template "
+            "had rendered it already: give plain text or messages"
         )
     return None
 
 
-def _between_marks(text: str, chat: ChatFormat) -> bool:
-    marks = chat.user_marker, chat.generation_prompt
+def _first_control(text: str, control: Mapping[str, Sequence[str]]) -> str | None:
+    # A tokenizer may have hundreds of tokens; most texts do not hold the start of any.
+    starts = [start for start in control if start in text]
+    return next((token for start in starts for token in control[start] if token in text), None)
+
+
+def _between(text: str, marks: tuple[str, str]) -> bool:
     return all(marks) and marks[0] in text and text.rstrip().endswith(marks[1])

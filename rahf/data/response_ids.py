@@ -6,9 +6,9 @@ no marker is cut off, and every view of a prompt has the same response ids. Know
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rahf.data.chat_format import (
     ChatFormat,
@@ -18,13 +18,11 @@ from rahf.data.chat_format import (
     render,
     render_prompt,
 )
-from rahf.data.messages import Message, answered
+from rahf.data.messages import CALLS, Message, answered
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
-
-_CALLS = ("tool_calls", "function_call")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,6 @@ def render_pair(
     tokenizer: "PreTrainedTokenizerBase",
     chat: ChatFormat,
     instructions: tuple[str, ...],
-    tools: Sequence[Mapping[str, Any]] = (),
 ) -> RenderedPair:
     """Render a chat, without and under each instruction, and both responses after it.
 
@@ -52,12 +49,11 @@ def render_pair(
             tool call or a message.
         ValueError: the template does not write an instruction.
     """
-    messages, *responses = _with_arguments(tokenizer, chat, tools, messages, *responses)
     prompt = prompt_messages(messages, chat)
-    prompts = [render_prompt(tokenizer, chat, prompt, tools)]
+    prompts = [render_prompt(tokenizer, chat, prompt)]
     for instruction in instructions:
         view = prompt_messages(messages, chat, instruction)
-        prompts.append(render_prompt(tokenizer, chat, view, tools))
+        prompts.append(render_prompt(tokenizer, chat, view))
         if instruction not in prompts[-1]:
             raise ValueError(
                 f"row {row}: the chat template does not write the instruction "
@@ -67,23 +63,13 @@ def render_pair(
     _check_roles(prompt, prompts[0])
     wholes, ignored = [], []
     for response in responses:
-        whole = _render_whole(tokenizer, chat, answered(prompt, response), tools)
+        whole = render(tokenizer, chat.template, answered(prompt, response), **chat.options)
         text = _response_text(whole, prompts[0], chat)
         if not _writes(text, response["content"]):
-            ignored.append("part of a response, which the chat template rewrites or leaves out")
-        ignored += _ignored(tokenizer, chat, prompt, response, tools, whole)
+            ignored.append("part of a response, which the chat template rewrites or omits")
+        ignored += _ignored(tokenizer, chat, prompt, response, whole)
         wholes.append(whole[: len(whole) - len(chat.after_response)] + chat.turn_end)
     return RenderedPair(tuple(prompts), (wholes[0], wholes[1]), tuple(dict.fromkeys(ignored)))
-
-
-def _render_whole(
-    tokenizer: "PreTrainedTokenizerBase",
-    chat: ChatFormat,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]],
-) -> str:
-    options = {**chat.options, **({"tools": list(tools)} if tools else {})}
-    return render(tokenizer, chat.template, messages, **options)
 
 
 def _response_text(whole: str, prompt: str, chat: ChatFormat) -> str:
@@ -109,7 +95,7 @@ def _writes(text: str, content: str) -> bool:
 
 
 def _check_roles(prompt: Sequence[Message], text: str) -> None:
-    """Raise TemplateRefusalError where the template passes over a message of an unusual role."""
+    """Raise TemplateRefusalError where the template omits a message of an unusual role."""
     for message in prompt:
         role = message["role"]
         if role not in ("system", "user", "assistant") and not _writes(text, message["content"]):
@@ -121,19 +107,16 @@ def _ignored(
     chat: ChatFormat,
     prompt: Sequence[Message],
     response: Message,
-    tools: Sequence[Mapping[str, Any]],
     whole: str,
 ) -> list[str]:
-    """Return what the template leaves out of tools and of further keys of messages.
+    """Return which further keys of messages the template omits.
 
-    A thing is left out if the chat without it is rendered alike.
+    A key is omitted if the chat without it is rendered alike.
 
     Raises:
         TemplateRefusalError: the template does not write tool calls.
     """
     ignored = []
-    if tools and _render_whole(tokenizer, chat, answered(prompt, response), ()) == whole:
-        ignored.append("tools, which the chat template does not write")
     messages = [*prompt, response]
     for key in _further_keys(messages):
         for place, message in enumerate(messages):
@@ -142,12 +125,14 @@ def _ignored(
             less = {name: value for name, value in message.items() if name != key}
             others = [*messages[:place], less, *messages[place + 1 :]]
             try:
-                without = _render_whole(tokenizer, chat, answered(others[:-1], others[-1]), tools)
+                without = render(
+                    tokenizer, chat.template, answered(others[:-1], others[-1]), **chat.options
+                )
             except TemplateRefusalError:
                 continue  # the template needs it
             if without != whole:
                 continue
-            if key in _CALLS:
+            if key in CALLS:
                 raise TemplateRefusalError(
                     f"the chat template does not write tool calls ({key} of a message)"
                 )
@@ -160,52 +145,10 @@ def _further_keys(messages: Iterable[Message]) -> list[str]:
     return sorted(keys - {"role", "content"})
 
 
-def _with_arguments(
-    tokenizer: "PreTrainedTokenizerBase",
-    chat: ChatFormat,
-    tools: Sequence[Mapping[str, Any]],
-    messages: Sequence[Message],
-    *responses: Message,
-) -> tuple[list[Message], *tuple[Message, ...]]:
-    """Return the messages with the arguments of tool calls as the template takes them.
-
-    Data often holds them as JSON text, most templates take objects: as text they would be written
-    as a text within JSON.
-    """
-    every = [*messages, *responses]
-    if not any(key in message for message in every for key in _CALLS):
-        return list(messages), *responses
-    parsed = [_parsed_calls(message) for message in every]
-    try:
-        prompt = prompt_messages(parsed[: len(messages)], chat)
-        for response in parsed[len(messages) :]:
-            _render_whole(tokenizer, chat, answered(prompt, response), tools)
-    except TemplateRefusalError:
-        return list(messages), *responses
-    return parsed[: len(messages)], *parsed[len(messages) :]
-
-
-def _parsed_calls(message: Message) -> Message:
-    def parsed(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {name: parsed(inner, name) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [parsed(inner) for inner in value]
-        if key == "arguments" and isinstance(value, str):
-            try:
-                found = json.loads(value)
-            except ValueError:
-                return value
-            return found if isinstance(found, dict) else value
-        return value
-
-    return {key: parsed(value) if key in _CALLS else value for key, value in message.items()}
-
-
 def encode(
     pairs: list[RenderedPair], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[tuple[list[int], ...]], list[tuple[list[int], list[int]]]]:
-    """Ids of every view of the prompts, and of both responses, pair by pair."""
+    """Return the ids of every view of the prompts, and of both responses, pair by pair."""
     if not pairs:
         return [], []
     views = len(pairs[0].prompts)
@@ -230,7 +173,7 @@ def tokenize_responses(
     tokenizer: "PreTrainedTokenizerBase",
     chat_template: str | None = None,
 ) -> list[tuple[list[int], list[int]]]:
-    """Ids of each prompt and of its response, end of turn included, as rows hold them.
+    """Return the ids of each prompt and of its response, end of turn included, as rows hold them.
 
     Raises:
         ValueError: the template refuses a chat.
@@ -252,7 +195,8 @@ def _response_ids(
     boundaries: list[int],
     prompts: list[list[int]],
 ) -> list[list[int]]:
-    """The ids after the prompt's; if a token lies across the boundary, those of the rest alone."""
+    """Return the ids after the prompt's; if a token crosses the boundary, the response is tokenised
+    on its own."""
     encoded = tokenizer(
         wholes, add_special_tokens=False, return_attention_mask=False, verbose=False
     )
@@ -270,12 +214,14 @@ def _response_ids(
 
 
 def _splits_at(encoding: "Encoding", count: int, boundary: int) -> bool:
-    """Whether the first `count` tokens, the number the prompt has alone, end at the boundary.
+    """Return whether the first `count` tokens end at the boundary.
 
-    Offsets alone cannot tell: some tokenizers leave blanks out of them, so a token that holds the
+    `count` is the number of tokens that the prompt has on its own.
+
+    Offsets do not suffice: some tokenizers omit blanks from them, so a token that holds the
     prompt's last blank and the response's first word looks like the response's.
     """
-    # Two places are asked for: the offsets of all tokens take longer than the tokens.
+    # Only two places are looked up: the offsets of all tokens take longer than the tokens.
     return (
         count < len(encoding)
         and encoding.token_to_chars(count)[0] >= boundary

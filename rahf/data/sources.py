@@ -70,7 +70,7 @@ def load_pairs(
     columns: Mapping[str, str] | None = None,
     cache_dir: str | Path | None = None,
 ) -> "Dataset":
-    """Normalised pairs of one source; `row` is the index in the split as loaded.
+    """Return the normalised pairs of one source; `row` is the index in the split as loaded.
 
     Raises ValueError when nothing is at `path`, the split does not exist, a line cannot be read,
     columns are missing or have the wrong type, or there are no rows.
@@ -90,10 +90,10 @@ def load_pairs(
 def load_mixture(
     sources: Sequence[DataSource], *, seed: int = 0, cache_dir: str | Path | None = None
 ) -> "Dataset":
-    """Several sources in one: a seeded choice of each one's fraction, put together and shuffled.
+    """Return several sources in one: a seeded choice of each source's fraction, shuffled.
 
-    `row` goes on counting from source to source in the order given, over all their rows, so that it
-    still says where a row came from: with 100 rows in the first source, row 103 is the fourth row
+    `row` counts across all rows of the sources in the order given, and so identifies the origin of
+    a row: with 100 rows in the first source, row 103 is the fourth row
     of the second.
     """
     from datasets import concatenate_datasets
@@ -122,7 +122,7 @@ def load_mixture(
 
 
 def local_path(source: DataSource) -> Path | None:
-    """The file or folder meant; None for a data set of the Hub.
+    """Return the file or folder meant; None for a data set of the Hub.
 
     Raises ValueError for a path that can only be local and where nothing is.
     """
@@ -142,11 +142,11 @@ def local_path(source: DataSource) -> Path | None:
 
 
 def local_splits(local: Path) -> dict[str, list[Path]]:
-    """{split: its files}; for what `datasets` saved, the folder that holds it."""
+    """Return {split: its files}; for what `datasets` saved, the folder that holds it."""
     if local.is_file():
         if not local.name.endswith(FILE_SUFFIXES):
             raise ValueError(
-                f"{local} is no data file: the name should end in one of "
+                f"{local} is no data file: its name should end in one of "
                 f"{', '.join(FILE_SUFFIXES)}."
             )
         return {"train": [local]}

@@ -103,7 +103,7 @@ def as_figures(report: DataReport) -> dict[str, Any]:
 
 
 def dropped_text(dropped: Sequence[RowsOfReason]) -> str:
-    """One line a reason: count, reason, the first rows."""
+    """Return one line a reason: count, reason, the first rows."""
     return "\n".join(
         f"  {found.count:>7,}  {found.reason} "
         f"(row{'s' if found.count > 1 else ''} {', '.join(map(str, found.first_rows))}"
@@ -117,7 +117,7 @@ def describe(
     rows: "Dataset",
     tokenizer: "PreTrainedTokenizerBase",
 ) -> str:
-    """The report as text, with a few rows as the model reads them.
+    """Return the report as text, with a few rows as the model reads them.
 
     What stands between `[[` and `]]` are the response tokens; every view of the prompt is shown.
     Texts over `_WIDTH` characters lose their middle.
@@ -158,7 +158,7 @@ def _length_table(report: DataReport) -> str:
 
 
 def _row_text(row: Mapping, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Prompt and both responses; then every other view, where the responses are the same ids."""
+    """Return prompt and both responses, then every other view; its responses are the same ids."""
     chosen, rejected = (_shorten(tokenizer.decode(row[f"{s}_ids"])) for s in SIDES)
     prompt = _shorten(tokenizer.decode(row["prompt_ids"]))
     lines = [

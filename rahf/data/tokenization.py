@@ -47,7 +47,9 @@ def tokenize_pairs(
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple["Dataset", DataReport]:
-    """Rows `row, prompt_ids, chosen_ids, rejected_ids` and `<name>_prompt_ids` an instruction.
+    """Return rows `row, prompt_ids, chosen_ids, rejected_ids`, and the report.
+
+    Each instruction adds a column `<name>_prompt_ids`.
 
     A row is dropped, with a reason in the report: its prompt is too long or leaves no room for a
     response, the template refuses it, or its sides do not differ. A response that does not fit
@@ -79,7 +81,7 @@ def tokenize_pairs(
 
 
 def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hash of all that decides which ids a text gets; calls that padded or cut leave it alone."""
+    """Return a hash of all that decides the ids of a text; padding and cutting do not count."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.pop("padding", None)
     backend.pop("truncation", None)
@@ -90,10 +92,10 @@ def tokenizer_key(tokenizer: "PreTrainedTokenizerBase") -> str:
 def tokenize_texts(
     path: str | Path, tokenizer: "PreTrainedTokenizerBase", rows: int, tokens: int
 ) -> list[list[int]]:
-    """Ids of the first `rows` texts of a file, each cut after `tokens`; no template is applied.
+    """Return ids of the first `rows` texts of a file, each cut after `tokens`, without a template.
 
     The file holds records with a `text` (jsonl, json, csv, also gzipped). Texts of fewer than two
-    tokens, which predict nothing, are passed over. Raises ValueError for a record without a text.
+    tokens, which predict nothing, are skipped. Raises ValueError for a record without a text.
     """
     texts = []
     for place, record in read_records(Path(path)):
@@ -122,7 +124,7 @@ class _RowMaker:
     limits: _Limits
 
     @cached_property
-    def control_tokens(self) -> tuple[str, ...]:
+    def control_tokens(self) -> dict[str, tuple[str, ...]]:
         return control_tokens(self.tokenizer)
 
     @property
@@ -167,7 +169,12 @@ class _RowMaker:
         rendered: dict[int, RenderedPair] = {}
         for i in [i for i, reason in enumerate(reasons) if reason is None]:
             pair = whole_pair({name: values[i] for name, values in batch.items()})
-            reasons[i] = rendered_already(pair, self.control_tokens, self.chat)
+            reasons[i] = rendered_already(
+                pair.prompt,
+                {side: batch[side][i] for side in SIDES},
+                self.control_tokens,
+                (self.chat.user_marker, self.chat.generation_prompt),
+            )
             if reasons[i] is not None:
                 continue
             try:
@@ -178,10 +185,10 @@ class _RowMaker:
                     self.tokenizer,
                     self.chat,
                     tuple(self.instructions.values()),
-                    pair.tools,
                 )
             except TemplateRefusalError as refusal:
-                reasons[i] = str(refusal)
+                calls = any("tool_calls" in message for message in pair.prompt)
+                reasons[i] = f"{refusal} (a chat with tool_calls)" if calls else str(refusal)
         return rendered
 
 
@@ -251,7 +258,7 @@ def _kept_rows(tokenized: "Dataset", notes: tuple[str, ...]) -> tuple["Dataset",
 def _fit(
     views: Sequence[list[int]], sides: tuple[list[int], list[int]], limits: _Limits
 ) -> tuple[str | None, tuple[list[int], list[int]]]:
-    """A reason to drop the row, or None, and the responses cut to the room beside the prompt."""
+    """Return a reason to drop the row, or None, and the responses cut to the limit."""
     chosen, rejected = sides
     if limits.prompt is not None and len(views[0]) > limits.prompt:
         return f"the prompt is longer than max_prompt_length ({limits.prompt} tokens)", sides

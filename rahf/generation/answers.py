@@ -94,7 +94,7 @@ def _shared_prefix(model: nn.Module, prompts: Sequence[list[int]]) -> Prefix | N
 
 
 def shared_beginning(prompts: Sequence[list[int]]) -> int:
-    """Ids that all prompts begin with; at least the last id of each is left to itself."""
+    """Return how many ids all prompts begin with; the last id of each is never shared."""
     if len(prompts) < 2:
         return 0
     # What the first and the last in order share, all between them share.
@@ -104,7 +104,7 @@ def shared_beginning(prompts: Sequence[list[int]]) -> int:
 
 
 def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of `stops` begins in the text; None where there is none."""
+    """Return where the first of `stops` begins in the text; None where there is none."""
     return min((text.find(stop) for stop in stops if stop in text), default=None)
 
 
@@ -152,7 +152,7 @@ def generate(
 
 @contextmanager
 def answering(model: nn.Module) -> Iterator[None]:
-    """No dropout while answers are made; the training mode is restored."""
+    """Turn dropout off while answers are made, and restore the training mode."""
     was_training = model.training
     model.eval()
     try:
@@ -175,11 +175,12 @@ def sample_texts(
     batch_size: int = 32,
     progress: bool = True,
 ) -> list[list[int]]:
-    """Return ids of texts that the model writes when it is given nothing but its first token, at
-    temperature 1; `progress` shows a bar.
+    """Return ids of texts that the model writes after its first token only, at temperature 1.
 
-    They show what the model does anyway, and need no data: rows for the retain term. They follow
-    from the seed alone, whatever the batch size.
+    `progress` shows a bar.
+
+    They show what the model does anyway and need no data: rows for the retain term. They depend on
+    the seed, not on the batch size.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ends, decoding = end_ids(model, tokenizer), Decoding(tokens - 1, temperature=1.0, seed=seed)
@@ -203,7 +204,7 @@ def sample_texts(
 
 
 def end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a text: those of the model, and the tokenizer's, which the training ends on."""
+    """Return the ids that end a text: the model's, and the tokenizer's, as in training."""
     of_model = model.generation_config.eos_token_id
     of_model = of_model if isinstance(of_model, list) else [of_model]
     return sorted({token for token in (*of_model, tokenizer.eos_token_id) if token is not None})

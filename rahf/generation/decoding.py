@@ -42,7 +42,7 @@ class Decoding:
 def left_padded(
     rows: Sequence[list[int]], pad_token_id: int
 ) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
-    """Ids and attention mask with the padding on the left, as generation needs them."""
+    """Return ids and attention mask with the padding on the left, as generation needs them."""
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -71,7 +71,7 @@ class Prefix:
         self._layers = [(layer.keys, layer.values) for layer in cache.layers]
 
     def cache(self, padding: Int[Tensor, " rows"]) -> DynamicCache:
-        """The first `len(ids)` columns of left-padded rows that begin with the prefix.
+        """Return the first `len(ids)` columns of left-padded rows that begin with the prefix.
 
         A row with 3 columns of padding gets 3 empty columns and then all but the last 3 ids of the
         prefix: those stand among the columns that are still to be computed.
@@ -179,8 +179,10 @@ def decode(
 def next_tokens(
     logits: Float[Tensor, "rows vocab"], decoding: Decoding, uniforms: Float[Tensor, " rows"]
 ) -> Int[Tensor, " rows"]:
-    """The next token of each row: the likeliest, or the one at which the cumulated probability,
-    from the likeliest token down, passes the row's uniform number from [0, 1).
+    """Return the next token of each row: the likeliest, or a drawn one.
+
+    The drawn token is where the cumulated probability, from the likeliest token down, passes the
+    row's uniform number from [0, 1).
     """
     if decoding.temperature == 0:
         return logits.argmax(-1)
@@ -204,12 +206,12 @@ since that takes a CPU as long as a small model takes for its prediction.
 
 
 def _in_order(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities and tokens from the likeliest down; of equal ones the lower id comes first."""
+    """Return probabilities and tokens from the likeliest down, equal ones by id."""
     return probabilities.sort(descending=True, stable=True)
 
 
 def _drawn(ranked: Tensor, tokens: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    """A token of each row, of all that may be drawn in their order."""
+    """Return a token of each row, drawn from those allowed, which are in order."""
     # In double precision: the sum of many small numbers decides which token is drawn.
     ranked = ranked.double()
     ranked /= ranked.sum(-1, keepdim=True)
@@ -223,7 +225,7 @@ def _drawn(ranked: Tensor, tokens: Tensor, uniforms: Tensor, top_p: float) -> Te
 
 
 def _drawn_from_likeliest(probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    """What `_drawn` gives, or -1 where the likeliest tokens do not tell."""
+    """Return what `_drawn` returns, or -1 where the likeliest tokens do not decide it."""
     values, tokens = probabilities.topk(LIKELIEST, sorted=False)
     tokens, by_id = tokens.sort()
     ranked, order = _in_order(values.gather(-1, by_id))
@@ -238,7 +240,7 @@ def _drawn_from_likeliest(probabilities: Tensor, uniforms: Tensor, top_p: float)
 
 
 def row_uniforms(rows: Sequence[int], decoding: Decoding) -> Float[Tensor, "rows tokens"]:
-    """The random numbers of rows, by the seed and each row's own number alone."""
+    """Return the random numbers of rows, which depend only on the seed and the row's number."""
     if decoding.temperature == 0:
         return torch.zeros(len(rows), decoding.max_new_tokens, dtype=torch.float64)
     return torch.stack(

@@ -126,9 +126,9 @@ def _shown_with(
 
 
 def _shown(prompt: Prompt) -> dict[str, Any]:
-    """A prompt in the file: as text where that says all, else as messages."""
-    alone = len(prompt.messages) == 1
-    return {"prompt": prompt_text(prompt.messages) if alone else prompt.messages, **prompt.extra}
+    """Return a prompt for the file: a text where it is one plain message, else messages."""
+    plain = len(prompt.messages) == 1 and prompt.messages[0].keys() == {"role", "content"}
+    return {"prompt": prompt_text(prompt.messages) if plain else prompt.messages, **prompt.extra}
 
 
 def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

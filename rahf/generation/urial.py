@@ -7,13 +7,12 @@ same form. Knows text and tokenizers; knows no model.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rahf.data.chat_format import adds_bos
-from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
 
 if TYPE_CHECKING:
@@ -34,13 +33,13 @@ class Urial:
     examples: tuple[tuple[str, str], ...]  # (query, answer)
 
     def text(self) -> str:
-        """The instruction and the examples, up to where the first query of a chat is to stand."""
+        """Return the instruction and the examples, up to the place of a chat's first query."""
         parts = [f"# Instruction\n\n{self.instruction}\n\n"]
         return "".join([*parts, *(_turn(query, answer) for query, answer in self.examples)])
 
-    def prompt(self, messages: Sequence[Message]) -> str:
-        """The whole text for a chat that ends with the user; text of the system role stands in
-        front of the first query.
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Return the whole text for a chat that ends with the user; system text precedes the first
+        query.
 
         Raises:
             ValueError: the roles do not alternate.
@@ -48,10 +47,11 @@ class Urial:
         system = [m["content"] for m in messages if m["role"] == "system"]
         turns = [dict(m) for m in messages if m["role"] != "system"]
         wanted = ("user", "assistant") * len(turns)
-        if not turns or [turn["role"] for turn in turns] != list(wanted[: len(turns)]):
+        if len(turns) % 2 == 0 or [turn["role"] for turn in turns] != list(wanted[: len(turns)]):
             roles = ", ".join(message["role"] for message in messages)
             raise ValueError(
-                f"URIAL's form takes user and assistant by turns; the chat has {roles}."
+                "URIAL's form takes user and assistant by turns and ends with the user; the chat "
+                f"has {roles}."
             )
         turns[0]["content"] = "\n\n".join([*system, turns[0]["content"]])
         texts = [turn["content"] for turn in turns]
@@ -67,10 +67,10 @@ def _turn(query: str, answer: str) -> str:
 
 
 def urial_prompt_form(tokenizer: "PreTrainedTokenizerBase", urial: Urial) -> PromptForm:
-    """Prompts of this form for a base model; a response ends before the next query."""
+    """Return the form of prompts for a base model; a response ends before the next query."""
     start = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
 
-    def encode(messages: Sequence[Message]) -> list[int]:
+    def encode(messages: Sequence[Mapping[str, str]]) -> list[int]:
         text = urial.prompt(messages)
         return start + tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -78,7 +78,7 @@ def urial_prompt_form(tokenizer: "PreTrainedTokenizerBase", urial: Urial) -> Pro
 
 
 def answer_body(written: str) -> str:
-    """The answer without the fence that closes it; fences of code inside of it are kept.
+    """Return the answer without the fence that closes it; fences of code inside it are kept.
 
     Fences open and close by turns, so the last line closes the answer where their number is odd. An
     answer that was cut off within a block of code has an odd number too, but no fence at its end.
@@ -91,12 +91,12 @@ def answer_body(written: str) -> str:
 
 
 def own_urial() -> Urial:
-    """The instruction and the three examples, one of them a refusal, that come with the package."""
+    """Return the instruction and the three examples of the package, one of them a refusal."""
     return read_urial(Path(__file__).with_name("urial.md"))
 
 
 def read_urial(path: str | Path) -> Urial:
-    """A user's instruction and examples, written in the form of the prompt.
+    """Load a user's instruction and examples, written in the form of the prompt.
 
     Raises:
         ValueError: parts are missing, out of order, or not fenced.

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.data.chat_format import chat_format, prompt_messages, render
+from rahf.data.messages import answered
 from rahf.data.response_ids import tokenize_responses
 from rahf.data.rows import sequence_rows
 from rahf.generation.answers import pad_id
@@ -106,7 +107,8 @@ def response_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
         if form is None:
             return response
         chat = prompt_messages(messages, form)
-        return render(tokenizer, form.template, [*chat, {"role": "assistant", "content": response}])
+        chat = answered(chat, {"role": "assistant", "content": response})
+        return render(tokenizer, form.template, chat)
 
     return read
 
@@ -129,8 +131,8 @@ class Choices:
             ValueError: two options begin with the same token.
         """
         chat = [{"role": "user", "content": "?"}]
-        answered = tokenize_responses([chat] * len(options), options, self.tokenizer)
-        first = [response[0] for _, response in answered]
+        ids = tokenize_responses([chat] * len(options), options, self.tokenizer)
+        first = [response[0] for _, response in ids]
         if len(set(first)) < len(options):
             raise ValueError(f"the options {options} do not start with different tokens")
         for start in range(0, len(questions), self.batch_size):

@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from rahf.data.chat_format import ChatFormat, chat_format, prompt_messages
-from rahf.data.pairs import usable_pairs
+from rahf.data.messages import Message, answered
+from rahf.data.pairs import usable_pairs, whole_pair
 from rahf.foreign_warnings import new_head_expected
 from rahf.models.adapters import load_tokenizer_of, pad_id
 from rahf.models.lora_targets import oriented
@@ -120,18 +121,38 @@ def _lora(rank: int, model: PreTrainedModel) -> LoraConfig:
     return oriented(LoraConfig(r=rank, lora_alpha=2 * rank, task_type="SEQ_CLS"), model)
 
 
+NOT_READ = ("tools", "tool_calls", "function_call", "reasoning_content")
+"""Keys of messages that TRL's columns of plain messages cannot hold."""
+
+
 def chats_of(pairs: Dataset, chat: ChatFormat) -> Dataset:
-    """Usable pairs in TRL's conversational form, system text where the template can take it."""
+    """Return usable pairs in TRL's conversational form, system text where the template takes it.
+
+    Raises:
+        ValueError: a message has a key that is `NOT_READ`.
+    """
 
     def rows():
-        for pair in usable_pairs(pairs):
-            prompt = prompt_messages(pair["prompt"], chat)
-            yield {
-                "prompt": prompt,
-                "chosen": [{"role": "assistant", "content": pair["chosen"]}],
-                "rejected": [{"role": "assistant", "content": pair["rejected"]}],
+        for row in usable_pairs(pairs):
+            pair = whole_pair(row)
+            found = {key for message in (*pair.prompt, *pair[1:]) for key in message}
+            for key in found.intersection(NOT_READ):
+                raise ValueError(
+                    f"row {row['row']}: the messages hold {key}, which a reward model is not "
+                    "trained on: give pairs without, or with the text of it in `content`."
+                )
+            prompt = prompt_messages(pair.prompt, chat)
+            sides = {
+                name: [_plain(answered(prompt, response)[-1])]
+                for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected))
             }
+            continued = prompt[-1]["role"] == "assistant"
+            yield {"prompt": list(map(_plain, prompt[: -1 if continued else None])), **sides}
 
     messages = List({"role": Value("string"), "content": Value("string")})
     features = Features(dict.fromkeys(("prompt", "chosen", "rejected"), messages))
     return Dataset.from_list(list(rows()), features=features)
+
+
+def _plain(message: Message) -> Message:
+    return {key: message[key] for key in ("role", "content")}

@@ -33,6 +33,12 @@ def saved(tmp_path, *records, name="file.jsonl"):
         ({"prompt": TURNS}, TURNS),
         ({"messages": TURNS}, TURNS),
         ({"prompt": "Human: Hello\n\nAssistant: Hi\n\nHuman: And?\n\nAssistant:"}, TURNS),
+        ({"prompt": json.dumps(TURNS)}, TURNS),
+        (
+            {"prompt": "Hello", "system": "Be brief."},
+            [{"role": "system", "content": "Be brief."}, *SAID],
+        ),
+        ({"prompt": "Hello", "tools": [{"name": "f"}]}, [{**SAID[0], "tools": [{"name": "f"}]}]),
         ({"instruction": "Hello", "output": "not read"}, SAID),
         ({"prompt": "Hello", "chosen": "a", "rejected": "b"}, SAID),
     ],
@@ -53,9 +59,14 @@ def test_columns_of_alpaca_eval_are_carried_along(tmp_path):
     [
         ({"text": "Hello"}, "line 2: no prompt; .* It has: text"),
         ({"prompt": ""}, "line 2: no prompt"),
-        ({"prompt": "  "}, "line 2: the chat does not end with something that the user says"),
+        ({"prompt": "  "}, "line 2: the chat does not end with a message of the user"),
         ({"prompt": TURNS[:2]}, "line 2: the chat does not end with"),
         ({"prompt": 3}, "line 2: prompt is int"),
+        ({"prompt": "Hello", "system": 3}, "line 2: system is int, expected text"),
+        (
+            {"prompt": "[{'role': x}]"},
+            "line 2: messages written as text, which can be read neither",
+        ),
     ],
 )
 def test_a_record_without_a_prompt_is_named_by_its_line(tmp_path, record, said):

@@ -198,11 +198,26 @@ def test_tools_and_calls_are_rendered_by_the_template(told):
     assert read["rejected_ids"] == "Let me look.<|im_end|>"
 
 
-def test_tools_may_be_json_text_and_arguments_stay_text_where_the_template_wants_it(told):
-    template = TOOLS.replace("c.function.arguments | tojson", "c.function.arguments")
+@pytest.mark.parametrize(
+    "arguments", ["+ c.function.arguments +", "}}{{ c.function.arguments }}{{"]
+)
+def test_tools_may_be_json_text_and_arguments_stay_text_where_the_template_wants_it(
+    told, arguments
+):
+    template = TOOLS.replace("+ c.function.arguments | tojson +", arguments)
+    assert template != TOOLS
     [read] = told({**IN_CONTEXT, "tools": json.dumps([TOOL])}, template=template).rows
     assert read["prompt_ids"].startswith('tools: [{"type": "function"')
     assert '<call>find{"q": "soup"}</call>' in read["prompt_ids"]
+
+
+def test_a_generated_response_reads_the_tools_and_calls_too():
+    form = chat_prompt_form(chatml_tokenizer(), TOOLS)
+    user, call, tool = IN_CONTEXT["prompt"]
+    call = {**call, "content": ""}
+    text = chatml_tokenizer().decode(form.encode([{**user, "tools": [TOOL]}, call, tool]))
+    assert text.startswith('tools: [{"type": "function"')
+    assert '<call>find{"q": "soup"}</call>' in text
 
 
 def test_rows_of_arrow_hold_the_keys_of_all_rows_and_are_read_alike(tmp_path):
@@ -244,7 +259,7 @@ def test_columns_and_keys_that_are_not_read_are_named_and_counted(told):
     text = told(PAIR, {**PAIR, "score": 2}, row, {**PAIR, "tools": [TOOL]}).text
     assert "2  column score (rows 1, 2)" in text
     assert "1  weight of messages, which the chat template does not write (row 2)" in text
-    assert "1  tools, which the chat template does not write (row 3)" in text
+    assert "1  tools of messages, which the chat template does not write (row 3)" in text
     assert "meta" not in text
 
 
@@ -270,7 +285,9 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
         ),
         ({**PAIR, "prompt": "[{'role': 'user'}\n {'role': 'x'}]"}, {}, "prompt holds messages wri"),
         ({**PAIR, "prompt": '[{"from": "human", "value": "x"}]'}, {}, "prompt holds messages writ"),
+        ({**PAIR, "system": 3}, {}, "system is int, expected text"),
         ({**PAIR, "tools": "find"}, {}, "tools is text, but not JSON"),
+        ({**PAIR, "tools": ["find"]}, {}, r"tools is \['find'\], expected a list of JSON schemas"),
         (
             {**PAIR, "system": "a", "prompt": [{"role": "system", "content": "b"}, USER]},
             {},
@@ -283,6 +300,7 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
             "the prompt column is not among the messages",
         ),
         ('{"prompt": "p", "chosen": "ok \\ud83d", "rejected": "b"}', {}, "chosen holds half of a"),
+        ({**PAIR, "rejected": "dull " * 4_000_000}, {}, "rejected holds a text of more than 1,000"),
         ('{"prompt": "p", "chosen": NaN, "rejected": "b"}', {}, "chosen is NaN"),
         (
             '{"prompt": ' + "[" * 99 + "]" * 99 + ', "chosen": "a", "rejected": "b"}',
@@ -318,8 +336,6 @@ def test_a_row_whose_meaning_is_not_certain_is_dropped_by_name(told, row, option
         ),
         ({**PAIR, "history": [["hi", "hello"]]}, "line 1: the column 'history'"),
         ({"question": "Why?", **sides("It is so.", "It is no.")}, r"columns: \{prompt: question\}"),
-        ({**PAIR, "tools": "", "system": 3}, "line 1: system is int, expected text"),
-        ({**PAIR, "tools": 3}, "line 1: tools is 3, expected a list"),
     ],
 )
 def test_a_column_that_may_belong_to_the_prompt_is_an_error(told, row, named):
@@ -367,7 +383,7 @@ def test_thinking_that_the_template_strips_from_a_response_is_counted(told):
     thinking = sides("<think>a b</think>warm", "<think>b</think>dull")
     result = told(PAIR, {**PAIR, **thinking}, template=OPENS_THOUGHT)
     assert result.rows[1]["chosen_ids"] == "warm<|im_end|>"
-    assert "1  part of a response, which the chat template rewrites or leaves out" in result.text
+    assert "1  part of a response, which the chat template rewrites or omits" in result.text
 
 
 @pytest.mark.parametrize(

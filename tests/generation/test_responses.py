@@ -9,7 +9,7 @@ from tiny_runs import KilledError
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
-from rahf.data.prompts import chat_prompt_form, read_prompts
+from rahf.data.prompts import chat_prompt_form, read_prompts, read_responses
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
 from rahf.generation.decoding import Decoding
@@ -68,6 +68,14 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path, pr
     assert [line["prompt"] for line in whole] == [record["prompt"] for record in RECORDS]
     assert len({line["response"] for line in whole}) > 5
     assert written(tmp_path / "killed.jsonl", prompts, model)["made_now"] == 0
+
+
+def test_tools_of_a_prompt_are_kept_beside_its_response(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "w2", "tools": [{"name": "w3"}]}))
+    written(tmp_path / "out.jsonl", prompts)
+    [response] = read_responses(tmp_path / "out.jsonl")
+    assert response.messages == [{"role": "user", "content": "w2", "tools": [{"name": "w3"}]}]
 
 
 def test_counts_say_how_many_responses_ended_by_themselves(tmp_path, prompts):

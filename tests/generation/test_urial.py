@@ -79,7 +79,10 @@ def test_system_text_stands_in_front_of_the_first_query():
     assert SMALL.prompt(chat) == SMALL.prompt([user("Be brief.\n\nHi"), assistant("a"), user("b")])
 
 
-@pytest.mark.parametrize("chat", [[], [user("a"), user("b")], [assistant("a"), user("b")]])
+@pytest.mark.parametrize(
+    "chat",
+    [[], [user("a"), user("b")], [assistant("a"), user("b")], [user("a"), assistant("b")]],
+)
 def test_speakers_have_to_take_turns(chat):
     with pytest.raises(ValueError, match="user and assistant by turns"):
         SMALL.prompt(chat)

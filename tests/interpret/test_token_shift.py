@@ -274,8 +274,22 @@ def test_the_command_measures_given_responses_against_another_model(tmp_path, fa
     status, folder = shift(tmp_path, *options, "--against", model)
     assert status == 0
     [record] = read_lines(folder / "shift.jsonl")
-    assert record["pieces"] == ["w5", " w6", " [EOS]"]
-    assert record["kind"] == ["content", "content", "end"]
+    assert record["pieces"] == ["w5", " w6"]
+    assert record["kind"] == ["content", "content"]
+
+
+def test_an_end_of_text_counts_only_where_a_model_wrote_it(tmp_path, family):
+    responses = tmp_path / "responses.jsonl"
+    given = [("w5 w6", True), ("w5 w6", False), ("w5", None), ("", False), ("", True)]
+    lines = [{"prompt": "w4", "response": text, "finished": ended} for text, ended in given]
+    responses.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tiny_model(seed=5).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    options = ["--model", family.base, "--responses", responses, "--against", tmp_path / "model"]
+    status, folder = shift(tmp_path, *options)
+    assert status == 0
+    kinds = [record["kind"] for record in read_lines(folder / "shift.jsonl")]
+    assert kinds == [["content"] * 2 + ["end"], ["content"] * 2, ["content"], [], ["end"]]
 
 
 def test_models_with_different_tokenizers_are_not_compared(tmp_path, family, capsys):

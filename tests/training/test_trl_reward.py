@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -133,6 +134,22 @@ def test_pairs_become_chats_that_the_template_can_take():
     assert pair["chosen"] == [{"role": "assistant", "content": "a"}]
     [pair] = chats_of(rows, chat_format(tiny_tokenizer()))
     assert pair["prompt"] == system
+
+
+def test_a_reward_model_reads_a_continued_prompt_as_one_turn_and_refuses_tool_calls(tmp_path):
+    prompt = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "So"}]
+    rows = [{"prompt": prompt, "chosen": " a", "rejected": " b"}]
+    [pair] = chats_of(
+        normalize_pairs(datasets.Dataset.from_list(rows), cache_dir=tmp_path),
+        chat_format(tiny_tokenizer()),
+    )
+    assert pair["prompt"] == prompt[:1]
+    assert pair["chosen"] == [{"role": "assistant", "content": "So a"}]
+    call = {"role": "assistant", "content": "a", "tool_calls": [{"name": "f"}]}
+    rows = [{"prompt": prompt[:1], "chosen": [call], "rejected": prompt[1:]}]
+    pairs = normalize_pairs(datasets.Dataset.from_list(rows), cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="row 0: the messages hold tool_calls"):
+        chats_of(pairs, chat_format(tiny_tokenizer()))
 
 
 def test_missing_trl_says_what_to_install(tmp_path, family, capsys, monkeypatch):

@@ -5,7 +5,7 @@ base would have said.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -54,6 +54,21 @@ def given_responses(
 ) -> SpokenResponses:
     """Return the source of given responses, ids of prompt and response, cut like generated ones."""
     return lambda rows: (Spoken(row, ids[row][0], ids[row][1][:max_new_tokens]) for row in rows)
+
+
+def without_unwritten_ends(
+    ids: Sequence[tuple[list[int], list[int]]], finished: Sequence[bool], ends: Collection[int]
+) -> list[tuple[list[int], list[int]]]:
+    """Return the ids of prompts and responses without the ends of text that no model wrote.
+
+    Args:
+        finished: whether the model ended the response itself.
+        ends: ids that end a text.
+    """
+    return [
+        (prompt, response if ended or response[-1] not in ends else response[:-1])
+        for (prompt, response), ended in zip(ids, finished, strict=True)
+    ]
 
 
 def write_shifts(
