@@ -37,7 +37,9 @@ def find_blocks(model: nn.Module) -> Blocks:
             one such list hang on a model inside.
     """
     base = without_adapters(model)
-    decoder, depth = base.get_decoder(), base.config.get_text_config().num_hidden_layers
+    decoder = base.get_decoder()
+    configured = base if isinstance(decoder, nn.Linear) else decoder
+    depth = configured.config.get_text_config().num_hidden_layers
     if found := _lists(decoder, depth):
         return found[0]
     # Some models return another module than their decoder (ModernBERT: the head).

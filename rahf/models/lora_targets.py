@@ -101,8 +101,8 @@ def linear_names(base: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[str
         for block in blocks
         for name, module in block.named_modules()
         if isinstance(module, MATRICES)
-        # A model's own subclass is a router, which returns more than a product (Llama 4).
-        and not type(module).__module__.startswith("transformers.models")
+        # A router may be a matrix that returns more than a product (Llama 4, Phi-3.5-MoE).
+        and not type(module).__name__.endswith("Router")
     }
     names -= set(WITHOUT_LORA.get(base.config.model_type, ()))
     as_peft_reads_it = LoraConfig(target_modules=names)
