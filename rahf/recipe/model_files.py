@@ -137,10 +137,10 @@ def _padding_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
 
 def _direction_problems(method: Any, config: Mapping[str, Any], depth: int | None) -> list[str]:
     """Return what is wrong where stored directions have another width or more blocks."""
-    if not isinstance(method.directions, str) or not Path(method.directions).exists():
-        return []
-    path = Path(method.directions)
+    path = Path(method.directions if isinstance(method.directions, str) else "")
     path = path / "directions.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        return []
     try:
         shapes = _tensor_shapes(path)
     except (OSError, ValueError) as error:
