@@ -47,9 +47,8 @@ def tokenize_pairs(
     num_proc: int | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple["Dataset", DataReport]:
-    """Return rows `row, prompt_ids, chosen_ids, rejected_ids`, and the report.
-
-    Each instruction adds a column `<name>_prompt_ids`.
+    """Return rows `row, prompt_ids, chosen_ids, rejected_ids`, and the report. Each instruction
+    adds a column `<name>_prompt_ids`.
 
     A row is dropped, with a reason in the report: its prompt is too long or leaves no room for a
     response, the template refuses it, or its sides do not differ. A response that does not fit

@@ -104,8 +104,7 @@ def steer(
     Args:
         directions: one, several at once, or none; each acts on the layers that it has.
         alpha: see `strengths_of`. Rows that generation repeats keep their strength.
-        mode: `add` alpha times the vector, or `ablate` alpha times the part of the state in the
-            space that the vectors of a layer span.
+        mode: `add` alpha times the vector, or `ablate` the part of the state along the vectors.
         start: first column that is steered, for all rows or for each; None: every column.
             `generated`: what is generated with a key-value cache, from the last prompt token on.
 

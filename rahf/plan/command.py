@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from rahf.distributed.accelerate import read_launch
 from rahf.models.shapes import Decoder, read_decoder
+from rahf.plan.case import Case
 from rahf.plan.lengths import LENGTHS_FILE, Lengths, bounds, count_rows, read_measured
-from rahf.plan.passes import Case
 from rahf.plan.report import as_figures, refusal, report
 from rahf.recipe.model_files import is_local
 from rahf.recipe.recipe import Recipe

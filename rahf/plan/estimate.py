@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from rahf.plan.case import Case
 from rahf.plan.memory import ALLOCATOR, CONTEXT, Formats, Moment, Resident, moment, resident
-from rahf.plan.passes import Case, Stage, stages_of
+from rahf.plan.passes import Stage, stages_of
 from rahf.plan.work import Work, pass_work
 from rahf.recipe.methods import ALL_TEACHERS
 

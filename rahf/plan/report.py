@@ -6,9 +6,9 @@ Computes nothing but sums and units: GiB are 2^30 bytes, T, P and E stand for 10
 from collections.abc import Sequence
 from typing import Any
 
+from rahf.plan.case import Case
 from rahf.plan.estimate import StagePlan, estimate, formats_of
 from rahf.plan.memory import GIB
-from rahf.plan.passes import Case
 from rahf.plan.savings import changes, fitting, largest
 
 

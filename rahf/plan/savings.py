@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple
 
+from rahf.plan.case import Case
 from rahf.plan.estimate import StagePlan, estimate
-from rahf.plan.passes import EVAL_BATCH, TRAIN_BATCH, Case
+from rahf.plan.passes import EVAL_BATCH, TRAIN_BATCH
 from rahf.recipe.method_options import cache_problems
 
 MOST_PROCESSES = 4096

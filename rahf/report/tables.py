@@ -29,7 +29,7 @@ def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
     base = next(iter(models.values())).get("unrelated_loss")
     rows = []
     for name, row in models.items():
-        cells = [_cell(row, key, form) for key, _, form in columns]
+        cells = [_with_interval(row, key, form) for key, _, form in columns]
         if base is not None and row.get("unrelated_loss") is not None:
             cells[-1] += f" ({row['unrelated_loss'] / base - 1:+.1%})"
         rows.append([name, *cells])
@@ -69,7 +69,7 @@ def _mean(judged: Mapping[str, Any]) -> str:
     return f"{judged['judged_mean']:+.2f} ± {judged['judged_se']:.2f}"
 
 
-def _cell(row: Mapping[str, Any], key: str, form: str) -> str:
+def _with_interval(row: Mapping[str, Any], key: str, form: str) -> str:
     """Return a figure, with its 95 % interval where the row has it."""
     if row.get(key) is None:
         return "-"

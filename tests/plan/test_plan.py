@@ -24,6 +24,7 @@ from rahf.models.lora_targets import oriented
 from rahf.models.packing import use_packed_attention
 from rahf.models.scoring import scored_together
 from rahf.models.shapes import DEFAULT_TARGETS, KNOWN, read_decoder, read_lora
+from rahf.plan.case import Case
 from rahf.plan.command import PlanOptions, case_of
 from rahf.plan.estimate import estimate, formats_of
 from rahf.plan.lengths import Extent, Lengths, bounds, count_rows, read_measured
@@ -37,7 +38,7 @@ from rahf.plan.memory import (
     resident,
     saved_for_backward,
 )
-from rahf.plan.passes import Case, stages_of, steps_of
+from rahf.plan.passes import stages_of, steps_of
 from rahf.plan.savings import changes, fitting, largest
 from rahf.plan.work import Pass, Upper, pass_work
 from rahf.recipe.methods import METHODS
