@@ -51,9 +51,8 @@ def tokenize_pairs(
     adds a column `<name>_prompt_ids`.
 
     A row is dropped, with a reason in the report: its prompt is too long or leaves no room for a
-    response, the template refuses it, or its sides do not differ. A response that does not fit
-    into `max_length` loses its end, in all views alike; a prompt is never cut. The result is
-    cached by the data, the tokenizer, the template and every option.
+    response, the template refuses it, or its sides do not differ. A response beyond `max_length`
+    loses its end; a prompt is never cut. The cache is keyed by everything that decides the rows.
 
     Args:
         dataset: what `load_pairs` gives, or pairs in another supported preference format.

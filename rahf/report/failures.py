@@ -75,7 +75,7 @@ def _foreign(error: BaseException) -> str:
     if isinstance(error, ValueError | OSError):
         return _with_file(error, text)
     line = {"kind": kind, "text": one_line(text, 300)}
-    file = file_of(error)
+    file = None if _mistake_of_ours(error) else file_of(error)
     return one_line(f"{file}: {ANY.format(**line)}" if file else OURS.format(**line))
 
 
@@ -138,6 +138,13 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
     while trace is not None:
         yield trace.tb_frame, trace.tb_lasti
         trace = trace.tb_next
+
+
+def _mistake_of_ours(error: BaseException) -> bool:
+    """Return whether code of rahf met an error of programming, which no file is to blame for."""
+    innermost = list(_frames(error.__traceback__))[-1][0]
+    ours = Path(innermost.f_code.co_filename).is_relative_to(PACKAGE)
+    return ours and isinstance(error, TypeError | AttributeError | NameError | AssertionError)
 
 
 def _raised_by_us(frame: FrameType, instruction: int) -> bool:
