@@ -31,7 +31,7 @@ def checkpoints(folder):
 
 
 def resumed(family, folder, **options):
-    """Weights of a run that goes on from what stands in `folder`."""
+    """Return the weights of a run that resumes from `folder`."""
     trainer = alignment_trainer(family, folder, **options)
     trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
     assert trainer.state.global_step == 6
