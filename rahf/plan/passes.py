@@ -13,6 +13,7 @@ from rahf.models.scoring import SCORED_AT_ONCE
 from rahf.plan.case import Case
 from rahf.plan.lengths import Extent
 from rahf.plan.work import Pass, Upper
+from rahf.recipe.method_options import MethodOptions
 from rahf.recipe.methods import View, Views
 
 SIDES = {"chosen": ("chosen",), "rejected": ("rejected",)}
@@ -167,13 +168,14 @@ def _asked(case: Case) -> list[str]:
 
 
 def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
-    """Return a pass that reads hidden states of the policy, the reference or a view, and
-    predictions of the first two where a term does.
-    """
+    """Return a pass that reads hidden states, and predictions where a term does."""
     method = case.recipe.method
     view = View("reference", name) if name == "policy" else getattr(_views(case), name)
-    width, response = _of_responses(case, view, batch, extents)
-    rows, alone, recorded = batch, width, response
+    aligned = method.max_response_tokens
+    whole = view.rows == "reference" and _reads_responses(method)
+    width, response = _of_responses(case, view, batch, extents, None if whole else aligned)
+    rows, alone = batch, width
+    recorded = _of_responses(case, view, batch, extents, aligned).response if whole else response
     if method.positions == "response_and_tail":
         recorded += method.tail_tokens
     # What target_cache keeps of retained texts is computed once, and beside no response.
@@ -202,11 +204,16 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
     )
 
 
-def _of_responses(case: Case, view: View, batch: int, extents: Extents) -> Extent:
-    """Return a row of a batch of responses, cut after those tokens whose states are aligned."""
+def _reads_responses(method: MethodOptions) -> bool:
+    """Return whether a term reads the predictions of responses, which are whole then."""
+    diverges = method.kl_weight and method.kl_rows == "responses"
+    return bool(diverges or method.sft_weight or method.dpo_weight)
+
+
+def _of_responses(case: Case, view: View, batch: int, extents: Extents, cut: int | None) -> Extent:
+    """Return a row of a batch of responses, each cut after `cut` tokens."""
     method = case.recipe.method
     prompt = "prompt" if view.rows == "reference" else f"{view.rows}_prompt"
-    cut = method.max_response_tokens
     if method.pairs_together:
         return _of_pairs(case, extents, prompt, cut, batch)
     sides = SIDES.get(method.response_source, BOTH)

@@ -992,3 +992,15 @@ def test_smaller_batches_are_never_advised_to_tear_a_pair_apart(together, rows):
     keys = {"pairs_together": together, "dpo_weight": float(together)}
     told = [each.told for each in changes(case(per_device_train_batch_size=8, **keys))]
     assert f"per_device_train_batch_size: {rows}, accumulating the rest" in told
+
+
+def test_rows_whose_predictions_a_term_reads_are_planned_whole():
+    given = {"shift": "token", "retain_weight": 0.0, "max_response_tokens": 2}
+    short, whole = (
+        {made.name: made for made in stages_of(case(**given, sft_weight=weight))[-1].usual}
+        for weight in (0.0, 1.0)
+    )
+    assert whole["policy"].width > short["policy"].width
+    assert whole["policy"].scored > 2
+    for name in short:  # what is aligned stays, and views with rows of their own
+        assert whole[name].recorded == short[name].recorded
