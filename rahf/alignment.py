@@ -88,7 +88,7 @@ class Alignment:
         loss = sum(term.weight_at(elapsed) * values[term.name] for term in terms)
         detached = {name: value.detach() for name, value in values.items()}
         counts = None
-        if "counts" in batch:  # of each response: whether it stands there for the first time
+        if "counts" in batch:  # False for rows that accelerate repeats to fill a batch
             owner, responses = rows["aligned_owner"], len(batch["row"])
             counts = batch["counts"][owner % responses]  # each retained text is beside a response
         return AlignmentOutput(loss, detached, progress(hidden.detach(), target, counts))

@@ -62,7 +62,7 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "shift": Command(
         plain_command,
-        "show where an aligned model says what its base would not have said",
+        "show which tokens of an aligned model its base would not have chosen",
         FROM_FILE,
     ),
     "evaluate": Group(
@@ -94,7 +94,7 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "compare": Command(
         recipe_file_command,
-        "train and measure base, URIAL, SFT, DPO, LoRRA, SCIT and DUAL side by side",
+        "train and measure methods and baselines side by side: the rows of the section compare",
         FROM_CHECKPOINT,
     ),
     "export": Command(

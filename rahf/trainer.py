@@ -51,8 +51,8 @@ class RAHFTrainer(AdapterTrainer):
             with `args.chat_template` where it is given.
         peft_config: the policy's LoRA; PEFT's default modules for the architecture where it is
             None.
-        teachers: adapter folders or full models by name (`positive` and `negative`, or `contrast`).
-            Those that the method needs and that are missing are trained first, into
+        teachers: adapter folders or full models by name (`positive`, `negative`, `contrast`,
+            `preferred`). Those that the method needs and that are missing are trained first, into
             `output_dir/teachers`.
         directions: a stored shift, or its path. No view then computes a shift of its own.
         retain_texts: ids of the texts of the retain term; read or sampled by the options where it
@@ -112,8 +112,8 @@ class RAHFTrainer(AdapterTrainer):
         return torch.ones_like(batch["row"])
 
     def item_loss(self, model, batch):
-        # Measured at the end of the schedule, so that measurements compare; while training, the
-        # step that is being made counts.
+        # Evaluation uses the final weights of the terms, so that results are comparable. In
+        # training, the current step is included.
         steps = self.state.global_step + 1
         elapsed = steps / self.state.max_steps if model.training else 1.0
         frozen = None

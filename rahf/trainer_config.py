@@ -45,7 +45,7 @@ class TrainerOptions(MethodOptions, TrainingArguments):
     teacher_args: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "TrainingArguments and label_smoothing for the teachers that are trained."
+            "help": "TrainingArguments, label_smoothing and beta for the teachers that are trained."
         },
     )
 

@@ -27,7 +27,7 @@ class DataOptions:
     dataset_name: str | None = option(
         None,
         "Preference pairs: a Hub id, a folder saved by `datasets`, a folder of split files "
-        "(train.jsonl, test.jsonl), or a json, jsonl, jsonl.gz, csv or parquet file.",
+        "(train.jsonl, test.jsonl), or a json, jsonl, csv (also gzipped) or parquet file.",
     )
     dataset_config: str | None = option(None, "Configuration of a dataset on the Hub.")
     dataset_train_split: str = option("train", "Split that is trained on.")

@@ -1,6 +1,6 @@
 """A recipe: YAML and overrides -> one frozen `Recipe`, or all that is wrong with it at once.
 
-Knows no model and no data; files named in a recipe are looked at by `validation.py`. Imports
+Knows no model and no data; `files.py` checks the files that a recipe names. Imports
 neither torch nor transformers, so that reading a recipe takes a fraction of a second.
 """
 

@@ -2,8 +2,8 @@
 from the source of the installed transformers without importing it (which takes seconds and needs
 torch).
 
-Knows no default of transformers, and no value but those of `report_to`: building the object checks
-the rest.
+Knows only the defaults that decide a clash, and no values but those of `report_to`: building the
+object checks the rest.
 """
 
 import ast
