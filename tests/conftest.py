@@ -134,6 +134,7 @@ def compared(recipe_file: Path) -> Path:
     texts = [{"text": " ".join(f"w{n}" for n in range(start, start + 6))} for start in range(2, 8)]
     Path("texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     recipe |= {"shift": "mean", "mean_responses": 4, "max_steps": 1, "learning_rate": 0.05}
+    recipe["instructions"] = {"positive": "w2 w3", "negative": "w4 w5"}
     recipe["compare"] = {
         "seeds": [0, 1],
         "strengths": [1, 2],

@@ -46,8 +46,11 @@ def take_over_sharding() -> None:
     os.environ["ACCELERATE_USE_FSDP"] = "false"
 
 
-def check_world(state: PartialState) -> None:
+def check_world(state: PartialState, *, engine_chosen: bool = False) -> None:
     """Refuse a rank that does not see the others, or not the engine: each would train alone.
+
+    Args:
+        engine_chosen: whether `state` is that of an Accelerator, which takes the engine.
 
     Raises:
         ValueError: a launcher has started several processes, and accelerate counts another number;
@@ -60,7 +63,7 @@ def check_world(state: PartialState) -> None:
             f"{state.num_processes}). On CPUs, set use_cpu: true both in the recipe and in the "
             "accelerate configuration; otherwise each process needs a GPU of its own."
         )
-    if launched > 1 and _uses_deepspeed() and engine != DistributedType.DEEPSPEED:
+    if launched > 1 and engine_chosen and _uses_deepspeed() and engine != DistributedType.DEEPSPEED:
         raise ValueError(
             f"the launch asks for DeepSpeed, and accelerate takes {engine.value}: set use_cpu in "
             "the recipe as in the accelerate configuration."

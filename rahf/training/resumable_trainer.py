@@ -65,7 +65,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        check_world(self.accelerator.state)
+        check_world(self.accelerator.state, engine_chosen=True)
         self._stop_on_sigterm = StopOnSigterm()
         self._clock = Clock()
         self.add_callback(self._stop_on_sigterm)

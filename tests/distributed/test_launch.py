@@ -56,6 +56,7 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
         "model_name_or_path": str(family.base),
         "dataset_name": "pairs",
         "dataset_test_split": None,
+        "test_share": 0,
         "output_dir": "out",
         "target_layers": "1-2",
         "lora_r": 3,

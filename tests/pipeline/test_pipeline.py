@@ -283,4 +283,4 @@ def test_the_size_of_the_world_and_its_engine_are_those_of_the_launch(
         monkeypatch.setenv(name, value)
     state = SimpleNamespace(num_processes=processes, distributed_type=DistributedType[engine])
     with pytest.raises(ValueError, match=told) if told else nullcontext():
-        check_world(state)
+        check_world(state, engine_chosen=True)

@@ -978,7 +978,9 @@ def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
     tokenizer.save_pretrained("model")
     script = ROOT / "scripts/benchmarks/memory.py"
     # Up to nearly the top: weights of blocks that a CPU run never reads are not resident.
-    keys = [recipe_file(shift="token", target_layers="0.6-0.9", dataset_test_split=None), *keys]
+    given = {"shift": "token", "target_layers": "0.6-0.9", "dataset_test_split": None}
+    given["instructions"] = {"positive": "yes yes", "negative": "no no"}
+    keys = [recipe_file(**given), *keys]
     keys += ["--tokens=256", "--per_device_train_batch_size=8", "--tight"]
     command = [sys.executable, script, *keys]
     done = subprocess.run(command, capture_output=True, text=True)
