@@ -105,7 +105,7 @@ class Verdicts:
 
 
 def is_finite(value: Value) -> bool:
-    """Return whether no number of a verdict is NaN or infinite; a missing one is neither."""
+    """Return whether all numbers of a verdict are finite; a missing verdict has none."""
     numbers = value.values() if isinstance(value, dict) else [value]
     return all(number is None or math.isfinite(number) for number in numbers)
 

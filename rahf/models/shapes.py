@@ -1,7 +1,7 @@
 """Sizes of a decoder, read from its config.json: what it multiplies, normalises and stores.
 
 Knows the families that the library is tested with and their published defaults. Knows no recipe,
-no number format and no weights; needs no torch.
+no dtype and no weights; needs no torch.
 """
 
 import re
