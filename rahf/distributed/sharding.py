@@ -134,6 +134,9 @@ def load_placed(
         name, distributed_config=_distributed_config(), **options
     )
     refuse_incomplete(name, report, depth)
+    # Before any pass: FSDP2 leaves the head gathered after a pass, and freezing the gathered copy
+    # does not freeze the shards.
+    model.requires_grad_(False)
     # The Trainer would neither checkpoint nor, over gloo, average adapters beside such a base. DDP
     # does: see leave_to_data_parallelism.
     set_existing(model, "_is_distributed_loading_by_transformers", False)
