@@ -10,7 +10,7 @@ Imports no other library.
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -109,20 +109,41 @@ _FILTERS = {note: _Hidden(note.message) for note in NOTES}
 
 
 @contextmanager
+def loading_report_checked() -> Iterator[None]:
+    """Load weights without transformers' report of missing and left-over tensors.
+
+    For callers that check both themselves.
+    """
+    with _filtered(_no_report):
+        yield
+
+
+@contextmanager
 def new_head_expected() -> Iterator[None]:
     """Load a classifier without transformers' report that its head is new.
 
     The report is dropped only if it lists nothing but the head that is added and the output
     embeddings that it takes the place of.
     """
+    with _filtered(_only_new_head):
+        yield
+
+
+@contextmanager
+def _filtered(shown: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_only_new_head)
+    logger.addFilter(shown)
     try:
         yield
     finally:
-        logger.removeFilter(_only_new_head)
+        logger.removeFilter(shown)
 
 
+def _no_report(record: logging.LogRecord) -> bool:
+    return _REPORT not in record.getMessage()
+
+
+_REPORT = "LOAD REPORT"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _REPORTED = re.compile(r"^(\S+) +\| ([A-Z]+)\b", re.MULTILINE)
 _NEW_HEAD = re.compile(r"(score|classifier)\..* MISSING|(lm_head|embed_out)\..* UNEXPECTED")
@@ -131,7 +152,7 @@ _NEW_HEAD = re.compile(r"(score|classifier)\..* MISSING|(lm_head|embed_out)\..* 
 def _only_new_head(record: logging.LogRecord) -> bool:
     """Return whether a record is shown: False for a report of a new head alone."""
     text = _COLOUR.sub("", record.getMessage())
-    if " LOAD REPORT from: " not in text:
+    if _REPORT not in text:
         return True
     rows = [f"{name} {status}" for name, status in _REPORTED.findall(text)]
     return not rows or not all(_NEW_HEAD.fullmatch(row) for row in rows)

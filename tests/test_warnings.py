@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from tiny_models import lora, tiny_model
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import rahf
 from rahf.foreign_warnings import NOTES, WARNINGS, ignore_foreign_warnings, new_head_expected
-from rahf.models.adapters import attach_policy
+from rahf.models.adapters import attach_policy, load_blocks
 from rahf.recipe.training_arguments import checkpointing_name, without_checkpointing
 
 ROOT = Path(rahf.__file__).parent
@@ -128,6 +128,14 @@ def test_a_new_head_is_reported_only_where_it_is_not_expected(tmp_path, reported
     assert reported == []
     AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
     assert "score.weight" in reported[0]
+
+
+def test_the_lower_blocks_of_a_model_load_without_a_report_of_those_above(tmp_path, reported):
+    tiny_model().save_pretrained(tmp_path)
+    load_blocks(tmp_path, 1)
+    assert reported == []
+    AutoModelForCausalLM.from_pretrained(tmp_path, num_hidden_layers=1)
+    assert "LOAD REPORT" in reported[0]
 
 
 def test_a_weight_that_is_missing_beside_the_head_is_reported(tmp_path, reported):

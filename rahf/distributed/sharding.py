@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 from rahf.distributed.accelerate import NOT_READ
+from rahf.foreign_warnings import loading_report_checked
 from rahf.overrides import set_existing
 
 ASKED = "RAHF_SHARD_BASE"
@@ -118,10 +119,8 @@ def load_placed(
         ValueError: tensors are missing or left over; quantised weights that are to be sharded; a
             release of transformers that cannot shard while it loads.
     """
-    options = {"output_loading_info": True, **options}
     if not is_sharded():
-        model, report = AutoModelForCausalLM.from_pretrained(name, **options)
-        refuse_incomplete(name, report, depth)
+        model = _load_complete(name, depth, **options)
         placed = is_deepspeed_zero3_enabled() or device is None
         return model if placed else model.to(device)
     if "quantization_config" in options:
@@ -130,16 +129,23 @@ def load_placed(
             "weights are not sharded. Use accelerate_configs/ddp.yaml, where every rank holds "
             "them whole, or omit the quantisation."
         )
-    model, report = AutoModelForCausalLM.from_pretrained(
-        name, distributed_config=_distributed_config(), **options
-    )
-    refuse_incomplete(name, report, depth)
+    model = _load_complete(name, depth, distributed_config=_distributed_config(), **options)
     # Before any pass: FSDP2 leaves the head gathered after a pass, and freezing the gathered copy
     # does not freeze the shards.
     model.requires_grad_(False)
     # The Trainer would neither checkpoint nor, over gloo, average adapters beside such a base. DDP
     # does: see leave_to_data_parallelism.
     set_existing(model, "_is_distributed_loading_by_transformers", False)
+    return model
+
+
+def _load_complete(name: str, depth: int | None, **options) -> PreTrainedModel:
+    """Load a model whose weights are those of its configuration."""
+    with loading_report_checked():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, **options
+        )
+    refuse_incomplete(name, report, depth)
     return model
 
 
