@@ -82,7 +82,7 @@ SIZES = {
 }
 
 OWN: dict[str, dict[str, Any]] = {
-    "codegen": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4, "n_head": 4, "num_attention_heads": 4},  # four partitions
     "dots1": {"n_shared_experts": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
     "gptj": {"rotary_dim": 4},
