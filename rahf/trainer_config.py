@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 from rahf.recipe.fields import raise_problems
 from rahf.recipe.method_options import MethodOptions, batch_problems
 from rahf.recipe.methods import with_defaults
-from rahf.recipe.training_arguments import TRAINING_DEFAULTS, tracker_problems
+from rahf.recipe.trackers import tracker_problems
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS
 
 
 def _default(name: str, help: str) -> Any:

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from rahf.recipe.comparison_options import ROW_KINDS, UNTRAINED, CompareOptions, kind_of_row
 from rahf.recipe.fields import Limits, coerce, value_problem
-from rahf.recipe.files import HELD_OUT, check_named_files, held_out_split, missing_judge
+from rahf.recipe.files import check_named_files, missing_judge
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.methods import DEFAULT_METHOD, METHODS
 from rahf.recipe.recipe import Recipe, RecipeError, recipe_from_dict
 from rahf.recipe.shift_options import unread_teacher_keys

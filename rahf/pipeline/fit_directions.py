@@ -26,7 +26,7 @@ from rahf.distributed.sharding import check_world, take_over_sharding, without_e
 from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id, put_adapter
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
 from rahf.recipe.fields import raise_problems
-from rahf.recipe.files import HELD_OUT, held_out_split
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.recipe import Recipe
 from rahf.recipe.shift_options import instruction_problems

@@ -26,7 +26,7 @@ from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_texts
 from rahf.models.adapters import base_model
 from rahf.recipe.data_options import MOST_HELD_OUT
-from rahf.recipe.files import HELD_OUT, held_out_split
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.recipe import Recipe
 from rahf.trainer_config import RAHFConfig
 from rahf.training.preparation import tokenized

@@ -14,7 +14,7 @@ from rahf.artifacts import write_text
 from rahf.data.summary import as_figures, describe
 from rahf.pipeline.inputs import load_tokenizer, measured_split, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
-from rahf.recipe.files import HELD_OUT
+from rahf.recipe.held_out import HELD_OUT
 from rahf.recipe.recipe import Recipe
 
 SAMPLE = 1000

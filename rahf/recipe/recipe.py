@@ -19,8 +19,6 @@ from rahf.recipe.fields import Count, OptionError, annotations, coerce, value_pr
 from rahf.recipe.keys import (
     FLAT,
     REFUSED,
-    REMOVED,
-    REMOVED_CHOICES,
     SECTIONS,
     CompareOptions,
     DataOptions,
@@ -35,14 +33,15 @@ from rahf.recipe.keys import (
 )
 from rahf.recipe.method_options import batch_problems
 from rahf.recipe.methods import METHODS, with_defaults
+from rahf.recipe.other_names import REMOVED, REMOVED_CHOICES
 from rahf.recipe.shift_options import teacher_problems
-from rahf.recipe.training_arguments import (
-    EVALUATING,
-    clash_problems,
-    tracker_problems,
-    training_annotations,
-)
+from rahf.recipe.trackers import tracker_problems
+from rahf.recipe.training_arguments import training_annotations
+from rahf.recipe.training_clashes import clash_problems
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
+
+EVALUATING = ("eval_delay", "eval_on_start", "eval_steps", "eval_strategy", "do_eval")
+"""Keys that say when held-out pairs are measured. Teachers have no held-out pairs."""
 
 # What teachers never inherit from the alignment: it says where a run goes, or is measured on
 # held-out pairs by the alignment's own metrics.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rahf.recipe.files import HELD_OUT, held_out_split
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.keys import full_name, groups
 from rahf.recipe.layers import AUTO, resolve_layers
 from rahf.recipe.model_files import is_local, model_depth

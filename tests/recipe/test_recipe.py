@@ -1,5 +1,6 @@
 """Recipes: YAML, overrides, unknown keys, types, and the fields of TrainingArguments."""
 
+import ast
 import dataclasses
 import importlib.util
 
@@ -8,13 +9,14 @@ import yaml
 
 from rahf.recipe import training_arguments
 from rahf.recipe.data_options import DataOptions
-from rahf.recipe.keys import REMOVED, REMOVED_CHOICES
 from rahf.recipe.method_options import MethodOptions
 from rahf.recipe.methods import METHODS
 from rahf.recipe.model_options import ModelOptions
+from rahf.recipe.other_names import REMOVED, REMOVED_CHOICES, REPLACED
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict
 from rahf.recipe.shift_options import TeacherOptions
-from rahf.recipe.training_arguments import REPLACED, trackers, training_annotations
+from rahf.recipe.trackers import trackers
+from rahf.recipe.training_arguments import training_annotations
 
 SMALL = {
     "model_name_or_path": "org/model",
@@ -449,8 +451,8 @@ def test_every_form_of_annotation_is_read(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(
         training_arguments,
-        "_parse",
-        lambda name: training_arguments.ast.parse((tmp_path / name).read_text()),
+        "parse_source",
+        lambda name: ast.parse((tmp_path / name).read_text()),
     )
     found = training_annotations()
     assert list(found) == ["a", "b", "c", "d", "e", "f"]

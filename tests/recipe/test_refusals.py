@@ -1,5 +1,6 @@
 """What would stop a run late, or be ignored, is refused when the recipe is read."""
 
+import importlib.util
 import json
 import time
 
@@ -9,8 +10,9 @@ import yaml
 from rahf.models.shapes import read_decoder
 from rahf.recipe import files, training_arguments
 from rahf.recipe.files import checked_recipe
-from rahf.recipe.keys import OTHER_NAMES, key_annotation
+from rahf.recipe.keys import key_annotation
 from rahf.recipe.layers import resolve_layers
+from rahf.recipe.other_names import OTHER_NAMES
 from rahf.recipe.recipe import RecipeError, load_recipe
 
 PAIRS = [{"prompt": f"p{row}", "chosen": "yes", "rejected": "no"} for row in range(8)]
@@ -92,10 +94,10 @@ STEPS = {"eval_strategy": "steps"}
     ids=str,
 )
 def test_what_would_stop_a_run_late_is_the_only_problem(write, monkeypatch, keys, said):
-    find = training_arguments.importlib.util.find_spec
+    find = importlib.util.find_spec
     gone = ("clearml", "azureml")
     monkeypatch.setattr(
-        training_arguments.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name, *rest: None if name in gone else find(name, *rest),
     )

@@ -1,0 +1,36 @@
+"""The split that a recipe is measured on: a split of the data, or a share of the training prompts.
+
+Reads the names of local splits; knows no row.
+"""
+
+from typing import Any
+
+from rahf.data.sources import DataSource, local_path, local_splits
+from rahf.recipe.model_files import is_local
+
+HELD_OUT = "held out"
+"""Stands for a split: the share of the training prompts that is held out."""
+
+
+def held_out_split(data: Any) -> str | None:
+    """Return the split that is measured on: its name, HELD_OUT, or None where nothing is held out.
+
+    args: data: DataOptions. The default name gives way to a share where there is one split only.
+    """
+    split = data.dataset_test_split
+    missing = split is None or data.datasets is not None or _only_split_is_another(data, split)
+    return split if not missing else HELD_OUT if data.test_share else None
+
+
+def _only_split_is_another(data: Any, split: str) -> bool:
+    if split != "test" or not is_local(data.dataset_name):
+        return False
+    try:
+        local = local_path(DataSource(data.dataset_name, data.dataset_config))
+        return (
+            local is not None
+            and len({*local_splits(local), split}) == 2
+            and split not in (local_splits(local))
+        )
+    except ValueError:  # told where the data is loaded
+        return False
