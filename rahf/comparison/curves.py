@@ -7,14 +7,15 @@ missing. A change without any verdict is nan, and is not on the curve. Knows
 numbers only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from rahf.evaluation.intervals import check_finite
-from rahf.report.curves import Point, change_within
+from rahf.report.tradeoff_chart import Point
 
 DRAWS = 1000
 SEED = 0  # of the draws
@@ -182,3 +183,16 @@ def _mean(values: Float[np.ndarray, "... n"], weights: Float[np.ndarray, " n"]) 
     weight = ~np.isnan(values) @ weights
     missing = np.full(weight.shape, np.nan)
     return np.divide(np.nan_to_num(values) @ weights, weight, out=missing, where=weight > 0)
+
+
+def change_within(points: Iterable[tuple[float, float]], cost: float) -> float:
+    """Return the most change that (cost, change) points bring for at most `cost`.
+
+    Lines between the points and from the base at the origin count. A gain of ability is no cost.
+    """
+    line = [(0.0, 0.0), *sorted((max(spent, 0.0), change) for spent, change in points)]
+    reached = [change for spent, change in line if spent <= cost]
+    for (before, low), (after, high) in pairwise(line):
+        if before < cost < after:
+            reached.append(low + (cost - before) / (after - before) * (high - low))
+    return max(reached)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from rahf.artifacts import write_json, write_lines, write_text
 from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, read_at_each
-from rahf.comparison.figures import draw_curves
 from rahf.evaluation.agreement import LENGTH, agreements, changes
 from rahf.evaluation.scores import Judging
 from rahf.evaluation.wins import place_figures
@@ -18,7 +17,7 @@ from rahf.report.comparison import (
     readings_table,
     row_figures,
 )
-from rahf.report.curves import Point
+from rahf.report.tradeoff_chart import Point, tradeoff_chart
 
 
 class RowResult(NamedTuple):
@@ -74,7 +73,7 @@ def write_results(
     write_json(folder / "comparison.json", record)
     write_text(folder / "comparison.md", text + "\n")
     _write_points(found.lines, folder / "points.jsonl")
-    draw_curves(found.lines, folder / "tradeoff.png", options.cost, wins=wins)
+    tradeoff_chart(found.lines, folder / "tradeoff.png", options.cost, wins=wins)
     _write_answers(chats, rows, folder / "answers.jsonl")
     print(f"\n{text}\n\nresults: {folder}")
 

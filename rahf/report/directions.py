@@ -1,4 +1,4 @@
-"""Evidence for directions, per layer: the table and the figure of `rahf directions`."""
+"""Evidence for directions, per layer: the table and the chart of `rahf directions`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +78,7 @@ def choice_table(choice: Mapping[str, Any]) -> str:
     return f"{markdown(['layers', *(title for _, title, _ in forms)], rows)}\n\n{reason}"
 
 
-def evidence_figure(evidence: Mapping[str, Any], path: Path) -> None:
+def evidence_chart(evidence: Mapping[str, Any], path: Path) -> None:
     """Draw separability, norm and agreement over the layers."""
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Token shift as a figure and as a page: responses with every token coloured by its rank in the
+"""Token shift as a chart and as a page: responses with every token coloured by its rank in the
 base's predictions.
 """
 
@@ -65,7 +65,7 @@ def _visible(text: str) -> str:
     return text.replace("\n", "⏎").replace("|", "\\|") or "∅"
 
 
-def shift_figure(summary: Mapping[str, Any], path: Path) -> None:
+def shift_chart(summary: Mapping[str, Any], path: Path) -> None:
     """Draw shares and KL over positions, and the shares of each kind of token."""
     from matplotlib.figure import Figure
 
@@ -110,10 +110,10 @@ def shift_page(
     title: str,
     summary: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
-    figure: Path,
+    chart: Path,
 ) -> str:
-    """Return one self-contained HTML file: figures, tables, and the responses in colour."""
-    image = base64.b64encode(figure.read_bytes()).decode()
+    """Return one self-contained HTML file: the chart, tables, and the responses in colour."""
+    image = base64.b64encode(chart.read_bytes()).decode()
     shown = records[:RESPONSES_SHOWN]
     left = len(records) - len(shown)
     return "\n".join(

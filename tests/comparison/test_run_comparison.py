@@ -12,7 +12,15 @@ from tiny_comparison import BASE, row
 
 from rahf.artifacts import StageRecord, read_json, read_lines
 from rahf.cli import main
-from rahf.comparison.curves import Draw, everything, line, points, read_at, read_at_each
+from rahf.comparison.curves import (
+    Draw,
+    change_within,
+    everything,
+    line,
+    points,
+    read_at,
+    read_at_each,
+)
 from rahf.comparison.judging import without_loops
 from rahf.comparison.results import READ_AT, readings_of
 from rahf.comparison.row_recipes import row_run
@@ -21,7 +29,6 @@ from rahf.evaluation.measures import measure_model
 from rahf.recipe.comparison_options import CompareOptions
 from rahf.recipe.files import checked_recipe
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
-from rahf.report.curves import change_within
 
 # What the curves say
 

@@ -1,4 +1,4 @@
-"""`rahf directions`: from a recipe's pairs to directions, a table and a figure.
+"""`rahf directions`: from a recipe's pairs to directions, a table and a chart.
 
 Loads, fits, writes; the ideas are in `directions.fitters` and `directions.evidence`.
 """
@@ -30,7 +30,7 @@ from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.recipe import Recipe
 from rahf.recipe.shift_options import instruction_problems
-from rahf.report.directions import evidence_figure, evidence_text
+from rahf.report.directions import evidence_chart, evidence_text
 
 EVIDENCE_FILE = "evidence.json"
 BASE = "base"  # in place of an adapter
@@ -219,4 +219,4 @@ def write(folder: Path, directions: Directions, evidence: dict[str, Any]) -> Non
     directions.save(folder)
     write_json(folder / EVIDENCE_FILE, evidence)
     write_text(folder / "evidence.md", evidence_text(evidence) + "\n")
-    evidence_figure(evidence, folder / "evidence.png")
+    evidence_chart(evidence, folder / "evidence.png")

@@ -43,7 +43,7 @@ def _splits(recipe: Recipe) -> list[str]:
     return list(filter(None, (recipe.data.dataset_train_split, measured_split(recipe))))
 
 
-def prepare(recipe: Recipe) -> str:
+def fill_cache(recipe: Recipe) -> str:
     """Tokenise every split into the cache; return a line a split with the place and the time."""
     tokenizer, lines = load_tokenizer(recipe), []
     train = recipe.data.dataset_train_split
