@@ -283,12 +283,12 @@ def test_rmu_asks_rejected_responses_alone_to_move(family):
     options = options_of("rmu")
     items, alignment = items_of(options, RETAINED), alignment_of(family, options)
     batch = batch_of(items, options)
-    asked = alignment.target(batch, alignment.frozen(batch))
+    asked = alignment.target(batch, alignment.read_views(batch))
     owner = batch["reference"]["aligned_owner"]
     responses = len(items)
     rejected = (owner < responses) & (owner % 2 == 1)
-    assert torch.equal(asked.shift[:, ~rejected], torch.zeros_like(asked.shift[:, ~rejected]))
-    target = (asked.reference + asked.shift)[:, rejected]
+    assert torch.equal(asked.move[:, ~rejected], torch.zeros_like(asked.move[:, ~rejected]))
+    target = (asked.reference + asked.move)[:, rejected]
     units = 1.5 * random_units(LAYERS, D_MODEL, SEED).unsqueeze(1)
     assert torch.allclose(target, units.expand_as(target), atol=1e-5)
 

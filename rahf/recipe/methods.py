@@ -38,6 +38,10 @@ class Views(NamedTuple):
         named = (view.teacher for view in views if view is not None)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
+    def without_shift(self) -> "Views":
+        """Return the reference without the other views: a stored shift takes their place."""
+        return self._replace(positive=None, negative=None)
+
 
 @dataclass(frozen=True)
 class Method:
