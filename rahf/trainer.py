@@ -29,9 +29,10 @@ from rahf.models.adapters import base_name, frozen_pass
 from rahf.models.likelihood import preference_margins
 from rahf.objective import Progress
 from rahf.overrides import overrides
+from rahf.recipe.model_options import ModelOptions
 from rahf.trainer_config import RAHFConfig
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
-from rahf.training.preparation import load_base, prepare, rows_of
+from rahf.training.preparation import base_on_device, prepare, rows_of
 from rahf.training.resumable_trainer import NonFiniteError
 
 
@@ -81,8 +82,8 @@ class RAHFTrainer(AdapterTrainer):
         directions = directions if directions is not None else args.directions
         if isinstance(directions, str | Path):
             directions = Directions.load(directions)
-        lora = peft_config or LoraConfig(r=8, lora_alpha=16)
-        base, given = load_base(model, args), teachers or {}
+        lora = peft_config or LoraConfig(r=ModelOptions.lora_r, lora_alpha=ModelOptions.lora_alpha)
+        base, given = base_on_device(model, args), teachers or {}
         made = prepare(base, args, rows, tokenizer, lora, given, directions, retain_texts)
         self.alignment, self.target_cache = made.alignment, made.target_cache
         self.eval_rows, self.sampling_seconds = eval_rows, made.sampling_seconds

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from rahf.recipe.data_options import DataOptions
 from rahf.recipe.fields import raise_problems
 from rahf.recipe.method_options import MethodOptions, batch_problems
 from rahf.recipe.methods import with_defaults
@@ -17,6 +18,12 @@ from rahf.recipe.training_arguments import TRAINING_DEFAULTS
 
 def _default(name: str, help: str) -> Any:
     return field(default=TRAINING_DEFAULTS[name], metadata={"help": help})
+
+
+def _of_data(name: str) -> Any:
+    """Return a field with the default and the help text of the recipe's key of this name."""
+    spec = DataOptions.__dataclass_fields__[name]
+    return field(default=spec.default, metadata=spec.metadata)
 
 
 @dataclass
@@ -29,16 +36,9 @@ class TrainerOptions(MethodOptions, TrainingArguments):
     remove_unused_columns: bool = _default(
         "remove_unused_columns", "Off: the collator reads every column."
     )
-    max_prompt_length: int = field(
-        default=256, metadata={"help": "Pairs with a longer prompt are dropped."}
-    )
-    max_length: int = field(
-        default=768, metadata={"help": "Tokens of prompt and response; responses are cut at it."}
-    )
-    chat_template: str | None = field(
-        default=None,
-        metadata={"help": "Jinja text, or a file that holds it; None: the tokenizer's."},
-    )
+    max_prompt_length: int = _of_data("max_prompt_length")
+    max_length: int = _of_data("max_length")
+    chat_template: str | None = _of_data("chat_template")
     model_init_kwargs: dict[str, Any] | None = field(
         default=None,
         metadata={"help": "Arguments of from_pretrained, where the model is given by name."},

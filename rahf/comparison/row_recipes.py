@@ -133,7 +133,7 @@ def check_comparison(recipe: Recipe) -> list[str]:
 
     Problems of the recipe itself, which every row would share, are omitted.
     """
-    told = set(_problems_of_itself(recipe))
+    known = set(_problems_of_itself(recipe))
     return [
         *_measuring_problems(recipe),
         *(
@@ -141,7 +141,7 @@ def check_comparison(recipe: Recipe) -> list[str]:
             for name, given in recipe.compare.rows.items()
             if isinstance(name, str) and kind_of_row(name) in ROW_KINDS and isinstance(given, dict)
             for place, line in _row_problems(recipe, name)
-            if line not in told
+            if line not in known
         ),
     ]
 

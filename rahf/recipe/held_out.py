@@ -32,5 +32,5 @@ def _only_split_is_another(data: Any, split: str) -> bool:
             and len({*local_splits(local), split}) == 2
             and split not in (local_splits(local))
         )
-    except ValueError:  # told where the data is loaded
+    except ValueError:  # reported where the data is loaded
         return False

@@ -25,11 +25,6 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
     def __post_init__(self):
         self.check_method()
 
-    @property
-    def asks_views(self) -> bool:
-        """Return whether the shift is the difference of a positive and a negative view."""
-        return self.facts.asks_views
-
     def check_method(self) -> None:
         """Raise OptionError with every problem of the options."""
         raise_problems(value_problems(self, MethodOptions) or self._problems())

@@ -65,7 +65,7 @@ class Method:
     needs_similarity: bool = False  # no other term has a gradient at the reference
 
     @property
-    def asks_views(self) -> bool:
+    def contrasts_views(self) -> bool:
         """Return whether the shift is the difference of a positive and a negative view."""
         return self.positive is not None
 

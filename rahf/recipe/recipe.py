@@ -97,9 +97,9 @@ class Recipe:
     @property
     def stages(self) -> tuple[str, ...]:
         """Return names of the stages that are run: a teacher that is given by path is not."""
-        teachers = self.method.facts.teachers
-        trained = [name for name in teachers if getattr(self.teachers, name) is None]
-        fitted = ["directions"] if self.method.shift == "mean" and self.method.asks_views else []
+        facts = self.method.facts
+        trained = [name for name in facts.teachers if getattr(self.teachers, name) is None]
+        fitted = ["directions"] if self.method.shift == "mean" and facts.contrasts_views else []
         choice = ["choice"] if self.method.chooses else []
         return (*trained, *choice, *fitted, "alignment", "evaluation")
 
@@ -286,9 +286,9 @@ def _inherited_problems(recipe: Recipe) -> list[str]:
     kinds, merged = training_annotations(), recipe.teacher_training
     if any(value_problem(key, value, kinds[key]) for key, value in merged.items()):
         return []
-    told = {*clash_problems(recipe.training), *clash_problems(recipe.teachers_training)}
+    known = {*clash_problems(recipe.training), *clash_problems(recipe.teachers_training)}
     return [
         f"teachers inherit a key: {line}, or another value under teachers"
         for line in clash_problems(merged)
-        if line not in told
+        if line not in known
     ]

@@ -20,7 +20,7 @@ References = Literal[
     tuple(dict.fromkeys(name for method in METHODS.values() for name in method.references))
 ]
 
-_SHIFTED = ", ".join(method_names(lambda method: method.asks_views))
+_SHIFTED = ", ".join(method_names(lambda method: method.contrasts_views))
 _INSTRUCTED = ", ".join(method_names(lambda method: method.instructed))
 
 

@@ -47,7 +47,7 @@ def clash_problems(given: Mapping[str, Any]) -> list[str]:
 
 
 def _best_model_problems(held: Mapping[str, Any]) -> list[str]:
-    """Return why the best checkpoint cannot be told or is not saved."""
+    """Return why the best checkpoint is not known or not saved."""
     measured, saved = held["eval_strategy"], held["save_strategy"]
     if measured == "no":
         return [

@@ -165,8 +165,8 @@ def _response(record: Mapping[str, Any]) -> str:
 
 def _span(piece: str, kind: str, bucket: str, rank: int, kl: float, choice: str) -> str:
     classes = " ".join(filter(None, (CLASSES[bucket], "e" if kind == "end" else "")))
-    told = f"rank {rank}, KL {kl:.2f}, {kind}" + (f"; base: {choice!r}" if rank > 1 else "")
+    title = f"rank {rank}, KL {kl:.2f}, {kind}" + (f"; base: {choice!r}" if rank > 1 else "")
     # A line break takes the colour of its token only where something of it is visible.
     shown = "end" if kind == "end" else piece if piece.strip() else piece.replace("\n", "⏎\n")
     attribute = f" class='{classes}'" if classes else ""
-    return f"<span{attribute} title='{escape(told, quote=True)}'>{escape(shown)}</span>"
+    return f"<span{attribute} title='{escape(title, quote=True)}'>{escape(shown)}</span>"
