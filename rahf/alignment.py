@@ -27,7 +27,7 @@ from rahf.views import Frozen, FrozenViews, run_rows, views_of
 
 
 class AlignmentOutput(NamedTuple):
-    """Loss of each response and what it is made of."""
+    """Loss of each response, its terms, and the progress of the states."""
 
     loss: Float[Tensor, " responses"]  # weighted sum of the terms
     terms: dict[str, Float[Tensor, " responses"]]  # unweighted, detached
@@ -47,17 +47,17 @@ class Alignment:
 
     @property
     def model(self) -> PeftModel:
-        """The unwrapped model, policy active."""
+        """Return the unwrapped model, policy active."""
         return self.frozen_views.model
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The target layers, ascending."""
+        """Return the target layers, ascending."""
         return self.frozen_views.layers
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The terms of the loss."""
+        """Return the terms of the loss."""
         return terms_of(self.options)
 
     def towards(self, directions: Directions) -> "Alignment":
@@ -107,7 +107,7 @@ class Alignment:
         return Target(reference, move, scale)
 
     def _move(self, batch: Batch, frozen: Frozen) -> Tensor | float:
-        """Return the way from the reference to the target, at the aligned response tokens."""
+        """Return the move from the reference to the target, at the aligned response tokens."""
         alpha, aligned = self.options.alpha, batch["aligned_responses"]
         reference = frozen.reference[:, :aligned]
         if self.point is not None:

@@ -1,4 +1,4 @@
-"""Files of a run: records of its stages, its metrics, its log. Written whole or not at all.
+"""Files of a run, written atomically: records of its stages, its metrics, its log.
 
 Knows folders and JSON; knows no model and no method.
 """
@@ -23,7 +23,7 @@ ANSWERS_FILE = "answers.jsonl"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside and rename, so that a full disk leaves the old file as it was."""
+    """Write a temporary file and rename it, so that a full disk leaves the old file unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.partial")
     try:
@@ -55,7 +55,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def alone(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Keep other processes from making the same file or folder, by `.NAME.lock` beside it.
 
-    The lock of a process that is killed goes with it. `.NAME.holder` names the process.
+    A killed process releases its lock. `.NAME.holder` names the process.
 
     Raises:
         ValueError: another process holds the lock, and `wait` is false.
@@ -96,7 +96,7 @@ PARTS_OF_MODEL = (
 
 
 def identity_of(*paths: str | Path) -> str | None:
-    """Return what tells the content of files and folders apart; None where nothing is there.
+    """Return the identity of the content of files and folders; None where nothing is there.
 
     It holds names and sizes, and of each file a hash, or the time of its last change where the file
     is large. Of a model's folder the model's own files count, of any other folder all files.
@@ -133,7 +133,7 @@ REWRITTEN = (METRICS_FILE, RECIPE_FILE)
 """Files of a stage that a later stage may write again."""
 
 LEFT = (".safetensors", ".bin", ".json", ".jsonl", ".jinja", ".yaml", ".model", ".txt")
-"""Endings of the files that a later stage or a user reads; figures and cards are not among them."""
+"""Endings of the files that a later stage or a user reads; charts and cards are not among them."""
 
 
 class StageRecord:
@@ -194,11 +194,11 @@ class StageRecord:
             if not path.is_file():
                 return f"{path} is missing"
             if content is not None and _content_of(path, dated=False) != content:
-                return f"{path} is not what the stage has written"
+                return f"{path} differs from what the stage wrote"
         return None
 
     def begun(self) -> dict[str, Any]:
-        """Return the figures that a stopped run has left; none where the settings were others."""
+        """Return the figures that a stopped run has left; none where its settings differ."""
         record = read_json(self._path) if self._path.exists() else {"settings": {}}
         before = _completed(record.pop("settings"), self._settings, self._defaults)
         own = ("complete", "files", "made_from")
@@ -206,7 +206,7 @@ class StageRecord:
         return {key: value for key, value in record.items() if same and key not in own}
 
     def begin(self, **results: Any) -> None:
-        """Write the record of a stage that is not complete, with what is known of it already."""
+        """Write the record of an incomplete stage, with the figures known so far."""
         self._there = {path.name: path.stat().st_mtime_ns for path in self._left()}
         self._write(False, results)
 
@@ -229,14 +229,13 @@ class StageRecord:
 
 
 class ResumableFile:
-    """Keep the records of a file one by one, and write the file when all are there.
+    """Keep the records of a file one by one, and write the file when it is complete.
 
-    Beside `FILE` stand `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
-    with, when it is complete. A killed run resumes after the last whole record; a record that was
-    cut off is made again.
+    `FILE.unfinished` holds the records until then, `FILE.run.json` the settings of a complete file.
+    A killed run resumes after the last whole record; a record that was cut off is made again.
 
     Raises:
-        ValueError: the file is there, finished or begun, made with other settings.
+        ValueError: the file exists, finished or begun, made with other settings.
     """
 
     def __init__(
@@ -263,14 +262,14 @@ class ResumableFile:
             write_lines(self._unfinished, [self._made_with])
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Keep records; they are on the disk when this returns."""
+        """Append records; they are on the disk when this returns."""
         added = [dict(record) for record in records]
         with self._unfinished.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in added)
         self.records += added
 
     def finish(self, text: str, **results: Any) -> None:
-        """Write the file, and what it was made with and came to beside it."""
+        """Write the file, and its settings and results beside it."""
         write_text(self.path, text)
         write_json(self._run, {**results, **self._made_with})
         self._unfinished.unlink()
@@ -295,13 +294,13 @@ class ResumableFile:
 
     def _check(self, made_with: Mapping[str, Any] | None) -> None:
         if made_with is None:
-            raise ValueError(f"{self.path} is there already; give another name, or delete it.")
+            raise ValueError(f"{self.path} exists already; give another name, or delete it.")
         changed = _differences(made_with["settings"], self._made_with["settings"])
         changed += _other_content(made_with, self._made_with["made_from"])
         if changed:
             raise ValueError(
                 f"{self.path} was made, or begun, with other settings:\n{changed}"
-                f"Give another name, or delete it and what stands beside it ({self.path.name}.*)."
+                f"Give another name, or delete it and the files beside it ({self.path.name}.*)."
             )
 
 

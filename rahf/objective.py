@@ -27,7 +27,7 @@ would have a gradient as long as any other's, in a direction without meaning."""
 
 
 class Target(NamedTuple):
-    """Where the policy's states are to go, from where they start."""
+    """Targets of the policy's states, relative to where the states start."""
 
     reference: Float[Tensor, "layers tokens d_model"]  # where the policy starts
     move: Float[Tensor, "layers tokens d_model"]  # alpha times the shift; 0 on other rows
@@ -35,24 +35,24 @@ class Target(NamedTuple):
 
     @property
     def states(self) -> Float[Tensor, "layers tokens d_model"]:
-        """The states to go to."""
+        """Return the target states."""
         return self.reference + self.move
 
 
 class Progress(NamedTuple):
-    """Sums over tokens that give reached share and cosine, and add up over batches and ranks."""
+    """Sums over tokens for reached share and cosine; they add up over batches and ranks."""
 
     dot: Float[Tensor, " layers"]  # <moved, move>
     moved: Float[Tensor, " layers"]  # |moved|^2
-    asked: Float[Tensor, " layers"]  # |move|^2
+    full: Float[Tensor, " layers"]  # |move|^2
 
     def reached(self) -> Float[Tensor, " layers"]:
         """Return the share of the move that was made: 0 at the start, 1 at the target."""
-        return self.dot / self.asked
+        return self.dot / self.full
 
     def cosine(self) -> Float[Tensor, " layers"]:
         """Return the cosine of the movement to the target's; nan where nothing moved."""
-        return self.dot / (self.moved * self.asked).sqrt()
+        return self.dot / (self.moved * self.full).sqrt()
 
 
 def row_mean(
@@ -178,5 +178,5 @@ def progress(
     return Progress(
         dot=(moved * target.move).sum((1, 2)),
         moved=moved.square().sum((1, 2)),
-        asked=aligned.sum(1),
+        full=aligned.sum(1),
     )

@@ -44,7 +44,7 @@ class RAHFTrainer(AdapterTrainer):
     Args:
         model: name or folder of the base, the base itself, or a PEFT model whose adapter `default`
             is the policy.
-        args: options; `RAHFConfig("out")` is a complete choice.
+        args: options; `RAHFConfig("out")` sets every default.
         train_dataset: preference pairs in any of TRL's formats, or rows that `tokenize_pairs` has
             made.
         eval_dataset: the same, held out.
@@ -151,7 +151,7 @@ class RAHFTrainer(AdapterTrainer):
         return result
 
     def preference_margins(self) -> Tensor:
-        """Margin of chosen over rejected, [held-out pairs], nats per token; split over ranks."""
+        """Return chosen minus rejected, [held-out pairs], nats per token; computed on all ranks."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         pairs = self.eval_rows
         share = -(-len(pairs) // world)
@@ -200,7 +200,7 @@ class Tally:
             self._terms[name] = self._terms[name] + (term * counts).sum()
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Values since the last call, over all ranks, under `repr/`; empty if nothing was added."""
+        """Return values since the last call, over all ranks, under `repr/`; empty without any."""
         if not self._terms:
             return {}
         names = sorted(self._terms)
@@ -212,7 +212,7 @@ class Tally:
             for name, value in zip(names, sums, strict=True)
         }
         shares = {"reached": progress.reached(), "cosine": progress.cosine()}
-        if not progress.asked.any():
+        if not progress.full.any():
             shares = {}  # a method without a shift has no share of it
         for name, per_layer in shares.items():
             # Where nothing moved yet, or a layer has no shift, no share of it was reached.

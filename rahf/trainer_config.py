@@ -1,4 +1,4 @@
-"""The options of RAHFTrainer: those of a recipe's method beside transformers' TrainingArguments.
+"""The options of RAHFTrainer: those of the method, and transformers' TrainingArguments.
 
 Knows no model and no data. Checked once, when the options are made.
 """
@@ -32,7 +32,9 @@ class TrainerOptions(MethodOptions, TrainingArguments):
 
     learning_rate: float = _default("learning_rate", "Peak learning rate.")
     lr_scheduler_type: str = _default("lr_scheduler_type", "Learning rate over time.")
-    logging_steps: float = _default("logging_steps", "Steps between two lines of the log.")
+    logging_steps: float = _default(
+        "logging_steps", "Number of steps between two lines of the log."
+    )
     remove_unused_columns: bool = _default(
         "remove_unused_columns", "Off: the collator reads every column."
     )
@@ -67,9 +69,9 @@ class TrainerOptions(MethodOptions, TrainingArguments):
 class RAHFConfig(TrainerOptions):
     """Options of the method beside those of transformers.TrainingArguments.
 
-    What is not given is the default of the method (`rahf.recipe.methods.METHODS`; the keys of a
-    LoRA excepted, which a LoraConfig holds), or else that of the field. A parser that gives every
-    field, such as HfArgumentParser, gives those of the fields.
+    An omitted option gets the default of the method (`rahf.recipe.methods.METHODS`), or else that
+    of the field; the LoRA is set by a LoraConfig. A parser that sets every field, such as
+    HfArgumentParser, sets the defaults of the fields.
 
     Raises:
         ValueError: with every problem of the options.

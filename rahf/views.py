@@ -36,7 +36,7 @@ class Frozen(NamedTuple):
 
 
 def views_of(method: str, reference: str, *, stored_shift: bool) -> Views:
-    """Return the views that a training reads: of a stored shift, only the reference."""
+    """Return the views that a training reads; beside a stored shift, only the reference."""
     views = METHODS[method].views(reference)
     return views.without_shift() if stored_shift else views
 

@@ -541,7 +541,7 @@ def test_the_published_settings_of_rahf_are_those_of_its_recipe(tmp_path, method
         ({"per_device_train_batch_size": 2}, "set it to at least 4"),
         ({"per_device_train_batch_size": 1, "pairs_together": False}, "set it to at least 2"),
         ({"per_device_train_batch_size": "few"}, "'few' is not a whole number"),
-        ({"target_layers": "auto"}, "target_layers: auto is a choice about a shift"),
+        ({"target_layers": "auto"}, "target_layers: auto is chosen for a shift"),
         ({"teachers": {"positive": "x"}}, "teachers.positive: not read by method repbend"),
     ],
 )

@@ -1,10 +1,9 @@
-"""What the measures of a comparison say: curves, the change at an equal cost, and how sure it is.
+"""Curves of a comparison: the change at an equal cost, with its interval.
 
-Change is the judge's mean over the answers, cost what general ability was lost, both against the
-base. The intervals draw prompts, texts and seeds; prompts and texts are drawn alike for all rows,
-since all answered the same. A prompt whose verdict is missing is omitted where it is
-missing. A change without any verdict is nan, and is not on the curve. Knows
-numbers only.
+Change is the judge's mean over the answers, cost the loss of general ability, both against the
+base. The intervals resample prompts, texts and seeds; all rows share the draws of prompts and
+texts, since all answered the same. A prompt is omitted at the strength and seed where its verdict
+is missing. A change without any verdict is nan, and is not on the curve. Knows numbers only.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -61,7 +60,7 @@ class Draw(NamedTuple):
 
 
 def everything(row: Curves) -> Draw:
-    """Return the draw that holds each of them once."""
+    """Return the draw that counts each of them once."""
     return Draw(*(np.ones(size) for size in _sizes(row)))
 
 
@@ -119,7 +118,7 @@ def read_at_each(
     cost: Cost,
     sign: int,
 ) -> list[Readings]:
-    """Return `read_at` for each of `costs`, from the same draws."""
+    """Return `read_at` for each of `costs`, with the same draws."""
     whole = {
         name: readable(line(row, base, everything(row), cost, sign)) for name, row in rows.items()
     }
@@ -153,7 +152,7 @@ def _readings(whole: Mapping[str, Line], drawn: Mapping[str, list[Line]], at: fl
 
 
 def change_at_most(found: Line, at: float) -> float:
-    """Return the most change for at most the cost `at`; nan where none could be read."""
+    """Return the most change for at most the cost `at`; nan where no verdict could be read."""
     known = readable(found)
     return change_within(known, at) if known else float("nan")
 
@@ -188,7 +187,8 @@ def _mean(values: Float[np.ndarray, "... n"], weights: Float[np.ndarray, " n"]) 
 def change_within(points: Iterable[tuple[float, float]], cost: float) -> float:
     """Return the most change that (cost, change) points bring for at most `cost`.
 
-    Lines between the points and from the base at the origin count. A gain of ability is no cost.
+    Points on the lines between them, and from the base at the origin, count. A gain of ability
+    costs 0.
     """
     line = [(0.0, 0.0), *sorted((max(spent, 0.0), change) for spent, change in points)]
     reached = [change for spent, change in line if spent <= cost]

@@ -59,12 +59,12 @@ class Comparison:
                 continue
             raise ValueError(
                 f"compare.judge: {judging.judge.id} gives the chosen and the rejected "
-                "responses of the training pairs the same mean: it cannot tell what is wanted. "
+                "responses of the training pairs the same mean: it does not separate them. "
                 "Name another judge."
             )
 
     def _check_known(self, judging: Judging) -> None:
-        """Raise ValueError, before anything is trained, where a judge cannot read a test prompt."""
+        """Raise ValueError, before any training, where a judge cannot read a test prompt."""
         if judging.name.startswith("references:"):
             for chat in self.held_out("test").chats:
                 judging.judge.read(chat, "")
@@ -97,7 +97,7 @@ class Comparison:
     def measures(
         self, part: str, held_out: HeldOut, name: str, trained: Trained | None
     ) -> list[dict[str, Any]]:
-        """Return the measures of one adapter, or of the base, with what the judges make of them.
+        """Return the measures of one adapter, or of the base, with the judges' scores.
 
         Trials are read by the first judge only.
         """
@@ -114,7 +114,7 @@ class Comparison:
     def _measured(
         self, part: str, held_out: HeldOut, name: str, trained: Trained | None
     ) -> list[dict[str, Any]]:
-        """Return all that needs the model itself."""
+        """Return the measures that need the model."""
         home = trained.adapter.relative_to(self.folder) if trained else name
         return measure_kept(
             self.folder / part / home / "measures.json",
@@ -131,12 +131,12 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
     """Run the comparison of `recipe.compare` and print its table.
 
     Args:
-        only: rows to train and measure, without a table: a part of the comparison, beside which
-            other processes may do other parts.
+        only: rows to train and measure, without a table; other processes may work on other rows at
+            the same time.
 
     Raises:
-        ValueError: settings of a row that make no recipe, or a judge that does not work, both
-            reported before anything is trained; several ranks; `only` names an unknown row.
+        ValueError: invalid settings of a row, or a judge that does not work, both reported before
+            any training; several ranks; `only` names an unknown row.
     """
     unknown = [name for name in only if name not in recipe.compare.rows]
     if unknown:
@@ -190,6 +190,6 @@ def choose_trial(comparison: Comparison, name: str) -> int:
     if not readings:
         raise ValueError(
             f"compare.judge: no verdict of {comparison.judging.judge.id} on the trials of {name} "
-            f"could be read; its words are in {comparison.folder / 'verdicts.jsonl'}"
+            f"could be read; its answers are in {comparison.folder / 'verdicts.jsonl'}"
         )
     return max(readings, key=lambda trial: results[trial]["change"])

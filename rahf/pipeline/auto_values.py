@@ -47,7 +47,7 @@ NEUTRAL = 8  # texts that the divergence is measured on
 
 
 def with_choice(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with what was chosen in the place of `auto`."""
+    """Return the recipe with the chosen values in place of `auto`."""
     if not recipe.method.chooses:
         return recipe
     taken = read_json(folder / CHOICE_FILE)["taken"]
@@ -55,7 +55,7 @@ def with_choice(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def decided(recipe: Recipe, **values: Any) -> Recipe:
-    """Return the recipe with numbers, and without a file of texts that only the choice has read."""
+    """Return the recipe with numbers for `auto`, without a file that only the choice reads."""
     if not recipe.method.reads_retained:
         values["retain_dataset_name"] = None
     return dataclasses.replace(recipe, method=dataclasses.replace(recipe.method, **values))
@@ -78,8 +78,9 @@ def make_choice(
     rows: Dataset,
     neutral: Sequence[list[int]],
 ) -> tuple[Choice, Directions]:
-    """Return what is chosen on held-out rows, and the shift that the others were fitted to, in
-    every layer. `base` is left as it was.
+    """Return the choice on held-out rows, and the shift of every layer, fitted on the other rows.
+
+    `base` is left as it was.
 
     Args:
         neutral: ids of the texts that the divergence is measured on.

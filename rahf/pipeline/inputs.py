@@ -105,7 +105,7 @@ def alignment_arguments(recipe: Recipe) -> RAHFConfig:
 
 
 def data_files(recipe: Recipe) -> list[Path]:
-    """Return the files and folders of the recipe's pairs that lie here, of all splits."""
+    """Return the local files and folders of the recipe's pairs, of all splits."""
     data, given = recipe.data, recipe.data.datasets
     sources = [DataSource(**part) for part in given or ()]
     if data.dataset_name is not None:
@@ -208,7 +208,7 @@ def directions_of(recipe: Recipe) -> str | Path | None:
 
 
 def unrelated_texts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the ids of texts from elsewhere; none where the recipe names no file of them."""
+    """Return the ids of the unrelated texts; none where the recipe names no file of them."""
     options = recipe.evaluation
     if options.unrelated_text is None:
         return []

@@ -14,7 +14,7 @@ from rahf.pipeline.auto_values import CHOICE_FILE
 
 
 class Kept(NamedTuple):
-    """Hold a policy against the budget that its alpha was solved for."""
+    """A policy beside the budget that its alpha was solved for."""
 
     strength: float  # factor on its update that keeps it within the budget; 1 where it is
     divergence: float  # from the base on the choice's neutral text at that strength, nats per token
@@ -22,7 +22,7 @@ class Kept(NamedTuple):
 
 
 def kept_to_choice(policy: PeftModel, pad_token_id: int, folder: Path) -> Kept | None:
-    """Return a trained policy beside the budget of the choice in `folder`, and print it.
+    """Compare a trained policy with the budget of the choice in `folder`, and print the result.
 
     None where no alpha was solved for, or where the policy did not start as the base.
     """

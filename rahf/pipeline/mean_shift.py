@@ -35,6 +35,6 @@ def fit_shift(
 
 
 def take_shift(chosen: Path, folder: Path) -> None:
-    """Save the shift that the strength was solved for as the one that is aligned to."""
+    """Save the shift that alpha was solved for as the shift of the alignment."""
     if PartialState().is_main_process:
         Directions.load(chosen).save(folder)

@@ -38,7 +38,7 @@ HELD_OUT_SHARE = 5  # one row in so many is held out where the recipe has no tes
 
 
 class ReadingOptions(NamedTuple):
-    """Hold the options of the command line."""
+    """Options of the command line."""
 
     source: str = "responses"
     tokens: str = "mean"
@@ -57,7 +57,7 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     """Fit, measure and write directions; prints the table.
 
     Raises:
-        ValueError: an adapter is missing or of another base; layers that the model does not have.
+        ValueError: an adapter is missing or of another base; the model lacks a layer.
     """
     if options.effect and options.source != "adapters":
         raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")
@@ -109,7 +109,7 @@ def described_by(
     model: PreTrainedModel | PeftModel,
     speakers: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return what directions are stored with: the model, the data's name and how it was read."""
+    """Return the metadata of the directions: the model, the data's name and how it was read."""
     return {
         "model": base_name(model),
         "model_type": model.config.model_type,
@@ -150,7 +150,7 @@ def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Da
     if held_out is None:
         if len(rows) < HELD_OUT_SHARE:
             raise ValueError(
-                f"{len(rows)} rows are too few to hold some out; give at least {HELD_OUT_SHARE}, "
+                f"{len(rows)} rows are too few to hold any out; give at least {HELD_OUT_SHARE}, "
                 "or a dataset_test_split."
             )
         held_out = rows.select(np.sort(order[: len(rows) // HELD_OUT_SHARE]))

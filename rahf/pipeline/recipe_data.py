@@ -1,6 +1,6 @@
-"""A recipe's data without a training: shown, or put into the cache with its lengths beside the run.
+"""A recipe's data without a training: described, or tokenised into the cache.
 
-Ranks of a later run find the rows and wait for none that tokenises; `rahf plan` reads the lengths.
+A later run reads the rows from the cache, so that no rank waits; `rahf plan` reads the lengths.
 """
 
 import json

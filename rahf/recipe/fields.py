@@ -1,6 +1,6 @@
 """A dataclass field with help, and the check of a value against its annotation.
 
-Knows no option by name. The annotation of a field says its type, choices and limits; the metadata
+Knows no option by name. The annotation of a field gives its type, choices and limits; the metadata
 holds the help and nothing else, since the parsers of transformers and TRL hand it to argparse.
 """
 
@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 class OrAny(NamedTuple):
     """Part of the annotation of text: other types that are taken as well.
 
-    A union would say the same, but the parsers of transformers and TRL pick one type of it.
+    A union would be equivalent, but the parsers of transformers and TRL pick one type of it.
     """
 
     types: Any

@@ -1,4 +1,4 @@
-"""Which keys a recipe may have, what type each has, and what to say about any other key.
+"""Which keys a recipe may have, what type each has, and the message for any other key.
 
 Three families: options at the top level, options of the sections `teachers`, `evaluation` and
 `compare`, and the fields of TrainingArguments at the top level and under `teachers`.

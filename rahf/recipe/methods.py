@@ -1,8 +1,8 @@
 """The methods: what is particular to each of them. Every other module reads it here.
 
-A method is a row of `METHODS`: the views whose difference is its shift, the teachers that say them,
-its terms, the values its keys have where a recipe omits them, and its published settings. Knows no
-model; imports no torch.
+A method is a row of `METHODS`: the views whose difference is its shift, the teachers of these
+views, its terms, its own defaults of keys, and its published settings. Knows no model; imports no
+torch.
 """
 
 from collections.abc import Callable, Mapping

@@ -41,9 +41,9 @@ from rahf.recipe.training_clashes import clash_problems
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
 EVALUATING = ("eval_delay", "eval_on_start", "eval_steps", "eval_strategy", "do_eval")
-"""Keys that say when held-out pairs are measured. Teachers have no held-out pairs."""
+"""Keys that set when held-out pairs are measured. Teachers have no held-out pairs."""
 
-# What teachers never inherit from the alignment: it says where a run goes, or is measured on
+# What teachers never inherit from the alignment: it sets where a run is written, or is measured on
 # held-out pairs by the alignment's own metrics.
 NOT_INHERITED = {
     *EVALUATING,
@@ -127,7 +127,7 @@ class Recipe:
 
     def defaults(self) -> dict[str, Any]:
         """Return what a stage was made with by a version of rahf that did not record a key, or
-        that recorded a key which is removed since.
+        that recorded a key which was removed since.
         """
         known = {name: removed.inert for name, removed in REMOVED.items()}
         known |= {"kl_temperature": self.method.facts.kl_temperature}
@@ -184,8 +184,8 @@ def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe
         sections.append(_section(cls, name, values[name], problems, refused))
     training = _training("", values[""], problems)
     teachers = _training("teachers", values["teachers"], problems)
-    said = {"": flat} | {name: values[name] for name in SECTIONS}
-    named = frozenset(full_name(name, str(key)) for name, keys in said.items() for key in keys)
+    given = {"": flat} | {name: values[name] for name in SECTIONS}
+    named = frozenset(full_name(name, str(key)) for name, keys in given.items() for key in keys)
     recipe = Recipe(*sections, training, teachers, named)
     problems += _problems_between(recipe, refused)
     if problems:
@@ -225,7 +225,7 @@ def _section(
 
 
 def _values(section: Any) -> dict[str, Any]:
-    """Of a section's options, also of one that was refused and is no dataclass."""
+    """Return a section's options, also those of a section that was refused."""
     return copy.deepcopy(vars(section))
 
 
@@ -262,10 +262,10 @@ def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> di
 
 
 def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
-    """Return problems that no section can see alone."""
+    """Return the clashes between sections."""
     problems = []
     if not recipe.training.get("output_dir"):
-        problems.append("output_dir: is missing: the folder that gets the results")
+        problems.append("output_dir: is missing: the folder for the results")
     if "method" not in refused:
         problems += teacher_problems(recipe.teachers, recipe.method.method)
         problems += _inherited_problems(recipe) if METHODS[recipe.method.method].teachers else []

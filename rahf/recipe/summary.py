@@ -21,7 +21,7 @@ _WIDTH = 80  # characters of a line in a terminal
 _NAMES = 30  # of them for the name of a key
 
 _MARKS = (
-    "Every key with the value that holds. (default): the recipe omits the key; (default of {}): "
+    "Every key with its effective value. (default): the recipe omits the key; (default of {}): "
     "the method sets it. Fields of TrainingArguments that are not shown have the defaults of "
     "transformers; teachers inherit those of the top level."
 )
@@ -111,7 +111,7 @@ def _length(training: Mapping[str, Any]) -> str:
     return f"epochs: {training.get('num_train_epochs', 3)}"
 
 
-def values_that_hold(recipe: Recipe) -> str:
+def effective_values(recipe: Recipe) -> str:
     """Return every key of a recipe with its value, defaults marked, for a terminal."""
     lines = textwrap.wrap(_MARKS.format(recipe.method.method), _WIDTH)
     values, sections = recipe.as_dict(), {"compare": vars(recipe.compare)}

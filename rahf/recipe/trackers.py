@@ -27,8 +27,8 @@ def tracker_problems(report_to: str | list | None) -> list[str]:
         return []
     names = report_to if isinstance(report_to, list) else [report_to]
     return [
-        f"report_to: {name!r} is no tracker of transformers: give some of {', '.join(trackers())}, "
-        "or all or none alone"
+        f"report_to: {name!r} is not a tracker of transformers: give one or more of "
+        f"{', '.join(trackers())}, or only all or none"
         for name in names
         if name not in trackers()
     ]

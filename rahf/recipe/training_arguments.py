@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from rahf.recipe.fields import Count, CountFromZero, Limits, Positive, Share, Weight
 from rahf.recipe.transformers_source import SIMPLE, annotation, enums, parse_source
 
-# Where the annotation says too little: limits, and `fsdp: true`, the form of transformers 5.
+# Where the annotation is not enough: limits, and `fsdp: true`, the form of transformers 5.
 _SEED = Annotated[int, Limits(least=0, below=2**32)]  # what numpy takes
 _CORRECTED = {
     "adam_beta1": Share,

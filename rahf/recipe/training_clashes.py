@@ -20,7 +20,7 @@ _DEFAULTS = {
 
 
 def clash_problems(given: Mapping[str, Any]) -> list[str]:
-    """Return what transformers would refuse of keys that are right one by one.
+    """Return what transformers would refuse of keys that are valid one by one.
 
     Transformers would refuse them after the model is loaded, or in a later stage.
     """
@@ -28,9 +28,7 @@ def clash_problems(given: Mapping[str, Any]) -> list[str]:
     if given.get("bf16") and given.get("fp16"):
         problems.append("bf16 and fp16 are both true: set one of them to false")
     if given.get("max_steps") == 0:
-        problems.append(
-            "max_steps: 0 is no number of steps: give one, or remove it to train epochs"
-        )
+        problems.append("max_steps: 0 trains nothing: set 1 or more, or remove it to train epochs")
     for key in ("eval_steps", "logging_steps", "save_steps"):
         steps = held[key]
         if steps is not None and steps > 1 and steps != int(steps):

@@ -46,7 +46,7 @@ def _share(estimate: Mapping[str, float]) -> str:
 
 def top_table(summary: Mapping[str, Any], count: int = 20) -> str:
     """Return the tokens that shift most often, as a markdown table."""
-    header = ["token", "kind", "shifted", "of", "KL (nats)", "base would say"]
+    header = ["token", "kind", "shifted", "of", "KL (nats)", "base's choice"]
     rows = [
         [
             _visible(row["token"]),
@@ -147,7 +147,7 @@ blockquote { margin: 1.5rem 0 .3rem; padding-left: .8rem; border-left: 3px solid
 """
 
 LEGEND = (
-    "A token without colour is what the base would have said too (rank 1 in its predictions); "
+    "A token without colour is the base's choice too (rank 1 in its predictions); "
     "<span class='m'>marginal</span>: rank 2 or 3; <span class='s'>shifted</span>: beyond. "
     "Point at a token for its rank, the KL divergence of the two predictions, and the base's own "
     "choice. Shares count tokens before the end of the text; intervals (95 %) are over responses."

@@ -53,7 +53,7 @@ def _shares(
             "o",
             label="held out",
         )
-    reached.set(xlabel="step", ylabel="share", title="share of the asked shift reached")
+    reached.set(xlabel="step", ylabel="share", title="share of the shift reached")
     reached.legend(frameon=False)
     last, prefix = (held_out[-1], "eval_repr") if held_out else (steps[-1], "repr")
     found = sorted(

@@ -131,7 +131,7 @@ def test_an_answer_that_goes_round_in_circles_counts_as_the_bases():
         ({"rows": {"base": {}, "ppo": {}}}, "'ppo' begins with none of base, urial"),
         ({"rows": {"base": {}, "..": {}}}, r"'\.\.' begins with none of base, urial"),
         *(
-            ({"rows": {"base": {}, name: {}}}, re.escape(f"{name!r} names a folder"))
+            ({"rows": {"base": {}, name: {}}}, re.escape(f"{name!r} is also the name of a folder"))
             for name in (
                 "dual-x/../../../out",
                 "dual/../x",
@@ -145,7 +145,7 @@ def test_an_answer_that_goes_round_in_circles_counts_as_the_bases():
                 "",
             )
         ),
-        ({"rows": {"dual": {}}}, "needs base"),
+        ({"rows": {"dual": {}}}, "base is missing"),
         ({"rows": {"base": {}, "dual": 3}}, "rows.dual: 3 is not a mapping"),
         ({"trials": {"dual-x": [{}]}}, "trials.dual-x: there is no row"),
         ({"trials": {"urial": [{}]}}, "nothing to tune"),

@@ -512,7 +512,7 @@ def test_the_trackers_are_those_of_transformers():
 def test_a_tracker_that_nobody_knows_is_refused(write, given):
     (line,) = problems(write(report_to=given))
     assert line.startswith("report_to: ")
-    assert "is no tracker of transformers: give some of azure_ml" in line
+    assert "is not a tracker of transformers: give one or more of azure_ml" in line
     (line,) = problems(write(teachers={"report_to": given}))
     assert line.startswith("teachers.report_to: ")
 

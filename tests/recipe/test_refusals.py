@@ -72,7 +72,7 @@ STEPS = {"eval_strategy": "steps"}
         ({"data_seed": -1}, "data_seed: -1 is out of range"),
         ({"teachers": {"seed": -1}}, "teachers.seed: -1 is out of range"),
         ({"seed": 2**32}, "seed: 4294967296 is out of range"),
-        ({"max_steps": 0}, "max_steps: 0 is no number of steps"),
+        ({"max_steps": 0}, "max_steps: 0 trains nothing"),
         ({"max_steps": -2}, "max_steps: -2 is out of range"),
         ({"logging_steps": 0}, "logging_steps: 0 is out of range, it must be above 0"),
         ({"save_steps": 2.5}, "save_steps: 2.5 is neither a whole number nor a share"),
