@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import rahf
+from rahf.recipe.fields import OptionError
 from rahf.report.escaping import one_line, printable
 
 PACKAGE = Path(rahf.__file__).parent
@@ -48,7 +49,7 @@ OURS = "{kind}: {text}; a mistake of rahf or of a library, --traceback shows whe
 
 def message_of(error: BaseException) -> str:
     """Return the one line, or the list of a recipe's problems."""
-    if hasattr(error, "problems"):
+    if isinstance(error, OptionError):
         return printable(str(error))
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or _out_of_space(error):
         return _with_file(error, FULL_DISK, getattr(error, "filename", None))
