@@ -118,7 +118,7 @@ class RAHFTrainer(AdapterTrainer):
         steps = self.state.global_step + 1
         elapsed = steps / self.state.max_steps if model.training else 1.0
         frozen = None
-        if self.target_cache is not None and model.training:  # held-out pairs are others
+        if self.target_cache is not None and model.training:  # the cache has no held-out pairs
             frozen = self.target_cache.read_or_compute(batch, self.alignment.read_views)
         output = self.alignment(model, batch, elapsed, frozen)
         self._tally["train" if model.training else "eval"].add(output, counting(batch))

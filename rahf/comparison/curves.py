@@ -96,7 +96,7 @@ class Reading(NamedTuple):
     change: float
     low: float  # 95 % interval
     high: float
-    reached: bool  # whether any strength costs so much: if not, more might have brought more
+    reached: bool  # whether a strength costs as much; if not, a higher one may change more
 
 
 Readings = tuple[dict[str, Reading], dict[tuple[str, str], Reading]]
@@ -122,7 +122,7 @@ def read_at_each(
     whole = {
         name: readable(line(row, base, everything(row), cost, sign)) for name, row in rows.items()
     }
-    # The same generator for all rows: prompts and texts are drawn alike.
+    # The same generator for all rows: they share the draws of prompts and texts.
     drawn = {
         name: [
             line(row, base, draw, cost, sign) for draw in _draws(row, np.random.default_rng(SEED))

@@ -34,7 +34,7 @@ class Results(NamedTuple):
     rows: dict[str, dict[str, Any]]  # figures of the table
     differences: list[dict[str, Any]]  # of any two rows, at the budget
     readings: list[dict[str, Any]]  # see `readings_of`
-    place: dict[str, float] | None  # how much of a chooser's judgement is the place
+    place: dict[str, float] | None  # effect of the order of the answers on a judge that compares
     lines: dict[str, list[Point]]  # the curves
 
 

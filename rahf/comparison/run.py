@@ -75,7 +75,7 @@ class Comparison:
 
     def _row_run(self, name: str, trial: int, seed: int) -> RowRun:
         settings = self.trials(name)[trial]
-        # Named by its settings, so that a list of trials may be changed and what is there is kept.
+        # The name follows from the settings, so that finished trials stay valid in a changed list.
         key = prompt_hash(json.dumps({**self.options.rows[name], **settings}, sort_keys=True))[:8]
         folder = self.folder / "runs" / name / key / f"seed-{seed}"
         return row_run(self.recipe, name, settings, seed, folder)
@@ -106,7 +106,7 @@ class Comparison:
         limit, base = self.options.repetition_limit, []
         silent = any(not answer.strip() for point in found for answer in point["answers"])
         if silent or limit < 1 or any(judging.compares for judging in judgings):
-            # Those to the same prompts in their usual form, whatever form `held_out` has.
+            # The base's answers under its chat template, also where `held_out` has URIAL's form.
             [untouched] = self._measured(part, self.held_out(part), self.base, None)
             base = untouched["answers"]
         return judged(judgings, held_out.chats, found, base, limit)

@@ -35,7 +35,7 @@ def load_classifier(
         )
     head = {key for key in report["missing_keys"] if key.startswith(("score.", "classifier."))}
     if head:
-        if not (adapter and _brings(str(name), head)):
+        if not (adapter and _has_head(str(name), head)):
             raise ValueError(
                 f"{name} is not a reward model: it has no weights for {', '.join(sorted(head))}, "
                 "so that its scores would be random. Give a sequence classifier, as rahf reward "
@@ -47,7 +47,7 @@ def load_classifier(
     return (put_adapter(model, name) if adapter else model).eval().to(device)
 
 
-def _brings(adapter: str, head: set[str]) -> bool:
+def _has_head(adapter: str, head: set[str]) -> bool:
     """Return whether an adapter's file holds the weights of a head."""
     own = load_peft_weights(adapter, device="cpu")
     return all(any(key.endswith(f".{wanted}") for key in own) for wanted in head)

@@ -34,7 +34,7 @@ from rahf.training.preparation import tokenized
 QUIET_DEFAULTS = {
     "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
-    # Every trained weight has a gradient in every step: there are none to look for.
+    # Every trained weight has a gradient in every step, so DDP need not search for unused ones.
     "ddp_find_unused_parameters": False,
 }
 """Where transformers' own defaults would warn, or report to whatever tracker is installed."""

@@ -144,7 +144,10 @@ def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Da
     instructed = options.source == "instructions"
     raise_problems(instruction_problems(recipe.method.instructions) if instructed else [])
     rows = train_rows(recipe, tokenizer, step=2, instructed=instructed)
-    named = held_out_split(recipe.data) not in (None, HELD_OUT)  # a share of prompts is too few
+    named = held_out_split(recipe.data) not in (
+        None,
+        HELD_OUT,
+    )  # a share is too few rows
     held_out = test_rows(recipe, tokenizer, instructed=instructed) if named else None
     order = np.random.default_rng(_seed(recipe)).permutation(len(rows))
     if held_out is None:

@@ -71,7 +71,7 @@ def run_recorded(record: StageRecord, name: str, run: Callable[[], dict[str, Any
     memory = PeakMemory(state.device)
     try:
         results = run()
-    except BaseException:  # also a signal to stop, after which the stage is resumed
+    except BaseException:  # also at a signal to stop, after which the stage is resumed
         if state.is_main_process:
             record.begin(**_largest([before, _peak(memory)]))
         raise

@@ -20,7 +20,7 @@ ROW_KINDS = (*UNTRAINED, "sft", "dpo", *ALIGNED)
 """What a row of a comparison can be; a name may have a suffix: `dual-retain`."""
 
 ROW_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-"""What a row's name is made of: it names a folder. Every name begins with a kind of row, so that it
+"""Characters of a row's name, which also names a folder. It starts with the kind of the row, so it
 is neither hidden nor `..`."""
 
 _ROWS = {

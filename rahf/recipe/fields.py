@@ -131,7 +131,7 @@ def _whole_type(annotation: Any) -> Any:
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """Return what YAML makes of a value -> the annotated type where there is one meaning, else
+    """Return a value from YAML in the annotated type where its meaning is unambiguous, else
     unchanged.
 
     PyYAML reads 1e-4 as text, 10.0 as a float and an unquoted `no` as false.

@@ -1,4 +1,4 @@
-"""The split that a recipe is measured on: a split of the data, or a share of the training prompts.
+"""The held-out split of a recipe: a split of the data, or a share of the training prompts.
 
 Reads the names of local splits; knows no row.
 """
@@ -9,13 +9,16 @@ from rahf.data.sources import DataSource, local_path, local_splits
 from rahf.recipe.model_files import is_local
 
 HELD_OUT = "held out"
-"""Stands for a split: the share of the training prompts that is held out."""
+"""Name of the split that is a share of the training prompts."""
 
 
 def held_out_split(data: Any) -> str | None:
-    """Return the split that is measured on: its name, HELD_OUT, or None where nothing is held out.
+    """Return the held-out split: its name, HELD_OUT, or None where nothing is held out.
 
-    args: data: DataOptions. The default name gives way to a share where there is one split only.
+    The default name `test` is replaced by a share where local data has only one split.
+
+    Args:
+        data: DataOptions, also those of a refused recipe.
     """
     split = data.dataset_test_split
     missing = split is None or data.datasets is not None or _only_split_is_another(data, split)

@@ -106,7 +106,7 @@ _RAHF_PUBLISHED = {
 }
 
 # What did best here with two instructions (recipes/smollm2-135m/README.md): an SFT term on the
-# chosen side carries further.
+# chosen side changes more.
 _INSTRUCTED = {"alpha": 6.0, "response_source": "chosen", "sft_weight": 2.0}
 
 # The neighbours' published LoRA.
@@ -182,7 +182,7 @@ METHODS: dict[str, Method] = {
         negative=View("reference", "negative"),
         teachers=("positive", "negative"),
         references=("base", "positive"),
-        # Two teachers know both sides, which a DPO term takes further apart.
+        # Two teachers separate the sides; a DPO term separates them further.
         defaults={"alpha": 4.0, "pairs_together": True, "dpo_weight": 1.0},
         published={
             **_RAHF_PUBLISHED,
@@ -244,7 +244,7 @@ METHODS: dict[str, Method] = {
         paper="2310.01405",
         positive=View("positive", None),
         negative=View("negative", None),
-        # No teacher knows more than the base: the SFT term leads, the shift has a small weight.
+        # No teacher adds to the base, so the SFT term has the larger weight.
         defaults={**_INSTRUCTED, "align_weight": 0.25},
     ),
     "direction": Method(

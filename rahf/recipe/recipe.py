@@ -121,7 +121,7 @@ class Recipe:
             recipe |= _values(section)
         recipe["teachers"] = _values(self.teachers) | self.teachers_training
         recipe["evaluation"] = _values(self.evaluation)
-        if self.compare != CompareOptions():  # read by `rahf compare` alone
+        if self.compare != CompareOptions():  # read only by `rahf compare`
             recipe["compare"] = _values(self.compare)
         return recipe | self.training
 
@@ -131,7 +131,7 @@ class Recipe:
         """
         known = {name: removed.inert for name, removed in REMOVED.items()}
         known |= {"kl_temperature": self.method.facts.kl_temperature}
-        # Without a test split nothing was held out before there was a share.
+        # Before test_share existed, nothing was held out without a test split.
         shared = self.data.dataset_test_split is None
         for options in (*FLAT, EvaluationOptions):
             known |= _stand_ins(options)
@@ -199,7 +199,7 @@ def _section(
     """Return one dataclass of the recipe; problems are appended, as are the names of refused
     values.
 
-    A default stands in for a refused value, so that the others can still be checked.
+    A default replaces a refused value, so that the others can still be checked.
     """
     kinds, values = annotations(cls), {}
     for spec in dataclasses.fields(cls):
@@ -218,7 +218,7 @@ def _section(
     try:
         return cls(**values)
     except OptionError as error:
-        # What is wrong only with a stand-in is no news.
+        # A problem that names a refused key comes from the default in its place.
         lines = [line for line in error.problems if refused.isdisjoint(re.findall(r"\w+", line))]
         problems += [full_name(name, line) for line in lines]
         return SimpleNamespace(**values)

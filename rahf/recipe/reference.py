@@ -94,7 +94,7 @@ def _summary(cls: type) -> str:
 
 
 def _default(spec: dataclasses.Field) -> str:
-    """Return the default as it would stand in a recipe."""
+    """Return the default as a recipe would set it."""
     default = default_of(spec)
     return "required" if default is dataclasses.MISSING else as_yaml(default)
 

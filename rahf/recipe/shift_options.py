@@ -114,7 +114,7 @@ def instruction_problems(instructions: dict) -> list[str]:
 class TeacherOptions:
     """Step 1. A path names an existing teacher, which is then not trained.
 
-    In a recipe, TrainingArguments keys may stand beside these: see `Recipe.teacher_training`.
+    In a recipe, TrainingArguments keys are allowed beside these: see `Recipe.teacher_training`.
     """
 
     positive: str | None = option(

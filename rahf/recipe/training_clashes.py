@@ -8,7 +8,7 @@ from typing import Any
 
 from rahf.recipe.training_arguments import TRAINING_DEFAULTS
 
-# What transformers takes where a recipe omits a key, as far as it decides a clash.
+# Defaults of transformers that decide a clash.
 _DEFAULTS = {
     "eval_strategy": "no",
     "eval_steps": None,

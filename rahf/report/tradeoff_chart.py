@@ -12,7 +12,7 @@ class Point(NamedTuple):
     """One strength of a method, against the base."""
 
     cost: float  # general ability lost, for instance nats per token on unrelated text
-    change: float  # of behaviour, as the judge sees it
+    change: float  # of behaviour, by the judge
     low: float  # 95 % interval of the change
     high: float
     label: str = ""  # the strength

@@ -20,7 +20,7 @@ def _words(*lists: str) -> frozenset[str]:
 
 
 STYLE_WORDS = _words(
-    # the course of the answer
+    # discourse
     """
     additionally also although because besides but consequently conclusion conversely due equally
     especially example finally first firstly following follows further furthermore hence

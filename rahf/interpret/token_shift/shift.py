@@ -97,7 +97,7 @@ def _compare(aligned: Tensor, base: Tensor, tokens: Tensor) -> Shift:
     return Shift(
         base_rank=1 + (base > base_logprob).sum(1),
         aligned_rank=1 + (aligned > aligned_logprob).sum(1),
-        # Rounding may leave a hair below zero where the two agree.
+        # Rounding may give a value slightly below zero where both agree.
         kl=nn.functional.kl_div(base, aligned, reduction="none", log_target=True)
         .sum(1)
         .clamp(min=0),

@@ -23,7 +23,7 @@ ShiftRecord = Mapping[str, Any]
 class Token(NamedTuple):
     """One token of a response."""
 
-    response: int  # which record it is of
+    response: int  # index of its record
     position: int
     piece: str
     kind: str
