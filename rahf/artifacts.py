@@ -55,7 +55,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def alone(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Keep other processes from making the same file or folder, by `.NAME.lock` beside it.
 
-    A killed process releases its lock. `.NAME.holder` names the process.
+    The lock of a process that is killed goes with it. `.NAME.holder` names the process.
 
     Raises:
         ValueError: another process holds the lock, and `wait` is false.
@@ -229,13 +229,14 @@ class StageRecord:
 
 
 class ResumableFile:
-    """Keep the records of a file one by one, and write the file when it is complete.
+    """Keep the records of a file one by one, and write the file when all are there.
 
-    `FILE.unfinished` holds the records until then, `FILE.run.json` the settings of a complete file.
-    A killed run resumes after the last whole record; a record that was cut off is made again.
+    Beside `FILE` stand `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
+    with, when it is complete. A killed run resumes after the last whole record; a record that was
+    cut off is made again.
 
     Raises:
-        ValueError: the file exists, finished or begun, made with other settings.
+        ValueError: the file is there, finished or begun, made with other settings.
     """
 
     def __init__(
@@ -262,14 +263,14 @@ class ResumableFile:
             write_lines(self._unfinished, [self._made_with])
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append records; they are on the disk when this returns."""
+        """Keep records; they are on the disk when this returns."""
         added = [dict(record) for record in records]
         with self._unfinished.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in added)
         self.records += added
 
     def finish(self, text: str, **results: Any) -> None:
-        """Write the file, and its settings and results beside it."""
+        """Write the file, and what it was made with and came to beside it."""
         write_text(self.path, text)
         write_json(self._run, {**results, **self._made_with})
         self._unfinished.unlink()
@@ -294,13 +295,13 @@ class ResumableFile:
 
     def _check(self, made_with: Mapping[str, Any] | None) -> None:
         if made_with is None:
-            raise ValueError(f"{self.path} exists already; give another name, or delete it.")
+            raise ValueError(f"{self.path} is there already; give another name, or delete it.")
         changed = _differences(made_with["settings"], self._made_with["settings"])
         changed += _other_content(made_with, self._made_with["made_from"])
         if changed:
             raise ValueError(
                 f"{self.path} was made, or begun, with other settings:\n{changed}"
-                f"Give another name, or delete it and the files beside it ({self.path.name}.*)."
+                f"Give another name, or delete it and what stands beside it ({self.path.name}.*)."
             )
 
 

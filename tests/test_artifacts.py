@@ -149,7 +149,7 @@ def test_a_file_made_with_other_settings_is_left_alone(tmp_path, finished):
 
 def test_a_file_of_another_origin_is_not_overwritten(tmp_path):
     (tmp_path / "out").write_text("precious")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="is there already"):
         ResumableFile(tmp_path / "out", {})
 
 

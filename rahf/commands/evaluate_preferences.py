@@ -2,7 +2,7 @@
 
 import argparse
 
-from rahf.commands.options.figures import figures_option, print_figures
+from rahf.commands.options.figures import figures_option, tell_figures
 from rahf.commands.options.models import content, identity, load, model_options
 
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
             reference = pair_likelihoods(model, *asked)
     figures = preference_figures(measured, pair_sizes(rows, tokenizer), reference)
     figures["dropped_pairs"] = len(pairs) - len(rows)
-    print_figures(
+    tell_figures(
         options,
         {**identity(options), "made_from": content(options), **figures},
         preferences_table(figures),

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.figures import figures_option, print_figures
+from rahf.commands.options.figures import figures_option, tell_figures
 from rahf.commands.options.models import device, loading, model_options
 from rahf.judges.names import ENCODER
 
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         figures, table = _scores(options, responses, verdicts)
     else:
         figures, table = _wins(options, responses, read_responses(options.against), verdicts)
-    print_figures(options, figures, table)
+    tell_figures(options, figures, table)
     return 0
 
 

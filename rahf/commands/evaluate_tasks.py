@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.figures import figures_option, print_figures
+from rahf.commands.options.figures import figures_option, tell_figures
 from rahf.commands.options.models import content, identity, load, model_options
 
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         chat=options.chat,
         trust_code=options.trust_remote_code,
     )
-    print_figures(
+    tell_figures(
         options,
         {**identity(options), "made_from": content(options), "tasks": figures},
         tasks_table(figures),

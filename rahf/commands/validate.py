@@ -15,7 +15,7 @@ def run(options: argparse.Namespace) -> int:
     from rahf.comparison.row_recipes import check_given_comparison
     from rahf.recipe.files import checked_recipe
     from rahf.recipe.recipe import RecipeError
-    from rahf.recipe.summary import as_figures, effective_values, summary
+    from rahf.recipe.summary import as_figures, summary, values_that_hold
 
     try:
         recipe = checked_recipe(options.recipe, options.overrides, check_given_comparison)
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(options, {"valid": True, "problems": [], **as_figures(recipe)})
         return 0
-    print(f"ok: {options.recipe}\n{summary(recipe)}\n\n{effective_values(recipe)}")
+    print(f"ok: {options.recipe}\n{summary(recipe)}\n\n{values_that_hold(recipe)}")
     return 0
 
 

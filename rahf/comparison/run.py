@@ -135,8 +135,8 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
             the same time.
 
     Raises:
-        ValueError: invalid settings of a row, or a judge that does not work, both reported before
-            any training; several ranks; `only` names an unknown row.
+        ValueError: settings of a row that make no recipe, or a judge that does not work, both
+            reported before anything is trained; several ranks; `only` names an unknown row.
     """
     unknown = [name for name in only if name not in recipe.compare.rows]
     if unknown:

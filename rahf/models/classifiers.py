@@ -23,8 +23,8 @@ def load_classifier(
     """Load a sequence classifier, or an adapter that is one on its base, in evaluation mode.
 
     Raises:
-        ValueError: a language model, whose head would be random; missing or unexpected
-            tensors.
+        ValueError: a language model, whose head would be random; tensors that are missing or left
+            over.
     """
     adapter, base, labels = is_adapter(name), str(name), {}
     if adapter:
@@ -35,10 +35,10 @@ def load_classifier(
         )
     head = {key for key in report["missing_keys"] if key.startswith(("score.", "classifier."))}
     if head:
-        if not (adapter and _has_head(str(name), head)):
+        if not (adapter and _brings(str(name), head)):
             raise ValueError(
-                f"{name} is not a reward model: it has no weights for {', '.join(sorted(head))}, "
-                "so that its scores would be random. Give a sequence classifier, as rahf reward "
+                f"{name} is no reward model: it has no weights for {', '.join(sorted(head))}, so "
+                "that its scores would be random. Give a sequence classifier, as rahf reward "
                 "trains, or use the language model as choice:NAME."
             )
         report["missing_keys"] -= head
@@ -47,8 +47,8 @@ def load_classifier(
     return (put_adapter(model, name) if adapter else model).eval().to(device)
 
 
-def _has_head(adapter: str, head: set[str]) -> bool:
-    """Return whether an adapter's file holds the weights of a head."""
+def _brings(adapter: str, head: set[str]) -> bool:
+    """Whether an adapter's file holds the weights of a head."""
     own = load_peft_weights(adapter, device="cpu")
     return all(any(key.endswith(f".{wanted}") for key in own) for wanted in head)
 

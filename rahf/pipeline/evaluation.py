@@ -42,7 +42,7 @@ def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
     Only the first process judges: a judge may cost money, and its verdicts are in one file.
 
     Returns:
-        Figures of each model. The policy's preferences are omitted: the alignment has
+        Figures of each model. The policy's preferences are left to the alignment, which has
         measured them.
     """
     tokenizer, is_main = load_tokenizer(recipe), PartialState().is_main_process
@@ -177,7 +177,7 @@ def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
 def scores_of(
     judging: Judging, held_out: HeldOut, measured: Mapping[str, Measures]
 ) -> dict[str, list[float | None]]:
-    """Return the score of every answer, by model; a judge that compares scores no base."""
+    """Return the judge's score of every answer, by model; a chooser has none for the base."""
     base = measured["base"].answers if judging.compares else ()
     return {
         name: [

@@ -57,7 +57,7 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     """Fit, measure and write directions; prints the table.
 
     Raises:
-        ValueError: an adapter is missing or of another base; the model lacks a layer.
+        ValueError: an adapter is missing or of another base; layers that the model does not have.
     """
     if options.effect and options.source != "adapters":
         raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")

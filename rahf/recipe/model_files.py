@@ -1,4 +1,4 @@
-"""A recipe against the folders of its model and of its teachers, as far as their JSON files show.
+"""A recipe against the folders of its model and of its teachers, as far as their JSON files tell.
 
 Knows neither torch nor a GPU and reads no weights.
 """

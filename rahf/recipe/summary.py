@@ -111,7 +111,7 @@ def _length(training: Mapping[str, Any]) -> str:
     return f"epochs: {training.get('num_train_epochs', 3)}"
 
 
-def effective_values(recipe: Recipe) -> str:
+def values_that_hold(recipe: Recipe) -> str:
     """Return every key of a recipe with its value, defaults marked, for a terminal."""
     lines = textwrap.wrap(_MARKS.format(recipe.method.method), _WIDTH)
     values, sections = recipe.as_dict(), {"compare": vars(recipe.compare)}

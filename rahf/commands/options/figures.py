@@ -10,7 +10,7 @@ def figures_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="JSON file for the figures")
 
 
-def print_figures(options: argparse.Namespace, figures: Mapping[str, Any], table: str) -> None:
+def tell_figures(options: argparse.Namespace, figures: Mapping[str, Any], table: str) -> None:
     """Write the figures where a file is given for them, and print the table."""
     if options.output is not None:
         from rahf.artifacts import write_json
