@@ -147,7 +147,7 @@ def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Da
     named = held_out_split(recipe.data) not in (
         None,
         HELD_OUT,
-    )  # a share is too few rows
+    )  # a share of prompts is too few
     held_out = test_rows(recipe, tokenizer, instructed=instructed) if named else None
     order = np.random.default_rng(_seed(recipe)).permutation(len(rows))
     if held_out is None:

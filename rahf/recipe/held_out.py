@@ -8,14 +8,15 @@ from typing import Any
 from rahf.data.sources import DataSource, local_path, local_splits
 from rahf.recipe.model_files import is_local
 
+DEFAULT_TEST_SPLIT = "test"
+"""Replaced by a share where local data has only one split, of another name."""
+
 HELD_OUT = "held out"
 """Name of the split that is a share of the training prompts."""
 
 
 def held_out_split(data: Any) -> str | None:
     """Return the held-out split: its name, HELD_OUT, or None where nothing is held out.
-
-    The default name `test` is replaced by a share where local data has only one split.
 
     Args:
         data: DataOptions, also those of a refused recipe.
@@ -26,7 +27,7 @@ def held_out_split(data: Any) -> str | None:
 
 
 def _only_split_is_another(data: Any, split: str) -> bool:
-    if split != "test" or not is_local(data.dataset_name):
+    if split != DEFAULT_TEST_SPLIT or not is_local(data.dataset_name):
         return False
     try:
         local = local_path(DataSource(data.dataset_name, data.dataset_config))
