@@ -19,6 +19,7 @@ STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
 RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "log.jsonl"
+CHOICE_FILE = "choice.json"
 ANSWERS_FILE = "answers.jsonl"
 
 

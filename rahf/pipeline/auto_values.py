@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.alignment import build_alignment
-from rahf.artifacts import read_json, write_json, write_text
+from rahf.artifacts import CHOICE_FILE, read_json, write_json, write_text
 from rahf.data.tokenization import tokenize_texts
 from rahf.directions.calibration import (
     Calibration,
@@ -41,7 +41,6 @@ from rahf.recipe.recipe import Recipe
 from rahf.report.directions import choice_table
 from rahf.training.preparation import fit_mean_shift
 
-CHOICE_FILE = "choice.json"
 HELD_OUT = 16  # pairs that windows are compared on
 NEUTRAL = 8  # texts that the divergence is measured on
 
@@ -142,7 +141,7 @@ def neutral_texts(recipe: Recipe, model, tokenizer) -> list[list[int]]:
     method = recipe.method
     if method.retain_dataset_name:
         return tokenize_texts(method.retain_dataset_name, tokenizer, NEUTRAL, method.retain_tokens)
-    seed, quiet = recipe.training.get("seed", 42), recipe.training.get("disable_tqdm", False)
+    seed, quiet = recipe.training_value("seed"), recipe.training.get("disable_tqdm", False)
     return sample_texts(
         model,
         tokenizer,

@@ -141,7 +141,7 @@ def _load_split(recipe: Recipe, split: str) -> Dataset:
     data = recipe.data
     if data.datasets is not None and split == data.dataset_train_split:
         sources = [DataSource(**{"split": split, **part}) for part in data.datasets]
-        return load_mixture(sources, seed=recipe.training.get("seed", 42))
+        return load_mixture(sources, seed=recipe.training_value("seed"))
     return load_pairs(
         data.dataset_name, name=data.dataset_config, split=split, columns=data.columns
     )
@@ -179,7 +179,7 @@ def train_rows(
     rows = tokenized_split(recipe, tokenizer, recipe.data.dataset_train_split, **options)[0]
     if not recipe.data.split_between_stages:
         return rows
-    order = np.random.default_rng(recipe.training.get("seed", 42)).permutation(len(rows))
+    order = np.random.default_rng(recipe.training_value("seed")).permutation(len(rows))
     half = len(rows) // 2
     return rows.select(np.sort(order[:half] if step == 1 else order[half:]))
 

@@ -7,10 +7,9 @@ from typing import NamedTuple
 from accelerate import PartialState
 from peft import PeftModel
 
-from rahf.artifacts import read_json
+from rahf.artifacts import CHOICE_FILE, read_json
 from rahf.directions.calibration import NeutralText, strength_within
 from rahf.models.adapters import POLICY, frozen_pass, scaled
-from rahf.pipeline.auto_values import CHOICE_FILE
 
 
 class Kept(NamedTuple):

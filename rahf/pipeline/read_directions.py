@@ -79,8 +79,8 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         recipe.method.max_response_tokens,
     )
     fits = tuple(dict.fromkeys((options.fit, *options.compare)))
-    how = {"batch_size": _batch_size(recipe), "state": state}
-    fitted = fit(reader, fitted_on, fits, seed=_seed(recipe), **how)
+    how = {"batch_size": recipe.training_value("per_device_train_batch_size"), "state": state}
+    fitted = fit(reader, fitted_on, fits, seed=recipe.training_value("seed"), **how)
     measured = measure(reader, held_out, fitted.vectors, **how)
     described = described_by(recipe, options, reader.model, speakers)
     described |= {"data_sha256": rows_hash(fitted_on), "contrasts": str(fitted.contrasts)}
@@ -93,14 +93,6 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     if state.is_main_process:
         write(folder, directions, evidence)
     state.print(f"{evidence_text(evidence)}\n\ndirections: {folder}")
-
-
-def _seed(recipe: Recipe) -> int:
-    return recipe.training.get("seed", 42)
-
-
-def _batch_size(recipe: Recipe) -> int:
-    return recipe.training.get("per_device_train_batch_size", 8)
 
 
 def described_by(
@@ -118,7 +110,7 @@ def described_by(
         "source": options.source,
         "tokens": options.tokens,
         "fit": options.fit,
-        "seed": str(_seed(recipe)),
+        "seed": str(recipe.training_value("seed")),
         "max_response_tokens": str(recipe.method.max_response_tokens),
         **{f"adapter_{side}": path for side, path in speakers.items()},
     }
@@ -135,7 +127,9 @@ def effect_of(
     layers = resolve_layers(options.effect, depth_of(reader.model))
     some = held_out.select(range(min(options.effect_pairs, len(held_out)))).to_list()
     steering = candidates(directions.only(layers))
-    effect = effect_on_predictions(reader, some, steering, _batch_size(recipe))
+    effect = effect_on_predictions(
+        reader, some, steering, recipe.training_value("per_device_train_batch_size")
+    )
     return {"nats": effect.whole, "explained": effect.explained()}
 
 
@@ -149,7 +143,7 @@ def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Da
         HELD_OUT,
     )  # a share of prompts is too few
     held_out = test_rows(recipe, tokenizer, instructed=instructed) if named else None
-    order = np.random.default_rng(_seed(recipe)).permutation(len(rows))
+    order = np.random.default_rng(recipe.training_value("seed")).permutation(len(rows))
     if held_out is None:
         if len(rows) < HELD_OUT_SHARE:
             raise ValueError(

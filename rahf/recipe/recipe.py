@@ -36,7 +36,7 @@ from rahf.recipe.methods import METHODS, with_defaults
 from rahf.recipe.other_names import REMOVED, REMOVED_CHOICES
 from rahf.recipe.shift_options import teacher_problems
 from rahf.recipe.trackers import tracker_problems
-from rahf.recipe.training_arguments import training_annotations
+from rahf.recipe.training_arguments import TRANSFORMERS_DEFAULTS, training_annotations
 from rahf.recipe.training_clashes import clash_problems
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
@@ -102,6 +102,10 @@ class Recipe:
         fitted = ["directions"] if self.method.shift == "mean" and facts.contrasts_views else []
         choice = ["choice"] if self.method.chooses else []
         return (*trained, *choice, *fitted, "alignment", "evaluation")
+
+    def training_value(self, name: str) -> Any:
+        """Return the value of a key of TRANSFORMERS_DEFAULTS in the alignment."""
+        return self.training.get(name, TRANSFORMERS_DEFAULTS[name])
 
     @property
     def teacher_training(self) -> dict[str, Any]:
@@ -269,7 +273,7 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
     if "method" not in refused:
         problems += teacher_problems(recipe.teachers, recipe.method.method)
         problems += _inherited_problems(recipe) if METHODS[recipe.method.method].teachers else []
-    sizes = [recipe.training.get(f"per_device_{part}_batch_size", 8) for part in ("train", "eval")]
+    sizes = [recipe.training_value(f"per_device_{part}_batch_size") for part in ("train", "eval")]
     if not refused and not any(value_problem("", size, Count) for size in sizes):
         problems += batch_problems(recipe.method, *sizes)
     strategy = recipe.training.get("eval_strategy", "no")

@@ -14,7 +14,7 @@ from rahf.recipe.keys import full_name, groups
 from rahf.recipe.layers import AUTO, resolve_layers
 from rahf.recipe.model_files import is_local, model_depth
 from rahf.recipe.recipe import Recipe
-from rahf.recipe.training_arguments import TRAINING_DEFAULTS
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS, TRANSFORMERS_DEFAULTS
 from rahf.recipe.yaml_file import as_yaml
 
 _WIDTH = 80  # characters of a line in a terminal
@@ -108,7 +108,7 @@ def _layers_text(recipe: Recipe) -> str:
 def _length(training: Mapping[str, Any]) -> str:
     if training.get("max_steps", -1) > 0:
         return f"steps: {training['max_steps']}"
-    return f"epochs: {training.get('num_train_epochs', 3)}"
+    return f"epochs: {training.get('num_train_epochs', TRANSFORMERS_DEFAULTS['num_train_epochs'])}"
 
 
 def values_that_hold(recipe: Recipe) -> str:

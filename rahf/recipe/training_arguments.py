@@ -52,6 +52,20 @@ TRAINING_DEFAULTS = {
 }
 """Defaults of the alignment that differ from those of transformers."""
 
+TRANSFORMERS_DEFAULTS = {
+    "eval_steps": None,
+    "eval_strategy": "no",
+    "load_best_model_at_end": False,
+    "lr_scheduler_type": "linear",
+    "num_train_epochs": 3,
+    "per_device_eval_batch_size": 8,
+    "per_device_train_batch_size": 8,
+    "save_steps": 500,
+    "save_strategy": "steps",
+    "seed": 42,
+}
+"""Defaults of transformers that rahf reads without importing it."""
+
 
 @functools.cache
 def training_annotations() -> dict[str, Any]:

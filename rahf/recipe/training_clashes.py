@@ -1,22 +1,12 @@
 """Values of training arguments that clash, which transformers would find after the model is loaded.
 
-Knows only the defaults that decide a clash.
+Knows keys and values; builds no TrainingArguments.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from rahf.recipe.training_arguments import TRAINING_DEFAULTS
-
-# Defaults of transformers that decide a clash.
-_DEFAULTS = {
-    "eval_strategy": "no",
-    "eval_steps": None,
-    "load_best_model_at_end": False,
-    "lr_scheduler_type": "linear",
-    "save_steps": 500,
-    "save_strategy": "steps",
-}
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS, TRANSFORMERS_DEFAULTS
 
 
 def clash_problems(given: Mapping[str, Any]) -> list[str]:
@@ -24,7 +14,7 @@ def clash_problems(given: Mapping[str, Any]) -> list[str]:
 
     Transformers would refuse them after the model is loaded, or in a later stage.
     """
-    held, problems = {**_DEFAULTS, **TRAINING_DEFAULTS, **given}, []
+    held, problems = {**TRANSFORMERS_DEFAULTS, **TRAINING_DEFAULTS, **given}, []
     if given.get("bf16") and given.get("fp16"):
         problems.append("bf16 and fp16 are both true: set one of them to false")
     if given.get("max_steps") == 0:

@@ -16,7 +16,7 @@ from rahf.recipe.other_names import REMOVED, REMOVED_CHOICES, REPLACED
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict
 from rahf.recipe.shift_options import TeacherOptions
 from rahf.recipe.trackers import trackers
-from rahf.recipe.training_arguments import training_annotations
+from rahf.recipe.training_arguments import TRANSFORMERS_DEFAULTS, training_annotations
 
 SMALL = {
     "model_name_or_path": "org/model",
@@ -395,6 +395,14 @@ def test_training_fields_are_those_of_the_installed_transformers():
     transformers = pytest.importorskip("transformers")
     actual = {spec.name for spec in dataclasses.fields(transformers.TrainingArguments) if spec.init}
     assert {name for name in actual if not name.startswith("_")} == training_annotations().keys()
+
+
+def test_the_defaults_of_transformers_that_are_read_without_it_are_its_own():
+    transformers = pytest.importorskip("transformers")
+    actual = {
+        spec.name: spec.default for spec in dataclasses.fields(transformers.TrainingArguments)
+    }
+    assert {name: actual[name] for name in TRANSFORMERS_DEFAULTS} == TRANSFORMERS_DEFAULTS
 
 
 def test_training_fields_have_their_types():
