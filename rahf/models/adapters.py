@@ -61,7 +61,7 @@ def load_model(
         base: replaces the base that the adapter's configuration names.
 
     Raises:
-        ValueError: `base` is given and `name` is not an adapter.
+        ValueError: `base` is given for what is no adapter.
     """
     if is_adapter(name):
         base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path

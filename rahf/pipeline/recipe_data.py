@@ -1,4 +1,4 @@
-"""A recipe's data without a training: described, or tokenised into the cache.
+"""A recipe's data without a training: shown, or put into the cache with its lengths beside the run.
 
 A later run reads the rows from the cache, so that no rank waits; `rahf plan` reads the lengths.
 """
