@@ -23,11 +23,11 @@ from rahf.objective import Progress, Target, layer_scale, progress, random_units
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.method_options import MethodOptions
 from rahf.terms import Evidence, Term, terms_of, values_of
-from rahf.views import Frozen, FrozenViews, outputs, views_of
+from rahf.views import Frozen, FrozenViews, run_rows, views_of
 
 
 class AlignmentOutput(NamedTuple):
-    """Loss of each response and what it is made of."""
+    """Loss of each response, its terms, and the progress of the states."""
 
     loss: Float[Tensor, " responses"]  # weighted sum of the terms
     terms: dict[str, Float[Tensor, " responses"]]  # unweighted, detached
@@ -47,25 +47,23 @@ class Alignment:
 
     @property
     def model(self) -> PeftModel:
-        """The unwrapped model, policy active."""
+        """Return the unwrapped model, policy active."""
         return self.frozen_views.model
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The target layers, ascending."""
+        """Return the target layers, ascending."""
         return self.frozen_views.layers
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The terms of the loss."""
+        """Return the terms of the loss."""
         return terms_of(self.options)
 
     def towards(self, directions: Directions) -> "Alignment":
         """Return the same alignment with a stored shift in place of the views' own."""
-        reference = self.frozen_views.views._replace(positive=None, negative=None)
-        frozen_views = replace(self.frozen_views, views=reference)
-        vectors = directions.select(self.layers)
-        return replace(self, frozen_views=frozen_views, directions=vectors)
+        frozen_views = replace(self.frozen_views, views=self.frozen_views.views.without_shift())
+        return replace(self, frozen_views=frozen_views, directions=directions.select(self.layers))
 
     def __call__(
         self, model: nn.Module, batch: Batch, elapsed: float = 1.0, frozen: Frozen | None = None
@@ -78,40 +76,38 @@ class Alignment:
             frozen: outputs of the frozen views, where they are known already.
         """
         terms, rows = self.terms, batch["reference"]
-        if len(batch["kinds"]["retained"]) == len(batch["row"]):  # there are responses only
+        if not batch["retained_texts"]:
             terms = tuple(term for term in terms if term.rows != "retained")
-        frozen = frozen or self.frozen(batch)
+        frozen = frozen or self.read_views(batch)
         target = self.target(batch, frozen)
         reads_logits = any(term.logits for term in terms)
-        hidden, logits = outputs(model, self.model, self.layers, rows, predictions=reads_logits)
+        hidden, logits = run_rows(model, self.model, self.layers, rows, predictions=reads_logits)
         values = values_of(terms, Evidence(batch, hidden, target, logits, frozen.logits))
         loss = sum(term.weight_at(elapsed) * values[term.name] for term in terms)
         detached = {name: value.detach() for name, value in values.items()}
         counts = None
         if "counts" in batch:  # False for rows that accelerate repeats to fill a batch
-            owner, responses = rows["aligned_owner"], len(batch["row"])
-            counts = batch["counts"][owner % responses]  # each retained text is beside a response
+            counts = batch["counts"][batch["aligned_item"]]
         return AlignmentOutput(loss, detached, progress(hidden.detach(), target, counts))
 
-    def frozen(self, batch: Batch) -> Frozen:
+    def read_views(self, batch: Batch) -> Frozen:
         """Run the frozen views; the reference with its predictions where a term reads them."""
         predictions = any("reference" in term.logits for term in self.terms)
-        return self.frozen_views.frozen(batch, predictions=predictions)
+        return self.frozen_views.read(batch, predictions=predictions)
 
     def target(self, batch: Batch, frozen: Frozen) -> Target:
         """Return the targets of the policy's states, from the outputs of the frozen views."""
-        responses, rows = len(batch["row"]), len(batch["kinds"]["responses"])
+        responses, retained = len(batch["row"]), batch["retained_texts"]
         owner, reference = batch["reference"]["aligned_owner"], frozen.reference
-        shift = torch.zeros_like(reference)
-        shift[:, : batch["aligned_responses"]] = self._shift(batch, frozen)
-        scale = layer_scale(self.options.layer_scale, reference, shift, owner, rows)
-        if rows > responses:
-            # A retained text has no shift: it is measured in the unit of the response beside it.
-            scale[:, responses:] = scale[:, :responses]
-        return Target(reference, shift, scale)
+        move = torch.zeros_like(reference)
+        move[:, : batch["aligned_responses"]] = self._move(batch, frozen)
+        scale = layer_scale(self.options.layer_scale, reference, move, owner, responses + retained)
+        # A retained text has no shift: it is measured in the unit of the response beside it.
+        scale[:, responses:] = scale[:, :retained]
+        return Target(reference, move, scale)
 
-    def _shift(self, batch: Batch, frozen: Frozen) -> Tensor | float:
-        """Return the way from the reference to the target, at the aligned response tokens."""
+    def _move(self, batch: Batch, frozen: Frozen) -> Tensor | float:
+        """Return the move from the reference to the target, at the aligned response tokens."""
         alpha, aligned = self.options.alpha, batch["aligned_responses"]
         reference = frozen.reference[:, :aligned]
         if self.point is not None:
@@ -158,10 +154,10 @@ def build_alignment(
     needed = {name: teachers[name] for name in views.teachers()}
     full = add_teachers(policy, needed, depth)
     models = (policy.get_base_model(), *full.values())
-    return Alignment(
+    alignment = Alignment(
         frozen_views=FrozenViews(policy, views, layers, full),
         options=options,
-        directions=directions.select(layers) if directions is not None else None,
         point=random_units(layers, d_model, seed) if method.random_target else None,
         packed=options.packing and all(map(use_packed_attention, models)),
     )
+    return alignment if directions is None else alignment.towards(directions)

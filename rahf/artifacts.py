@@ -1,4 +1,4 @@
-"""Files of a run: records of its stages, its metrics, its log. Written whole or not at all.
+"""Files of a run, written atomically: records of its stages, its metrics, its log.
 
 Knows folders and JSON; knows no model and no method.
 """
@@ -19,11 +19,12 @@ STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
 RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "log.jsonl"
+CHOICE_FILE = "choice.json"
 ANSWERS_FILE = "answers.jsonl"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside and rename, so that a full disk leaves the old file as it was."""
+    """Write a temporary file and rename it, so that a full disk leaves the old file unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.partial")
     try:
@@ -96,7 +97,7 @@ PARTS_OF_MODEL = (
 
 
 def identity_of(*paths: str | Path) -> str | None:
-    """Return what tells the content of files and folders apart; None where nothing is there.
+    """Return the identity of the content of files and folders; None where nothing is there.
 
     It holds names and sizes, and of each file a hash, or the time of its last change where the file
     is large. Of a model's folder the model's own files count, of any other folder all files.
@@ -133,7 +134,7 @@ REWRITTEN = (METRICS_FILE, RECIPE_FILE)
 """Files of a stage that a later stage may write again."""
 
 LEFT = (".safetensors", ".bin", ".json", ".jsonl", ".jinja", ".yaml", ".model", ".txt")
-"""Endings of the files that a later stage or a user reads; figures and cards are not among them."""
+"""Endings of the files that a later stage or a user reads; charts and cards are not among them."""
 
 
 class StageRecord:
@@ -194,11 +195,11 @@ class StageRecord:
             if not path.is_file():
                 return f"{path} is missing"
             if content is not None and _content_of(path, dated=False) != content:
-                return f"{path} is not what the stage has written"
+                return f"{path} differs from what the stage wrote"
         return None
 
     def begun(self) -> dict[str, Any]:
-        """Return the figures that a stopped run has left; none where the settings were others."""
+        """Return the figures that a stopped run has left; none where its settings differ."""
         record = read_json(self._path) if self._path.exists() else {"settings": {}}
         before = _completed(record.pop("settings"), self._settings, self._defaults)
         own = ("complete", "files", "made_from")
@@ -206,7 +207,7 @@ class StageRecord:
         return {key: value for key, value in record.items() if same and key not in own}
 
     def begin(self, **results: Any) -> None:
-        """Write the record of a stage that is not complete, with what is known of it already."""
+        """Write the record of an incomplete stage, with the figures known so far."""
         self._there = {path.name: path.stat().st_mtime_ns for path in self._left()}
         self._write(False, results)
 

@@ -15,7 +15,6 @@ from typing import NamedTuple, NoReturn
 
 from rahf.commands.options.parsers import plain_command, recipe_command, recipe_file_command
 from rahf.foreign_warnings import ignore_foreign_warnings
-from rahf.report.failures import told
 from rahf.report.terminal import ReaderGoneError, leave_quietly, plain_output
 
 FROM_CHECKPOINT = "the same command continues from the last checkpoint"
@@ -137,10 +136,12 @@ def _run(given: Sequence[str]) -> int:
         print(f"interrupted; {options.interrupted}", file=sys.stderr)
         return 130
     except Exception as error:
+        from rahf.commands.failures import message_of
+
         if options.traceback:
             traceback.print_exc()
-        if not _told_to_launcher(error):
-            print(f"error: {told(error)}", file=sys.stderr)
+        if not _left_to_launcher(error):
+            print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
 
 
@@ -209,11 +210,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _told_to_launcher(error: Exception) -> bool:
+def _left_to_launcher(error: Exception) -> bool:
     """Return whether a launcher of rahf prints the error, once for all ranks."""
     if "RAHF_LAUNCHED" not in os.environ:
         return False
-    from rahf.distributed.launching import tell_launcher
+    from rahf.commands.failures import message_of
+    from rahf.distributed.launching import leave_to_launcher
 
     known = isinstance(error, ValueError | OSError)
-    return tell_launcher(error if known else ValueError(told(error)))
+    return leave_to_launcher(error if known else ValueError(message_of(error)))

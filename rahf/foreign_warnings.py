@@ -1,4 +1,4 @@
-"""Warnings and log notes of other libraries that a user of `rahf` can do nothing about.
+"""Warnings and log messages of other libraries that a user of `rahf` cannot act on.
 
 Each entry names the library, the message and the release that ends it. An entry leaves the tables
 with that release. The command line and the scripts install the filters; `import rahf` does not,
@@ -31,7 +31,7 @@ class ForeignNote(NamedTuple):
 
     library: str
     logger: str
-    """Full name of the logger: a filter is not asked about the records of loggers below it."""
+    """Full name of the logger: a filter does not see the records of loggers below it."""
     message: str
     """Regular expression that matches its beginning."""
     ends: str
@@ -95,7 +95,7 @@ def ignore_foreign_warnings() -> None:
 
 
 class _Hidden(logging.Filter):
-    """Drops the records whose message begins as `pattern` says."""
+    """Filter that drops records whose message matches `pattern` at its start."""
 
     def __init__(self, pattern: str):
         super().__init__()

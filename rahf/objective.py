@@ -27,32 +27,32 @@ would have a gradient as long as any other's, in a direction without meaning."""
 
 
 class Target(NamedTuple):
-    """Where the policy's states are to go, from where they start."""
+    """Targets of the policy's states, relative to where the states start."""
 
     reference: Float[Tensor, "layers tokens d_model"]  # where the policy starts
-    shift: Float[Tensor, "layers tokens d_model"]  # alpha * (positive - negative); 0 on other rows
+    move: Float[Tensor, "layers tokens d_model"]  # alpha times the shift; 0 on other rows
     scale: Float[Tensor, "layers rows"]  # unit of each layer's distance, per row
 
     @property
     def states(self) -> Float[Tensor, "layers tokens d_model"]:
-        """The states to go to."""
-        return self.reference + self.shift
+        """Return the target states."""
+        return self.reference + self.move
 
 
 class Progress(NamedTuple):
-    """Sums over tokens that give reached share and cosine, and add up over batches and ranks."""
+    """Sums over tokens for reached share and cosine; they add up over batches and ranks."""
 
-    dot: Float[Tensor, " layers"]  # <moved, shift>
+    dot: Float[Tensor, " layers"]  # <moved, move>
     moved: Float[Tensor, " layers"]  # |moved|^2
-    asked: Float[Tensor, " layers"]  # |shift|^2
+    full: Float[Tensor, " layers"]  # |move|^2
 
     def reached(self) -> Float[Tensor, " layers"]:
-        """Return the share of the shift that was made: 0 at the start, 1 at the target."""
-        return self.dot / self.asked
+        """Return the share of the move that was made: 0 at the start, 1 at the target."""
+        return self.dot / self.full
 
     def cosine(self) -> Float[Tensor, " layers"]:
-        """Return the cosine of the movement to the shift; nan where nothing moved."""
-        return self.dot / (self.moved * self.asked).sqrt()
+        """Return the cosine of the movement to the target's; nan where nothing moved."""
+        return self.dot / (self.moved * self.full).sqrt()
 
 
 def row_mean(
@@ -66,17 +66,17 @@ def row_mean(
 def layer_scale(
     kind: LayerScale,
     reference: Float[Tensor, "layers tokens d_model"],
-    shift: Float[Tensor, "layers tokens d_model"],
+    move: Float[Tensor, "layers tokens d_model"],
     owner: Int[Tensor, " tokens"],
     rows: int,
 ) -> Float[Tensor, "layers rows"]:
-    """Return the unit of each layer's distance: 1, or a row's RMS norm of reference or shift."""
+    """Return the unit of each layer's distance: 1, or a row's RMS norm of reference or move."""
     if kind == "none":
         return reference.new_ones(reference.shape[0], rows)
     rms = row_mean(reference.square().sum(-1), owner, rows).sqrt()
     if kind == "rms":
         return rms
-    size = row_mean(shift.square().sum(-1), owner, rows).sqrt()
+    size = row_mean(move.square().sum(-1), owner, rows).sqrt()
     return torch.maximum(size, SMALLEST_SCALE * rms)
 
 
@@ -101,7 +101,7 @@ def row_loss(
     if distance == "squared_l2":
         return (row_mean(error.square().sum(-1), owner, rows) / target.scale.square()).mean(0)
     size = error.norm(dim=-1)
-    unmoved = ~target.shift.any(-1) & (size <= RESOLUTION * target.reference.norm(dim=-1))
+    unmoved = ~target.move.any(-1) & (size <= RESOLUTION * target.reference.norm(dim=-1))
     size = size.masked_fill(unmoved, 0.0)
     near = (row_mean(size, owner, rows) / target.scale).mean(0)
     return -near if distance == "away" else near
@@ -167,16 +167,16 @@ def progress(
     target: Target,
     counts: Bool[Tensor, " tokens"] | None = None,
 ) -> Progress:
-    """Return how far the policy has come along the shift.
+    """Return how far the policy has come on the way to its target.
 
-    Tokens without a shift are omitted, and those that do not count.
+    Tokens without a move are omitted, and those that do not count.
     """
-    aligned = target.shift.square().sum(-1)
+    aligned = target.move.square().sum(-1)
     if counts is not None:
         aligned = torch.where(counts, aligned, 0.0)
     moved = (hidden - target.reference) * (aligned > 0).unsqueeze(-1)
     return Progress(
-        dot=(moved * target.shift).sum((1, 2)),
+        dot=(moved * target.move).sum((1, 2)),
         moved=moved.square().sum((1, 2)),
-        asked=aligned.sum(1),
+        full=aligned.sum(1),
     )

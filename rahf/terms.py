@@ -31,7 +31,7 @@ SHARE = {"chosen": 1.0, "rejected": 1.0, "both": 0.5, "random": 0.5}
 
 
 class Evidence(NamedTuple):
-    """What the terms of one batch are computed from."""
+    """Inputs of the terms of one batch."""
 
     batch: Batch
     hidden: Float[Tensor, "layers tokens d_model"]  # of the policy, at the aligned tokens
@@ -132,7 +132,7 @@ DISTANCES = {distance: partial(_distance, distance=distance) for distance in get
 def _similarity(evidence: Evidence) -> Float[Tensor, " responses"]:
     """Return how unlike each other the rejected rows are, each at its first aligned token.
 
-    The only term that rows of a batch have in common: it sees the pairs within a process.
+    The only term that couples rows of a batch: it sees the pairs within a process.
     """
     first, responses = evidence.batch["first_aligned"], len(evidence.batch["row"])
     rejected = evidence.batch["kinds"]["rejected"][:responses]

@@ -29,9 +29,10 @@ from rahf.models.adapters import base_name, frozen_pass
 from rahf.models.likelihood import preference_margins
 from rahf.objective import Progress
 from rahf.overrides import overrides
+from rahf.recipe.model_options import ModelOptions
 from rahf.trainer_config import RAHFConfig
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
-from rahf.training.preparation import load_base, prepare, rows_of
+from rahf.training.preparation import base_on_device, prepare, rows_of
 from rahf.training.resumable_trainer import NonFiniteError
 
 
@@ -43,7 +44,7 @@ class RAHFTrainer(AdapterTrainer):
     Args:
         model: name or folder of the base, the base itself, or a PEFT model whose adapter `default`
             is the policy.
-        args: options; `RAHFConfig("out")` is a complete choice.
+        args: options; `RAHFConfig("out")` sets every default.
         train_dataset: preference pairs in any of TRL's formats, or rows that `tokenize_pairs` has
             made.
         eval_dataset: the same, held out.
@@ -81,8 +82,8 @@ class RAHFTrainer(AdapterTrainer):
         directions = directions if directions is not None else args.directions
         if isinstance(directions, str | Path):
             directions = Directions.load(directions)
-        lora = peft_config or LoraConfig(r=8, lora_alpha=16)
-        base, given = load_base(model, args), teachers or {}
+        lora = peft_config or LoraConfig(r=ModelOptions.lora_r, lora_alpha=ModelOptions.lora_alpha)
+        base, given = base_on_device(model, args), teachers or {}
         made = prepare(base, args, rows, tokenizer, lora, given, directions, retain_texts)
         self.alignment, self.target_cache = made.alignment, made.target_cache
         self.eval_rows, self.sampling_seconds = eval_rows, made.sampling_seconds
@@ -117,8 +118,8 @@ class RAHFTrainer(AdapterTrainer):
         steps = self.state.global_step + 1
         elapsed = steps / self.state.max_steps if model.training else 1.0
         frozen = None
-        if self.target_cache is not None and model.training:  # held-out pairs are others
-            frozen = self.target_cache.frozen(batch, self.alignment.frozen)
+        if self.target_cache is not None and model.training:  # the cache has no held-out pairs
+            frozen = self.target_cache.read_or_compute(batch, self.alignment.read_views)
         output = self.alignment(model, batch, elapsed, frozen)
         self._tally["train" if model.training else "eval"].add(output, counting(batch))
         return ItemLoss(output.loss, batch["row"])
@@ -150,7 +151,7 @@ class RAHFTrainer(AdapterTrainer):
         return result
 
     def preference_margins(self) -> Tensor:
-        """Margin of chosen over rejected, [held-out pairs], nats per token; split over ranks."""
+        """Return chosen minus rejected, [held-out pairs], nats per token; computed on all ranks."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         pairs = self.eval_rows
         share = -(-len(pairs) // world)
@@ -199,7 +200,7 @@ class Tally:
             self._terms[name] = self._terms[name] + (term * counts).sum()
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Values since the last call, over all ranks, under `repr/`; empty if nothing was added."""
+        """Return values since the last call, over all ranks, under `repr/`; empty without any."""
         if not self._terms:
             return {}
         names = sorted(self._terms)
@@ -211,7 +212,7 @@ class Tally:
             for name, value in zip(names, sums, strict=True)
         }
         shares = {"reached": progress.reached(), "cosine": progress.cosine()}
-        if not progress.asked.any():
+        if not progress.full.any():
             shares = {}  # a method without a shift has no share of it
         for name, per_layer in shares.items():
             # Where nothing moved yet, or a layer has no shift, no share of it was reached.

@@ -1,4 +1,4 @@
-"""The options of RAHFTrainer: those of a recipe's method beside transformers' TrainingArguments.
+"""The options of RAHFTrainer: those of the method, and transformers' TrainingArguments.
 
 Knows no model and no data. Checked once, when the options are made.
 """
@@ -8,14 +8,22 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from rahf.recipe.data_options import DataOptions
 from rahf.recipe.fields import raise_problems
 from rahf.recipe.method_options import MethodOptions, batch_problems
 from rahf.recipe.methods import with_defaults
-from rahf.recipe.training_arguments import TRAINING_DEFAULTS, tracker_problems
+from rahf.recipe.trackers import tracker_problems
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS
 
 
 def _default(name: str, help: str) -> Any:
     return field(default=TRAINING_DEFAULTS[name], metadata={"help": help})
+
+
+def _of_data(name: str) -> Any:
+    """Return a field with the default and the help text of the recipe's key of this name."""
+    spec = DataOptions.__dataclass_fields__[name]
+    return field(default=spec.default, metadata=spec.metadata)
 
 
 @dataclass
@@ -24,20 +32,15 @@ class TrainerOptions(MethodOptions, TrainingArguments):
 
     learning_rate: float = _default("learning_rate", "Peak learning rate.")
     lr_scheduler_type: str = _default("lr_scheduler_type", "Learning rate over time.")
-    logging_steps: float = _default("logging_steps", "Steps between two lines of the log.")
+    logging_steps: float = _default(
+        "logging_steps", "Number of steps between two lines of the log."
+    )
     remove_unused_columns: bool = _default(
         "remove_unused_columns", "Off: the collator reads every column."
     )
-    max_prompt_length: int = field(
-        default=256, metadata={"help": "Pairs with a longer prompt are dropped."}
-    )
-    max_length: int = field(
-        default=768, metadata={"help": "Tokens of prompt and response; responses are cut at it."}
-    )
-    chat_template: str | None = field(
-        default=None,
-        metadata={"help": "Jinja text, or a file that holds it; None: the tokenizer's."},
-    )
+    max_prompt_length: int = _of_data("max_prompt_length")
+    max_length: int = _of_data("max_length")
+    chat_template: str | None = _of_data("chat_template")
     model_init_kwargs: dict[str, Any] | None = field(
         default=None,
         metadata={"help": "Arguments of from_pretrained, where the model is given by name."},
@@ -66,9 +69,9 @@ class TrainerOptions(MethodOptions, TrainingArguments):
 class RAHFConfig(TrainerOptions):
     """Options of the method beside those of transformers.TrainingArguments.
 
-    What is not given is the default of the method (`rahf.recipe.methods.METHODS`; the keys of a
-    LoRA excepted, which a LoraConfig holds), or else that of the field. A parser that gives every
-    field, such as HfArgumentParser, gives those of the fields.
+    An omitted option gets the default of the method (`rahf.recipe.methods.METHODS`), or else that
+    of the field; the LoRA is set by a LoraConfig. A parser that sets every field, such as
+    HfArgumentParser, sets the defaults of the fields.
 
     Raises:
         ValueError: with every problem of the options.

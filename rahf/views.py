@@ -36,9 +36,9 @@ class Frozen(NamedTuple):
 
 
 def views_of(method: str, reference: str, *, stored_shift: bool) -> Views:
-    """Return the views that a training reads: of a stored shift, only the reference."""
+    """Return the views that a training reads; beside a stored shift, only the reference."""
     views = METHODS[method].views(reference)
-    return views._replace(positive=None, negative=None) if stored_shift else views
+    return views.without_shift() if stored_shift else views
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class FrozenViews:
     layers: tuple[int, ...]  # target layers, ascending
     teachers: Mapping[str, nn.Module]  # full models in place of adapters, by name
 
-    def frozen(self, batch: Batch, *, predictions: bool) -> Frozen:
-        """Run the views on `batch`.
+    def read(self, batch: Batch, *, predictions: bool) -> Frozen:
+        """Run every view on `batch`.
 
         Args:
             predictions: whether the logits of the reference are read.
         """
-        reference, logits = self.outputs(self.views.reference, batch, predictions=predictions)
+        reference, logits = self.read_view(self.views.reference, batch, predictions=predictions)
         if self.views.positive is None:
             return Frozen(reference, None, logits)
         known = {self.views.reference: reference[:, : batch["aligned_responses"]]}
@@ -64,7 +64,7 @@ class FrozenViews:
 
     def retained(self, rows: Rows) -> Float[Tensor, "layers tokens d_model"]:
         """Return the states of the reference on a block of retained texts."""
-        return self.outputs(self.views.reference, {"reference": rows}).hidden
+        return self.read_view(self.views.reference, {"reference": rows}).hidden
 
     def shift(
         self, batch: Batch, known: Mapping[View, Tensor] | None = None
@@ -78,21 +78,21 @@ class FrozenViews:
         hidden, responses = dict(known or {}), without_retained(batch)
         for view in (self.views.positive, self.views.negative):
             if view not in hidden:
-                hidden[view] = self.outputs(view, responses).hidden
+                hidden[view] = self.read_view(view, responses).hidden
         return hidden[self.views.positive] - hidden[self.views.negative]
 
-    def outputs(self, view: View, batch: Batch, *, predictions: bool = False) -> Outputs:
+    def read_view(self, view: View, batch: Batch, *, predictions: bool = False) -> Outputs:
         """Run one view on its block of rows."""
         rows = batch[view.rows]
         if view.teacher in self.teachers:
             teacher = self.teachers[view.teacher]
             with torch.no_grad():
-                return outputs(teacher, teacher, self.layers, rows, predictions=predictions)
+                return run_rows(teacher, teacher, self.layers, rows, predictions=predictions)
         with frozen_pass(self.model, view.teacher):
-            return outputs(self.model, self.model, self.layers, rows, predictions=predictions)
+            return run_rows(self.model, self.model, self.layers, rows, predictions=predictions)
 
 
-def outputs(
+def run_rows(
     model: nn.Module,
     unwrapped: nn.Module,
     layers: tuple[int, ...],

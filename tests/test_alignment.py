@@ -512,7 +512,7 @@ def test_a_positive_reference_is_read_once(family):
 def test_no_gradient_reaches_the_target(family):
     alignment = alignment_of(family, method_options())
     batch = batch_of(tiny_pairs(2), method_options())
-    target = alignment.target(batch, alignment.frozen(batch))
+    target = alignment.target(batch, alignment.read_views(batch))
     assert not any(part.requires_grad for part in target)
 
 
@@ -520,9 +520,9 @@ def test_dropout_of_the_policy_does_not_touch_the_target(family):
     options = method_options()
     alignment = alignment_of(family, options, lora_dropout=0.5)
     batch = batch_of(tiny_pairs(2), options)
-    still = alignment.frozen(batch)
+    still = alignment.read_views(batch)
     alignment.model.train()
-    moving = alignment.frozen(batch)
+    moving = alignment.read_views(batch)
     assert torch.equal(moving.reference, still.reference)
     assert torch.equal(moving.shift, still.shift)
     first, second = (alignment(alignment.model, batch).loss for _ in range(2))
@@ -577,9 +577,9 @@ def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
     options = method_options("dual", alpha=3.0, layer_scale="none")
     alignment = alignment_of(family, options).towards(stored_directions())
     batch = batch_of(tiny_pairs(2), options)
-    target = alignment.target(batch, alignment.frozen(batch))
+    target = alignment.target(batch, alignment.read_views(batch))
     vectors = 3.0 * stored_directions().vectors.unsqueeze(1)
-    assert torch.equal(target.shift, vectors.expand_as(target.shift))
+    assert torch.equal(target.move, vectors.expand_as(target.move))
 
 
 @pytest.mark.parametrize(
@@ -612,7 +612,7 @@ def test_the_shift_of_a_dpo_teacher_costs_one_pass_beside_the_reference(family, 
     options = method_options("dpo_shift", reference, shift="token")
     alignment, forwards = alignment_of(family, options), []
     alignment.model.get_base_model().model.register_forward_hook(lambda *_: forwards.append(1))
-    alignment.frozen(batch_of(tiny_pairs(2), options))
+    alignment.read_views(batch_of(tiny_pairs(2), options))
     assert len(forwards) == 2
 
 

@@ -283,12 +283,12 @@ def test_rmu_asks_rejected_responses_alone_to_move(family):
     options = options_of("rmu")
     items, alignment = items_of(options, RETAINED), alignment_of(family, options)
     batch = batch_of(items, options)
-    asked = alignment.target(batch, alignment.frozen(batch))
+    asked = alignment.target(batch, alignment.read_views(batch))
     owner = batch["reference"]["aligned_owner"]
     responses = len(items)
     rejected = (owner < responses) & (owner % 2 == 1)
-    assert torch.equal(asked.shift[:, ~rejected], torch.zeros_like(asked.shift[:, ~rejected]))
-    target = (asked.reference + asked.shift)[:, rejected]
+    assert torch.equal(asked.move[:, ~rejected], torch.zeros_like(asked.move[:, ~rejected]))
+    target = (asked.reference + asked.move)[:, rejected]
     units = 1.5 * random_units(LAYERS, D_MODEL, SEED).unsqueeze(1)
     assert torch.allclose(target, units.expand_as(target), atol=1e-5)
 
@@ -541,7 +541,7 @@ def test_the_published_settings_of_rahf_are_those_of_its_recipe(tmp_path, method
         ({"per_device_train_batch_size": 2}, "set it to at least 4"),
         ({"per_device_train_batch_size": 1, "pairs_together": False}, "set it to at least 2"),
         ({"per_device_train_batch_size": "few"}, "'few' is not a whole number"),
-        ({"target_layers": "auto"}, "target_layers: auto is a choice about a shift"),
+        ({"target_layers": "auto"}, "target_layers: auto is chosen for a shift"),
         ({"teachers": {"positive": "x"}}, "teachers.positive: not read by method repbend"),
     ],
 )

@@ -81,8 +81,8 @@ def test_a_layer_of_large_states_weighs_as_much_as_one_of_small_ones_when_scaled
         asked = asked_of(kind, shift)
         scaled = Target(
             asked.reference * larger,
-            asked.shift * larger,
-            layer_scale(kind, asked.reference * larger, asked.shift * larger, OWNER, ROWS),
+            asked.move * larger,
+            layer_scale(kind, asked.reference * larger, asked.move * larger, OWNER, ROWS),
         )
         for distance in ("l2", "squared_l2"):
             plain = row_loss(hidden, asked, OWNER, distance)
@@ -163,7 +163,7 @@ def test_progress_halfway_and_astray_by_hand():
 
 def test_tokens_that_ask_for_nothing_are_left_out_of_progress():
     asked = asked_of("none", random_states(1))
-    retained = torch.cat([asked.shift, torch.zeros(LAYERS, 2, D_MODEL)], 1)
+    retained = torch.cat([asked.move, torch.zeros(LAYERS, 2, D_MODEL)], 1)
     moved = torch.cat([random_states(2), 100 * torch.ones(LAYERS, 2, D_MODEL)], 1)
     both = Target(torch.cat([asked.reference, torch.zeros(LAYERS, 2, D_MODEL)], 1), retained, None)
     for whole, part in zip(progress(moved, both), progress(random_states(2), asked), strict=True):
@@ -173,7 +173,7 @@ def test_tokens_that_ask_for_nothing_are_left_out_of_progress():
 def test_progress_adds_up_over_batches():
     asked, hidden = asked_of("none", random_states(1)), random_states(2)
     parts = [
-        progress(hidden[:, cut], Target(asked.reference[:, cut], asked.shift[:, cut], asked.scale))
+        progress(hidden[:, cut], Target(asked.reference[:, cut], asked.move[:, cut], asked.scale))
         for cut in (slice(0, 2), slice(2, None))
     ]
     for whole, first, second in zip(progress(hidden, asked), *parts, strict=True):

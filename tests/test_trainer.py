@@ -377,7 +377,7 @@ def test_a_tracker_receives_loss_reached_share_and_every_layer(family, tmp_path,
 
 
 def test_a_tracker_that_nobody_knows_is_refused_before_a_model_is_loaded():
-    with pytest.raises(ValueError, match="report_to: 'paper' is no tracker"):
+    with pytest.raises(ValueError, match="report_to: 'paper' is not a tracker"):
         RAHFConfig("out", **{**QUIET, "report_to": "paper"})
 
 

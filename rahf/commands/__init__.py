@@ -1,1 +1,1 @@
-"""The commands of `rahf`, one module each: its options, and the call of what it does."""
+"""The commands of `rahf`, one module each, and the message of an error that ends one."""

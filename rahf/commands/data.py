@@ -12,11 +12,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(recipe, options: argparse.Namespace) -> int:
     if options.json:
-        from rahf.pipeline.prepare import data_figures
+        from rahf.pipeline.recipe_data import data_figures
 
         print(json.dumps(data_figures(recipe), indent=2))
         return 0
-    from rahf.pipeline.prepare import describe_data
+    from rahf.pipeline.recipe_data import describe_data
 
     print(describe_data(recipe))
     return 0

@@ -61,7 +61,7 @@ def _what_is_measured(option: Callable[..., object]) -> None:
 
 
 def run(recipe, options: argparse.Namespace) -> int:
-    from rahf.pipeline.fit_directions import ReadingOptions, read_directions
+    from rahf.pipeline.read_directions import ReadingOptions, read_directions
 
     chosen = {name: getattr(options, name) for name in ReadingOptions._fields}
     read_directions(recipe, ReadingOptions(**chosen))

@@ -3,11 +3,19 @@
 import argparse
 from pathlib import Path
 
+from rahf.comparison.row_recipes import BETA
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.usage = "rahf dpo RECIPE.yaml [--beta B] [--output FOLDER] [--KEY VALUE ...]"
     option = parser.add_argument
-    option("--beta", metavar="B", type="positive number", default=0.1, help="of DPO (default: 0.1)")
+    option(
+        "--beta",
+        metavar="B",
+        type="positive number",
+        default=BETA,
+        help=f"of DPO (default: {BETA})",
+    )
     option("--output", metavar="FOLDER", type=Path, help="default: dpo in the recipe's output_dir")
 
 

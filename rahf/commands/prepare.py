@@ -8,7 +8,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(recipe, _options: argparse.Namespace) -> int:
-    from rahf.pipeline.prepare import prepare
+    from rahf.pipeline.recipe_data import fill_cache
 
-    print(prepare(recipe))
+    print(fill_cache(recipe))
     return 0

@@ -87,16 +87,16 @@ def _responses(options: argparse.Namespace, model, tokenizer, given):
 
 
 def _report(options: argparse.Namespace) -> str:
-    """Write summary, figure and page from the records; return the tables."""
+    """Write summary, chart and page from the records; return the tables."""
     from rahf.artifacts import read_lines, write_json, write_text
     from rahf.interpret.token_shift.summary import summarize_shift
-    from rahf.report.shift import shift_figure, shift_page, shift_table, top_table
+    from rahf.report.shift import shift_chart, shift_page, shift_table, top_table
 
     folder = options.output
     records = read_lines(folder / "shift.jsonl")
     summary = summarize_shift(records)
     write_json(folder / "summary.json", summary)
-    shift_figure(summary, folder / "shift.png")
+    shift_chart(summary, folder / "shift.png")
     title = f"Token shift of {options.model} against {options.against or 'its base'}"
     page = shift_page(title, summary, records, folder / "shift.png")
     write_text(folder / "index.html", page)

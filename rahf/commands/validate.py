@@ -1,4 +1,4 @@
-"""`rahf validate`: every problem of a recipe at once, or every value that holds."""
+"""`rahf validate`: every problem of a recipe at once, or every effective value."""
 
 import argparse
 import json

@@ -1,20 +1,20 @@
-"""What the measures of a comparison say: curves, the change at an equal cost, and how sure it is.
+"""Curves of a comparison: the change at an equal cost, with its interval.
 
-Change is the judge's mean over the answers, cost what general ability was lost, both against the
-base. The intervals draw prompts, texts and seeds; prompts and texts are drawn alike for all rows,
-since all answered the same. A prompt whose verdict is missing is omitted where it is
-missing. A change without any verdict is nan, and is not on the curve. Knows
-numbers only.
+Change is the judge's mean over the answers, cost the loss of general ability, both against the
+base. The intervals resample prompts, texts and seeds; all rows share the draws of prompts and
+texts, since all answered the same. A prompt is omitted at the strength and seed where its verdict
+is missing. A change without any verdict is nan, and is not on the curve. Knows numbers only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from rahf.evaluation.intervals import check_finite
-from rahf.report.curves import Point, change_within
+from rahf.report.tradeoff_chart import Point
 
 DRAWS = 1000
 SEED = 0  # of the draws
@@ -60,7 +60,7 @@ class Draw(NamedTuple):
 
 
 def everything(row: Curves) -> Draw:
-    """Return the draw that holds each of them once."""
+    """Return the draw that counts each of them once."""
     return Draw(*(np.ones(size) for size in _sizes(row)))
 
 
@@ -96,7 +96,7 @@ class Reading(NamedTuple):
     change: float
     low: float  # 95 % interval
     high: float
-    reached: bool  # whether any strength costs so much: if not, more might have brought more
+    reached: bool  # whether a strength costs as much; if not, a higher one may change more
 
 
 Readings = tuple[dict[str, Reading], dict[tuple[str, str], Reading]]
@@ -118,11 +118,11 @@ def read_at_each(
     cost: Cost,
     sign: int,
 ) -> list[Readings]:
-    """Return `read_at` for each of `costs`, from the same draws."""
+    """Return `read_at` for each of `costs`, with the same draws."""
     whole = {
         name: readable(line(row, base, everything(row), cost, sign)) for name, row in rows.items()
     }
-    # The same generator for all rows: prompts and texts are drawn alike.
+    # The same generator for all rows: they share the draws of prompts and texts.
     drawn = {
         name: [
             line(row, base, draw, cost, sign) for draw in _draws(row, np.random.default_rng(SEED))
@@ -152,7 +152,7 @@ def _readings(whole: Mapping[str, Line], drawn: Mapping[str, list[Line]], at: fl
 
 
 def change_at_most(found: Line, at: float) -> float:
-    """Return the most change for at most the cost `at`; nan where none could be read."""
+    """Return the most change for at most the cost `at`; nan where no verdict could be read."""
     known = readable(found)
     return change_within(known, at) if known else float("nan")
 
@@ -182,3 +182,17 @@ def _mean(values: Float[np.ndarray, "... n"], weights: Float[np.ndarray, " n"]) 
     weight = ~np.isnan(values) @ weights
     missing = np.full(weight.shape, np.nan)
     return np.divide(np.nan_to_num(values) @ weights, weight, out=missing, where=weight > 0)
+
+
+def change_within(points: Iterable[tuple[float, float]], cost: float) -> float:
+    """Return the most change that (cost, change) points bring for at most `cost`.
+
+    Points on the lines between them, and from the base at the origin, count. A gain of ability
+    costs 0.
+    """
+    line = [(0.0, 0.0), *sorted((max(spent, 0.0), change) for spent, change in points)]
+    reached = [change for spent, change in line if spent <= cost]
+    for (before, low), (after, high) in pairwise(line):
+        if before < cost < after:
+            reached.append(low + (cost - before) / (after - before) * (high - low))
+    return max(reached)

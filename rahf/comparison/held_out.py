@@ -1,4 +1,4 @@
-"""What a comparison is trained on, chosen on and measured on, kept apart.
+"""Data of a comparison: what rows are trained on, chosen on and measured on, kept apart.
 
 Trials are chosen on prompts that are taken out of the training split, and on every second of the
 unrelated texts; the test prompts and the other texts are read once, at the end.
@@ -23,7 +23,7 @@ from rahf.pipeline.inputs import data_files, load_split, unrelated_texts
 from rahf.recipe.recipe import Recipe
 
 SPLIT_SEED = 0
-"""Of the held-out training prompts: the same for every seed of a run."""
+"""Seed of the held-out training prompts: the same for every seed of a run."""
 
 URIAL_AT_ONCE = 16
 """Prompts behind a long prefix, each with keys and values of its own."""
@@ -44,7 +44,7 @@ def with_validation(recipe: Recipe, folder: Path) -> Recipe:
             write_json(record, made_from)
         elif record.exists() and read_json(record) != made_from:
             raise ValueError(
-                f"{folder} holds a split of other pairs: the data has changed since. Give another "
+                f"{folder} holds a split of other pairs: the data has changed. Give another "
                 f"output_dir, or delete {folder.parent}."
             )
     own = dataclasses.replace(
@@ -116,7 +116,7 @@ def held_out_part(
 
 
 def under_urial(held_out: HeldOut, form: PromptForm) -> HeldOut:
-    """Return the same prompts in URIAL's form, without pairs, which are in the chat template's."""
+    """Return the same prompts in URIAL's form, without pairs, which use the chat template."""
     return dataclasses.replace(held_out, form=form, pairs=(), answers_at_once=URIAL_AT_ONCE)
 
 

@@ -1,4 +1,4 @@
-"""What the judge of a comparison makes of measured answers: a score for each.
+"""Scores of measured answers by the judges of a comparison.
 
 Knows judges and texts; knows no model.
 """
@@ -45,7 +45,7 @@ def judged(
 
 
 def _judgements(by_judge: Mapping[str, Sequence[Outcome]], part: slice) -> dict[str, Any]:
-    """Return what is kept of the outcomes of one point, the first judge's first."""
+    """Return the scores and verdicts to keep of one point, those of the first judge on top."""
     first = next(iter(by_judge.values()))[part]
     scores = {
         name: [outcome.value for outcome in outcomes[part]] for name, outcomes in by_judge.items()

@@ -1,4 +1,4 @@
-"""Models of a comparison, measured once: the measures are kept, whoever judges the answers.
+"""Models of a comparison, measured once: the measures are kept, whatever judge reads them.
 
 Loads, measures and saves; knows no judge.
 """
@@ -26,12 +26,12 @@ def measure_kept(
     strengths: Sequence[float],
     progress: str,
 ) -> list[dict[str, Any]]:
-    """Return the measures in `path` at each strength; those that are missing are taken and added.
+    """Return the measures in `path` at each strength; missing ones are measured and added.
 
     Args:
         load_base: called only where something is missing.
         adapter: folder of the adapter on the base; None: the base, whose strength is 0.
-        progress: what is printed before a model is loaded.
+        progress: text to print before a model is loaded.
     """
     made_with = {
         "max_new_tokens": held_out.max_new_tokens,
@@ -55,7 +55,7 @@ def measure_kept(
 
 
 def _known(path: Path, made_with: Mapping[str, Any]) -> dict[float, dict[str, Any]]:
-    """Return what was measured with the same weights on the same prompts and texts, by strength."""
+    """Return the measures of the same weights on the same prompts and texts, by strength."""
     if not path.exists():
         return {}
     record = read_json(path)

@@ -1,4 +1,4 @@
-"""What a comparison has come to, as tables and files. Knows measures and scores; knows no model."""
+"""Results of a comparison as tables and files. Knows measures and scores; knows no model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from rahf.artifacts import write_json, write_lines, write_text
 from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, read_at_each
-from rahf.comparison.figures import draw_curves
 from rahf.evaluation.agreement import LENGTH, agreements, changes
 from rahf.evaluation.scores import Judging
 from rahf.evaluation.wins import place_figures
@@ -18,11 +17,11 @@ from rahf.report.comparison import (
     readings_table,
     row_figures,
 )
-from rahf.report.curves import Point
+from rahf.report.tradeoff_chart import Point, tradeoff_chart
 
 
 class RowResult(NamedTuple):
-    """One row as it stands in the table."""
+    """One row of the table."""
 
     settings: dict[str, Any]  # its own keys, and those of its trial
     by_seed: list[list[dict[str, Any]]]  # measures at each strength
@@ -30,12 +29,12 @@ class RowResult(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What the rows have come to."""
+    """Results of all rows."""
 
     rows: dict[str, dict[str, Any]]  # figures of the table
     differences: list[dict[str, Any]]  # of any two rows, at the budget
     readings: list[dict[str, Any]]  # see `readings_of`
-    place: dict[str, float] | None  # how much of a chooser's judgement is the place
+    place: dict[str, float] | None  # effect of the order of the answers on a judge that compares
     lines: dict[str, list[Point]]  # the curves
 
 
@@ -46,7 +45,7 @@ def write_results(
     chats: Sequence[Any],
     rows: Mapping[str, RowResult],
 ) -> None:
-    """Write what the rows have come to into `folder`, and print the tables.
+    """Write the results of the rows into `folder`, and print the tables.
 
     Args:
         judgings: the first decides; others are read beside it.
@@ -74,13 +73,13 @@ def write_results(
     write_json(folder / "comparison.json", record)
     write_text(folder / "comparison.md", text + "\n")
     _write_points(found.lines, folder / "points.jsonl")
-    draw_curves(found.lines, folder / "tradeoff.png", options.cost, wins=wins)
+    tradeoff_chart(found.lines, folder / "tradeoff.png", options.cost, wins=wins)
     _write_answers(chats, rows, folder / "answers.jsonl")
     print(f"\n{text}\n\nresults: {folder}")
 
 
 def results_of(options: CompareOptions, judging: Judging, rows: Mapping[str, RowResult]) -> Results:
-    """Return the figures of every row, beside the base, which is one of them."""
+    """Return the figures of every row, the base included."""
     curves = {name: curves_of(row.by_seed) for name, row in rows.items()}
     base = next(name for name in rows if kind_of_row(name) == "base")
     others = {name: row for name, row in curves.items() if name != base}
@@ -111,7 +110,7 @@ def judges_of(
 ) -> dict[str, Any]:
     """Return every judge's reading of every row at the budget, and how far the judges agree.
 
-    Length stands beside them: the change in characters of an answer.
+    Length is read beside them: the change in characters of an answer.
     """
     signs = {judging.name: judging.sign for judging in judgings}
     signs.setdefault(LENGTH, 1)
@@ -139,7 +138,7 @@ def _read_by(judge: str, by_seed: Sequence[Sequence[Any]]) -> list[list[dict[str
 
 
 def tables_of(found: Results, options: CompareOptions, *, wins: bool) -> str:
-    """Return the tables, with a line on the place where the judge compares."""
+    """Return the tables, with a line on the effect of the order where the judge compares."""
     parts = [comparison_table(found.rows, options.cost, options.budget, wins=wins)]
     if found.readings[0]["rows"]:
         parts.append(readings_table(found.readings))
@@ -152,13 +151,13 @@ READ_AT: dict[Cost, tuple[float, ...]] = {
     "loss": (0.01, 0.02, 0.05, 0.1),
     "kl": (0.02, 0.05, 0.1, 0.2),
 }
-"""Costs, in nats per token, at which every comparison is read, whichever of them decides."""
+"""Costs, in nats per token, at which every comparison is read, whatever the budget."""
 
 BASELINES = ("sft", "dpo")
 
 
 def readings_of(others: dict[str, Curves], base: Curves, sign: int) -> list[dict[str, Any]]:
-    """Return every row at each cost of READ_AT, and what the others have over SFT and DPO."""
+    """Return every row at each cost of READ_AT, and its difference from SFT and DPO."""
     found = []
     for cost, costs in READ_AT.items():
         for at, (alone, differences) in zip(
@@ -175,7 +174,7 @@ def readings_of(others: dict[str, Curves], base: Curves, sign: int) -> list[dict
 
 
 def _place(rows: Mapping[str, RowResult]) -> dict[str, float] | None:
-    """Return how much of all verdicts is the place; None: no request was made."""
+    """Return the effect of the order on all verdicts; None: no request was made."""
     orders = [
         verdicts
         for row in rows.values()

@@ -11,24 +11,25 @@ from typing import Annotated, Any
 
 from rahf.recipe.comparison_options import ROW_KINDS, UNTRAINED, CompareOptions, kind_of_row
 from rahf.recipe.fields import Limits, coerce, value_problem
-from rahf.recipe.files import HELD_OUT, check_named_files, held_out_split, missing_judge
+from rahf.recipe.files import check_named_files, missing_judge
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.methods import DEFAULT_METHOD, METHODS
 from rahf.recipe.recipe import Recipe, RecipeError, recipe_from_dict
 from rahf.recipe.shift_options import unread_teacher_keys
 from rahf.recipe.yaml_file import merge_overrides
 
 BETA = 0.1
-"""Of DPO, where a row does not say."""
+"""DPO's beta where a row sets none."""
 
 _BETA = Annotated[float, Limits(least=1e-6)]
 
-_MEASURED_ALIKE = "the comparison measures all rows, and alike"
-_ONE_BASE = "all rows stand on the recipe's base"
+_MEASURED_ALIKE = "the comparison measures all rows in the same way"
+_ONE_BASE = "all rows train the recipe's base"
 NOT_OF_A_ROW = {
-    "method": "the row's name says it",
-    "seed": "compare.seeds says it",
+    "method": "the row's name gives it",
+    "seed": "compare.seeds sets it",
     "output_dir": "the comparison has folders of its own",
-    "compare": "it is this very section",
+    "compare": "it is the section itself",
     "model_name_or_path": _ONE_BASE,
     "model_revision": _ONE_BASE,
     "evaluation": _MEASURED_ALIKE,
@@ -38,7 +39,7 @@ NOT_OF_A_ROW = {
     "eval_on_start": _MEASURED_ALIKE,
     "load_best_model_at_end": _MEASURED_ALIKE,
 }
-"""Keys that no row has for itself, and why."""
+"""Keys that no row may set, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def row_run(
     """Return the run of the row `name`, under the settings of a trial, into `folder`.
 
     Raises:
-        RecipeError: they do not make a recipe.
+        RecipeError: the keys do not make a valid recipe.
     """
     kind = kind_of_row(name)
     own, problems = _own_keys({**recipe.compare.rows[name], **settings})
@@ -77,10 +78,10 @@ def row_run(
 
 
 def _own_keys(given: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the keys that a row may have, and a problem for each other one."""
+    """Return the keys that a row may set, and a problem for every other key."""
     roots = {key: str(key).partition(".")[0] for key in given}
     problems = [
-        f"{key}: is not a row's to set, {NOT_OF_A_ROW[root]}: remove it"
+        f"{key}: cannot be set by a row, {NOT_OF_A_ROW[root]}: remove it"
         for key, root in roots.items()
         if root in NOT_OF_A_ROW
     ]
@@ -106,7 +107,7 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
     given |= {"model_revision": recipe.model.model_revision}
     given |= {"dataset_test_split": None, "test_share": 0.0}
     if kind in ("sft", "dpo"):
-        # Their own training is what the keys at the top level say, of the alignment elsewhere.
+        # The keys of the top level are those of their own training, of the alignment in other rows.
         alone = {"shift": "token", "directions": None, "dpo_weight": 0.0, "pairs_together": False}
         return given | {"method": DEFAULT_METHOD, "teachers": {}, **alone}
     given["method"] = kind
@@ -132,7 +133,7 @@ def check_comparison(recipe: Recipe) -> list[str]:
 
     Problems of the recipe itself, which every row would share, are omitted.
     """
-    told = set(_problems_of_itself(recipe))
+    known = set(_problems_of_itself(recipe))
     return [
         *_measuring_problems(recipe),
         *(
@@ -140,7 +141,7 @@ def check_comparison(recipe: Recipe) -> list[str]:
             for name, given in recipe.compare.rows.items()
             if isinstance(name, str) and kind_of_row(name) in ROW_KINDS and isinstance(given, dict)
             for place, line in _row_problems(recipe, name)
-            if line not in told
+            if line not in known
         ),
     ]
 

@@ -59,12 +59,12 @@ class Comparison:
                 continue
             raise ValueError(
                 f"compare.judge: {judging.judge.id} gives the chosen and the rejected "
-                "responses of the training pairs the same mean: it cannot tell what is wanted. "
+                "responses of the training pairs the same mean: it does not separate them. "
                 "Name another judge."
             )
 
     def _check_known(self, judging: Judging) -> None:
-        """Raise ValueError, before anything is trained, where a judge cannot read a test prompt."""
+        """Raise ValueError, before any training, where a judge cannot read a test prompt."""
         if judging.name.startswith("references:"):
             for chat in self.held_out("test").chats:
                 judging.judge.read(chat, "")
@@ -75,7 +75,7 @@ class Comparison:
 
     def _row_run(self, name: str, trial: int, seed: int) -> RowRun:
         settings = self.trials(name)[trial]
-        # Named by its settings, so that a list of trials may be changed and what is there is kept.
+        # The name follows from the settings, so that finished trials stay valid in a changed list.
         key = prompt_hash(json.dumps({**self.options.rows[name], **settings}, sort_keys=True))[:8]
         folder = self.folder / "runs" / name / key / f"seed-{seed}"
         return row_run(self.recipe, name, settings, seed, folder)
@@ -97,7 +97,7 @@ class Comparison:
     def measures(
         self, part: str, held_out: HeldOut, name: str, trained: Trained | None
     ) -> list[dict[str, Any]]:
-        """Return the measures of one adapter, or of the base, with what the judges make of them.
+        """Return the measures of one adapter, or of the base, with the judges' scores.
 
         Trials are read by the first judge only.
         """
@@ -106,7 +106,7 @@ class Comparison:
         limit, base = self.options.repetition_limit, []
         silent = any(not answer.strip() for point in found for answer in point["answers"])
         if silent or limit < 1 or any(judging.compares for judging in judgings):
-            # Those to the same prompts in their usual form, whatever form `held_out` has.
+            # The base's answers under its chat template, also where `held_out` has URIAL's form.
             [untouched] = self._measured(part, self.held_out(part), self.base, None)
             base = untouched["answers"]
         return judged(judgings, held_out.chats, found, base, limit)
@@ -114,7 +114,7 @@ class Comparison:
     def _measured(
         self, part: str, held_out: HeldOut, name: str, trained: Trained | None
     ) -> list[dict[str, Any]]:
-        """Return all that needs the model itself."""
+        """Return the measures that need the model."""
         home = trained.adapter.relative_to(self.folder) if trained else name
         return measure_kept(
             self.folder / part / home / "measures.json",
@@ -131,8 +131,8 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
     """Run the comparison of `recipe.compare` and print its table.
 
     Args:
-        only: rows to train and measure, without a table: a part of the comparison, beside which
-            other processes may do other parts.
+        only: rows to train and measure, without a table; other processes may work on other rows at
+            the same time.
 
     Raises:
         ValueError: settings of a row that make no recipe, or a judge that does not work, both
@@ -190,6 +190,6 @@ def choose_trial(comparison: Comparison, name: str) -> int:
     if not readings:
         raise ValueError(
             f"compare.judge: no verdict of {comparison.judging.judge.id} on the trials of {name} "
-            f"could be read; its words are in {comparison.folder / 'verdicts.jsonl'}"
+            f"could be read; its answers are in {comparison.folder / 'verdicts.jsonl'}"
         )
     return max(readings, key=lambda trial: results[trial]["change"])

@@ -1,4 +1,4 @@
-"""A row of a comparison: how it is trained, and what that took.
+"""A row of a comparison: its training and what it cost.
 
 Rows are trained by the stages that `rahf align` and `rahf dpo` run. A teacher that several rows or
 trials need is trained once, and counts in the cost of each of them; also where several processes

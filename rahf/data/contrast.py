@@ -15,7 +15,9 @@ A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one 
     reference.aligned         1 2 4 6 7 9 10 11     indices into the flattened block
     reference.aligned_owner   0 0 1 2 2 3 3  3      the row each of them belongs to
     aligned_responses         3                     aligned tokens of responses
+    aligned_item              0 0 1 0 0 1 1  1      the item each of them belongs to
     first_aligned             0 2                   where each response begins among the aligned
+    retained_texts            2                     rows of retained texts, none or one an item
     kinds.chosen              1 1 0 0               rows of this kind, of all in `reference`
     reference.scored          0 1 1, 0 1 0, ...     tokens whose prediction a term of the loss reads
     reference.columns         0 1                   columns whose logits predict them
@@ -200,7 +202,9 @@ class ContrastCollator:
             "kinds": kinds,
             "reference": reference,
             "aligned_responses": int((aligned & of_responses).sum()),
+            "aligned_item": owner % len(items),
             "first_aligned": torch.searchsorted(owner, rows),
+            "retained_texts": len(retained),
         }
         for view in ("positive", "negative"):
             if f"{view}_prompt_ids" in items[0]:

@@ -1,7 +1,7 @@
 """How much of what an adapter does a constant direction does as well.
 
 The best constant in least squares is the mean difference of the states with and without the
-adapter. What it explains is told twice: of the states themselves (`fitting.measure`), and of the
+adapter. What it explains is measured twice: of the states (`evidence.measure`), and of the
 predictions, by steering the model without the adapter.
 """
 
@@ -54,8 +54,8 @@ def effect_on_predictions(
         for name in totals:
             # The last prompt token predicts the first of the response.
             with steer(reader.model, steering.get(name, ()), 1.0, start=starts):
-                told = _logits(reader, negative, rows)
-            divergence = kl_divergence(wanted, told, rows["response_mask"], rows)
+                steered = _logits(reader, negative, rows)
+            divergence = kl_divergence(wanted, steered, rows["response_mask"], rows)
             totals[name] += divergence.double().sum().item()
         count += len(starts)
     means = {name: total / count for name, total in totals.items()}

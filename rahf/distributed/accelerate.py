@@ -47,7 +47,8 @@ class Launch(NamedTuple):
         """Return whether mixed precision casts all weights to 16 bits (DeepSpeed), not autocast."""
         return self.engine in ("zero2", "zero3")
 
-    def told(self) -> str:
+    def described(self) -> str:
+        """Return engine, number of processes and what is offloaded, as text."""
         offloaded = [
             name
             for name, moved in (

@@ -58,7 +58,7 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
         launch_command(options)
     except ChildFailedError as error:
         if not terminated:
-            return _tell(list(error.failures.values()))
+            return _report(list(error.failures.values()))
         print(f"stopped by SIGTERM before the step was done. {GOES_ON}", file=sys.stderr)
     except SignalException as error:
         return 0 if error.sigval == signal.SIGTERM else 128 + error.sigval
@@ -83,7 +83,7 @@ def _hand_on_sigterm() -> None:
         rank.send_signal(signal.SIGTERM)
 
 
-def _tell(failures: Sequence[ProcessFailure]) -> int:
+def _report(failures: Sequence[ProcessFailure]) -> int:
     """Print the failure that the others followed from; returns the exit status."""
     # A rank that was killed is the cause; the others report a lost connection, often earlier.
     killed = [one for one in failures if one.exitcode < 0 and one.exitcode != -signal.SIGTERM]
@@ -94,14 +94,14 @@ def _tell(failures: Sequence[ProcessFailure]) -> int:
         cause = " (often: no memory left on the machine)" if name == "SIGKILL" else ""
         print(f"error: {where} was killed by {name}{cause}. {GOES_ON}", file=sys.stderr)
         return 1
-    told = _told_by(first)
-    if first.exitcode != 2 and "py_callstack" in told:
-        print(told["py_callstack"], file=sys.stderr)
-    print(f"error: {where}: {told['message']}", file=sys.stderr)
+    ending = _ending_of(first)
+    if first.exitcode != 2 and "py_callstack" in ending:
+        print(ending["py_callstack"], file=sys.stderr)
+    print(f"error: {where}: {ending['message']}", file=sys.stderr)
     return first.exitcode
 
 
-def _told_by(failure: ProcessFailure) -> dict[str, Any]:
+def _ending_of(failure: ProcessFailure) -> dict[str, Any]:
     """Return what a rank has written about its end: message, and the place in the program."""
     message = (failure.error_file_data or {}).get("message", {})
     if not isinstance(message, dict):
@@ -109,7 +109,7 @@ def _told_by(failure: ProcessFailure) -> dict[str, Any]:
     return {"message": message.get("message", failure.message), **message.get("extraInfo", {})}
 
 
-def tell_launcher(error: Exception) -> bool:
+def leave_to_launcher(error: Exception) -> bool:
     """Leave `error` for the launcher to print; False where no launcher would."""
     if LAUNCHED not in os.environ:
         return False

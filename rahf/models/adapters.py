@@ -58,7 +58,7 @@ def load_model(
     """Load a model, or an adapter on its base, in evaluation mode.
 
     Args:
-        base: in place of the base that the adapter's configuration names.
+        base: replaces the base that the adapter's configuration names.
 
     Raises:
         ValueError: `base` is given for what is no adapter.
@@ -67,7 +67,7 @@ def load_model(
         base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
         model = put_adapter(base_model(base, init_kwargs), name)
     elif base is not None:
-        raise ValueError(f"{name} is no adapter, so it takes no base ({base}); omit the base.")
+        raise ValueError(f"{name} is not an adapter, so it takes no base ({base}); omit the base.")
     else:
         model = base_model(str(name), init_kwargs)
     return model.eval() if device is None else model.eval().to(device)
@@ -87,7 +87,7 @@ def put_adapter(
     *,
     trainable: bool = False,
 ) -> PeftModel:
-    """Put the adapter in `folder` on `model`, every tensor of it.
+    """Put every tensor of the adapter in `folder` on `model`.
 
     Raises:
         ValueError: tensors of the adapter are missing, or belong to no module of `model`.
@@ -207,7 +207,7 @@ def _copy_of(start: str | Path | PreTrainedModel, base: PreTrainedModel) -> Peft
     if isinstance(start, PreTrainedModel) or not is_adapter(start):
         given = base_name(start) if isinstance(start, PreTrainedModel) else start
         raise ValueError(
-            f"the policy cannot start as a copy of {given}, which is a full model and no "
+            f"the policy cannot start as a copy of {given}, which is a full model, not an "
             "adapter. Give an adapter as that teacher, or make the full model the base "
             "(model_name_or_path) and set reference: base."
         )
@@ -281,7 +281,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def keeping_trainable(model: nn.Module) -> Iterator[None]:
-    """Keep trainable what is so now: PEFT turns on all of an adapter it loads or chooses."""
+    """Keep what is trainable: PEFT makes an adapter trainable when it loads or activates it."""
     parameters = trainable(model)
     try:
         yield

@@ -33,8 +33,8 @@ def find_blocks(model: nn.Module) -> Blocks:
     """Return the list of decoder blocks of a causal language model, with or without adapters.
 
     Raises:
-        ValueError: no list of `num_hidden_layers` blocks hangs directly on the decoder, nor does
-            one such list hang on a model inside.
+        ValueError: neither the decoder nor a model inside it has a list of `num_hidden_layers`
+            blocks as a direct child.
     """
     base = without_adapters(model)
     decoder = base.get_decoder()
@@ -117,7 +117,7 @@ class Narrowed(AroundBlock):
         return nn.functional.pad(states, (0, 0, 0, hidden.shape[1] - states.shape[1]))
 
     def _first(self, value: Any) -> Any:
-        """Cut what has an entry a token, as states and positions do, in a batch of one line."""
+        """Cut tensors with one entry per token (states, positions) in a batch of one line."""
         if isinstance(value, tuple):
             return tuple(map(self._first, value))
         by_token = isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] > self.tokens

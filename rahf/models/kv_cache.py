@@ -56,7 +56,7 @@ def given_cache(
 
 
 def with_cache(model: nn.Module, cache: Cache | None) -> dict[str, Any]:
-    """Return the keyword arguments that hand `cache` to `model` and ask for it to be kept.
+    """Return the keyword arguments that pass `cache` to `model` and return it updated.
 
     Raises:
         ValueError: as for `cache_name`.

@@ -115,7 +115,7 @@ def matches(base: PreTrainedModel, pattern: str, blocks: nn.ModuleList, layers: 
     PEFT reads it: `model.layers.0.self_attn.q_proj`, ...
 
     Raises:
-        ValueError: it matches none.
+        ValueError: it matches no module.
     """
     inside = {module: layer for layer in layers for module in blocks[layer].modules()}
     names = [name for name, module in base.named_modules() if module in inside]
@@ -131,7 +131,7 @@ def matches(base: PreTrainedModel, pattern: str, blocks: nn.ModuleList, layers: 
 
 
 def _numbered(blocks: Sequence[nn.Module]) -> bool:
-    """Whether a block holds a list of modules, so that its names have two numbers."""
+    """Return whether a block holds a list of modules, so that its names have two numbers."""
     return any(isinstance(module, nn.ModuleList) for block in blocks for module in block.modules())
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint brings along for its own training, turned off: dropout, router losses.
+"""Turn off what a checkpoint configures for its own training: dropout and router losses.
 
 A policy is trained in training mode and its targets are read in evaluation mode. Dropout of the
-base would be on in the one and off in the other, so that the loss starts far from its value. TRL's
-DPO turns it off for the same reason. Dropout of the adapters (`lora_dropout`) stays.
+base would be on in the first and off in the second, so that the loss would not start at its value.
+TRL's DPO turns it off for the same reason. Dropout of the adapters (`lora_dropout`) stays.
 """
 
 import logging
@@ -43,9 +43,9 @@ def turn_off_dropout(model: nn.Module) -> float:
 
 
 def turn_off_router_logits(model: nn.Module) -> None:
-    """Let a mixture of experts return no router logits, if its configuration asks for them.
+    """Let a mixture of experts return no router logits, if its configuration requests them.
 
-    They bring a loss of their own with them, which no term reads and which fails on packed rows.
+    They add a loss that no term reads and that fails on packed rows.
     """
     config = model.config.get_text_config()
     if getattr(config, "output_router_logits", False):

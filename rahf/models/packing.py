@@ -1,7 +1,7 @@
 """Attention over packed rows: rows of one sequence that see nothing of each other.
 
-In most decoders only attention reads other tokens. Rows can then stand one after the other without
-padding, and share their common beginning, whose states depend on nothing behind it.
+In most decoders only attention reads other tokens. Rows can then follow one another without
+padding, and share their common beginning, whose states depend on no later token.
 Attention then runs row by row. A CPU's kernel leaves nothing out above the diagonal of a square of
 up to 512 tokens, so that there it runs for a few tokens of a row at a time. Some decoders do more
 between tokens, as recurrence and convolution: whether packing is exact is checked on each model.
@@ -84,7 +84,7 @@ def takes_packed_rows(model: nn.Module) -> bool:
 def packed_inputs(spans: list[list[Span]], device: torch.device) -> dict[str, Any]:
     """Return what a forward over packed rows takes beside ids and positions.
 
-    Models leave a mask of four dimensions as it is, and so make none of their own. A mask of one
+    Models use a mask of four dimensions as it is and make none of their own. A mask of one
     key for many marks a packed pass: attention that gets it without `row_spans` fails.
     """
     return {"row_spans": spans, "attention_mask": torch.ones(1, 1, 1, 1, device=device)}

@@ -1,4 +1,4 @@
-"""How much is scored in one forward: logits take most of a measurement's memory.
+"""Limit of what is scored in one forward: logits take most of a measurement's memory.
 
 Knows only lengths; needs no torch.
 """

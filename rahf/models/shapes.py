@@ -117,7 +117,7 @@ _SIZES = {
 
 
 def size_problems(config: Mapping[str, Any]) -> list[str]:
-    """Return a problem for each size that is no whole number of a model; null is omitted."""
+    """Return a problem for each size that is not a valid whole number; null is omitted."""
     return [
         f"{key}: {value!r:.60} is not a whole number from 1 to {_SIZES[key]:,}"
         for key, value in config.items()
@@ -131,7 +131,7 @@ def read_decoder(config: Mapping[str, Any], source: str) -> Decoder:
     """Return the decoder that a config.json describes.
 
     Raises:
-        ValueError: an architecture whose blocks are not known here; a size is missing or absurd.
+        ValueError: an architecture whose blocks are not known; a size is missing or out of range.
     """
     config = config.get("text_config") or config
     wrong = size_problems(config)

@@ -26,7 +26,7 @@ def run_dpo(recipe: Recipe, beta: float, folder: Path) -> None:
     """Train DPO on the recipe's pairs, model and LoRA into `folder`, unless it is complete there.
 
     Raises:
-        ValueError: the folder holds it made with other settings.
+        ValueError: the folder holds a DPO training made with other settings.
     """
     PartialState(cpu=recipe.training.get("use_cpu", False))
     sections = {**dataclasses.asdict(recipe.model), **dataclasses.asdict(recipe.data)}

@@ -98,7 +98,7 @@ def _agreement(
 
 
 def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
-    """Return what all rows of the last table are measured on."""
+    """Return the held-out data that all rows of the final table are measured on."""
     options = recipe.evaluation
     rows = test_rows(recipe, tokenizer) or ()
     if options.prompts:
@@ -147,16 +147,16 @@ def judgings_of(options: JudgeOptions, folder: Path, pairs: Dataset | None) -> l
 def measure_models(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut
 ) -> dict[str, Measures]:
-    """Measure the rows of the table, which are loaded by turns; see `evaluate_models`."""
+    """Measure the rows of the table, loaded one at a time; see `evaluate_models`."""
     measured = {}
     for name, model in models_to_measure(recipe):
-        asked = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
-        [measured[name]] = measure_model(model, tokenizer, asked, progress=name)
+        part = dataclasses.replace(held_out, pairs=()) if name == "policy" else held_out
+        [measured[name]] = measure_model(model, tokenizer, part, progress=name)
     return measured
 
 
 def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
-    """Load the rows of the table by turns: adapters of one base, or full models."""
+    """Load the rows of the table one at a time: adapters of one base, or full models."""
     wanted = recipe.evaluation.models
     model = put_adapter(load_base(recipe), recipe.output_dir)
     if "base" in wanted:

@@ -26,7 +26,7 @@ from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_texts
 from rahf.models.adapters import base_model
 from rahf.recipe.data_options import MOST_HELD_OUT
-from rahf.recipe.files import HELD_OUT, held_out_split
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.recipe import Recipe
 from rahf.trainer_config import RAHFConfig
 from rahf.training.preparation import tokenized
@@ -34,7 +34,7 @@ from rahf.training.preparation import tokenized
 QUIET_DEFAULTS = {
     "report_to": "none",
     "dataloader_pin_memory": torch.cuda.is_available(),
-    # Every trained weight has a gradient in every step: there are none to look for.
+    # Every trained weight has a gradient in every step, so DDP need not search for unused ones.
     "ddp_find_unused_parameters": False,
 }
 """Where transformers' own defaults would warn, or report to whatever tracker is installed."""
@@ -105,7 +105,7 @@ def alignment_arguments(recipe: Recipe) -> RAHFConfig:
 
 
 def data_files(recipe: Recipe) -> list[Path]:
-    """Return the files and folders of the recipe's pairs that lie here, of all splits."""
+    """Return the local files and folders of the recipe's pairs, of all splits."""
     data, given = recipe.data, recipe.data.datasets
     sources = [DataSource(**part) for part in given or ()]
     if data.dataset_name is not None:
@@ -141,7 +141,7 @@ def _load_split(recipe: Recipe, split: str) -> Dataset:
     data = recipe.data
     if data.datasets is not None and split == data.dataset_train_split:
         sources = [DataSource(**{"split": split, **part}) for part in data.datasets]
-        return load_mixture(sources, seed=recipe.training.get("seed", 42))
+        return load_mixture(sources, seed=recipe.training_value("seed"))
     return load_pairs(
         data.dataset_name, name=data.dataset_config, split=split, columns=data.columns
     )
@@ -179,7 +179,7 @@ def train_rows(
     rows = tokenized_split(recipe, tokenizer, recipe.data.dataset_train_split, **options)[0]
     if not recipe.data.split_between_stages:
         return rows
-    order = np.random.default_rng(recipe.training.get("seed", 42)).permutation(len(rows))
+    order = np.random.default_rng(recipe.training_value("seed")).permutation(len(rows))
     half = len(rows) // 2
     return rows.select(np.sort(order[:half] if step == 1 else order[half:]))
 
@@ -208,7 +208,7 @@ def directions_of(recipe: Recipe) -> str | Path | None:
 
 
 def unrelated_texts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the ids of texts from elsewhere; none where the recipe names no file of them."""
+    """Return the ids of the unrelated texts; none where the recipe names no file of them."""
     options = recipe.evaluation
     if options.unrelated_text is None:
         return []

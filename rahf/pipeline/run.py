@@ -29,7 +29,7 @@ from rahf.artifacts import (
 )
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.models.adapters import POLICY, pad_id, scaled
-from rahf.pipeline.choice import fit_shift, kept_to_choice, run_choice, take_shift, with_choice
+from rahf.pipeline.auto_values import run_choice, with_choice
 from rahf.pipeline.evaluation import evaluate_models
 from rahf.pipeline.inputs import (
     QUIET_DEFAULTS,
@@ -43,11 +43,13 @@ from rahf.pipeline.inputs import (
     test_rows,
     train_rows,
 )
+from rahf.pipeline.kl_budget import kept_to_choice
+from rahf.pipeline.mean_shift import fit_shift, take_shift
 from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
-from rahf.report.figures import training_figure
 from rahf.report.tables import judges_tables, layers_table, models_table, side_by_side
+from rahf.report.training_chart import training_chart
 from rahf.trainer import RAHFTrainer
 from rahf.training.checkpoints import ADAPTER_FILE
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
@@ -227,7 +229,7 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
     if trainer.args.should_save:
         write_json(recipe.output_dir / METRICS_FILE, results["training"] | metrics)
         write_text(recipe.output_dir / RECIPE_FILE, recipe.as_yaml())
-        training_figure(trainer.state.log_history, recipe.output_dir / "training.png")
+        training_chart(trainer.state.log_history, recipe.output_dir / "training.png")
         write_card(recipe, metrics)
     return results
 

@@ -24,8 +24,8 @@ def output_of_one_run(path: Path, cpu: bool = False) -> Iterator[None]:
         cpu: whether the ranks are on a CPU though there is a GPU.
 
     Raises:
-        ValueError: the ranks do not see each other; another run holds the lock. It is raised on
-            every rank, so that none waits for the others.
+        ValueError: the ranks do not see each other; another run holds the lock. Every rank
+            raises it, so that none waits for the others.
     """
     state, refused = PartialState(cpu=cpu), None
     check_world(state)
@@ -45,7 +45,7 @@ def is_complete(record: StageRecord, name: str) -> bool:
     """Return whether the stage is done, the same on every rank, and print it.
 
     Raises:
-        ValueError: the folder holds it, finished or begun, made with other settings.
+        ValueError: the folder holds the stage, finished or begun, made with other settings.
     """
     state = PartialState()
     complete, damage = record.is_complete(), record.damage()
@@ -60,7 +60,7 @@ def is_complete(record: StageRecord, name: str) -> bool:
 def run_recorded(record: StageRecord, name: str, run: Callable[[], dict[str, Any]]) -> None:
     """Run what is not complete; `run` gives the figures that are kept in the record.
 
-    Beside them stands `peak_memory` (bytes; the largest of all ranks and of all starts of the
+    The record also holds `peak_memory` (bytes; the largest of all ranks and of all starts of the
     stage), where the system reports it.
     """
     state = PartialState()
@@ -71,7 +71,7 @@ def run_recorded(record: StageRecord, name: str, run: Callable[[], dict[str, Any
     memory = PeakMemory(state.device)
     try:
         results = run()
-    except BaseException:  # also a signal to stop, after which the stage is resumed
+    except BaseException:  # also at a signal to stop, after which the stage is resumed
         if state.is_main_process:
             record.begin(**_largest([before, _peak(memory)]))
         raise

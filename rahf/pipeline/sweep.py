@@ -30,7 +30,7 @@ TOUCH_NO_TEACHER = (
 
 
 class Grid(NamedTuple):
-    """Hold what is varied, and what is the same for every point."""
+    """What is varied, and what is the same for every point."""
 
     axes: dict[str, list[str]]
     fixed: list[str]
@@ -95,7 +95,7 @@ def point_name(point: Mapping[str, str]) -> Path:
     """Return the folder of a point, inside that of the sweep; `/` in a value makes folders in it.
 
     Raises:
-        ValueError: a value leads out of it.
+        ValueError: a value leads out of the sweep's folder.
     """
     name = Path(",".join(f"{key}={value}" for key, value in point.items()))
     if ".." in name.parts:

@@ -1,6 +1,6 @@
 """The stages of a recipe as passes through the decoder: who says which rows, how deep, how often.
 
-The same passes as in `teachers.py` and `alignment.py`, told without torch; a test holds the two
+The same passes as in `teachers.py` and `alignment.py`, without torch; a test holds the two
 together. Knows recipes; knows no FLOPs and no bytes.
 """
 
@@ -103,7 +103,7 @@ def _directions(case: Case) -> Stage:
 def _alignment(case: Case) -> Stage:
     training, method = case.recipe.training, case.recipe.method
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
-    asked, views = method.asks_views and method.shift == "token", _asked(case)
+    asked, views = method.facts.contrasts_views and method.shift == "token", _asked(case)
     responses = _responses(case)
     share = _computed_share(case, responses, batch) if method.target_cache else 1
 
@@ -162,7 +162,7 @@ def _asked(case: Case) -> list[str]:
     itself.
     """
     views, method = _views(case), case.recipe.method
-    if method.shift == "mean" or not method.asks_views:
+    if method.shift == "mean" or not method.facts.contrasts_views:
         return []
     return [name for name in SHIFTED if getattr(views, name) != views.reference]
 

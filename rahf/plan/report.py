@@ -26,7 +26,7 @@ def as_figures(case: Case, lengths_from: str) -> dict[str, Any]:
         "parameters": case.decoder.parameters,
         "blocks": case.decoder.layers,
         "policy_blocks": case.top,
-        "launch": case.launch.told(),
+        "launch": case.launch.described(),
         "rows": case.rows,
         "lengths": lengths_from,
         "stages": {part.stage.name: _stage_figures(part) for part in estimate(case)},
@@ -67,7 +67,7 @@ def _heading(case: Case, lengths_from: str) -> str:
         "adapter": f"LoRA of rank {lora.rank} on {names}: "
         f"{_count(lora.block_parameters)} parameters a block",
         "policy": f"blocks 0-{case.top - 1}; {above} above the top target layer are not computed",
-        "launch": f"{case.launch.told()}; {', '.join(notes)}",
+        "launch": f"{case.launch.described()}; {', '.join(notes)}",
         "rows": "not known: give --rows N" if case.rows is None else f"{case.rows:,} for training",
         "lengths": lengths_from,
     }
@@ -127,7 +127,7 @@ def _savings(case: Case, plan: Sequence[StagePlan]) -> str:
     rows = [("one setting changed", *(f"GiB {name}" for name in names), "FLOPs")]
     rows.append(("as given", *_compared(plan, names)))
     rows += [
-        (setting.told, *_compared(estimate(setting.made(case)), names)) for setting in changes(case)
+        (setting.text, *_compared(estimate(setting.made(case)), names)) for setting in changes(case)
     ]
     return _table(rows)
 
@@ -144,7 +144,7 @@ def refusal(case: Case, device_gib: float) -> str | None:
     plan = estimate(case)
     if largest(plan) <= device_gib * GIB:
         return None
-    told = ", ".join(
+    over = ", ".join(
         f"{part.stage.name} {_gib(part.total)} GiB"
         for part in plan
         if part.total > device_gib * GIB
@@ -154,9 +154,9 @@ def refusal(case: Case, device_gib: float) -> str | None:
         cure = "no setting known here makes it fit: take a device with more memory"
     else:
         settings, most = found
-        cure = f"it fits with {' and '.join(setting.told for setting in settings)}"
+        cure = f"it fits with {' and '.join(setting.text for setting in settings)}"
         cure += f" ({_gib(most)} GiB)"
-    return f"does not fit into --device_memory {device_gib:g} GiB a device: {told}; {cure}"
+    return f"does not fit into --device_memory {device_gib:g} GiB a device: {over}; {cure}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

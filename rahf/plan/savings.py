@@ -21,7 +21,7 @@ class Setting(NamedTuple):
     """A change of a case, in the words of a recipe or of the command line."""
 
     kind: str  # of two settings of a kind only one can be made
-    told: str
+    text: str
     made: Callable[[Case], Case]
 
 
@@ -30,10 +30,10 @@ def changes(case: Case) -> list[Setting]:
     method, model = case.recipe.method, case.recipe.model
     found = []
     if case.early_exit and case.top < case.decoder.layers:
-        told = f"without early exit after block {case.top - 1} of 0-{case.decoder.layers - 1}"
-        found.append(Setting("depth", told, lambda case: replace(case, early_exit=False)))
+        text = f"without early exit after block {case.top - 1} of 0-{case.decoder.layers - 1}"
+        found.append(Setting("depth", text, lambda case: replace(case, early_exit=False)))
     found.append(_checkpointing(not _checkpoints(case)))
-    if method.asks_views:
+    if method.facts.contrasts_views:
         found.append(_shift("mean" if method.shift == "token" else "token"))
     keeps = not (method.compares_predictions or cache_problems(method))
     if method.target_cache is None and keeps:
@@ -122,8 +122,8 @@ def _keyed(case: Case, **sections: dict[str, Any]) -> Case:
 
 def _checkpointing(on: bool) -> Setting:
     keys = {"activation_checkpointing": on, "gradient_checkpointing": on}
-    told = f"activation_checkpointing: {str(on).lower()}"
-    return Setting("activations", told, lambda case: _keyed(case, training=keys))
+    text = f"activation_checkpointing: {str(on).lower()}"
+    return Setting("activations", text, lambda case: _keyed(case, training=keys))
 
 
 def _shift(kind: str) -> Setting:
@@ -179,8 +179,8 @@ def _small_batches(rows: int) -> Setting:
             ),
         )
 
-    told = f"per_device_train_batch_size: {rows}, accumulating the rest"
-    return Setting("batch", told, made)
+    text = f"per_device_train_batch_size: {rows}, accumulating the rest"
+    return Setting("batch", text, made)
 
 
 def _accumulated(training: dict[str, Any], rows: int) -> dict[str, int]:

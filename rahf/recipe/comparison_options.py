@@ -17,10 +17,10 @@ ALIGNED = tuple(name for name, method in METHODS.items() if not method.pushes_aw
 """Methods that a row of a comparison can be."""
 
 ROW_KINDS = (*UNTRAINED, "sft", "dpo", *ALIGNED)
-"""What a row of a comparison can be; a name may go on after a dash: `dual-retain`."""
+"""What a row of a comparison can be; a name may have a suffix: `dual-retain`."""
 
 ROW_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-"""What a row's name is made of: it names a folder. Every name begins with a kind of row, so that it
+"""Characters of a row's name, which also names a folder. It starts with the kind of the row, so it
 is neither hidden nor `..`."""
 
 _ROWS = {
@@ -30,34 +30,37 @@ _ROWS = {
 
 @dataclass(frozen=True)
 class CompareOptions(JudgeOptions):
-    """`rahf compare`: which methods stand side by side, and how each of them is tuned."""
+    """The rows that `rahf compare` compares, and how each of them is tuned."""
 
     rows: dict[str, dict] = option(
         _ROWS,
-        "The rows, {name: keys of the recipe that are its own}. A name begins with what the row "
-        f"is ({', '.join(ROW_KINDS)}) and may go on: dual-retain. dpo also takes `beta`. Keys of "
-        "the top level hold for the training of an sft row.",
+        f"The rows, as {{name: its own recipe keys}}. A name is a kind ({', '.join(ROW_KINDS)}), "
+        "with any suffix after a dash: dual-retain. dpo also takes `beta`. An sft row is trained "
+        "with the keys of the top level.",
     )
     trials: dict[str, list] = option(
         {},
-        "Settings that are tried for a row on held-out training pairs, {name: [keys, keys, ...]}; "
-        "every row that is tuned gets equally many. The best is trained with all seeds.",
+        "Settings tried for a row on held-out training pairs, as {name: [keys, keys, ...]}; every "
+        "tuned row gets the same number of them. The best setting is trained with every seed.",
     )
     seeds: list[int] = option([0, 1, 2], "Seeds of the trained rows.")
     strengths: list[float] = option(
         [0.5, 1.0, 1.5, 2.0],
-        "Factors on a trained adapter: the points of its trade-off curve. 1 is the adapter itself.",
+        "Factors that scale a trained adapter: the points of its trade-off curve. 1 is the "
+        "adapter itself.",
     )
     judge: str | list[str] = option(
-        "lexicon", f"{JUDGE_HELP}. A list: the first decides, the others stand beside it."
+        "lexicon", f"{JUDGE_HELP}. A list: the first decides, the others are reported beside it."
     )
     repetition_limit: Annotated[float, Limits(least=0)] = option(
         1.0,
-        "An answer with a larger share of repeated word triples counts as the base's own answer: "
-        "language that goes round in circles is no change. 1: every answer counts.",
+        "Largest share of repeated word triples in an answer; an answer above it counts as the "
+        "base's own answer. 1: no limit.",
     )
     urial: str | None = option(
-        None, "File of instruction and examples for rows of kind urial; null: ours."
+        None,
+        "File with the instruction and the examples of urial rows; null: the file that comes with "
+        "rahf.",
     )
     cost: Literal["loss", "kl"] = option(
         "loss",
@@ -84,8 +87,8 @@ def comparison_problems(options: CompareOptions) -> list[str]:
     unsafe = [name for name in options.rows if not ROW_NAME.fullmatch(name)]
     if unsafe:
         return [
-            f"rows: {name!r} names a folder, so only letters, digits, dash, underscore and dot may "
-            "stand in it"
+            f"rows: {name!r} is also the name of a folder: use only letters, digits, dash, "
+            "underscore and dot"
             for name in unsafe
         ]
     problems = [
@@ -103,7 +106,7 @@ def comparison_problems(options: CompareOptions) -> list[str]:
     ]
     problems += _trial_problems(options)
     if "base" not in map(kind_of_row, options.rows):
-        problems.append("rows: needs base, which the others are held against")
+        problems.append("rows: base is missing, which the others are compared with: add base: {}")
     return problems + _number_problems(options)
 
 
@@ -135,7 +138,7 @@ def _number_problems(options: CompareOptions) -> list[str]:
         if not values or not right or len(set(values)) < len(values):
             problems.append(f"{name}: {values} is not a list of different numbers, at least one")
     if 0 in options.strengths:
-        problems.append("strengths: 0 is the base, which stands at the origin anyway: remove it")
+        problems.append("strengths: 0 is the base, which every curve starts from: remove it")
     return problems
 
 

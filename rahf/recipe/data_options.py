@@ -17,7 +17,7 @@ from rahf.recipe.fields import (
 )
 
 MOST_HELD_OUT = 200
-"""Prompts that `test_share` holds out at most: measuring more takes long and tells little more."""
+"""Most prompts that `test_share` holds out: more take longer and narrow the intervals little."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class DataOptions:
         "(train.jsonl, test.jsonl), or a json, jsonl, csv (also gzipped) or parquet file.",
     )
     dataset_config: str | None = option(None, "Configuration of a dataset on the Hub.")
-    dataset_train_split: str = option("train", "Split that is trained on.")
+    dataset_train_split: str = option("train", "Split to train on.")
     dataset_test_split: str | None = option(
         "test",
-        "Split that is held out for evaluation. null: test_share of the training prompts is held "
-        "out, as it is for a mixture and for local data whose only split is another.",
+        "Split held out for evaluation. null: test_share of the training prompts is held out, as "
+        "for a mixture and for local data whose only split has another name.",
     )
     test_share: Share = option(
         0.05,
-        f"Share of the training prompts that is held out where no split is, at most "
-        f"{MOST_HELD_OUT} prompts, the same ones for every seed; 0: none.",
+        f"Share of the training prompts that is held out where no split is held out, at most "
+        f"{MOST_HELD_OUT} prompts, the same for every seed; 0: none.",
     )
     datasets: list[dict] | None = option(
         None,
@@ -48,18 +48,18 @@ class DataOptions:
     )
     columns: dict[str, str] | None = option(
         None,
-        "Where the columns prompt, chosen and rejected come from, as {wanted: given}; "
+        "Names of the columns that hold prompt, chosen and rejected, as {wanted: given}; "
         "{chosen: rejected, rejected: chosen} swaps the sides.",
     )
     max_prompt_length: Count = option(
-        256, "Tokens of a rendered prompt; a pair with a longer one is dropped."
+        256, "Tokens of a rendered prompt; a pair with a longer prompt is dropped."
     )
     max_length: Count = option(
-        768, "Tokens of prompt and response together; a longer response loses its end."
+        768, "Tokens of prompt and response together; a longer response is truncated."
     )
     chat_template: str | None = option(
         None,
-        "Jinja text, or a file that holds it; null: the tokenizer's, or the plain template when it "
+        "Jinja text, or a file with it; null: the tokenizer's own, or the plain template where it "
         "has none.",
     )
     dataset_num_proc: Count | None = option(None, "Processes that tokenise; null: one.")
@@ -86,7 +86,7 @@ def data_problems(data: "DataOptions") -> list[str]:
         )
     if data.datasets is not None and data.columns is not None:
         problems.append(
-            "columns does not reach into a mixture: give columns inside the entries of datasets"
+            "columns does not apply to a mixture: give columns inside the entries of datasets"
         )
     if data.max_prompt_length >= data.max_length:
         problems.append(

@@ -14,18 +14,18 @@ class EvaluationOptions(JudgeOptions):
     """The table of base, teachers and policy at the end of a run."""
 
     prompts: str | None = option(
-        None, "File of prompts that are answered and judged; null: some held-out prompts."
+        None,
+        "File of prompts to answer and judge; null: held-out prompts, as many as held_out_prompts.",
     )
     held_out_prompts: CountFromZero = option(
-        8, "Held-out prompts that are answered where `prompts` names no file; 0: none."
+        8, "Number of held-out prompts to answer where `prompts` is null; 0: none."
     )
     unrelated_text: str | None = option(
         None,
-        "File of texts from elsewhere, on which the loss per token is measured; null: not "
-        "measured.",
+        "File of unrelated texts, on which the loss per token is measured; null: not measured.",
     )
-    unrelated_rows: Count = option(200, "Texts of that file that are read, from its start.")
-    max_new_tokens: Count = option(48, "Tokens of an answer.")
+    unrelated_rows: Count = option(200, "Number of texts read from the start of that file.")
+    max_new_tokens: Count = option(48, "Most tokens of an answer.")
 
     models: list[str] = option(
         ["base", "teachers", "policy"], "Rows of the table: any of base, teachers, policy."

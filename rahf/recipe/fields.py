@@ -1,6 +1,6 @@
 """A dataclass field with help, and the check of a value against its annotation.
 
-Knows no option by name. The annotation of a field says its type, choices and limits; the metadata
+Knows no option by name. The annotation of a field gives its type, choices and limits; the metadata
 holds the help and nothing else, since the parsers of transformers and TRL hand it to argparse.
 """
 
@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 class OrAny(NamedTuple):
     """Part of the annotation of text: other types that are taken as well.
 
-    A union would say the same, but the parsers of transformers and TRL pick one type of it.
+    A union would be equivalent, but the parsers of transformers and TRL pick one type of it.
     """
 
     types: Any
@@ -131,7 +131,7 @@ def _whole_type(annotation: Any) -> Any:
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """Return what YAML makes of a value -> the annotated type where there is one meaning, else
+    """Return a value from YAML in the annotated type where its meaning is unambiguous, else
     unchanged.
 
     PyYAML reads 1e-4 as text, 10.0 as a float and an unquoted `no` as false.

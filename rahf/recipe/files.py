@@ -16,6 +16,7 @@ from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
 from rahf.recipe.data_options import column_problems, part_problems
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.keys import full_name
 from rahf.recipe.model_files import (
     is_local,
@@ -25,7 +26,7 @@ from rahf.recipe.model_files import (
     teacher_folder_problems,
 )
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe
-from rahf.recipe.training_arguments import missing_trackers
+from rahf.recipe.trackers import missing_trackers
 
 ROWS_READ = 200
 
@@ -66,34 +67,6 @@ def check_files(recipe: Recipe) -> list[str]:
 def check_named_files(recipe: Recipe) -> list[str]:
     """Return the part of it that needs no look into the pairs: model, teachers, single files."""
     return [*model_problems(recipe), *teacher_folder_problems(recipe), *_text_problems(recipe)]
-
-
-HELD_OUT = "held out"
-"""Stands for a split: the share of the training prompts that is held out."""
-
-
-def held_out_split(data: Any) -> str | None:
-    """Return the split that is measured on: its name, HELD_OUT, or None where nothing is held out.
-
-    args: data: DataOptions. The default name gives way to a share where there is one split only.
-    """
-    split = data.dataset_test_split
-    missing = split is None or data.datasets is not None or _only_split_is_another(data, split)
-    return split if not missing else HELD_OUT if data.test_share else None
-
-
-def _only_split_is_another(data: Any, split: str) -> bool:
-    if split != "test" or not is_local(data.dataset_name):
-        return False
-    try:
-        local = local_path(DataSource(data.dataset_name, data.dataset_config))
-        return (
-            local is not None
-            and len({*local_splits(local), split}) == 2
-            and split not in (local_splits(local))
-        )
-    except ValueError:  # told where the data is loaded
-        return False
 
 
 def _engine_problems(recipe: Recipe) -> list[str]:

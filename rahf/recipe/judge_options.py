@@ -19,26 +19,28 @@ class JudgeOptions:
     """The judge of answers, and what it needs."""
 
     judge: str | list[str] | None = option(
-        "lexicon", f"{JUDGE_HELP}; a list: the first, and the others beside it; null: none."
+        "lexicon",
+        f"{JUDGE_HELP}; a list: the first fills the table, the others are reported beside it; "
+        "null: none.",
     )
     url: str | None = option(
-        None, "Of an api judge: an OpenAI-compatible URL, up to and without /chat/completions."
+        None, "OpenAI-compatible URL of an api judge, without /chat/completions."
     )
-    workers: Count = option(8, "Requests at once to an api judge.")
-    encoder: str = option(
-        ENCODER, "Of a references judge: any encoder model, a folder or a Hub id."
+    workers: Count = option(8, "Concurrent requests to an api judge.")
+    encoder: str = option(ENCODER, "Encoder model of a references judge: a folder or a Hub id.")
+    label: CountFromZero = option(
+        0, "Label whose log-odds are the score of a reward judge with several labels."
     )
-    label: CountFromZero = option(0, "Label whose log-odds a reward judge with several gives.")
 
     @property
     def judges(self) -> list[str]:
-        """The names of all judges, the first of which decides."""
+        """Return the names of all judges; the first one decides."""
         given = [] if self.judge is None else self.judge
         return [given] if isinstance(given, str) else list(given)
 
     @property
     def compares(self) -> bool:
-        """Whether a judge prefers one of two answers, and scores none by itself."""
+        """Return whether a judge chooses between two answers and scores no single one."""
         return any(str(name).partition(":")[0] in ("choice", "api") for name in self.judges)
 
     def judge_problems(self) -> list[str]:
@@ -51,7 +53,7 @@ class JudgeOptions:
             return [f"judge: {name!r} is not text, which a judge's name is" for name in unread]
         twice = sorted({name for name in names if names.count(name) > 1})
         return [
-            *(f"judge: {name!r} stands twice" for name in twice),
+            *(f"judge: {name!r} is named twice" for name in twice),
             *(f"judge: {line}" for name in names for line in name_problems(name)),
             *(line for name in names for line in url_problems(name, self.url, "url")),
         ]

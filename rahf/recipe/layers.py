@@ -58,7 +58,7 @@ def resolve_layers(spec: int | float | str | list | tuple, num_layers: int) -> t
 
 
 def check_layers(spec: int | float | str | list | tuple) -> list[str]:
-    """Return the problems of a specification that can be told without a model."""
+    """Return the problems of a specification that show without a model."""
     try:
         _parse(spec)
     except ValueError as error:

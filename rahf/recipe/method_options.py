@@ -25,11 +25,6 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
     def __post_init__(self):
         self.check_method()
 
-    @property
-    def asks_views(self) -> bool:
-        """Return whether the shift is the difference of a positive and a negative view."""
-        return self.facts.asks_views
-
     def check_method(self) -> None:
         """Raise OptionError with every problem of the options."""
         raise_problems(value_problems(self, MethodOptions) or self._problems())
@@ -45,32 +40,32 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
         ]
 
 
-def stands(options: MethodOptions, name: str) -> str:
+def shown(options: MethodOptions, name: str) -> str:
     """Return a key with its value, and whose default it is: `alpha: 4.0 (default of dual)`."""
     value = getattr(options, name)
-    shown = str(value).lower() if isinstance(value, bool) else value
+    text = str(value).lower() if isinstance(value, bool) else value
     of_method = METHODS[options.method].defaults.get(name) == value
-    return f"{name}: {shown}" + (f" (default of {options.method})" if of_method else "")
+    return f"{name}: {text}" + (f" (default of {options.method})" if of_method else "")
 
 
 def pair_problems(options: MethodOptions) -> list[str]:
     """Return the clashes of terms with the responses of a pair that they are given."""
-    problems, source = [], stands(options, "response_source")
+    problems, source = [], shown(options, "response_source")
     if options.pairs_together and options.response_source != "both":
         terms = " and dpo_weight: 0" if options.dpo_weight else ""
         problems.append(
-            f"{stands(options, 'pairs_together')} needs both responses of a pair, and {source} "
+            f"{shown(options, 'pairs_together')} needs both responses of a pair, and {source} "
             f"gives one: set pairs_together: false{terms}, or response_source: both"
         )
     if options.dpo_weight and not options.pairs_together:
         problems.append(
-            f"{stands(options, 'dpo_weight')} compares both responses of a pair in one batch, and "
-            f"{stands(options, 'pairs_together')} does not keep them together: set dpo_weight: 0, "
+            f"{shown(options, 'dpo_weight')} compares both responses of a pair in one batch, and "
+            f"{shown(options, 'pairs_together')} does not keep them together: set dpo_weight: 0, "
             "or pairs_together: true"
         )
     if options.sft_weight and options.response_source == "rejected":
         problems.append(
-            f"{stands(options, 'sft_weight')} needs chosen responses, and {source} gives none: set "
+            f"{shown(options, 'sft_weight')} needs chosen responses, and {source} gives none: set "
             "sft_weight: 0, or response_source: both"
         )
     return problems
@@ -85,8 +80,8 @@ def shifting_problems(options: MethodOptions) -> list[str]:
     if options.alpha != AUTO and options.alpha < 0:
         sides = "" if options.response_source == "both" else " and response_source: both"
         problems += [
-            f"{stands(options, 'alpha')} moves away from chosen responses, and "
-            f"{stands(options, name)} towards them: set {name}: 0{sides}"
+            f"{shown(options, 'alpha')} moves away from chosen responses, and "
+            f"{shown(options, name)} towards them: set {name}: 0{sides}"
             for name in ("sft_weight", "dpo_weight")
             if getattr(options, name)
         ]
@@ -107,7 +102,7 @@ def pushing_problems(options: MethodOptions) -> list[str]:
     defaults = options.facts.defaults
     if options.layer_scale == "shift":
         problems.append(
-            f"layer_scale: shift is the size of a shift that {name} does not ask for: set "
+            f"layer_scale: shift is the size of a shift that {name} does not have: set "
             f"layer_scale: none or rms (default of {name}: {defaults['layer_scale']})"
         )
     if source == "chosen":
@@ -117,17 +112,17 @@ def pushing_problems(options: MethodOptions) -> list[str]:
         )
     if options.align_weight != 1:
         problems.append(
-            f"align_weight: {options.align_weight} is not read by method {name}, which asks for no "
-            "target: remove it"
+            f"align_weight: {options.align_weight} is not read by method {name}, which has no "
+            "align term: remove it"
         )
     if options.chosen_weight and source == "rejected":
         problems.append(
-            f"{stands(options, 'chosen_weight')} needs chosen responses, and "
-            f"{stands(options, 'response_source')} gives none: set chosen_weight: 0, or "
+            f"{shown(options, 'chosen_weight')} needs chosen responses, and "
+            f"{shown(options, 'response_source')} gives none: set chosen_weight: 0, or "
             "response_source: both"
         )
     problems += [
-        f"{key}: auto is a choice about a shift, and {name} asks for none: give {what}"
+        f"{key}: auto is chosen for a shift, and {name} has none: give {what}"
         for key, what in (("alpha", "a number"), ("target_layers", "layers"))
         if getattr(options, key) == AUTO
     ]
@@ -144,7 +139,7 @@ def cache_problems(options: MethodOptions) -> list[str]:
     if not options.compares_predictions:
         if options.response_source == "random":
             return [
-                "target_cache: with response_source: random a response need not come again: set "
+                "target_cache: response_source: random may never draw a response again: set "
                 "response_source: both, chosen or rejected, or omit target_cache"
             ]
         return []
@@ -170,14 +165,14 @@ def batch_problems(options: MethodOptions, batch_size: int, eval_batch_size: int
     if options.dpo_weight and eval_batch_size % 2:
         problems.append(
             f"per_device_eval_batch_size: {eval_batch_size} is odd, and "
-            f"{stands(options, 'dpo_weight')} needs both responses of a pair in one batch: set "
+            f"{shown(options, 'dpo_weight')} needs both responses of a pair in one batch: set "
             f"it to {eval_batch_size + 1}, or dpo_weight: 0"
         )
     if together and batch_size % 2:
         terms = " and dpo_weight: 0" if options.dpo_weight else ""
         problems.append(
             f"per_device_train_batch_size: {batch_size} is odd, and "
-            f"{stands(options, 'pairs_together')} needs both responses of a pair in one batch: set "
+            f"{shown(options, 'pairs_together')} needs both responses of a pair in one batch: set "
             f"it to {batch_size + 1}, or pairs_together: false{terms}"
         )
     least = 4 if together else 2

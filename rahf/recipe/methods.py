@@ -1,8 +1,8 @@
 """The methods: what is particular to each of them. Every other module reads it here.
 
-A method is a row of `METHODS`: the views whose difference is its shift, the teachers that say them,
-its terms, the values its keys have where a recipe omits them, and its published settings. Knows no
-model; imports no torch.
+A method is a row of `METHODS`: the views whose difference is its shift, the teachers of these
+views, its terms, its own defaults of keys, and its published settings. Knows no model; imports no
+torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,6 +38,10 @@ class Views(NamedTuple):
         named = (view.teacher for view in views if view is not None)
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
+    def without_shift(self) -> "Views":
+        """Return the reference without the other views: a stored shift takes their place."""
+        return self._replace(positive=None, negative=None)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -61,7 +65,7 @@ class Method:
     needs_similarity: bool = False  # no other term has a gradient at the reference
 
     @property
-    def asks_views(self) -> bool:
+    def contrasts_views(self) -> bool:
         """Return whether the shift is the difference of a positive and a negative view."""
         return self.positive is not None
 
@@ -102,7 +106,7 @@ _RAHF_PUBLISHED = {
 }
 
 # What did best here with two instructions (recipes/smollm2-135m/README.md): an SFT term on the
-# chosen side carries further.
+# chosen side changes more.
 _INSTRUCTED = {"alpha": 6.0, "response_source": "chosen", "sft_weight": 2.0}
 
 # The neighbours' published LoRA.
@@ -178,7 +182,7 @@ METHODS: dict[str, Method] = {
         negative=View("reference", "negative"),
         teachers=("positive", "negative"),
         references=("base", "positive"),
-        # Two teachers know both sides, which a DPO term takes further apart.
+        # Two teachers separate the sides; a DPO term separates them further.
         defaults={"alpha": 4.0, "pairs_together": True, "dpo_weight": 1.0},
         published={
             **_RAHF_PUBLISHED,
@@ -240,7 +244,7 @@ METHODS: dict[str, Method] = {
         paper="2310.01405",
         positive=View("positive", None),
         negative=View("negative", None),
-        # No teacher knows more than the base: the SFT term leads, the shift has a small weight.
+        # No teacher adds to the base, so the SFT term has the larger weight.
         defaults={**_INSTRUCTED, "align_weight": 0.25},
     ),
     "direction": Method(

@@ -91,7 +91,7 @@ def _layer_problems(target_layers: Any, depth: int | None) -> list[str]:
     try:
         resolve_layers(target_layers, depth)
     except ValueError as error:
-        # A specification without meaning has been reported with the method's options.
+        # An invalid specification is reported with the options of the method.
         return [str(error)] if "blocks, counted from 0:" in str(error) else []
     return []
 
@@ -177,7 +177,7 @@ def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:
         decoder = read_decoder(config, model.model_name_or_path)
         read_lora(decoder, model.lora_r, model.lora_dropout, model.lora_target_modules)
     except ValueError as error:
-        # A size that config.json leaves out is no business of this check.
+        # A size that config.json omits is not checked here.
         return [str(error)] if str(error).startswith("lora_target_modules") else []
     return []
 

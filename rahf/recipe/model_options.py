@@ -20,7 +20,7 @@ class ModelOptions:
     model_revision: str | None = option(None, "Branch, tag or commit of the model on the Hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "float32",
-        "Number format of the frozen weights; adapters are trained in float32 whatever it is.",
+        "dtype of the frozen weights; adapters are always trained in float32.",
     )
     attn_implementation: str | None = option(
         None,
@@ -56,7 +56,7 @@ def pattern_problems(modules: str) -> list[str]:
         re.compile(modules)
     except re.error as error:
         return [
-            f"lora_target_modules: {modules!r} is no regular expression ({error}); give one that "
-            "matches whole names, a list of names, or all-linear"
+            f"lora_target_modules: {modules!r} is not a regular expression ({error}); give one "
+            "that matches whole names, a list of names, or all-linear"
         ]
     return []

@@ -19,8 +19,6 @@ from rahf.recipe.fields import Count, OptionError, annotations, coerce, value_pr
 from rahf.recipe.keys import (
     FLAT,
     REFUSED,
-    REMOVED,
-    REMOVED_CHOICES,
     SECTIONS,
     CompareOptions,
     DataOptions,
@@ -35,16 +33,17 @@ from rahf.recipe.keys import (
 )
 from rahf.recipe.method_options import batch_problems
 from rahf.recipe.methods import METHODS, with_defaults
+from rahf.recipe.other_names import REMOVED, REMOVED_CHOICES
 from rahf.recipe.shift_options import teacher_problems
-from rahf.recipe.training_arguments import (
-    EVALUATING,
-    clash_problems,
-    tracker_problems,
-    training_annotations,
-)
+from rahf.recipe.trackers import tracker_problems
+from rahf.recipe.training_arguments import TRANSFORMERS_DEFAULTS, training_annotations
+from rahf.recipe.training_clashes import clash_problems
 from rahf.recipe.yaml_file import merge_overrides, parse_overrides, read_yaml
 
-# What teachers never inherit from the alignment: it says where a run goes, or is measured on
+EVALUATING = ("eval_delay", "eval_on_start", "eval_steps", "eval_strategy", "do_eval")
+"""Keys that set when held-out pairs are measured. Teachers have no held-out pairs."""
+
+# What teachers never inherit from the alignment: it sets where a run is written, or is measured on
 # held-out pairs by the alignment's own metrics.
 NOT_INHERITED = {
     *EVALUATING,
@@ -98,11 +97,15 @@ class Recipe:
     @property
     def stages(self) -> tuple[str, ...]:
         """Return names of the stages that are run: a teacher that is given by path is not."""
-        teachers = self.method.facts.teachers
-        trained = [name for name in teachers if getattr(self.teachers, name) is None]
-        fitted = ["directions"] if self.method.shift == "mean" and self.method.asks_views else []
+        facts = self.method.facts
+        trained = [name for name in facts.teachers if getattr(self.teachers, name) is None]
+        fitted = ["directions"] if self.method.shift == "mean" and facts.contrasts_views else []
         choice = ["choice"] if self.method.chooses else []
         return (*trained, *choice, *fitted, "alignment", "evaluation")
+
+    def training_value(self, name: str) -> Any:
+        """Return the value of a key of TRANSFORMERS_DEFAULTS in the alignment."""
+        return self.training.get(name, TRANSFORMERS_DEFAULTS[name])
 
     @property
     def teacher_training(self) -> dict[str, Any]:
@@ -122,17 +125,17 @@ class Recipe:
             recipe |= _values(section)
         recipe["teachers"] = _values(self.teachers) | self.teachers_training
         recipe["evaluation"] = _values(self.evaluation)
-        if self.compare != CompareOptions():  # read by `rahf compare` alone
+        if self.compare != CompareOptions():  # read only by `rahf compare`
             recipe["compare"] = _values(self.compare)
         return recipe | self.training
 
     def defaults(self) -> dict[str, Any]:
         """Return what a stage was made with by a version of rahf that did not record a key, or
-        that recorded a key which is removed since.
+        that recorded a key which was removed since.
         """
         known = {name: removed.inert for name, removed in REMOVED.items()}
         known |= {"kl_temperature": self.method.facts.kl_temperature}
-        # Without a test split nothing was held out before there was a share.
+        # Before test_share existed, nothing was held out without a test split.
         shared = self.data.dataset_test_split is None
         for options in (*FLAT, EvaluationOptions):
             known |= _stand_ins(options)
@@ -185,8 +188,8 @@ def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe
         sections.append(_section(cls, name, values[name], problems, refused))
     training = _training("", values[""], problems)
     teachers = _training("teachers", values["teachers"], problems)
-    said = {"": flat} | {name: values[name] for name in SECTIONS}
-    named = frozenset(full_name(name, str(key)) for name, keys in said.items() for key in keys)
+    given = {"": flat} | {name: values[name] for name in SECTIONS}
+    named = frozenset(full_name(name, str(key)) for name, keys in given.items() for key in keys)
     recipe = Recipe(*sections, training, teachers, named)
     problems += _problems_between(recipe, refused)
     if problems:
@@ -200,7 +203,7 @@ def _section(
     """Return one dataclass of the recipe; problems are appended, as are the names of refused
     values.
 
-    A default stands in for a refused value, so that the others can still be checked.
+    A default replaces a refused value, so that the others can still be checked.
     """
     kinds, values = annotations(cls), {}
     for spec in dataclasses.fields(cls):
@@ -219,14 +222,14 @@ def _section(
     try:
         return cls(**values)
     except OptionError as error:
-        # What is wrong only with a stand-in is no news.
+        # A problem that names a refused key comes from the default in its place.
         lines = [line for line in error.problems if refused.isdisjoint(re.findall(r"\w+", line))]
         problems += [full_name(name, line) for line in lines]
         return SimpleNamespace(**values)
 
 
 def _values(section: Any) -> dict[str, Any]:
-    """Of a section's options, also of one that was refused and is no dataclass."""
+    """Return a section's options, also those of a section that was refused."""
     return copy.deepcopy(vars(section))
 
 
@@ -263,14 +266,14 @@ def _training(section: str, given: Mapping[Any, Any], problems: list[str]) -> di
 
 
 def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
-    """Return problems that no section can see alone."""
+    """Return the clashes between sections."""
     problems = []
     if not recipe.training.get("output_dir"):
-        problems.append("output_dir: is missing: the folder that gets the results")
+        problems.append("output_dir: is missing: the folder for the results")
     if "method" not in refused:
         problems += teacher_problems(recipe.teachers, recipe.method.method)
         problems += _inherited_problems(recipe) if METHODS[recipe.method.method].teachers else []
-    sizes = [recipe.training.get(f"per_device_{part}_batch_size", 8) for part in ("train", "eval")]
+    sizes = [recipe.training_value(f"per_device_{part}_batch_size") for part in ("train", "eval")]
     if not refused and not any(value_problem("", size, Count) for size in sizes):
         problems += batch_problems(recipe.method, *sizes)
     strategy = recipe.training.get("eval_strategy", "no")
@@ -287,9 +290,9 @@ def _inherited_problems(recipe: Recipe) -> list[str]:
     kinds, merged = training_annotations(), recipe.teacher_training
     if any(value_problem(key, value, kinds[key]) for key, value in merged.items()):
         return []
-    told = {*clash_problems(recipe.training), *clash_problems(recipe.teachers_training)}
+    known = {*clash_problems(recipe.training), *clash_problems(recipe.teachers_training)}
     return [
         f"teachers inherit a key: {line}, or another value under teachers"
         for line in clash_problems(merged)
-        if line not in told
+        if line not in known
     ]

@@ -11,25 +11,38 @@ from rahf.recipe.yaml_file import as_yaml
 
 _TRAINING = (
     "Every further key at the top level is a field of transformers.TrainingArguments (output_dir, "
-    "learning_rate, max_steps, per_device_train_batch_size, ...). The same fields under `teachers` "
-    "hold for step 1; what is not given there is taken from the top level. `report_to` (none "
-    "where it is not given) names trackers, tensorboard or wandb for instance: they receive the "
+    "learning_rate, max_steps, per_device_train_batch_size, ...). The same fields under "
+    "`teachers` apply to step 1; those omitted there are inherited from the top level. "
+    "`report_to` (default: none) names trackers such as tensorboard or wandb, which receive the "
     "loss, its terms, and the reached share and cosine of every layer."
 )
 
 _BY_METHOD = (
     "Defaults of the methods that differ from those above; a method without a column has none. "
-    "Those of " + ", ".join(method_names(lambda method: method.pushes_away)) + " are the published "
-    "values, or what stands for them here (docs/method.md). A key that the recipe or the command "
-    "line gives holds; num_train_epochs replaces a default of max_steps. `rahf validate "
-    "RECIPE.yaml` prints every value that holds."
+    "Those of " + ", ".join(method_names(lambda method: method.pushes_away)) + " are the "
+    "published values, "
+    "or their "
+    "counterparts here "
+    "(docs/method.md). "
+    "Keys of the "
+    "recipe and of the "
+    "command line "
+    "override them; "
+    "num_train_epochs "
+    "replaces a "
+    "default of "
+    "max_steps. `rahf "
+    "validate "
+    "RECIPE.yaml` "
+    "prints every "
+    "effective value."
 )
 
 _WIDTH = 96  # characters of a line in a terminal
 
 
 def as_text() -> str:
-    """Name, default and help of every key, for a terminal."""
+    """Return name, default and help of every key, for a terminal."""
     lines = []
     for title, section, cls in groups():
         lines += ["", f"{title.removesuffix(':')}: {_summary(cls)}"]
@@ -50,7 +63,7 @@ def as_markdown() -> str:
         "",
         "A recipe is a YAML file. The command line overrides every key: `--alpha 3`,",
         "`--teachers.learning_rate 1e-4`. `rahf validate RECIPE.yaml` prints what is wrong with a",
-        "recipe, or every value that holds.",
+        "recipe, or every effective value.",
     ]
     for title, section, cls in groups():
         kinds = annotations(cls)
@@ -81,7 +94,7 @@ def _summary(cls: type) -> str:
 
 
 def _default(spec: dataclasses.Field) -> str:
-    """Return the default as it would stand in a recipe."""
+    """Return the default as a recipe would set it."""
     default = default_of(spec)
     return "required" if default is dataclasses.MISSING else as_yaml(default)
 

@@ -20,7 +20,7 @@ References = Literal[
     tuple(dict.fromkeys(name for method in METHODS.values() for name in method.references))
 ]
 
-_SHIFTED = ", ".join(method_names(lambda method: method.asks_views))
+_SHIFTED = ", ".join(method_names(lambda method: method.contrasts_views))
 _INSTRUCTED = ", ".join(method_names(lambda method: method.instructed))
 
 
@@ -36,8 +36,8 @@ class ShiftOptions:
     )
     reference: References = option(
         "base",
-        "Model whose hidden states are moved, and which the policy starts as: base, or a teacher "
-        "of this method.",
+        "Model whose hidden states are moved, and from which the policy starts: base, or a "
+        "teacher of the method.",
     )
     response_source: Literal["chosen", "rejected", "both", "random"] = option(
         "both",
@@ -46,8 +46,8 @@ class ShiftOptions:
     )
     pairs_together: bool = option(
         False,
-        "Put both responses of a pair into one batch, where packed rows share their prompt; for "
-        "response_source: both, with an even batch size.",
+        "Put both responses of a pair into one batch, where packed rows share their prompt; needs "
+        "response_source: both and an even batch size.",
     )
     shift: Literal["token", "mean"] = option(
         "mean",
@@ -55,15 +55,18 @@ class ShiftOptions:
         f"shift (published). Read by {_SHIFTED}.",
     )
     mean_responses: Count = option(
-        1024, "Responses, drawn once, that the shift of `mean` is fitted on, if there are so many."
+        1024,
+        "Number of responses, drawn once, that shift: mean is fitted on; all of them where there "
+        "are fewer.",
     )
     directions: str | None = option(
-        None, "Stored directions; needed by method: direction, and read by no other."
+        None,
+        "Path of stored directions; required by method: direction, and read by no other method.",
     )
     instructions: dict[str, str] = option(
         DEFAULT_INSTRUCTIONS,
-        f"The instructions {{positive, negative}} of {_INSTRUCTED}. Let them differ in the words "
-        "that name the preference only.",
+        f"The instructions {{positive, negative}} of {_INSTRUCTED}. They should differ only in "
+        "the words that name the preference.",
     )
 
     @property
@@ -111,7 +114,7 @@ def instruction_problems(instructions: dict) -> list[str]:
 class TeacherOptions:
     """Step 1. A path names an existing teacher, which is then not trained.
 
-    In a recipe, TrainingArguments keys may stand beside these: see `Recipe.teacher_training`.
+    In a recipe, TrainingArguments keys are allowed beside these: see `Recipe.teacher_training`.
     """
 
     positive: str | None = option(
@@ -127,7 +130,9 @@ class TeacherOptions:
         None, "Adapter or full model to use as the preferred teacher (dpo_shift)."
     )
     beta: Annotated[float, Limits(least=1e-6)] = option(
-        0.1, "How near the preferred teacher of dpo_shift is held to the base: DPO's beta."
+        0.1,
+        "DPO's beta of the preferred teacher (dpo_shift): the larger, the closer it stays to the "
+        "base.",
     )
     label_smoothing: Share = option(
         0.2,

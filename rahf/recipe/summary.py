@@ -9,19 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rahf.recipe.files import HELD_OUT, held_out_split
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.keys import full_name, groups
 from rahf.recipe.layers import AUTO, resolve_layers
 from rahf.recipe.model_files import is_local, model_depth
 from rahf.recipe.recipe import Recipe
-from rahf.recipe.training_arguments import TRAINING_DEFAULTS
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS, TRANSFORMERS_DEFAULTS
 from rahf.recipe.yaml_file import as_yaml
 
 _WIDTH = 80  # characters of a line in a terminal
 _NAMES = 30  # of them for the name of a key
 
 _MARKS = (
-    "Every key with the value that holds. (default): the recipe omits the key; (default of {}): "
+    "Every key with its effective value. (default): the recipe omits the key; (default of {}): "
     "the method sets it. Fields of TrainingArguments that are not shown have the defaults of "
     "transformers; teachers inherit those of the top level."
 )
@@ -33,14 +33,14 @@ def summary(recipe: Recipe) -> str:
     paths = (
         [data.dataset_name] if data.datasets is None else [part["path"] for part in data.datasets]
     )
-    told = {name: f" ({_length(recipe.teacher_training)})" for name in method.facts.teachers}
-    told["alignment"] = f" ({_length(recipe.training)})"
+    lengths = {name: f" ({_length(recipe.teacher_training)})" for name in method.facts.teachers}
+    lengths["alignment"] = f" ({_length(recipe.training)})"
     rows = {
-        "method": _method_told(method),
-        "model": f"{_with_origin(name)}{_layers_told(recipe)}",
+        "method": _method_text(method),
+        "model": f"{_with_origin(name)}{_layers_text(recipe)}",
         "data": ", ".join(map(_with_origin, paths)),
-        "held out": _held_out_told(recipe),
-        "stages": ", ".join(f"{stage}{told.get(stage, '')}" for stage in recipe.stages),
+        "held out": _held_out_text(recipe),
+        "stages": ", ".join(f"{stage}{lengths.get(stage, '')}" for stage in recipe.stages),
         "results": recipe.training["output_dir"],
     }
     return "\n".join(line for key, value in rows.items() for line in _wrapped(key, value, 11))
@@ -65,7 +65,7 @@ def as_figures(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _method_told(method: Any) -> str:
+def _method_text(method: Any) -> str:
     away = {"rejected": method.rejected_weight, "chosen": method.chosen_weight}
     weights = {
         **(away if method.facts.pushes_away else {"align": method.align_weight}),
@@ -75,17 +75,17 @@ def _method_told(method: Any) -> str:
         "sft": method.sft_weight,
         "dpo": method.dpo_weight,
     }
-    told = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+    shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
     if not method.facts.pushes_away:
         return (
             f"{method.method}, reference {method.reference}, alpha {method.alpha}, "
-            f"response_source {method.response_source}; weights: {told}"
+            f"response_source {method.response_source}; weights: {shown}"
         )
     length = f", vector of length {method.alpha:g}" if method.facts.random_target else ""
-    return f"{method.method}{length}; weights ({method.weights_over_time}): {told}"
+    return f"{method.method}{length}; weights ({method.weights_over_time}): {shown}"
 
 
-def _held_out_told(recipe: Recipe) -> str:
+def _held_out_text(recipe: Recipe) -> str:
     split = held_out_split(recipe.data)
     if split == HELD_OUT:
         return f"{recipe.data.test_share:.0%} of the training prompts (test_share)"
@@ -96,7 +96,7 @@ def _with_origin(name: str) -> str:
     return name if is_local(name) else f"{name} (from the Hub)"
 
 
-def _layers_told(recipe: Recipe) -> str:
+def _layers_text(recipe: Recipe) -> str:
     folder = Path(recipe.model.model_name_or_path)
     depth = model_depth(folder) if (folder / "config.json").is_file() else None
     if depth is None or recipe.method.target_layers == AUTO:
@@ -108,7 +108,7 @@ def _layers_told(recipe: Recipe) -> str:
 def _length(training: Mapping[str, Any]) -> str:
     if training.get("max_steps", -1) > 0:
         return f"steps: {training['max_steps']}"
-    return f"epochs: {training.get('num_train_epochs', 3)}"
+    return f"epochs: {training.get('num_train_epochs', TRANSFORMERS_DEFAULTS['num_train_epochs'])}"
 
 
 def values_that_hold(recipe: Recipe) -> str:

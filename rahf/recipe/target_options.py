@@ -26,8 +26,8 @@ class TargetOptions:
     )
     kl_budget: Annotated[float, Limits(least=1e-6)] = option(
         0.5,
-        "What alpha: auto is solved for: the policy's KL divergence from the base on neutral text, "
-        "in nats per token. A policy above the budget is scaled back to it.",
+        "Budget that alpha: auto is solved for: the policy's KL divergence from the base on "
+        "neutral text, in nats per token. A policy above the budget is scaled back to it.",
     )
     target_layers: Annotated[str, OrAny(int | float | list)] = option(
         "0.5-0.8",
@@ -41,19 +41,22 @@ class TargetOptions:
         "States that are aligned. response: those of the response tokens (published). "
         "response_and_tail: the response and the end of the prompt.",
     )
-    tail_tokens: Count = option(2, "Prompt tokens, from its end, that `response_and_tail` adds.")
+    tail_tokens: Count = option(
+        2, "Number of tokens at the end of the prompt that `response_and_tail` adds."
+    )
     max_response_tokens: Count = option(
         64,
-        "Tokens of a response, from its start, that are aligned; predictions are read of all.",
+        "Number of tokens of a response, from its start, that are aligned; terms on predictions "
+        "read all.",
     )
     distance: Literal["l2", "squared_l2"] = option(
         "l2", "Distance of a state to its target: the 2-norm, or its square."
     )
     layer_scale: Literal["none", "rms", "shift"] = option(
         "shift",
-        "What the error of each layer is divided by. rms: size of the reference's states. shift: "
-        "size of the asked shift, so that settings carry over between models; not for methods "
-        "without one.",
+        "Divisor of each layer's error. rms: the RMS norm of the reference's states. shift: that "
+        "of the shift times alpha, so that settings carry over between models; not for methods "
+        "without a shift.",
     )
     packing: bool = option(
         True,
@@ -78,7 +81,7 @@ def target_problems(options: TargetOptions) -> list[str]:
     """Return the problems of strength, layers and the folder of the cache."""
     problems = []
     if options.alpha == 0:
-        problems.append("alpha: 0 asks for no shift at all: give another number")
+        problems.append("alpha: 0 leaves every state where it is: give another number")
     if options.target_cache is not None and not options.target_cache.strip():
         problems.append("target_cache: is empty: give a folder, or omit it")
     return problems + ([] if options.target_layers == AUTO else check_layers(options.target_layers))

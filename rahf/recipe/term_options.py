@@ -18,8 +18,8 @@ class TermOptions:
 
     align_weight: Weight = option(
         1.0,
-        "Weight of the distance of responses to their target; 0 leaves the other terms only, to "
-        "see what they do without it.",
+        "Weight of the distance of responses to their target; 0 shows what the other terms do "
+        "without it.",
     )
     retain_weight: Weight = option(
         0.5, "Weight of the retain term: other text, whose target is the reference."
@@ -27,9 +27,9 @@ class TermOptions:
     retain_dataset_name: str | None = option(
         None, "File with the texts of the retain term; null: they are sampled from the model."
     )
-    retain_rows: CountFromZero = option(64, "Texts of the retain term.")
+    retain_rows: CountFromZero = option(64, "Number of texts of the retain term.")
     retain_tokens: Annotated[int, Limits(least=2)] = option(
-        64, "Tokens of each text of the retain term."
+        64, "Number of tokens of each text of the retain term."
     )
     kl_weight: Weight = option(
         0.0, "Weight of the KL divergence of the policy's predictions from the reference's."
@@ -40,11 +40,11 @@ class TermOptions:
     sft_weight: Weight = option(0.0, "Weight of the cross entropy on chosen responses.")
     dpo_weight: Weight = option(
         0.0,
-        "Weight of the DPO loss of the aligned responses, held against the reference; with "
+        "Weight of the DPO loss of the aligned responses against the reference; needs "
         "pairs_together: true.",
     )
     dpo_beta: Annotated[float, Limits(least=1e-6)] = option(
-        0.1, "How near the DPO term holds the policy to the reference: DPO's beta."
+        0.1, "DPO's beta of the DPO term: the larger, the closer the policy stays to the reference."
     )
     rejected_weight: Weight = option(
         1.0, f"{_PUSHING}: weight of the term that pushes rejected responses away."
@@ -65,17 +65,17 @@ class TermOptions:
 
     @property
     def compares_predictions(self) -> bool:
-        """Return whether a term holds the policy's predictions against the reference's."""
+        """Return whether a term compares the policy's predictions with the reference's."""
         return bool(self.kl_weight or self.dpo_weight)
 
     @property
     def compares_retained(self) -> bool:
-        """Return whether a term does so on the texts of the retain term."""
+        """Return whether a term compares predictions on the texts of the retain term."""
         return bool(self.kl_weight) and self.kl_rows == "retain"
 
     @property
     def reads_retained(self) -> bool:
-        """Return whether there are texts of a retain term at all."""
+        """Return whether any term reads texts of the retain term."""
         return bool(self.retain_weight) or self.compares_retained
 
 

@@ -30,9 +30,7 @@ def read_yaml(path: Path) -> tuple[dict[Any, Any], list[str]]:
 
 
 MOST_NODES = 100_000
-"""Values of a YAML text with every alias written out: a few lines of aliases can stand for
-billions.
-"""
+"""Most values of a YAML text, aliases expanded: a few lines of aliases can expand to billions."""
 
 
 def _load(text: str, problems: list[str]) -> Any:
@@ -59,7 +57,7 @@ def _load(text: str, problems: list[str]) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of values in a node, each alias counted as what it stands for."""
+    """Return the number of values in a node, every alias expanded."""
     if id(node) not in known:
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
         if isinstance(node, yaml.MappingNode):
@@ -156,6 +154,6 @@ def _copy(value: Any) -> Any:
 
 
 def as_yaml(value: Any) -> str:
-    """Return a value as it would stand in a recipe, on one line."""
+    """Return a value as YAML on one line."""
     shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
     return shown.partition("\n")[0]

@@ -1,1 +1,1 @@
-"""Files of a run in; tables, figures, cards and pages out. Loads no model."""
+"""Files of a run in; tables, charts, cards and pages out. Loads no model."""

@@ -26,13 +26,13 @@ def model_card(
     pushed: bool,
     where: str = "path/of/this/folder",
 ) -> str:
-    """Return Markdown with the Hub's metadata on top: data, base, method, metrics, versions.
+    """Return Markdown below the Hub's metadata: data, base, method, metrics, versions.
 
     Args:
         method: its title.
-        paper: number on arXiv of the method's paper.
+        paper: arXiv number of the method's paper.
         pushed: whether rejected responses were pushed away.
-        where: what a reader loads the adapter by.
+        where: the name by which a reader loads the adapter.
     """
     head = {
         "library_name": "peft",

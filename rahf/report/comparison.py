@@ -17,7 +17,7 @@ def row_figures(
     costs: Sequence[Mapping[str, float]],
     base: Points,
 ) -> dict[str, Any]:
-    """Return what a row shows: means over seeds at strength 1, with the spread between the seeds.
+    """Return the figures of a row: means over seeds at strength 1, with the spread of the seeds.
 
     Args:
         costs: of each seed `training_seconds`, and `peak_memory` where it is known; none for a row
@@ -57,7 +57,7 @@ def row_figures(
 def repeated_share(text: str) -> float:
     """Return the share of runs of three words that occurred in the text before.
 
-    It shows repetition, which neither a judge of single words nor unrelated text shows.
+    Neither a judge of single words nor unrelated text measures repetition.
     """
     given = text.lower().split()
     runs = [tuple(given[at : at + 3]) for at in range(len(given) - 2)]
@@ -116,7 +116,7 @@ def readings_table(readings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def judges_table(found: Mapping[str, Any], cost: str, budget: float) -> str:
-    """Return two tables: what each judge, and length alone, makes of a row; and how far any two
+    """Return two tables: each row read by each judge and by length, and how often any two judges
     agree on which answers changed to the wanted side.
 
     Args:
@@ -137,7 +137,7 @@ def _with_interval(reading: Mapping[str, Any]) -> str:
 
 
 def place_line(figures: Mapping[str, Any]) -> str:
-    """Return how much of a chooser's judgement is the place in which it read an answer."""
+    """Return a line on how much a judge's choice depends on the order of the answers."""
     low, high = figures["orders_agree_interval"]
     return (
         f"The judge: both orders agree in {figures['orders_agree']:.0%} [{low:.0%}, {high:.0%}] of "

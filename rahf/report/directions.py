@@ -1,4 +1,4 @@
-"""Evidence for directions, per layer: the table and the figure of `rahf directions`."""
+"""Evidence for directions, per layer: the table and the chart of `rahf directions`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +26,8 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
     """Return one row a layer.
 
     Its columns: held-out separability (AUC), norm of the saved vector as a share of the residual's
-    RMS, share of the held-out differences that it explains as a constant, cosine of the two halves
-    of the data, cosine between fits.
+    RMS norm, share of the held-out differences that it explains as a constant, cosine of the two
+    halves of the data, cosine between fits.
     """
     saved = evidence["made_with"]["fit"]
     norm = {f"{saved} / rms": evidence["norm"][saved]}
@@ -52,7 +52,7 @@ def evidence_table(evidence: Mapping[str, Any]) -> str:
 
 
 def choice_table(choice: Mapping[str, Any]) -> str:
-    """Return the windows that were compared, the taken one first, and why it was taken."""
+    """Return the windows that were compared, the chosen one first, and the reason for it."""
     forms = (
         ("separability", "AUC", "{:.3f}"),
         ("alpha", "alpha", "{:.3g}"),
@@ -78,7 +78,7 @@ def choice_table(choice: Mapping[str, Any]) -> str:
     return f"{markdown(['layers', *(title for _, title, _ in forms)], rows)}\n\n{reason}"
 
 
-def evidence_figure(evidence: Mapping[str, Any], path: Path) -> None:
+def evidence_chart(evidence: Mapping[str, Any], path: Path) -> None:
     """Draw separability, norm and agreement over the layers."""
     from matplotlib.figure import Figure
 

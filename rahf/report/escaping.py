@@ -27,7 +27,7 @@ def one_line(text: str, longest: int = 600) -> str:
 
 
 def markdown_text(value: Any) -> str:
-    """Return a value as one line of Markdown that shows it and does nothing else."""
+    """Return a value as one line of Markdown with every special character escaped."""
     return _MARKDOWN.sub(r"\\\1", printable(" ".join(str(value).split())))
 
 

@@ -24,7 +24,7 @@ def number(estimate: Mapping[str, float], form: str = "+.4f") -> str:
 
 
 def preferences_table(figures: Mapping[str, Any]) -> str:
-    """Return accuracy and margin under each measure, and what length alone would reach."""
+    """Return accuracy and margin under each measure, and the accuracy of length alone."""
     rows = [
         [title, share(figures[name]["accuracy"]), number(figures[name]["margin"])]
         for name, title in MEASURES.items()
@@ -62,7 +62,7 @@ def score_table(figures: Mapping[str, Any]) -> str:
 
 
 def aspects_table(aspects: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the mean mark of each aspect."""
+    """Return the mean score of each aspect."""
     rows = [
         [name, number(marks, ".2f") if "mean" in marks else "-", str(marks["missing"])]
         for name, marks in aspects.items()

@@ -1,4 +1,4 @@
-"""Token shift as a figure and as a page: responses with every token coloured by its rank in the
+"""Token shift as a chart and as a page: responses with every token coloured by its rank in the
 base's predictions.
 """
 
@@ -46,7 +46,7 @@ def _share(estimate: Mapping[str, float]) -> str:
 
 def top_table(summary: Mapping[str, Any], count: int = 20) -> str:
     """Return the tokens that shift most often, as a markdown table."""
-    header = ["token", "kind", "shifted", "of", "KL (nats)", "base would say"]
+    header = ["token", "kind", "shifted", "of", "KL (nats)", "base's choice"]
     rows = [
         [
             _visible(row["token"]),
@@ -65,7 +65,7 @@ def _visible(text: str) -> str:
     return text.replace("\n", "⏎").replace("|", "\\|") or "∅"
 
 
-def shift_figure(summary: Mapping[str, Any], path: Path) -> None:
+def shift_chart(summary: Mapping[str, Any], path: Path) -> None:
     """Draw shares and KL over positions, and the shares of each kind of token."""
     from matplotlib.figure import Figure
 
@@ -110,10 +110,10 @@ def shift_page(
     title: str,
     summary: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
-    figure: Path,
+    chart: Path,
 ) -> str:
-    """Return one self-contained HTML file: figures, tables, and the responses in colour."""
-    image = base64.b64encode(figure.read_bytes()).decode()
+    """Return one self-contained HTML file: the chart, tables, and the responses in colour."""
+    image = base64.b64encode(chart.read_bytes()).decode()
     shown = records[:RESPONSES_SHOWN]
     left = len(records) - len(shown)
     return "\n".join(
@@ -147,7 +147,7 @@ blockquote { margin: 1.5rem 0 .3rem; padding-left: .8rem; border-left: 3px solid
 """
 
 LEGEND = (
-    "A token without colour is what the base would have said too (rank 1 in its predictions); "
+    "A token without colour is the base's choice too (rank 1 in its predictions); "
     "<span class='m'>marginal</span>: rank 2 or 3; <span class='s'>shifted</span>: beyond. "
     "Point at a token for its rank, the KL divergence of the two predictions, and the base's own "
     "choice. Shares count tokens before the end of the text; intervals (95 %) are over responses."
@@ -165,8 +165,8 @@ def _response(record: Mapping[str, Any]) -> str:
 
 def _span(piece: str, kind: str, bucket: str, rank: int, kl: float, choice: str) -> str:
     classes = " ".join(filter(None, (CLASSES[bucket], "e" if kind == "end" else "")))
-    told = f"rank {rank}, KL {kl:.2f}, {kind}" + (f"; base: {choice!r}" if rank > 1 else "")
+    title = f"rank {rank}, KL {kl:.2f}, {kind}" + (f"; base: {choice!r}" if rank > 1 else "")
     # A line break takes the colour of its token only where something of it is visible.
     shown = "end" if kind == "end" else piece if piece.strip() else piece.replace("\n", "⏎\n")
     attribute = f" class='{classes}'" if classes else ""
-    return f"<span{attribute} title='{escape(told, quote=True)}'>{escape(shown)}</span>"
+    return f"<span{attribute} title='{escape(title, quote=True)}'>{escape(shown)}</span>"

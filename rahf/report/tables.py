@@ -37,7 +37,7 @@ def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def judges_tables(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return what several judges make of each model, and how far they agree; nothing for one."""
+    """Return the scores by several judges and their agreement; nothing for a single judge."""
     judged = {name: row["judges"] for name, row in models.items() if "judges" in row}
     if not judged:
         return []
@@ -84,7 +84,7 @@ def layers_table(metrics: Mapping[str, float]) -> str:
     )
     rows = [
         [name, *(f"{metrics[f'eval_repr/{key}/layer_{layer}']:.2f}" for layer in layers)]
-        for key, name in (("reached", "share of the asked shift"), ("cosine", "cosine"))
+        for key, name in (("reached", "share of the shift reached"), ("cosine", "cosine"))
     ]
     return markdown(["layer", *map(str, layers)], rows)
 

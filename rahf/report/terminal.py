@@ -1,4 +1,4 @@
-"""What a command prints, whatever reads it: any encoding, a pipe that closes early."""
+"""Output of a command for any reader: any encoding, a pipe that closes early."""
 
 import contextlib
 import os
@@ -54,6 +54,6 @@ def plain_output() -> Iterator[None]:
 
 
 def leave_quietly() -> None:
-    """Let the rest of the output go nowhere: Python flushes it once more at its end."""
+    """Discard the rest of the output: Python flushes it once more at its end."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -93,7 +93,7 @@ def prepare(
     return Prepared(alignment, collator, retained, cache, seconds)
 
 
-def load_base(
+def base_on_device(
     model: str | PreTrainedModel | PeftModel, args: RAHFConfig
 ) -> PreTrainedModel | PeftModel:
     """Return the base, loaded where it is given by name, on the device of this process unless

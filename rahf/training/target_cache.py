@@ -85,7 +85,7 @@ class TargetCache:
         self._verified = self._retained_verified = self._full = self._begun = False
         self._whole: set[Path] = set()
 
-    def frozen(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
+    def read_or_compute(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
         """Return the states of `batch` under the frozen views, read where all of them are known.
 
         Retained texts come again within an epoch; the first call has computed them. All ranks read

@@ -22,6 +22,7 @@ from rahf.models.adapters import attach_policy, depth_of, frozen_pass, pad_id
 from rahf.models.likelihood import likelihood
 from rahf.models.packing import use_packed_attention
 from rahf.objective import dpo_loss
+from rahf.recipe.shift_options import TeacherOptions
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss
 
 TEACHER_DEFAULTS = {
@@ -47,9 +48,9 @@ def contrastive_loss(
         smoothing: eps; 0 is the form of the paper.
     """
     difference = match - mismatch
-    told_apart = nn.functional.logsigmoid(difference)
+    separation = nn.functional.logsigmoid(difference)
     taken_for_other = nn.functional.logsigmoid(-difference)
-    return -match - (1 - smoothing) * told_apart - smoothing * taken_for_other
+    return -match - (1 - smoothing) * separation - smoothing * taken_for_other
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ def train_teacher(
     tokenizer: PreTrainedTokenizerBase,
     peft_config: LoraConfig,
     args: TrainingArguments,
-    smoothing: float = 0.2,
-    beta: float = 0.1,
+    smoothing: float = TeacherOptions.label_smoothing,
+    beta: float = TeacherOptions.beta,
     packing: bool = True,
 ) -> AdapterTrainer:
     """Train the teacher `name` on tokenised pairs and save it in `args.output_dir`; `base` is left
@@ -203,7 +204,8 @@ def train_teachers(
             `beta` for the preferred one.
     """
     options = {**TEACHER_DEFAULTS, **options}
-    smoothing, beta = options.pop("label_smoothing", 0.2), options.pop("beta", 0.1)
+    smoothing = options.pop("label_smoothing", TeacherOptions.label_smoothing)
+    beta = options.pop("beta", TeacherOptions.beta)
     folders = {name: Path(folder) / name for name in names}
     for name, output_dir in folders.items():
         args = TrainingArguments(output_dir=str(output_dir), **options)

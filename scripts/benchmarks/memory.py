@@ -87,10 +87,10 @@ def fixed_keys(folder: Path, tokens: int) -> list[str]:
 def run(options: argparse.Namespace, overrides: list[str]) -> None:
     """The stage, after the data has been prepared in the same way as by `rahf prepare`."""
     from rahf.pipeline import run as pipeline
-    from rahf.pipeline.prepare import prepare
+    from rahf.pipeline.recipe_data import fill_cache
 
     recipe = checked_recipe(options.recipe, overrides)
-    print(prepare(recipe))
+    print(fill_cache(recipe))
     before = status("VmRSS")
     pipeline.run_pipeline(recipe, stage=options.stage, quiet=True)
     print(json.dumps({"before": before, "measured": status("VmHWM") - before}))

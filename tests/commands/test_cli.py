@@ -429,9 +429,9 @@ def test_align_does_not_start_with_a_recipe_that_cannot_end(place, pipeline, cap
 
 
 def test_data_prints_what_the_data_becomes(place, monkeypatch, capsys):
-    module = types.ModuleType("rahf.pipeline.prepare")
+    module = types.ModuleType("rahf.pipeline.recipe_data")
     module.describe_data = lambda recipe: f"data of {recipe.data.dataset_name}"
-    monkeypatch.setitem(sys.modules, "rahf.pipeline.prepare", module)
+    monkeypatch.setitem(sys.modules, "rahf.pipeline.recipe_data", module)
     assert main(["data", recipe()]) == 0
     assert capsys.readouterr().out == "data of pairs\n"
 

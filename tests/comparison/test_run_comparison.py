@@ -12,7 +12,15 @@ from tiny_comparison import BASE, row
 
 from rahf.artifacts import StageRecord, read_json, read_lines
 from rahf.cli import main
-from rahf.comparison.curves import Draw, everything, line, points, read_at, read_at_each
+from rahf.comparison.curves import (
+    Draw,
+    change_within,
+    everything,
+    line,
+    points,
+    read_at,
+    read_at_each,
+)
 from rahf.comparison.judging import without_loops
 from rahf.comparison.results import READ_AT, readings_of
 from rahf.comparison.row_recipes import row_run
@@ -21,7 +29,6 @@ from rahf.evaluation.measures import measure_model
 from rahf.recipe.comparison_options import CompareOptions
 from rahf.recipe.files import checked_recipe
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
-from rahf.report.curves import change_within
 
 # What the curves say
 
@@ -124,7 +131,7 @@ def test_an_answer_that_goes_round_in_circles_counts_as_the_bases():
         ({"rows": {"base": {}, "ppo": {}}}, "'ppo' begins with none of base, urial"),
         ({"rows": {"base": {}, "..": {}}}, r"'\.\.' begins with none of base, urial"),
         *(
-            ({"rows": {"base": {}, name: {}}}, re.escape(f"{name!r} names a folder"))
+            ({"rows": {"base": {}, name: {}}}, re.escape(f"{name!r} is also the name of a folder"))
             for name in (
                 "dual-x/../../../out",
                 "dual/../x",
@@ -138,7 +145,7 @@ def test_an_answer_that_goes_round_in_circles_counts_as_the_bases():
                 "",
             )
         ),
-        ({"rows": {"dual": {}}}, "needs base"),
+        ({"rows": {"dual": {}}}, "base is missing"),
         ({"rows": {"base": {}, "dual": 3}}, "rows.dual: 3 is not a mapping"),
         ({"trials": {"dual-x": [{}]}}, "trials.dual-x: there is no row"),
         ({"trials": {"urial": [{}]}}, "nothing to tune"),

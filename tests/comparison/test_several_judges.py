@@ -62,7 +62,7 @@ def test_an_empty_answer_counts_as_the_bases():
     ("judge", "problem"),
     [
         ([], "names no judge"),
-        (["length", "length"], "'length' stands twice"),
+        (["length", "length"], "'length' is named twice"),
         (["length", 3], "3 is not text"),
         (["length", "wit"], "'wit' is none of"),
         (["length", "api:m"], "needs url"),

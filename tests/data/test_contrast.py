@@ -47,7 +47,9 @@ def test_the_example_of_the_module_docstring():
     assert rows["aligned"].tolist() == [1, 2, 4, 6, 7, 9, 10, 11]
     assert rows["aligned_owner"].tolist() == [0, 0, 1, 2, 2, 3, 3, 3]
     assert batch["aligned_responses"] == 3
+    assert batch["aligned_item"].tolist() == [0, 0, 1, 0, 0, 1, 1, 1]
     assert batch["first_aligned"].tolist() == [0, 2]
+    assert batch["retained_texts"] == 2
     assert batch["kinds"]["chosen"].tolist() == [True, True, False, False]
     assert "scored" not in rows
 

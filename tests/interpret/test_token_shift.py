@@ -270,7 +270,7 @@ def test_the_command_measures_given_responses_against_another_model(tmp_path, fa
     responses.write_text(json.dumps([{"instruction": "w4", "output": "w5 w6", "generator": "x"}]))
     options = ["--model", family.base, "--responses", responses]
     assert shift(tmp_path, *options)[0] == 2
-    assert "is no adapter" in capsys.readouterr().err
+    assert "has no adapter to turn off" in capsys.readouterr().err
     status, folder = shift(tmp_path, *options, "--against", model)
     assert status == 0
     [record] = read_lines(folder / "shift.jsonl")

@@ -193,9 +193,15 @@ ADAPTER = "out/teachers/positive/adapter_model.safetensors"
     ("damage", "told"),
     [
         (lambda: Path(ADAPTER).unlink(), "is missing"),
-        (lambda: Path(ADAPTER).write_bytes(Path(ADAPTER).read_bytes()[:-9]), "is not what the"),
-        (lambda: change_weights(Path(ADAPTER).parent, Path(ADAPTER).name), "is not what the"),
-        (lambda: Path(ADAPTER).with_name("adapter_config.json").write_text(""), "is not what the"),
+        (
+            lambda: Path(ADAPTER).write_bytes(Path(ADAPTER).read_bytes()[:-9]),
+            "differs from what",
+        ),
+        (lambda: change_weights(Path(ADAPTER).parent, Path(ADAPTER).name), "differs from what"),
+        (
+            lambda: Path(ADAPTER).with_name("adapter_config.json").write_text(""),
+            "differs from what",
+        ),
     ],
 )
 def test_a_finished_stage_whose_files_are_gone_or_damaged_is_made_again(

@@ -9,9 +9,10 @@ from rahf.data.pairs import without_held_out
 from rahf.data.sources import load_pairs
 from rahf.pipeline import inputs
 from rahf.pipeline.inputs import load_split, load_tokenizer, measured_split, train_rows
-from rahf.pipeline.prepare import describe_data
+from rahf.pipeline.recipe_data import describe_data
 from rahf.pipeline.run import run_pipeline, stage_record
-from rahf.recipe.files import HELD_OUT, checked_recipe, held_out_split
+from rahf.recipe.files import checked_recipe
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 
 # The README's recipe: one file, nothing said of an evaluation.
 README = {

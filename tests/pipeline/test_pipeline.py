@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from rahf.artifacts import read_lines
 from rahf.cli import main
 from rahf.distributed.sharding import check_world
-from rahf.pipeline.prepare import describe_data
+from rahf.pipeline.recipe_data import describe_data
 from rahf.pipeline.run import results_text, run_pipeline, stage_record
 from rahf.recipe.files import checked_recipe
 from rahf.trainer import RAHFTrainer

@@ -57,7 +57,7 @@ def test_a_sweep_runs_every_point_once_with_one_set_of_teachers(recipe_file, cap
     assert main(command) == 0
     assert "writing" not in capsys.readouterr().out
     assert main(["sweep", str(recipe_file), "--alpha", "3,0"]) == 2
-    assert "alpha: 0 asks for no shift" in capsys.readouterr().err
+    assert "alpha: 0 leaves every state" in capsys.readouterr().err
     assert not Path("out/sweep/alpha=3").exists()
 
 

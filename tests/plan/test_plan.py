@@ -484,7 +484,7 @@ def test_methods_without_views_run_the_reference_and_the_policy(method):
     ]
     assert estimate(case(**keys))[0].flops > 0
     for change in changes(case(**keys)):
-        assert "shift" not in change.told
+        assert "shift" not in change.text
 
 
 @pytest.mark.parametrize(
@@ -741,10 +741,10 @@ def test_every_saving_saves_what_it_is_for():
     given = large_case(shift="token", target_layers="0.3-0.7", max_steps=500)  # two epochs
     before = {part.stage.name: part for part in estimate(given)}
     after = {
-        change.told: {part.stage.name: part for part in estimate(change.made(given))}
+        change.text: {part.stage.name: part for part in estimate(change.made(given))}
         for change in changes(given)
     }
-    told = {change.kind: change.told for change in changes(given) if change.kind != "dtype"}
+    told = {change.kind: change.text for change in changes(given) if change.kind != "dtype"}
     assert after[told["depth"]]["alignment"].flops > before["alignment"].flops
     assert after[told["activations"]]["positive"].total < before["positive"].total
     assert after[told["activations"]]["positive"].flops > before["positive"].flops
@@ -763,7 +763,7 @@ def test_the_fewest_settings_that_fit_are_named():
     given = large_case()
     assert largest(estimate(given)) > 40 * GIB
     settings, most = fitting(given, 40 * GIB)
-    assert [setting.told for setting in settings] == ["activation_checkpointing: true"]
+    assert [setting.text for setting in settings] == ["activation_checkpointing: true"]
     assert most <= 40 * GIB
     assert fitting(given, 0.1 * GIB) is None
 
@@ -996,7 +996,7 @@ def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
 @pytest.mark.parametrize(("together", "rows"), [(False, 1), (True, 2)])
 def test_smaller_batches_are_never_advised_to_tear_a_pair_apart(together, rows):
     keys = {"pairs_together": together, "dpo_weight": float(together)}
-    told = [each.told for each in changes(case(per_device_train_batch_size=8, **keys))]
+    told = [each.text for each in changes(case(per_device_train_batch_size=8, **keys))]
     assert f"per_device_train_batch_size: {rows}, accumulating the rest" in told
 
 

@@ -54,7 +54,7 @@ def test_sections_are_frozen(section):
         ({"alpha": "2"}, "alpha: '2' is not a number or one of auto"),
         ({"alpha": True}, "alpha: True is not a number or one of auto"),
         ({"alpha": float("nan")}, "alpha: nan is not a finite number"),
-        ({"alpha": 0}, "alpha: 0 asks for no shift"),
+        ({"alpha": 0}, "alpha: 0 leaves every state"),
         (
             {"max_response_tokens": 0},
             "max_response_tokens: 0 is out of range, it must be at least 1",
@@ -99,11 +99,11 @@ def test_a_wrong_value_is_told_with_its_name(options, said):
         ({"method": "lorra", "chosen_weight": 1.0}, "chosen_weight: 1.0 is not read by method"),
         ({"similarity_weight": 1.0}, "similarity_weight: 1.0 is not read by method dual"),
         ({"weights_over_time": "crossing"}, "weights_over_time: crossing is not read by method"),
-        ({"method": "rmu"}, "layer_scale: shift is the size of a shift that rmu does not ask for"),
+        ({"method": "rmu"}, "layer_scale: shift is the size of a shift that rmu does not have"),
         ({**AWAY, "response_source": "chosen"}, "response_source: chosen leaves rmu no rejected"),
         ({**AWAY, "align_weight": 0}, "align_weight: 0 is not read by method rmu"),
-        ({**AWAY, "alpha": "auto"}, "alpha: auto is a choice about a shift"),
-        ({**AWAY, "target_layers": "auto"}, "target_layers: auto is a choice about a shift"),
+        ({**AWAY, "alpha": "auto"}, "alpha: auto is chosen for a shift"),
+        ({**AWAY, "target_layers": "auto"}, "target_layers: auto is chosen for a shift"),
         ({**AWAY, "reference": "positive"}, "not of rmu: set reference: base"),
         ({**AWAY, "directions": "x"}, "directions: not read by method rmu"),
         ({**AWAY, "method": "repbend"}, "similarity_weight: 0 leaves repbend without a"),
@@ -256,7 +256,7 @@ def test_method_options_are_checked_inside_a_class_that_inherits_them():
             Base.__post_init__(self)
 
     assert Both(alpha=3, seed=1).ready
-    with pytest.raises(ValueError, match="alpha: 0 asks"):
+    with pytest.raises(ValueError, match="alpha: 0 leaves"):
         Both(alpha=0)
 
 
@@ -296,7 +296,7 @@ def test_default_instructions_are_two_texts_of_one_form():
         ({"load_in_4bit": True, "load_in_8bit": True}, "load_in_4bit and load_in_8bit"),
         ({"trust_remote_code": "yes"}, "trust_remote_code: 'yes' is not true or false"),
         ({"lora_target_modules": 3}, "lora_target_modules: 3 is not a list or text or null"),
-        ({"lora_target_modules": "*_proj"}, r"lora_target_modules: '\*_proj' is no regular exp"),
+        ({"lora_target_modules": "*_proj"}, r"lora_target_modules: '\*_proj' is not a regular exp"),
     ],
 )
 def test_wrong_model_options_are_refused(options, said):
@@ -339,7 +339,7 @@ def test_a_wrong_mixture_is_refused_with_its_position(parts, said):
 
 
 def test_columns_of_a_mixture_stand_inside_its_entries():
-    with pytest.raises(ValueError, match="columns does not reach into a mixture"):
+    with pytest.raises(ValueError, match="columns does not apply to a mixture"):
         data(dataset_name=None, datasets=[{"path": "x"}], columns={"chosen": "a"})
     data(dataset_name=None, datasets=[{"path": "x", "columns": {"chosen": "a"}, "fraction": 1}])
 

@@ -1,5 +1,6 @@
 """Recipes: YAML, overrides, unknown keys, types, and the fields of TrainingArguments."""
 
+import ast
 import dataclasses
 import importlib.util
 
@@ -8,13 +9,14 @@ import yaml
 
 from rahf.recipe import training_arguments
 from rahf.recipe.data_options import DataOptions
-from rahf.recipe.keys import REMOVED, REMOVED_CHOICES
 from rahf.recipe.method_options import MethodOptions
 from rahf.recipe.methods import METHODS
 from rahf.recipe.model_options import ModelOptions
+from rahf.recipe.other_names import REMOVED, REMOVED_CHOICES, REPLACED
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict
 from rahf.recipe.shift_options import TeacherOptions
-from rahf.recipe.training_arguments import REPLACED, trackers, training_annotations
+from rahf.recipe.trackers import trackers
+from rahf.recipe.training_arguments import TRANSFORMERS_DEFAULTS, training_annotations
 
 SMALL = {
     "model_name_or_path": "org/model",
@@ -395,6 +397,14 @@ def test_training_fields_are_those_of_the_installed_transformers():
     assert {name for name in actual if not name.startswith("_")} == training_annotations().keys()
 
 
+def test_the_defaults_of_transformers_that_are_read_without_it_are_its_own():
+    transformers = pytest.importorskip("transformers")
+    actual = {
+        spec.name: spec.default for spec in dataclasses.fields(transformers.TrainingArguments)
+    }
+    assert {name: actual[name] for name in TRANSFORMERS_DEFAULTS} == TRANSFORMERS_DEFAULTS
+
+
 def test_training_fields_have_their_types():
     annotations = training_annotations()
     assert annotations["weight_decay"].__origin__ is float
@@ -449,8 +459,8 @@ def test_every_form_of_annotation_is_read(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(
         training_arguments,
-        "_parse",
-        lambda name: training_arguments.ast.parse((tmp_path / name).read_text()),
+        "parse_source",
+        lambda name: ast.parse((tmp_path / name).read_text()),
     )
     found = training_annotations()
     assert list(found) == ["a", "b", "c", "d", "e", "f"]
@@ -510,7 +520,7 @@ def test_the_trackers_are_those_of_transformers():
 def test_a_tracker_that_nobody_knows_is_refused(write, given):
     (line,) = problems(write(report_to=given))
     assert line.startswith("report_to: ")
-    assert "is no tracker of transformers: give some of azure_ml" in line
+    assert "is not a tracker of transformers: give one or more of azure_ml" in line
     (line,) = problems(write(teachers={"report_to": given}))
     assert line.startswith("teachers.report_to: ")
 

@@ -1,5 +1,6 @@
 """What would stop a run late, or be ignored, is refused when the recipe is read."""
 
+import importlib.util
 import json
 import time
 
@@ -9,8 +10,9 @@ import yaml
 from rahf.models.shapes import read_decoder
 from rahf.recipe import files, training_arguments
 from rahf.recipe.files import checked_recipe
-from rahf.recipe.keys import OTHER_NAMES, key_annotation
+from rahf.recipe.keys import key_annotation
 from rahf.recipe.layers import resolve_layers
+from rahf.recipe.other_names import OTHER_NAMES
 from rahf.recipe.recipe import RecipeError, load_recipe
 
 PAIRS = [{"prompt": f"p{row}", "chosen": "yes", "rejected": "no"} for row in range(8)]
@@ -70,7 +72,7 @@ STEPS = {"eval_strategy": "steps"}
         ({"data_seed": -1}, "data_seed: -1 is out of range"),
         ({"teachers": {"seed": -1}}, "teachers.seed: -1 is out of range"),
         ({"seed": 2**32}, "seed: 4294967296 is out of range"),
-        ({"max_steps": 0}, "max_steps: 0 is no number of steps"),
+        ({"max_steps": 0}, "max_steps: 0 trains nothing"),
         ({"max_steps": -2}, "max_steps: -2 is out of range"),
         ({"logging_steps": 0}, "logging_steps: 0 is out of range, it must be above 0"),
         ({"save_steps": 2.5}, "save_steps: 2.5 is neither a whole number nor a share"),
@@ -92,10 +94,10 @@ STEPS = {"eval_strategy": "steps"}
     ids=str,
 )
 def test_what_would_stop_a_run_late_is_the_only_problem(write, monkeypatch, keys, said):
-    find = training_arguments.importlib.util.find_spec
+    find = importlib.util.find_spec
     gone = ("clearml", "azureml")
     monkeypatch.setattr(
-        training_arguments.importlib.util,
+        importlib.util,
         "find_spec",
         lambda name, *rest: None if name in gone else find(name, *rest),
     )

@@ -3,12 +3,13 @@
 import pytest
 import yaml
 
+from rahf.comparison.curves import change_within
 from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import directions_card, model_card
-from rahf.report.curves import Point, change_within, tradeoff_figure
-from rahf.report.figures import training_figure
 from rahf.report.tables import layers_table, markdown, models_table, side_by_side
+from rahf.report.tradeoff_chart import Point, tradeoff_chart
+from rahf.report.training_chart import training_chart
 
 METRICS = {
     "eval_repr/reached": 0.5,
@@ -57,14 +58,14 @@ def test_the_figure_is_drawn_with_and_without_held_out_pairs(tmp_path):
             **{key.removeprefix("eval_"): value for key, value in METRICS.items()},
         },
     ]
-    training_figure(log, tmp_path / "without.png")
-    training_figure([*log, {"step": 2, **METRICS}], tmp_path / "with.png")
+    training_chart(log, tmp_path / "without.png")
+    training_chart([*log, {"step": 2, **METRICS}], tmp_path / "with.png")
     assert (tmp_path / "without.png").stat().st_size > 5000
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
 
 
 def test_a_log_without_a_step_has_no_figure(tmp_path):
-    training_figure([{"step": 2, "train_loss": 1.0}], tmp_path / "none.png")
+    training_chart([{"step": 2, "train_loss": 1.0}], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
@@ -73,7 +74,7 @@ def test_the_figure_of_a_method_without_a_shift_shows_its_terms(tmp_path):
         {"step": step, "loss": 1.0 - 2 * step, "repr/rejected": -3.0 * step, "repr/chosen": step}
         for step in (1, 2)
     ]
-    training_figure(log, tmp_path / "terms.png")
+    training_chart(log, tmp_path / "terms.png")
     assert (tmp_path / "terms.png").stat().st_size > 5000
 
 
@@ -129,7 +130,7 @@ def test_the_chart_draws_a_line_for_every_method(tmp_path):
     dpo = [Point(0.1, 0.4, 0.3, 0.5, "1")]
     dual = [Point(0.2, 0.7, 0.6, 0.8, "2"), Point(0.05, 0.5, 0.4, 0.6, "1")]
     path = tmp_path / "tradeoff.png"
-    tradeoff_figure({"DPO": dpo, "RAHF": dual}, path, cost="loss", change="change")
+    tradeoff_chart({"DPO": dpo, "RAHF": dual}, path, "loss", wins=False)
     assert path.stat().st_size > 5000
 
 

@@ -43,13 +43,13 @@ def run(family, folder, cache=None, **options):
 @contextmanager
 def frozen_passes():
     """The view and the rows of each pass of a frozen view that is run inside the context."""
-    passes, run_view = [], FrozenViews.outputs
+    passes, read_view = [], FrozenViews.read_view
 
     def watched(views, view, batch, **how):
         passes.append((view, row_count(batch[view.rows])))
-        return run_view(views, view, batch, **how)
+        return read_view(views, view, batch, **how)
 
-    with patch.object(FrozenViews, "outputs", watched):
+    with patch.object(FrozenViews, "read_view", watched):
         yield passes
 
 
@@ -99,7 +99,7 @@ def test_retained_texts_are_computed_once_and_beside_no_response(family, tmp_pat
 
     def compute(batch):
         asked.append(row_count(batch["reference"]))
-        return trainer.alignment.frozen(batch)
+        return trainer.alignment.read_views(batch)
 
     texts, compute_texts = [], FrozenViews.retained
 
@@ -111,8 +111,8 @@ def test_retained_texts_are_computed_once_and_beside_no_response(family, tmp_pat
         for start in (0, 3, 6):  # three responses, each with one of the three texts
             items = [trainer.train_dataset[index] for index in range(start, start + 3)]
             batch = trainer.data_collator(items)
-            found = trainer.target_cache.frozen(batch, compute)
-            whole = trainer.alignment.frozen(batch)
+            found = trainer.target_cache.read_or_compute(batch, compute)
+            whole = trainer.alignment.read_views(batch)
             assert torch.allclose(found.reference, whole.reference, atol=1e-5)
             assert torch.allclose(found.shift, whole.shift, atol=1e-5)
     assert (texts, asked) == ([3], [3, 3, 3])
@@ -162,13 +162,13 @@ def test_retained_states_of_other_weights_are_refused(family, tmp_path):
     def batch_from(start):
         return trainer.data_collator([trainer.train_dataset[start + each] for each in range(3)])
 
-    trainer.target_cache.frozen(batch_from(0), trainer.alignment.frozen)
+    trainer.target_cache.read_or_compute(batch_from(0), trainer.alignment.read_views)
     paths = sorted((tmp_path / "cache").rglob("retained/*.safetensors"))
     for path in paths:
         save_states({"reference": 2 * load_file(path)["reference"]}, path)
     paths[0].unlink()  # a training that was killed has left some of them
     with pytest.raises(ValueError, match="of other weights"):
-        other.target_cache.frozen(batch_from(3), other.alignment.frozen)
+        other.target_cache.read_or_compute(batch_from(3), other.alignment.read_views)
 
 
 def test_later_trainings_with_another_alpha_rate_and_seed_ask_no_view_but_to_compare(
@@ -400,17 +400,17 @@ def test_a_rank_that_knows_its_batch_computes_it_where_another_does_not(
     run(family, tmp_path / "first", tmp_path / "cache")
     trainer = alignment_trainer(family, tmp_path / "out", target_cache=str(tmp_path / "cache"))
     batch = trainer.data_collator([trainer.train_dataset[index] for index in (0, 5)])
-    asked, made = [], trainer.alignment.frozen(batch)
+    asked, made = [], trainer.alignment.read_views(batch)
 
     def compute(_):
         asked.append(1)
         return made
 
-    trainer.target_cache.frozen(batch, compute)  # compares
-    known = trainer.target_cache.frozen(batch, compute)
+    trainer.target_cache.read_or_compute(batch, compute)  # compares
+    known = trainer.target_cache.read_or_compute(batch, compute)
     assert len(asked) == 1
     assert torch.allclose(known.reference, made.reference, atol=1e-5)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda flag, operation: flag.zero_())
-    assert trainer.target_cache.frozen(batch, compute) is made
+    assert trainer.target_cache.read_or_compute(batch, compute) is made
     assert len(asked) == 2

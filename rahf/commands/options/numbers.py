@@ -14,24 +14,24 @@ LARGEST = 3.4e38  # of float32
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
-def _whole(least: int, most: int, told: str) -> Callable[[str], int]:
+def _whole(least: int, most: int, kind: str) -> Callable[[str], int]:
     def read(text: str) -> int:
         # int() would take 1_000 and digits of other scripts too, and thousands of digits slowly.
         if not _WHOLE.fullmatch(text) or len(text) > 20 or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {told}")
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {kind}")
         return int(text)
 
     return read
 
 
-def _real(right: Callable[[float], bool], told: str) -> Callable[[str], float]:
+def _real(right: Callable[[float], bool], kind: str) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             number = float(text) if text.isascii() and "_" not in text else math.nan
         except ValueError:
             number = math.nan
         if not abs(number) <= LARGEST or not right(number):
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {told}")
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {kind}")
         return number
 
     return read

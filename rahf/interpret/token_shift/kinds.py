@@ -1,7 +1,7 @@
-"""What kind of token it is: end of the text, form, style, function word or content.
+"""Kinds of tokens: end of the text, form, style, function word or content.
 
-Style and function words are English word lists of our own, so the division says little about
-other languages. Knows texts; knows no model.
+Style and function words are English word lists of rahf, so the division means little in other
+languages. Knows texts; knows no model.
 """
 
 import re
@@ -20,7 +20,7 @@ def _words(*lists: str) -> frozenset[str]:
 
 
 STYLE_WORDS = _words(
-    # the course of the answer
+    # discourse
     """
     additionally also although because besides but consequently conclusion conversely due equally
     especially example finally first firstly following follows further furthermore hence
@@ -29,7 +29,7 @@ STYLE_WORDS = _words(
     specifically still such summary then thereby therefore third though thus too ultimately unlike
     whereas while yet
     """,
-    # politeness, and what speakers say of themselves and to each other
+    # politeness, and what speakers call themselves and each other
     """
     absolutely agree apologies apologize appreciate assist assistance certainly congratulations
     course dear definitely delighted enjoy excellent exciting feel free glad gladly great happy

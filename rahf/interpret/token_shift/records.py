@@ -1,7 +1,7 @@
 """Responses and two models -> records of shifted tokens in a file, resumable.
 
-Each record is one response: its prompt, and for every token what it writes, its rank, and what the
-base would have said.
+Each record is one response: its prompt, and for every token what it writes, its rank, and the
+base's own choice.
 """
 
 import json
@@ -28,7 +28,7 @@ class Spoken(NamedTuple):
 
 
 SpokenResponses = Callable[[Sequence[int]], Iterator[Spoken]]
-"""Rows that are wanted -> their responses, in any order."""
+"""Function from rows to their responses, in any order."""
 
 
 def greedy_responses(
@@ -40,13 +40,13 @@ def greedy_responses(
 ) -> SpokenResponses:
     """Return the source of the aligned model's own greedy responses."""
 
-    def ask(rows: Sequence[int]) -> Iterator[Spoken]:
+    def respond(rows: Sequence[int]) -> Iterator[Spoken]:
         decoding = Decoding(max_new_tokens)
-        said = answers(model, tokenizer, prompts, decoding, batch_size=batch_size, only=rows)
-        for row, answer in said:
+        made = answers(model, tokenizer, prompts, decoding, batch_size=batch_size, only=rows)
+        for row, answer in made:
             yield Spoken(row, prompts[row], answer.ids)
 
-    return ask
+    return respond
 
 
 def given_responses(

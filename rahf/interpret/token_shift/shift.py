@@ -1,4 +1,4 @@
-"""Token-distribution shift: where an aligned model says what its base would not have said (Lin et
+"""Token-distribution shift: tokens of an aligned model that its base would not have chosen (Lin et
 al. 2023, arXiv 2312.01552, section 2).
 
 Both models read the same text, each in one pass over the whole response; ranks and KL come from
@@ -52,7 +52,7 @@ def token_shift(
     """Return the shift of every token of every response, one `Shift` a response.
 
     Args:
-        aligned: the model whose responses they are, or are taken for.
+        aligned: the model that wrote the responses, or is assumed to have written them.
         base: None: the same weights with the adapter off.
         names: numbers of the prompts, for an error; (): their places.
 
@@ -74,7 +74,7 @@ def token_shift(
             raise ValueError(
                 f"response to prompt {names[index] if names else index}: the predictions of the "
                 "aligned model or of the base are not finite there, so they have no ranks: check "
-                "both models' weights and number format"
+                "both models' weights and dtype"
             )
     return shifts
 
@@ -97,7 +97,7 @@ def _compare(aligned: Tensor, base: Tensor, tokens: Tensor) -> Shift:
     return Shift(
         base_rank=1 + (base > base_logprob).sum(1),
         aligned_rank=1 + (aligned > aligned_logprob).sum(1),
-        # Rounding may leave a hair below zero where the two agree.
+        # Rounding may give a value slightly below zero where both agree.
         kl=nn.functional.kl_div(base, aligned, reduction="none", log_target=True)
         .sum(1)
         .clamp(min=0),
@@ -126,7 +126,7 @@ def check_same_tokenizer(aligned: PreTrainedTokenizerBase, base: PreTrainedToken
 
 @contextmanager
 def speaking_as_base(aligned: nn.Module, base: nn.Module | None) -> Iterator[nn.Module]:
-    """Yield the model that stands for the base: `base`, or `aligned` with its adapter off.
+    """Yield the model that is the base: `base`, or `aligned` with its adapter off.
 
     Raises:
         ValueError: there is neither.
@@ -137,4 +137,4 @@ def speaking_as_base(aligned: nn.Module, base: nn.Module | None) -> Iterator[nn.
         with frozen_pass(aligned, None):
             yield aligned
     else:
-        raise ValueError("the model is no adapter that could be turned off; name what it came from")
+        raise ValueError("the model has no adapter to turn off; name its base")

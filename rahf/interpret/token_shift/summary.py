@@ -1,8 +1,8 @@
 """Records of shifted tokens, one a response -> shares, positions, kinds and the tokens that shift
 most often.
 
-End-of-text is counted apart: whether a base would have stopped is another question than what it
-would have said. Knows records; knows no model.
+End-of-text tokens are counted separately: whether the base would have stopped is not a choice of
+words. Knows records; knows no model.
 """
 
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ ShiftRecord = Mapping[str, Any]
 class Token(NamedTuple):
     """One token of a response."""
 
-    response: int  # which record it is of
+    response: int  # index of its record
     position: int
     piece: str
     kind: str
@@ -98,8 +98,8 @@ def by_position(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 def top_shifted(tokens: Sequence[Token], top: int) -> list[dict[str, Any]]:
     """Return the tokens that most often stand where the base would not have written them.
 
-    Blanks around a token are ignored. Beside it are how often it occurs at all, and what the base
-    would most often have written instead.
+    Blanks around a token are ignored. Each comes with how often it occurs, and with the base's most
+    frequent choice in its place.
     """
     occurrences = Counter(token.piece.strip() or token.piece for token in tokens)
     shifted = defaultdict(list)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import rahf
+from rahf.recipe.fields import OptionError
 from rahf.report.escaping import one_line, printable
 
 PACKAGE = Path(rahf.__file__).parent
@@ -46,9 +47,9 @@ ANY = "cannot be used ({kind}: {text}); fetch or write it again, --traceback sho
 OURS = "{kind}: {text}; a mistake of rahf or of a library, --traceback shows where"
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return the one line, or the list of a recipe's problems."""
-    if hasattr(error, "problems"):
+    if isinstance(error, OptionError):
         return printable(str(error))
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or _out_of_space(error):
         return _with_file(error, FULL_DISK, getattr(error, "filename", None))
@@ -69,7 +70,7 @@ def _foreign(error: BaseException) -> str:
     names = [parent.__name__ for parent in type(error).__mro__]
     form = next((KINDS[name] for name in names if name in KINDS), None)
     if form is None and error.__cause__ is not None and not isinstance(error, ValueError | OSError):
-        return told(error.__cause__)
+        return message_of(error.__cause__)
     if form is not None:
         return _with_file(error, form.format(text=one_line(text, 300)))
     if isinstance(error, ValueError | OSError):

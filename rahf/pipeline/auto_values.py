@@ -1,39 +1,33 @@
-"""The stages `choice` and `directions`, which fit a shift before the alignment.
+"""The stage `choice`: layers and alpha in place of `auto` in a recipe.
 
-`choice` finds what a recipe leaves to the data (`target_layers: auto`, `alpha: auto`); afterwards
-the policy is kept to the budget that its strength was solved for. `directions` stores the mean
-shift. Loads and saves; the ideas are in `directions.calibration` and `fit_mean_shift`.
+Loads and saves; the idea is in `directions.calibration`.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.alignment import build_alignment
-from rahf.artifacts import read_json, write_json, write_text
+from rahf.artifacts import CHOICE_FILE, read_json, write_json, write_text
 from rahf.data.tokenization import tokenize_texts
 from rahf.directions.calibration import (
     Calibration,
     Choice,
-    NeutralText,
     choose,
-    strength_within,
     windows_within,
 )
 from rahf.directions.evidence import measure
 from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
 from rahf.generation.answers import sample_texts
-from rahf.models.adapters import POLICY, depth_of, frozen_pass, pad_id, scaled
+from rahf.models.adapters import depth_of, frozen_pass, pad_id
 from rahf.pipeline.inputs import (
     alignment_arguments,
     load_base,
@@ -47,13 +41,12 @@ from rahf.recipe.recipe import Recipe
 from rahf.report.directions import choice_table
 from rahf.training.preparation import fit_mean_shift
 
-CHOICE_FILE = "choice.json"
 HELD_OUT = 16  # pairs that windows are compared on
 NEUTRAL = 8  # texts that the divergence is measured on
 
 
 def with_choice(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with what was chosen in the place of `auto`."""
+    """Return the recipe with the chosen values in place of `auto`."""
     if not recipe.method.chooses:
         return recipe
     taken = read_json(folder / CHOICE_FILE)["taken"]
@@ -61,33 +54,10 @@ def with_choice(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def decided(recipe: Recipe, **values: Any) -> Recipe:
-    """Return the recipe with numbers, and without a file of texts that only the choice has read."""
+    """Return the recipe with numbers for `auto`, without a file that only the choice reads."""
     if not recipe.method.reads_retained:
         values["retain_dataset_name"] = None
     return dataclasses.replace(recipe, method=dataclasses.replace(recipe.method, **values))
-
-
-def fit_shift(
-    recipe: Recipe,
-    args: TrainingArguments,
-    rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-) -> float:
-    """Fit the mean shift to the training rows and save it; returns the seconds of the fit."""
-    base, teachers = load_base(recipe), teachers_of(recipe)
-    start = perf_counter()
-    alignment = build_alignment(base, args, lora_config(recipe), teachers)
-    directions = fit_mean_shift(alignment, rows, tokenizer, args)
-    if PartialState().is_main_process:
-        directions.save(folder)
-    return perf_counter() - start
-
-
-def take_shift(chosen: Path, folder: Path) -> None:
-    """Save the shift that the strength was solved for as the one that is aligned to."""
-    if PartialState().is_main_process:
-        Directions.load(chosen).save(folder)
 
 
 def run_choice(recipe: Recipe, folder: Path) -> None:
@@ -100,45 +70,6 @@ def run_choice(recipe: Recipe, folder: Path) -> None:
     _save(choice, directions.only(choice.taken.layers), made_with, folder)
 
 
-class Kept(NamedTuple):
-    """Hold a policy against the budget that its alpha was solved for."""
-
-    strength: float  # factor on its update that keeps it within the budget; 1 where it is
-    divergence: float  # from the base on the choice's neutral text at that strength, nats per token
-    budget: float
-
-
-def kept_to_choice(policy: PeftModel, pad_token_id: int, folder: Path) -> Kept | None:
-    """Return a trained policy beside the budget of the choice in `folder`, and print it.
-
-    None where no alpha was solved for, or where the policy did not start as the base.
-    """
-    path = folder / CHOICE_FILE
-    choice = read_json(path) if path.exists() else {}
-    if not choice.get("solved") or choice["reference"] != "base":
-        return None
-    kept = kept_to_budget(policy, choice["neutral"], choice["budget"], pad_token_id)
-    found = f"KL on neutral text: {kept.divergence:.3g} nats per token, budget {kept.budget:g}"
-    if kept.strength < 1:
-        found += f"; the adapter is scaled by {kept.strength:.3f} to keep to it"
-    PartialState().print(found)
-    return kept
-
-
-def kept_to_budget(
-    policy: PeftModel, neutral: Sequence[list[int]], budget: float, pad_token_id: int
-) -> Kept:
-    """Return the strength at which a policy keeps to the budget on the texts `neutral` (ids)."""
-    with frozen_pass(policy, None):
-        text = NeutralText(policy, neutral, pad_token_id)
-
-    def divergence(strength: float) -> float:
-        with frozen_pass(policy, POLICY), scaled(policy, POLICY, strength):
-            return text.divergence()
-
-    return Kept(*strength_within(divergence, budget), budget)
-
-
 def make_choice(
     recipe: Recipe,
     base: PreTrainedModel,
@@ -146,8 +77,9 @@ def make_choice(
     rows: Dataset,
     neutral: Sequence[list[int]],
 ) -> tuple[Choice, Directions]:
-    """Return what is chosen on held-out rows, and the shift that the others were fitted to, in
-    every layer. `base` is left as it was.
+    """Return the choice on held-out rows, and the shift of every layer, fitted on the other rows.
+
+    `base` is left as it was.
 
     Args:
         neutral: ids of the texts that the divergence is measured on.
@@ -209,7 +141,7 @@ def neutral_texts(recipe: Recipe, model, tokenizer) -> list[list[int]]:
     method = recipe.method
     if method.retain_dataset_name:
         return tokenize_texts(method.retain_dataset_name, tokenizer, NEUTRAL, method.retain_tokens)
-    seed, quiet = recipe.training.get("seed", 42), recipe.training.get("disable_tqdm", False)
+    seed, quiet = recipe.training_value("seed"), recipe.training.get("disable_tqdm", False)
     return sample_texts(
         model,
         tokenizer,

@@ -1,4 +1,4 @@
-"""`rahf directions`: from a recipe's pairs to directions, a table and a figure.
+"""`rahf directions`: from a recipe's pairs to directions, a table and a chart.
 
 Loads, fits, writes; the ideas are in `directions.fitters` and `directions.evidence`.
 """
@@ -26,11 +26,11 @@ from rahf.distributed.sharding import check_world, take_over_sharding, without_e
 from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id, put_adapter
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
 from rahf.recipe.fields import raise_problems
-from rahf.recipe.files import HELD_OUT, held_out_split
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.recipe import Recipe
 from rahf.recipe.shift_options import instruction_problems
-from rahf.report.directions import evidence_figure, evidence_text
+from rahf.report.directions import evidence_chart, evidence_text
 
 EVIDENCE_FILE = "evidence.json"
 BASE = "base"  # in place of an adapter
@@ -38,7 +38,7 @@ HELD_OUT_SHARE = 5  # one row in so many is held out where the recipe has no tes
 
 
 class ReadingOptions(NamedTuple):
-    """Hold the options of the command line."""
+    """Options of the command line."""
 
     source: str = "responses"
     tokens: str = "mean"
@@ -79,8 +79,8 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
         recipe.method.max_response_tokens,
     )
     fits = tuple(dict.fromkeys((options.fit, *options.compare)))
-    how = {"batch_size": _batch_size(recipe), "state": state}
-    fitted = fit(reader, fitted_on, fits, seed=_seed(recipe), **how)
+    how = {"batch_size": recipe.training_value("per_device_train_batch_size"), "state": state}
+    fitted = fit(reader, fitted_on, fits, seed=recipe.training_value("seed"), **how)
     measured = measure(reader, held_out, fitted.vectors, **how)
     described = described_by(recipe, options, reader.model, speakers)
     described |= {"data_sha256": rows_hash(fitted_on), "contrasts": str(fitted.contrasts)}
@@ -95,21 +95,13 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     state.print(f"{evidence_text(evidence)}\n\ndirections: {folder}")
 
 
-def _seed(recipe: Recipe) -> int:
-    return recipe.training.get("seed", 42)
-
-
-def _batch_size(recipe: Recipe) -> int:
-    return recipe.training.get("per_device_train_batch_size", 8)
-
-
 def described_by(
     recipe: Recipe,
     options: ReadingOptions,
     model: PreTrainedModel | PeftModel,
     speakers: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return what directions are stored with: the model, the data's name and how it was read."""
+    """Return the metadata of the directions: the model, the data's name and how it was read."""
     return {
         "model": base_name(model),
         "model_type": model.config.model_type,
@@ -118,7 +110,7 @@ def described_by(
         "source": options.source,
         "tokens": options.tokens,
         "fit": options.fit,
-        "seed": str(_seed(recipe)),
+        "seed": str(recipe.training_value("seed")),
         "max_response_tokens": str(recipe.method.max_response_tokens),
         **{f"adapter_{side}": path for side, path in speakers.items()},
     }
@@ -135,7 +127,9 @@ def effect_of(
     layers = resolve_layers(options.effect, depth_of(reader.model))
     some = held_out.select(range(min(options.effect_pairs, len(held_out)))).to_list()
     steering = candidates(directions.only(layers))
-    effect = effect_on_predictions(reader, some, steering, _batch_size(recipe))
+    effect = effect_on_predictions(
+        reader, some, steering, recipe.training_value("per_device_train_batch_size")
+    )
     return {"nats": effect.whole, "explained": effect.explained()}
 
 
@@ -144,13 +138,16 @@ def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Da
     instructed = options.source == "instructions"
     raise_problems(instruction_problems(recipe.method.instructions) if instructed else [])
     rows = train_rows(recipe, tokenizer, step=2, instructed=instructed)
-    named = held_out_split(recipe.data) not in (None, HELD_OUT)  # a share of prompts is too few
+    named = held_out_split(recipe.data) not in (
+        None,
+        HELD_OUT,
+    )  # a share of prompts is too few
     held_out = test_rows(recipe, tokenizer, instructed=instructed) if named else None
-    order = np.random.default_rng(_seed(recipe)).permutation(len(rows))
+    order = np.random.default_rng(recipe.training_value("seed")).permutation(len(rows))
     if held_out is None:
         if len(rows) < HELD_OUT_SHARE:
             raise ValueError(
-                f"{len(rows)} rows are too few to hold some out; give at least {HELD_OUT_SHARE}, "
+                f"{len(rows)} rows are too few to hold any out; give at least {HELD_OUT_SHARE}, "
                 "or a dataset_test_split."
             )
         held_out = rows.select(np.sort(order[: len(rows) // HELD_OUT_SHARE]))
@@ -219,4 +216,4 @@ def write(folder: Path, directions: Directions, evidence: dict[str, Any]) -> Non
     directions.save(folder)
     write_json(folder / EVIDENCE_FILE, evidence)
     write_text(folder / "evidence.md", evidence_text(evidence) + "\n")
-    evidence_figure(evidence, folder / "evidence.png")
+    evidence_chart(evidence, folder / "evidence.png")

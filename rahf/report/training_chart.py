@@ -1,14 +1,14 @@
-"""Figures of a run as PNG files."""
+"""The chart of a training: loss, and the share of the shift that was reached."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def training_figure(log: Sequence[Mapping[str, Any]], path: Path) -> None:
+def training_chart(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the loss over the steps, the reached share, and that of each layer at the end.
 
-    Without a shift, the terms of the loss are drawn. A log without steps has no figure.
+    Without a shift, the terms of the loss are drawn. A log without steps gets no chart.
     """
     from matplotlib.figure import Figure
 
@@ -53,7 +53,7 @@ def _shares(
             "o",
             label="held out",
         )
-    reached.set(xlabel="step", ylabel="share", title="share of the asked shift reached")
+    reached.set(xlabel="step", ylabel="share", title="share of the shift reached")
     reached.legend(frameon=False)
     last, prefix = (held_out[-1], "eval_repr") if held_out else (steps[-1], "repr")
     found = sorted(

@@ -1,6 +1,6 @@
 """A recipe's data without a training: shown, or put into the cache with its lengths beside the run.
 
-Ranks of a later run find the rows and wait for none that tokenises; `rahf plan` reads the lengths.
+A later run reads the rows from the cache, so that no rank waits; `rahf plan` reads the lengths.
 """
 
 import json
@@ -14,7 +14,7 @@ from rahf.artifacts import write_text
 from rahf.data.summary import as_figures, describe
 from rahf.pipeline.inputs import load_tokenizer, measured_split, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
-from rahf.recipe.files import HELD_OUT
+from rahf.recipe.held_out import HELD_OUT
 from rahf.recipe.recipe import Recipe
 
 SAMPLE = 1000
@@ -43,7 +43,7 @@ def _splits(recipe: Recipe) -> list[str]:
     return list(filter(None, (recipe.data.dataset_train_split, measured_split(recipe))))
 
 
-def prepare(recipe: Recipe) -> str:
+def fill_cache(recipe: Recipe) -> str:
     """Tokenise every split into the cache; return a line a split with the place and the time."""
     tokenizer, lines = load_tokenizer(recipe), []
     train = recipe.data.dataset_train_split

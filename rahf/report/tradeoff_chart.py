@@ -1,11 +1,9 @@
-"""The trade-off curve: how much behaviour a method changes for how much general ability it costs.
+"""The chart of a comparison: how much behaviour a method changes for how much ability it costs.
 
-A method is a line of points, one a strength, from the untouched base at the origin. Knows numbers,
-no model.
+A method is a line of points, one a strength, from the untouched base at the origin.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,33 +12,31 @@ class Point(NamedTuple):
     """One strength of a method, against the base."""
 
     cost: float  # general ability lost, for instance nats per token on unrelated text
-    change: float  # of behaviour, as the judge sees it
+    change: float  # of behaviour, by the judge
     low: float  # 95 % interval of the change
     high: float
     label: str = ""  # the strength
 
 
-def change_within(points: Iterable[tuple[float, float]], cost: float) -> float:
-    """Return the most change that (cost, change) points bring for at most `cost`.
+COST_LABELS = {
+    "loss": "loss of ability (nats per token on unrelated text)",
+    "kl": "KL from the base on unrelated text (nats per token)",
+}
 
-    Lines between the points and from the base at the origin count. A gain of ability is no cost.
-    """
-    line = [(0.0, 0.0), *sorted((max(spent, 0.0), change) for spent, change in points)]
-    reached = [change for spent, change in line if spent <= cost]
-    for (before, low), (after, high) in pairwise(line):
-        if before < cost < after:
-            reached.append(low + (cost - before) / (after - before) * (high - low))
-    return max(reached)
+CHANGE_LABELS = {
+    False: "change of behaviour (the judge's mean)",
+    True: "wins over the base's answers, above one half",
+}
 
 
-def tradeoff_figure(
-    methods: Mapping[str, Sequence[Point]], path: Path, *, cost: str, change: str
+def tradeoff_chart(
+    methods: Mapping[str, Sequence[Point]], path: Path, cost: str, *, wins: bool
 ) -> None:
     """Draw one line a method from the base at the origin, with intervals and strengths.
 
     Args:
-        cost: label of the horizontal axis.
-        change: label of the vertical axis.
+        cost: a key of COST_LABELS.
+        wins: whether a score is a win over the base's answer.
     """
     from matplotlib.figure import Figure
 
@@ -58,6 +54,7 @@ def tradeoff_figure(
         for point in line:
             place = (point.cost, point.change)
             axes.annotate(point.label, place, (4, 4), textcoords="offset points", fontsize=8)
-    axes.set(xlabel=cost, ylabel=change, title="more change for less loss: up and to the left")
+    axes.set(xlabel=COST_LABELS[cost], ylabel=CHANGE_LABELS[wins])
+    axes.set_title("more change for less loss: up and to the left")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
