@@ -15,10 +15,11 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import ResumableFile, alone
+from rahf.artifacts import alone
 from rahf.data.prompts import Prompt, PromptForm, prompt_text, response_layout
 from rahf.generation.answers import Answer, answering, answers
 from rahf.generation.decoding import Decoding
+from rahf.generation.record_file import ResumableFile
 
 
 def write_responses(
