@@ -1,6 +1,8 @@
 """`rahf push`: an adapter or directions to the Hugging Face Hub."""
 
 import argparse
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 
@@ -15,14 +17,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import alone
     from rahf.export.hub import collect, push
 
-    upload = collect(options.source, options.repo_id, options.base)
-    for name, size in upload.sizes().items():
-        print(f"{size:>12,}  {name}")
-    if options.dry_run:
-        print(f"\n{upload.files['README.md'].decode()}\nnothing was sent (--dry_run)")
-        return 0
-    address = push(upload, options.repo_id, private=not options.public, endpoint=options.endpoint)
+    # What cannot be written to, nobody is making.
+    writable = os.access(options.source, os.W_OK)
+    with alone(options.source, wait=False) if writable else nullcontext():
+        upload = collect(options.source, options.repo_id, options.base)
+        for name, size in upload.sizes().items():
+            print(f"{size:>12,}  {name}")
+        if options.dry_run:
+            print(f"\n{upload.files['README.md'].decode()}\nnothing was sent (--dry_run)")
+            return 0
+        private = not options.public
+        address = push(upload, options.repo_id, private=private, endpoint=options.endpoint)
     print(f"sent: {address} ({'public' if options.public else 'private'})")
     return 0
