@@ -12,7 +12,8 @@ from gguf_models import read_control_vector
 from hub_server import TOKEN, running_hub
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from tiny_models import D_MODEL
+from tiny_models import D_MODEL, tiny_tokenizer
+from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
 from rahf.cli import main
@@ -121,7 +122,7 @@ def test_merged_weights_say_what_the_adapter_says(family, tmp_path, capsys):
 
 
 def test_a_merge_that_changes_the_model_is_not_kept(family, tmp_path, capsys, monkeypatch):
-    whole = merging.AutoModelForCausalLM.from_pretrained
+    whole = AutoModelForCausalLM.from_pretrained
 
     def broken(*args, **options):
         loaded = whole(*args, **options)
@@ -129,11 +130,18 @@ def test_a_merge_that_changes_the_model_is_not_kept(family, tmp_path, capsys, mo
         model.get_decoder().layers[0].mlp.down_proj.weight.data *= 3
         return loaded
 
-    monkeypatch.setattr(merging.AutoModelForCausalLM, "from_pretrained", broken)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", broken)
     options = ("--formats", "merged", "--output", str(tmp_path / "out"))
     assert main(["export", str(family.adapters["positive"]), *options]) == 2
     assert "differs from base and adapter" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_tokenizer_that_gives_no_token_for_a_text_is_not_the_models(family, tmp_path):
+    empty = tiny_tokenizer()
+    empty.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]+"), "removed")
+    with pytest.raises(ValueError, match=r"gives no token for .*not the model's"):
+        merging.write_merged(family.adapters["positive"], tmp_path / "out", empty)
 
 
 def test_the_difference_is_that_of_the_formula():
