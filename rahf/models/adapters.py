@@ -122,16 +122,6 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
-def fingerprint(name: str | Path) -> list[str]:
-    """Return name, size and time of the weight files in a local folder, which change when a model
-    is retrained. Empty for a name of the Hub.
-    """
-    return sorted(
-        f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
-        for path in Path(name).glob("*.safetensors")
-    )
-
-
 @contextmanager
 def scaled(model: PeftModel, adapter: str, factor: float) -> Iterator[None]:
     """Multiply one adapter's update by a factor."""
