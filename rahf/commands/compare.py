@@ -1,7 +1,6 @@
 """`rahf compare`: methods side by side on a recipe's model and pairs."""
 
 import argparse
-from contextlib import nullcontext
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +19,9 @@ def run(options: argparse.Namespace) -> int:
     from rahf.recipe.files import checked_recipe
 
     recipe = checked_recipe(options.recipe, options.overrides, check_comparison)
-    from rahf.artifacts import alone
     from rahf.comparison.run import compare
     from rahf.distributed.sigterm import handling_sigterm, leave
 
-    folder = recipe.output_dir / "compare"
-    with (
-        handling_sigterm(leave),
-        # Parts are made by several processes at once, the whole and its tables by one.
-        nullcontext() if options.only else alone(folder, wait=False),
-    ):
+    with handling_sigterm(leave):
         compare(recipe, options.only)
     return 0

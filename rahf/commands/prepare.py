@@ -8,9 +8,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(recipe, _options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone
     from rahf.pipeline.prepare import prepare
 
-    with alone(recipe.output_dir, wait=False):
-        print(prepare(recipe))
+    print(prepare(recipe))
     return 0

@@ -1,8 +1,6 @@
 """`rahf push`: an adapter or directions to the Hugging Face Hub."""
 
 import argparse
-import os
-from contextlib import nullcontext
 from pathlib import Path
 
 
@@ -17,12 +15,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone
-    from rahf.export.hub import collect, push
+    from rahf.export.hub import collect, not_being_made, push
 
-    # What cannot be written to, nobody is making.
-    writable = os.access(options.source, os.W_OK)
-    with alone(options.source, wait=False) if writable else nullcontext():
+    with not_being_made(options.source):
         upload = collect(options.source, options.repo_id, options.base)
         for name, size in upload.sizes().items():
             print(f"{size:>12,}  {name}")

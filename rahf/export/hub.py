@@ -5,15 +5,17 @@ keeps it and shown nowhere.
 """
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
+from rahf.artifacts import METRICS_FILE, RECIPE_FILE, alone, read_json
 from rahf.directions.vectors import FILE_NAME, Directions
 from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions
 from rahf.recipe.methods import METHODS
@@ -35,6 +37,16 @@ class Upload(NamedTuple):
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in sorted(self.files.items())
         }
+
+
+def not_being_made(folder: Path) -> AbstractContextManager[None]:
+    """Keep others from making `folder` while it is read and sent.
+
+    Raises:
+        ValueError: another process makes it, or sends it.
+    """
+    # What cannot be written to, nobody is making.
+    return alone(folder, wait=False) if os.access(folder, os.W_OK) else nullcontext()
 
 
 def collect(folder: Path, repo_id: str, base: str | None = None) -> Upload:

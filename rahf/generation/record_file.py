@@ -4,11 +4,13 @@ Knows files; knows no model.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rahf.artifacts import (
+    alone,
     append_lines,
     differences,
     kept_lines,
@@ -18,6 +20,19 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
+
+
+@contextmanager
+def record_file(
+    path: Path, settings: Mapping[str, Any], made_from: Mapping[str, str | None] | None = None
+) -> Iterator["ResumableFile"]:
+    """Open a file that no other process may make meanwhile.
+
+    Raises:
+        ValueError: another process makes it; see `ResumableFile`.
+    """
+    with alone(path, wait=False):
+        yield ResumableFile(path, settings, made_from)
 
 
 class ResumableFile:
