@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.models.adapters import load_model
+from rahf.models.adapters import base_of, load_model
 
 TOLERANCE = 0.01
 """Mean KL divergence, nats per token, above which merged weights are another model."""
@@ -69,6 +69,14 @@ def _ids_of_texts(tokenizer: PreTrainedTokenizerBase) -> list[Int[Tensor, " seq"
     return [torch.tensor(row) for row in ids]
 
 
+def _check_finite(logits: Tensor, what: str) -> None:
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"{what} predicts NaN or infinity, so nothing is merged: check the weights of the "
+            "base, or merge in --dtype float32."
+        )
+
+
 def write_merged(
     adapter: str | Path,
     folder: Path,
@@ -90,6 +98,7 @@ def write_merged(
         raise ValueError(f"{adapter} is no adapter, so there is nothing to merge.")
     ids = _ids_of_texts(tokenizer)
     before = logits_of(model, ids)
+    _check_finite(before, f"{adapter} on {base or base_of(adapter)}")
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     model.merge_and_unload(safe_merge=True).save_pretrained(staging)
