@@ -1,6 +1,7 @@
 """Adapters and directions in other forms, and on a Hub."""
 
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny_models import D_MODEL, tiny_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
+from rahf.artifacts import alone
 from rahf.cli import main
 from rahf.directions.vectors import Directions
 from rahf.export import merged as merging
@@ -238,6 +240,14 @@ def test_a_dry_run_shows_the_files_and_sends_nothing(run_folder, capsys, monkeyp
         assert f"{size:,}  {name}" in told
     assert "nothing was sent" in told
     assert "base_model: someone/tiny-llama" in told
+
+
+def test_a_folder_that_nobody_can_write_to_is_sent_without_a_lock(run_folder, capsys, monkeypatch):
+    real = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: path != run_folder and real(path, mode))
+    with alone(run_folder):
+        assert push(run_folder, "--base", BASE, "--dry_run") == 0
+    assert "nothing was sent" in capsys.readouterr().out
 
 
 def test_what_is_public_is_not_taken_for_private(run_folder, hub, capsys):
