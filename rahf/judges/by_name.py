@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from rahf.artifacts import identity_of
 from rahf.judges import questions
 from rahf.judges.api import Api, ApiJudge
-from rahf.judges.judge import Judge, Value, Verdict, Verdicts
+from rahf.judges.judge import Judge, Value, Verdict, Verdicts, id_of_model
 from rahf.judges.local_models import (
     ChoiceJudge,
     Choices,
@@ -160,7 +159,7 @@ def _reward(named: NamedJudge) -> Judge:
 
 def _references(named: NamedJudge) -> Judge:
     path, name = Path(parse_judge(named.name).of), named.encoder
-    judge_id = _identified(name, named)
+    judge_id = id_of_model(name, named.loading["dtype"])
     load = partial(load_encoder, name, named.loading, named.device)
     return ReferencesJudge(judge_id, read_references(path), load, str(path))
 
@@ -185,10 +184,4 @@ def _tokenizer(named: NamedJudge):
 
 def _id(named: NamedJudge) -> str:
     name = parse_judge(named.name).of
-    return _identified(name, named, base_of(name))
-
-
-def _identified(name: str, named: NamedJudge, *bases: str | None) -> str:
-    """Return the name, the number format and what the content of the files on this machine is."""
-    content = identity_of(*filter(None, (name, *bases)))
-    return " ".join(filter(None, (name, named.loading["dtype"], content)))
+    return id_of_model(name, named.loading["dtype"], base_of(name))

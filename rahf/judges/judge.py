@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from rahf.artifacts import append_lines, kept_lines
+from rahf.artifacts import append_lines, identity_of, kept_lines
 from rahf.data.messages import Message
 
 LONGEST_SEARCHED = 2**16
@@ -51,6 +51,12 @@ class Judge(Protocol):
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
         """Yield a verdict a text, in their order, each as soon as it is there."""
+
+
+def id_of_model(name: str, dtype: str, *bases: str | None) -> str:
+    """Return the id of a local model as judge: name, number format, content of its files here."""
+    content = identity_of(*filter(None, (name, *bases)))
+    return " ".join(filter(None, (name, dtype, content)))
 
 
 class Verdicts:

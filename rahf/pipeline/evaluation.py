@@ -19,8 +19,13 @@ from rahf.artifacts import ANSWERS_FILE, write_lines
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.evaluation.agreement import LENGTH, agreements, changes
-from rahf.evaluation.intervals import interval_of_share
-from rahf.evaluation.measures import HeldOut, Measures, measure_model, model_figures
+from rahf.evaluation.measures import (
+    HeldOut,
+    Measures,
+    measure_model,
+    model_figures,
+    preferences_of,
+)
 from rahf.evaluation.scores import (
     JUDGED,
     Judging,
@@ -79,7 +84,7 @@ def evaluate_models(
     if len(judgings) > 1 and len(measured) > 1 and "base" in measured:
         figures[name]["agreement"] = _agreement(judgings, scores, answers)
     if "policy" in figures:
-        figures["policy"] |= _preferences(aligned, len(held_out.pairs))
+        figures["policy"] |= preferences_of(aligned, len(held_out.pairs))
     return figures
 
 
@@ -89,18 +94,6 @@ def _judgings(recipe: Recipe, folder: Path) -> list[Judging]:
     pairs = usable_pairs(load_split(recipe, split)) if split else None
     found = judgings_of(recipe.evaluation, folder, pairs)
     return [judging._replace(sign=judging.sign or 1) for judging in found]
-
-
-def _preferences(aligned: Mapping[str, Any], pairs: int) -> dict[str, Any]:
-    """Return accuracy and margin of the policy, which the alignment has measured on the pairs."""
-    accuracy = aligned.get("eval_preference/accuracies")
-    found = {
-        "preference_accuracy": accuracy,
-        "preference_margin": aligned.get("eval_preference/margins"),
-    }
-    if accuracy is not None:
-        found["preference_accuracy_interval"] = [*interval_of_share(accuracy, pairs)[1:]]
-    return found
 
 
 def read_answers(measured: Mapping[str, Measures]) -> dict[str, Sequence[str]]:
