@@ -5,9 +5,10 @@ Knows folders and JSON; knows no model and no method.
 
 import hashlib
 import json
+import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,11 @@ RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "log.jsonl"
 CHOICE_FILE = "choice.json"
 ANSWERS_FILE = "answers.jsonl"
+
+SHOWN = 5
+"""Numbers of damaged lines that a warning names."""
+
+logger = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,20 +58,56 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add one JSON object a line by a single write, so that lines of two processes do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    with path.open("ab") as file:
+        file.write(text.encode())
+
+
+def kept_lines(path: Path, is_whole: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """Return the records of a file that a run resumes from, after which the file holds no others.
+
+    Damaged lines, such as the last one of a killed run, are named; the caller makes them again.
+    """
+    content, kept, damaged = path.read_bytes(), [], []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        record = _record(line)
+        if record is not None and is_whole(record):
+            kept.append(record)
+        elif line.strip():
+            damaged.append(number)
+    if damaged:
+        named = ", ".join(map(str, damaged[:SHOWN])) + (", ..." if damaged[SHOWN:] else "")
+        logger.warning(f"{path}: {len(damaged)} damaged and made again: line {named}")
+    if damaged or not content.endswith(b"\n"):
+        write_lines(path, kept)
+    return kept
+
+
+def _record(line: bytes) -> Any:
+    """Return what a line of JSON holds; None where it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
 @contextmanager
 def alone(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Keep other processes from making the same file or folder, by `.NAME.lock` beside it.
 
-    The lock of a process that is killed goes with it. `.NAME.holder` names the process.
+    The lock of a process that is killed goes with it. `.NAME.holder` names the process. Where
+    nothing can be written beside a folder, as beside a mounted one, both lie in it.
 
     Raises:
         ValueError: another process holds the lock, and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, holder = (
-        path.resolve().with_name(f".{path.resolve().name}.{kind}") for kind in ("lock", "holder")
-    )
-    lock = FileLock(lock)
+    whole = path.resolve()
+    place = whole.parent if os.access(whole.parent, os.W_OK) or not whole.is_dir() else whole
+    lock, holder = FileLock(place / f".{whole.name}.lock"), place / f".{whole.name}.holder"
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -179,7 +221,7 @@ class StageRecord:
         if not record["complete"] and list(self.folder.iterdir()) == [self._path]:
             return False
         before = _completed(record["settings"], self._settings, self._defaults)
-        changed = _differences(before, self._settings) + _other_content(record, self._made_from)
+        changed = differences(before, self._settings) + other_content(record, self._made_from)
         if changed:
             raise ValueError(
                 f"{self._path.parent} holds this stage made with other settings:\n{changed}"
@@ -229,83 +271,6 @@ class StageRecord:
         write_json(self._path, {"complete": complete, **results, **made_with})
 
 
-class ResumableFile:
-    """Keep the records of a file one by one, and write the file when all are there.
-
-    Beside `FILE` stand `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
-    with, when it is complete. A killed run resumes after the last whole record; a record that was
-    cut off is made again.
-
-    Raises:
-        ValueError: the file is there, finished or begun, made with other settings.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        settings: Mapping[str, Any],
-        made_from: Mapping[str, str | None] | None = None,
-    ):
-        self.path = path
-        self.records: list[dict[str, Any]] = []
-        made_with = {"made_from": made_from or {}, "settings": settings}
-        self._made_with = json.loads(json.dumps(made_with))
-        self._unfinished = path.with_name(f"{path.name}.unfinished")
-        self._run = path.with_name(f"{path.name}.run.json")
-        self.complete = path.exists() and not self._unfinished.exists()
-        if self.complete:
-            self._check(read_json(self._run) if self._run.exists() else None)
-        elif self._unfinished.exists():
-            self._go_on()
-
-    def begin(self) -> None:
-        """Make the folder and the file of records, unless a run that was killed has."""
-        if not self._unfinished.exists():
-            write_lines(self._unfinished, [self._made_with])
-
-    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Keep records; they are on the disk when this returns."""
-        added = [dict(record) for record in records]
-        with self._unfinished.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in added)
-        self.records += added
-
-    def finish(self, text: str, **results: Any) -> None:
-        """Write the file, and what it was made with and came to beside it."""
-        write_text(self.path, text)
-        write_json(self._run, {**results, **self._made_with})
-        self._unfinished.unlink()
-        self.complete = True
-
-    def results(self) -> dict[str, Any]:
-        """Return the results that `finish` was given."""
-        run = read_json(self._run)
-        return {key: value for key, value in run.items() if key not in self._made_with}
-
-    def _go_on(self) -> None:
-        content = self._unfinished.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if not whole:
-            self._unfinished.unlink()
-            return
-        if len(whole) < len(content):
-            with self._unfinished.open("r+b") as file:
-                file.truncate(len(whole))
-        made_with, *self.records = [json.loads(line) for line in whole.splitlines()]
-        self._check(made_with)
-
-    def _check(self, made_with: Mapping[str, Any] | None) -> None:
-        if made_with is None:
-            raise ValueError(f"{self.path} is there already; give another name, or delete it.")
-        changed = _differences(made_with["settings"], self._made_with["settings"])
-        changed += _other_content(made_with, self._made_with["made_from"])
-        if changed:
-            raise ValueError(
-                f"{self.path} was made, or begun, with other settings:\n{changed}"
-                f"Give another name, or delete it and what stands beside it ({self.path.name}.*)."
-            )
-
-
 def _completed(
     before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -323,7 +288,7 @@ def _completed(
     return whole
 
 
-def _other_content(record: Mapping[str, Any], now: Mapping[str, str | None]) -> str:
+def other_content(record: Mapping[str, Any], now: Mapping[str, str | None]) -> str:
     """Return a line for each thing whose content is not what a result was made from."""
     before = record.get("made_from", {})
     return "".join(
@@ -333,7 +298,7 @@ def _other_content(record: Mapping[str, Any], now: Mapping[str, str | None]) -> 
     )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "".join(f"  {line}\n" for line in _changed(before, now))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from rahf.artifacts import (
-    ResumableFile,
     StageRecord,
     alone,
     read_json,
@@ -16,6 +15,8 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
+from rahf.generation.record_file import ResumableFile
+from rahf.judges.judge import Verdict, Verdicts
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -135,6 +136,91 @@ def test_a_file_killed_before_its_first_record_is_begun_anew(tmp_path):
     file.begin()
     file.add([{"row": 0}])
     assert ResumableFile(tmp_path / "out", {"seed": 1}).records == [{"row": 0}]
+
+
+class Lengths:
+    """A scorer that counts letters."""
+
+    id, responses = "letters", 1
+
+    def read(self, messages, *responses):
+        return responses[0]
+
+    def verdicts(self, read):
+        return (Verdict(float(len(text)), "said") for text in read)
+
+
+def verdicts_of(folder):
+    """Judge three texts, or what is damaged of them; returns the file."""
+    values = [verdict.value for verdict in Verdicts(folder / "v.jsonl").ask(Lengths(), "abc")]
+    assert values == [1, 1, 1]
+    return folder / "v.jsonl"
+
+
+def records_of(folder):
+    """Make three records, or what is damaged of them; returns the file."""
+    file = ResumableFile(folder / "out", {"seed": 1})
+    file.begin()
+    known = {record["row"] for record in file.records}
+    file.add({"row": row} for row in range(3) if row not in known)
+    assert sorted(record["row"] for record in file.records) == [0, 1, 2]
+    return folder / "out.unfinished"
+
+
+@pytest.mark.parametrize("resumed", [verdicts_of, records_of])
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"row": 1, "ju',
+        b'{"row": "\xff\xfe"}',
+        b"\0" * 40,
+        b"null",
+        b'["row"]',
+        b'{"judge": "letters", "prompt_hash": "x"}',
+        b"[" * 100_000,
+        b"9" * 10_000,
+    ],
+)
+def test_a_damaged_line_of_a_file_that_is_resumed_is_named_and_made_again(
+    tmp_path, caplog, resumed, damaged
+):
+    path = resumed(tmp_path)
+    whole = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*whole[:-2], damaged, whole[-1], b""]))
+    resumed(tmp_path)
+    assert f"{path}: 1 damaged and made again: line {len(whole) - 1}" in caplog.text
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole)
+    caplog.clear()
+    resumed(tmp_path)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "damaged", ['"value": NaN', '"value": "1"', '"value": [1]', '"value": {"a": "b"}', '"other": 1']
+)
+def test_a_kept_verdict_that_is_no_number_is_given_again(tmp_path, caplog, damaged):
+    path = verdicts_of(tmp_path)
+    path.write_text(path.read_text().replace('"value": 1.0', damaged, 1))
+    verdicts_of(tmp_path)
+    assert "1 damaged and made again: line 1" in caplog.text
+
+
+def test_a_file_whose_first_line_is_damaged_is_not_resumed(tmp_path):
+    path = records_of(tmp_path)
+    path.write_bytes(path.read_bytes()[3:])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the first line, what the file was begun with"):
+            records_of(tmp_path)
+
+
+def test_a_last_line_without_its_end_is_kept_where_it_is_whole(tmp_path, caplog):
+    for resumed in (verdicts_of, records_of):
+        path = resumed(tmp_path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        resumed(tmp_path)
+        assert path.read_bytes() == whole
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("finished", [True, False])

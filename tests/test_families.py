@@ -1,4 +1,4 @@
-"""The default training of every causal language model family, on tiny models.
+"""The default training of every causal language model family and its export, on tiny models.
 
 Eight unlike families are run by default; all of them in `make test-all`.
 """
@@ -10,7 +10,9 @@ import torch
 from model_families import family_model
 from tiny_models import EOS, lora, randomize, tiny_dataset, tiny_tokenizer
 from tiny_runs import QUIET
+from transformers import AutoModelForCausalLM
 
+from rahf.cli import main
 from rahf.models.adapters import attach_policy, put_adapter
 from rahf.recipe.methods import METHODS
 from rahf.trainer import RAHFTrainer
@@ -77,3 +79,24 @@ def test_a_family_trains_by_default_and_its_adapter_is_reloaded(family, method, 
         base = family_model(family)(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, base, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_family_is_exported_as_says_what_its_adapter_says(family, tmp_path):
+    family_model(family).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    base, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "base"), torch.tensor([[5, 6, 7]])
+    before = base(input_ids=ids, use_cache=False).logits
+    adapted = attach_policy(base, lora(), range(4)).eval()
+    randomize(adapted, "default", 0, scale=0.5)  # in every matrix: one read past it would show
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted(input_ids=ids, use_cache=False).logits
+    assert (expected - before).abs().max() > 0.01
+    assert main(["export", str(tmp_path / "adapter"), "--output", str(tmp_path / "out")]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out/merged").eval()
+    found = merged(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-3)
+    reloaded = put_adapter(family_model(family), tmp_path / "out/adapter").eval()
+    found = reloaded(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-3)

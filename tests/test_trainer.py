@@ -266,11 +266,12 @@ def test_missing_teachers_take_over_rate_length_and_batch(family, tmp_path, monk
         pairs_together=False,
         dpo_weight=0.0,
         teacher_args={"max_steps": 2},
+        logging_steps=3,
         **QUIET,
     )
     RAHFTrainer(str(family.base), args, tiny_dataset(3), peft_config=lora())
     assert asked["max_steps"] == 2
-    assert asked["per_device_train_batch_size"] == 3
+    assert asked["per_device_train_batch_size"] == asked["logging_steps"] == 3
     assert asked["learning_rate"] == args.learning_rate == 1e-3
 
 

@@ -29,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell_figures(options, _figures)
+
+
+def _figures(options: argparse.Namespace):
+    """Return figures and table."""
     from peft import PeftModel
 
     from rahf.data.sources import load_pairs
@@ -58,9 +63,5 @@ def run(options: argparse.Namespace) -> int:
             reference = pair_likelihoods(model, *asked)
     figures = preference_figures(measured, pair_sizes(rows, tokenizer), reference)
     figures["dropped_pairs"] = len(pairs) - len(rows)
-    tell_figures(
-        options,
-        {**identity(options), "made_from": content(options), **figures},
-        preferences_table(figures),
-    )
-    return 0
+    made_with = {**identity(options), "made_from": content(options)}
+    return {**made_with, **figures}, preferences_table(figures)

@@ -45,6 +45,11 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell_figures(options, _figures)
+
+
+def _figures(options: argparse.Namespace):
+    """Return figures and table."""
     from rahf.data.prompts import read_responses
     from rahf.judges.judge import Verdicts
 
@@ -52,11 +57,8 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--aspects scores one file; omit --against or --aspects")
     responses, verdicts = read_responses(options.responses), Verdicts(options.verdicts)
     if options.against is None:
-        figures, table = _scores(options, responses, verdicts)
-    else:
-        figures, table = _wins(options, responses, read_responses(options.against), verdicts)
-    tell_figures(options, figures, table)
-    return 0
+        return _scores(options, responses, verdicts)
+    return _wins(options, responses, read_responses(options.against), verdicts)
 
 
 def _scores(options: argparse.Namespace, responses, verdicts):

@@ -24,6 +24,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell_figures(options, _figures)
+
+
+def _figures(options: argparse.Namespace):
+    """Return figures and table."""
     from rahf.data.chat_format import chat_format
     from rahf.evaluation.tasks import run_tasks
     from rahf.report.judgements import tasks_table
@@ -44,9 +49,5 @@ def run(options: argparse.Namespace) -> int:
         chat=options.chat,
         trust_code=options.trust_remote_code,
     )
-    tell_figures(
-        options,
-        {**identity(options), "made_from": content(options), "tasks": figures},
-        tasks_table(figures),
-    )
-    return 0
+    made_with = {**identity(options), "made_from": content(options)}
+    return {**made_with, "tasks": figures}, tasks_table(figures)

@@ -33,10 +33,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import alone
     from rahf.export.formats import export
 
-    for line in export(options):
-        print(line)
+    with alone(options.output, wait=False):
+        for line in export(options):
+            print(line)
     return 0
 
 

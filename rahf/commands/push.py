@@ -15,14 +15,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.export.hub import collect, push
+    from rahf.export.hub import collect, not_being_made, push
 
-    upload = collect(options.source, options.repo_id, options.base)
-    for name, size in upload.sizes().items():
-        print(f"{size:>12,}  {name}")
-    if options.dry_run:
-        print(f"\n{upload.files['README.md'].decode()}\nnothing was sent (--dry_run)")
-        return 0
-    address = push(upload, options.repo_id, private=not options.public, endpoint=options.endpoint)
+    with not_being_made(options.source):
+        upload = collect(options.source, options.repo_id, options.base)
+        for name, size in upload.sizes().items():
+            print(f"{size:>12,}  {name}")
+        if options.dry_run:
+            print(f"\n{upload.files['README.md'].decode()}\nnothing was sent (--dry_run)")
+            return 0
+        private = not options.public
+        address = push(upload, options.repo_id, private=private, endpoint=options.endpoint)
     print(f"sent: {address} ({'public' if options.public else 'private'})")
     return 0

@@ -30,8 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import ResumableFile, alone, identity_of
+    from rahf.artifacts import alone, identity_of
     from rahf.data.prompts import prompt_text, read_prompts, read_responses
+    from rahf.generation.record_file import ResumableFile
     from rahf.interpret.token_shift.records import write_shifts
     from rahf.interpret.token_shift.shift import check_same_tokenizer, speaking_as_base
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rahf.data.messages import Message
-from rahf.evaluation.scores import Judging, Outcome, outcomes_of
+from rahf.evaluation.scores import Judging, Outcome, outcomes_of, speaking
 from rahf.report.comparison import repeated_share
 
 
@@ -65,6 +65,6 @@ def without_loops(answers: Sequence[str], base: Sequence[str], limit: float) -> 
         limit: largest share of repeated word triples that an answer may have.
     """
     return [
-        untouched if not answer.strip() or repeated_share(answer) > limit else answer
-        for answer, untouched in zip(answers, base, strict=True)
+        untouched if repeated_share(answer) > limit else answer
+        for answer, untouched in zip(speaking(answers, base), base, strict=True)
     ]

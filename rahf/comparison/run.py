@@ -6,13 +6,14 @@ and several processes may do rows of it at once.
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from math import isnan
 from typing import Any
 
 from accelerate import PartialState
 
-from rahf.artifacts import write_json
+from rahf.artifacts import alone, write_json
 from rahf.comparison.curves import change_at_most, curves_of, everything, line, readable
 from rahf.comparison.held_out import held_out_part, under_urial, with_validation
 from rahf.comparison.judging import judged
@@ -136,7 +137,8 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
 
     Raises:
         ValueError: settings of a row that make no recipe, or a judge that does not work, both
-            reported before anything is trained; several ranks; `only` names an unknown row.
+            reported before anything is trained; several ranks; `only` names an unknown row; another
+            process makes the tables.
     """
     unknown = [name for name in only if name not in recipe.compare.rows]
     if unknown:
@@ -146,7 +148,12 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
         )
     if PartialState(cpu=recipe.training.get("use_cpu", False)).num_processes > 1:
         raise ValueError("rahf compare runs in one process; start it without accelerate launch")
-    comparison = Comparison(recipe)
+    # Parts are made by several processes at once, the whole and its tables by one.
+    with nullcontext() if only else alone(recipe.output_dir / "compare", wait=False):
+        _compare(Comparison(recipe), only)
+
+
+def _compare(comparison: Comparison, only: Sequence[str]) -> None:
     names = only or comparison.options.rows
     chosen = {
         name: choose_trial(comparison, name) for name in names if kind_of_row(name) not in UNTRAINED

@@ -168,8 +168,8 @@ class Directions:
         """Read a file written by `save`, or the one in the folder `path`.
 
         Raises:
-            ValueError: the file is damaged, holds no `layer.N` vectors of one width, or holds
-                layers beyond the depth that it was fitted at.
+            ValueError: the file is damaged, holds no `layer.N` vectors of one width, or zeros
+                only, or holds layers beyond the depth that it was fitted at.
         """
         path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
         try:
@@ -178,6 +178,7 @@ class Directions:
                 metadata = json.loads((file.metadata() or {}).get("rahf", "{}"))
         except (SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error})") from None
+        _check_metadata(path, metadata)
         named = {int(n[6:]): tensors[n] for n in tensors if re.fullmatch(r"layer\.\d{1,9}", n)}
         if not named:
             raise ValueError(
@@ -190,11 +191,24 @@ class Directions:
         try:
             vectors = torch.stack([named[layer] for layer in layers]).float()
             directions = cls(layers, vectors, metadata)
+            if not vectors.any():
+                raise ValueError("all its vectors are zero and change nothing: fit them again.")
             if "depth" in metadata:
                 directions.check_model(*shapes.pop(), int(metadata["depth"]))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         return directions
+
+
+def _check_metadata(path: Path, metadata: Any) -> None:
+    """Refuse what `save` does not write: anything but texts by name, and a depth that is none."""
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"{path}: its metadata are no texts by name; fit the directions again.")
+    if not re.fullmatch(r"\d{1,9}", metadata.get("depth", "1")):
+        raise ValueError(
+            f"{path}: its metadata have depth: {metadata['depth']!r}, which is no number of "
+            "blocks; fit the directions again."
+        )
 
 
 def check_finite_states(

@@ -86,7 +86,11 @@ def share_estimate(values: Sequence[float]) -> Estimate | None:
     if len(values) == 0:
         return None
     check_finite(values, "the value of unit")
-    mean, count = float(np.mean(np.asarray(values, dtype=float))), len(values)
+    return interval_of_share(float(np.mean(np.asarray(values, dtype=float))), len(values))
+
+
+def interval_of_share(mean: float, count: int) -> Estimate:
+    """Return a share of `count` values with Wilson's interval, see `share_estimate`."""
     centre = (mean + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * (mean * (1 - mean) / count + Z**2 / (4 * count**2)) ** 0.5
     # Rounding must not put an end of the interval on the wrong side of the mean.

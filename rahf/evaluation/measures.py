@@ -17,7 +17,7 @@ from rahf.data.messages import Message
 from rahf.data.prompts import PromptForm
 from rahf.data.rows import Pairs
 from rahf.evaluation.divergence import read_texts
-from rahf.evaluation.intervals import check_finite, share_estimate
+from rahf.evaluation.intervals import check_finite, interval_of_share, share_estimate
 from rahf.generation.answers import generate, pad_id
 from rahf.models.adapters import at_strength
 from rahf.models.likelihood import preference_margins
@@ -116,4 +116,19 @@ def model_figures(measures: Measures, judged: Mapping[str, float | None]) -> dic
         "answers": len(measures.answers),
         **judged,
         "unrelated_loss": loss,  # nats per token
+    }
+
+
+def preferences_of(metrics: Mapping[str, Any], pairs: int) -> dict[str, Any]:
+    """Return accuracy and margin of a policy from the metrics of its alignment.
+
+    Args:
+        pairs: how many the alignment has measured them on.
+    """
+    accuracy = metrics.get("eval_preference/accuracies")
+    interval = None if accuracy is None else interval_of_share(accuracy, pairs)
+    return {
+        "preference_accuracy": accuracy,
+        **({"preference_accuracy_interval": [*interval[1:]]} if interval else {}),
+        "preference_margin": metrics.get("eval_preference/margins"),
     }

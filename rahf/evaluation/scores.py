@@ -62,6 +62,14 @@ def outcomes_of(
     return [tie if contest.first == contest.second else next(decided) for contest in contests]
 
 
+def speaking(answers: Sequence[str], base: Sequence[str]) -> list[str]:
+    """Return the answers, with the base's in place of empty ones, which show no behaviour."""
+    return [
+        answer if answer.strip() else untouched
+        for answer, untouched in zip(answers, base, strict=True)
+    ]
+
+
 def wanted_side(judge: Judge, verdicts: Verdicts, pairs: Dataset) -> int:
     """Return the side of a scorer's scale that the chosen responses lean to: 1, -1, or 0 for none.
 

@@ -4,8 +4,9 @@ task files of one's own, offline.
 Knows the harness and a model; which tasks there are is the harness's business.
 """
 
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rahf.evaluation.intervals import check_finite
 from rahf.generation.answers import answering
 
 PLAIN = "tag:yaml.org,2002:"
@@ -39,8 +41,10 @@ def run_tasks(
     few_shot: int | None = None,
     chat: bool = False,
     trust_code: bool = False,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """Return the figures of each task, by the harness's own names (`acc,none`).
+
+    None is a figure that is not finite.
 
     Args:
         task_folder: YAML files of tasks besides the harness's own. Where they hold every task
@@ -50,12 +54,9 @@ def run_tasks(
         trust_code: let files in `task_folder` run Python (`!function`).
 
     Raises:
-        ValueError: the harness is not installed; a task is unknown; a file would run Python.
+        ValueError: no harness; unknown task; a file would run Python; a log-likelihood is NaN.
     """
-    harness = _harness()
-    if task_folder is not None and not trust_code:
-        check_no_code(task_folder)
-    manager = _manager(tasks, task_folder)
+    harness, manager = _harness(), _manager(tasks, task_folder, trust_code)
     with answering(model), same_random_numbers(), no_commit_asked_for(harness.evaluator):
         found = harness.simple_evaluate(
             _wrapped(model, tokenizer, batch_size),
@@ -67,6 +68,7 @@ def run_tasks(
             bootstrap_iters=0,
             **dict.fromkeys(SEEDS, 0),
         )
+    _check_samples(found["samples"])
     return {task: _figures(values) for task, values in found["results"].items()}
 
 
@@ -154,14 +156,16 @@ def _wrapped(model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: i
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
-def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
+def _manager(tasks: Sequence[str], folder: Path | None, trust_code: bool) -> Any:
     """Return the harness's list of tasks, or the folder's if it holds all of `tasks`.
 
     Raises:
-        ValueError: a task is in neither.
+        ValueError: a task is in neither; a file of the folder would run Python.
     """
     from lm_eval.tasks import TaskManager
 
+    if folder is not None and not trust_code:
+        check_no_code(folder)
     manager = None
     if folder is not None:
         manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -176,5 +180,24 @@ def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
     return manager
 
 
-def _figures(values: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+def _check_samples(by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    for task, samples in by_task.items():
+        read = [*_numbers([sample["resps"] for sample in samples])]
+        check_finite(read, f"task {task}: the log-likelihood of answer")
+
+
+def _numbers(values: Any) -> Iterator[float]:
+    """Yield the numbers in lists of lists; a log-likelihood stands beside whether it is greedy."""
+    if isinstance(values, list | tuple):
+        for value in values:
+            yield from _numbers(value)
+    elif isinstance(values, float):
+        yield values
+
+
+def _figures(values: dict[str, Any]) -> dict[str, float | None]:
+    return {
+        key: value if math.isfinite(value) else None
+        for key, value in values.items()
+        if isinstance(value, int | float)
+    }

@@ -4,10 +4,13 @@ Knows files and numbers; loads no model.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from safetensors import safe_open
 from torch import Tensor
 
@@ -21,11 +24,34 @@ ADAPTER_FILES = (
 """Files of an adapter's folder that others need, besides its configuration and card."""
 
 
-def check_adapter(folder: Path) -> None:
-    """Refuse an adapter without weights, or with weights that are not finite.
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON or YAML file of names and values.
 
     Raises:
-        ValueError: the file is missing, holds no tensors of an adapter, or a NaN or infinity.
+        ValueError: it holds something else, or a number that is not finite.
+    """
+    text = path.read_text(encoding="utf-8")
+    value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no names and values but {str(value)[:80]!r}.")
+    wrong = sorted(key for key, number in value.items() if not _is_finite(number))
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(wrong)}: not finite (NaN or infinity).")
+    return value
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter without weights, or whose weights are not finite or not those it names.
+
+    Raises:
+        ValueError: the file is missing, holds no tensors of an adapter, half of a pair, another
+            rank than the configuration, or a NaN or infinity.
     """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
@@ -40,6 +66,29 @@ def check_adapter(folder: Path) -> None:
         for name in names:
             if not file.get_tensor(name).isfinite().all():
                 raise ValueError(f"{path}: {name} has NaN or infinity; train the adapter again.")
+        _check_ranks(folder, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+
+
+def _check_ranks(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a LoRA of which a half is missing, or whose rank is not that of its configuration."""
+    path, config = folder / WEIGHTS_FILE, read_mapping(folder / "adapter_config.json")
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"{folder}/adapter_config.json: r: {rank!r} is no rank of a LoRA.")
+    own_ranks = config.get("rank_pattern") or config.get("target_parameters")
+    for name, shape in shapes.items():
+        if not name.endswith((".lora_A.weight", ".lora_B.weight")):
+            continue
+        first = name.replace(".lora_B.", ".lora_A.")
+        other = name.replace(".lora_A.", ".lora_B.") if first == name else first
+        if other not in shapes:
+            raise ValueError(f"{path} holds {name} but no {other}; train the adapter again.")
+        found = shape[0] if first == name else shape[1]
+        if found != rank and not own_ranks:
+            raise ValueError(
+                f"{path}: {name} has rank {found}, but adapter_config.json r: {rank}; give the "
+                "files of one training."
+            )
 
 
 def check_directions(

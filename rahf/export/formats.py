@@ -21,7 +21,7 @@ def export(options: argparse.Namespace) -> Iterator[str]:
     """Write every requested format; yield a line for each.
 
     Raises:
-        ValueError: the source is neither; a format that it cannot have.
+        ValueError: the source is neither; a format that it cannot have; the output is the source.
     """
     source: Path = options.source
     if source.is_dir() and is_adapter(source):
@@ -43,6 +43,13 @@ def asked_formats(
 
 def _adapter(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
     check_adapter(options.source)
+    if "merged" in formats:  # first: an adapter that cannot be loaded leaves nothing
+        folder = options.output / "merged"
+        tokenizer = load_tokenizer_of(options.source, options.base)
+        found = write_merged(
+            options.source, folder, tokenizer, dtype=options.dtype, base=options.base
+        )
+        yield f"{folder}: merged weights; {found}"
     if "adapter" in formats:
         folder = options.output / "adapter"
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,13 +57,6 @@ def _adapter(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[
             if (options.source / name).is_file():
                 shutil.copyfile(options.source / name, folder / name)
         yield f"{folder}: PEFT adapter"
-    if "merged" in formats:
-        folder = options.output / "merged"
-        tokenizer = load_tokenizer_of(options.source, options.base)
-        found = write_merged(
-            options.source, folder, tokenizer, dtype=options.dtype, base=options.base
-        )
-        yield f"{folder}: merged weights; {found}"
 
 
 def _directions(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
@@ -72,6 +72,12 @@ def _directions(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterat
         return chosen.increments() if options.increments else chosen
 
     if "safetensors" in formats:
+        source, given = (options.output / FILE_NAME).resolve(), options.source.resolve()
+        if source in (given, given / FILE_NAME):
+            raise ValueError(
+                f"--output {options.output} would overwrite the directions that are exported: give "
+                "another folder, or --formats gguf."
+            )
         whole = shaped(directions)
         yield f"{whole.save(options.output)}: directions of {len(whole.layers)} layers"
     if "gguf" in formats:

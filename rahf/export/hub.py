@@ -5,17 +5,19 @@ keeps it and shown nowhere.
 """
 
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json
+from rahf.artifacts import METRICS_FILE, RECIPE_FILE, alone
 from rahf.directions.vectors import FILE_NAME, Directions
-from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions
+from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions, read_mapping
 from rahf.recipe.methods import METHODS
 from rahf.report.card import directions_card, model_card
 
@@ -35,6 +37,16 @@ class Upload(NamedTuple):
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in sorted(self.files.items())
         }
+
+
+def not_being_made(folder: Path) -> AbstractContextManager[None]:
+    """Keep others from making `folder` while it is read and sent.
+
+    Raises:
+        ValueError: another process makes it, or sends it.
+    """
+    # What cannot be written to, nobody is making.
+    return alone(folder, wait=False) if os.access(folder, os.W_OK) else nullcontext()
 
 
 def collect(folder: Path, repo_id: str, base: str | None = None) -> Upload:
@@ -74,7 +86,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
-    config = read_json(folder / "adapter_config.json")
+    config = read_mapping(folder / "adapter_config.json")
     base = shared_name(base or config.get("base_model_name_or_path"))
     config["base_model_name_or_path"] = base
     files: dict[str, Path | bytes] = {
@@ -86,9 +98,14 @@ def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
             f"{folder} holds an adapter but no {RECIPE_FILE}, from which its card is filled in; "
             "give the output_dir of a run."
         )
-    recipe = yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    recipe = read_mapping(folder / RECIPE_FILE)
+    if recipe.get("method") not in METHODS:
+        raise ValueError(
+            f"{folder / RECIPE_FILE}: method: {recipe.get('method')!r} is none of "
+            f"{', '.join(METHODS)}."
+        )
     recipe["model_name_or_path"] = base
-    metrics = read_json(folder / METRICS_FILE) if METRICS_FILE in files else {}
+    metrics = read_mapping(folder / METRICS_FILE) if METRICS_FILE in files else {}
     files[RECIPE_FILE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
     shown = METHODS[recipe["method"]].card()
     card = model_card(recipe, metrics, **shown, where=repo_id)
@@ -103,7 +120,7 @@ def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
     directions = Directions.load(folder)
     check_directions(folder, directions.layers, directions.vectors, directions.metadata)
     base = shared_name(base or directions.metadata.get("model"))
-    evidence = read_json(folder / "evidence.json") if "evidence.json" in files else None
+    evidence = read_mapping(folder / "evidence.json") if "evidence.json" in files else None
     card = directions_card(
         directions.metadata | {"model": base}, directions.layers, evidence, repo_id
     )

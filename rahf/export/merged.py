@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from rahf.models.adapters import load_model
+from rahf.models.adapters import base_of, load_model
 
 TOLERANCE = 0.01
 """Mean KL divergence, nats per token, above which merged weights are another model."""
@@ -59,6 +59,24 @@ def logits_of(model: nn.Module, ids: list[Int[Tensor, " seq"]]) -> Float[Tensor,
     return torch.cat(rows).float().cpu()
 
 
+def _ids_of_texts(tokenizer: PreTrainedTokenizerBase) -> list[Int[Tensor, " seq"]]:
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    if not all(ids):
+        raise ValueError(
+            f"the tokenizer ({type(tokenizer).__name__}) gives no token for {TEXTS[0]!r}: it is "
+            "not the model's. Put the model's own beside the adapter."
+        )
+    return [torch.tensor(row) for row in ids]
+
+
+def _check_finite(logits: Tensor, what: str) -> None:
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"{what} predicts NaN or infinity, so nothing is merged: check the weights of the "
+            "base, or merge in --dtype float32."
+        )
+
+
 def write_merged(
     adapter: str | Path,
     folder: Path,
@@ -78,21 +96,23 @@ def write_merged(
     model = load_model(adapter, {"dtype": dtype}, base=base)
     if not isinstance(model, PeftModel):
         raise ValueError(f"{adapter} is no adapter, so there is nothing to merge.")
-    ids = [torch.tensor(tokenizer(text)["input_ids"]) for text in TEXTS]
+    ids = _ids_of_texts(tokenizer)
     before = logits_of(model, ids)
+    _check_finite(before, f"{adapter} on {base or base_of(adapter)}")
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     model.merge_and_unload(safe_merge=True).save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     del model
     # In the format of the file, whatever it is.
-    merged = AutoModelForCausalLM.from_pretrained(staging, dtype="auto").eval()
+    merged = load_model(staging, {"dtype": "auto"})
     found = difference(before, logits_of(merged, ids))
     if not found.divergence <= TOLERANCE:
         shutil.rmtree(staging)
         raise ValueError(
             f"the merged model differs from base and adapter: {found}. Nothing was written; merge "
-            "in another number format (--dtype float32)."
+            "in another number format (--dtype float32). Where that does not help, the model reads "
+            "a matrix past its adapter: export the adapter only (--formats adapter)."
         )
     shutil.rmtree(folder, ignore_errors=True)
     staging.replace(folder)

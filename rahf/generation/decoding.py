@@ -116,7 +116,11 @@ class Unfinished:
         return rows
 
     def logits(self, model: nn.Module) -> Float[Tensor, "rows vocab"]:
-        """Return the logits of each row's next token."""
+        """Return the logits of each row's next token.
+
+        Raises:
+            ValueError: one of them is NaN or infinite.
+        """
         output = model(
             input_ids=self.ids,
             attention_mask=self.mask,
@@ -125,7 +129,13 @@ class Unfinished:
             **with_cache(model, self.cache),
         )
         self.cache = kept_cache(model, output)
-        return output.logits[:, -1]
+        logits = output.logits[:, -1]
+        if not logits.amax().isfinite():  # the largest is NaN where any is
+            raise ValueError(
+                "the model predicts NaN or infinity, so it writes nothing: check its weights and "
+                "number format (dtype)."
+            )
+        return logits
 
     def extend(self, tokens: Int[Tensor, " rows"], staying: Sequence[int]) -> None:
         """Append a token to each row and keep the rows at the places `staying`."""

@@ -15,10 +15,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import ResumableFile, alone
 from rahf.data.prompts import Prompt, PromptForm, prompt_text, response_layout
 from rahf.generation.answers import Answer, answering, answers
 from rahf.generation.decoding import Decoding
+from rahf.generation.record_file import ResumableFile, record_file
 
 
 def write_responses(
@@ -54,8 +54,7 @@ def write_responses(
     ids = [form.encode(prompt.messages) for prompt in prompts]
     settings = _settings(made_with, generator, form, ids, decoding)
     start, made = perf_counter(), 0
-    with alone(path, wait=False):
-        file = ResumableFile(path, settings, made_from)
+    with record_file(path, settings, made_from) as file:
         if not file.complete:
             made = _answer_the_rest(model, tokenizer, ids, form, decoding, file, batch_size)
             records = sorted(file.records, key=lambda record: record["row"])

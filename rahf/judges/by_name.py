@@ -15,7 +15,7 @@ import torch
 
 from rahf.judges import questions
 from rahf.judges.api import Api, ApiJudge
-from rahf.judges.judge import Judge, Value, Verdict, Verdicts
+from rahf.judges.judge import Judge, Value, Verdict, Verdicts, id_of_model
 from rahf.judges.local_models import (
     ChoiceJudge,
     Choices,
@@ -28,7 +28,7 @@ from rahf.judges.local_models import (
 from rahf.judges.names import ENCODER, NEUTRAL_SCORES, parse_judge, url_problems
 from rahf.judges.references import ReferencesJudge, load_encoder, read_references
 from rahf.judges.rules import rule
-from rahf.models.adapters import fingerprint, load_model, load_tokenizer_of
+from rahf.models.adapters import base_of, load_model, load_tokenizer_of
 from rahf.models.classifiers import label_count, load_classifier
 
 VERDICTS_FILE = "verdicts.jsonl"
@@ -159,7 +159,7 @@ def _reward(named: NamedJudge) -> Judge:
 
 def _references(named: NamedJudge) -> Judge:
     path, name = Path(parse_judge(named.name).of), named.encoder
-    judge_id = " ".join([name, named.loading["dtype"], *fingerprint(name)])
+    judge_id = id_of_model(name, named.loading["dtype"])
     load = partial(load_encoder, name, named.loading, named.device)
     return ReferencesJudge(judge_id, read_references(path), load, str(path))
 
@@ -184,4 +184,4 @@ def _tokenizer(named: NamedJudge):
 
 def _id(named: NamedJudge) -> str:
     name = parse_judge(named.name).of
-    return " ".join([name, named.loading["dtype"], *fingerprint(name)])
+    return id_of_model(name, named.loading["dtype"], base_of(name))

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from rahf.artifacts import append_lines, identity_of, kept_lines
 from rahf.data.messages import Message
 
 LONGEST_SEARCHED = 2**16
@@ -52,8 +53,14 @@ class Judge(Protocol):
         """Yield a verdict a text, in their order, each as soon as it is there."""
 
 
+def id_of_model(name: str, dtype: str, *bases: str | None) -> str:
+    """Return the id of a local model as judge: name, number format, content of its files here."""
+    content = identity_of(*filter(None, (name, *bases)))
+    return " ".join(filter(None, (name, dtype, content)))
+
+
 class Verdicts:
-    """Verdicts on the disk, one a line; a half-written last line is removed.
+    """Verdicts on the disk, one a line; what a damaged line was about is judged again.
 
     Args:
         path: a file that may be there already, and may hold verdicts of several judges; None: they
@@ -64,16 +71,9 @@ class Verdicts:
         self._path = path
         self._known: dict[str, Verdict] = {}
         if path is not None and path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):  # cut, not rewritten: verdicts may have cost money
-                with path.open("r+b") as file:
-                    file.truncate(len(whole))
-            for line in whole.decode().split("\n")[:-1]:
-                record = json.loads(line)
+            for record in kept_lines(path, _is_kept_verdict):
                 key = record["judge"], record["prompt_hash"]
-                if is_finite(record["value"]):  # one of an older version is judged again
-                    self._known[key] = Verdict(record["value"], record["said"])
+                self._known[key] = Verdict(record["value"], record["said"])
 
     def ask(self, judge: Judge, read: Sequence[str]) -> list[Verdict]:
         """Return the judge's verdicts; it reads only what it has not read before.
@@ -96,18 +96,28 @@ class Verdicts:
         return [self._known[key] for key in keys]
 
     def _keep(self, key: tuple[str, str], verdict: Verdict) -> None:
-        if self._path is None:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"judge": key[0], "prompt_hash": key[1], **verdict._asdict()}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if self._path is not None:
+            record = {"judge": key[0], "prompt_hash": key[1], **verdict._asdict()}
+            append_lines(self._path, [record])
 
 
 def is_finite(value: Value) -> bool:
     """Return whether all numbers of a verdict are finite; a missing verdict has none."""
     numbers = value.values() if isinstance(value, dict) else [value]
     return all(number is None or math.isfinite(number) for number in numbers)
+
+
+def _is_kept_verdict(line: Any) -> bool:
+    """Return whether a line holds a verdict of which nothing is missing or not finite."""
+    if not isinstance(line, dict) or "value" not in line:
+        return False
+    value = line["value"]
+    numbers = value.values() if isinstance(value, dict) else [value]
+    return (
+        all(isinstance(line.get(key), str) for key in ("judge", "prompt_hash", "said"))
+        and all(number is None or type(number) in (int, float) for number in numbers)
+        and is_finite(value)
+    )
 
 
 def prompt_hash(text: str) -> str:

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rahf.data.prompts import prompt_text, read_prompts
 from rahf.data.records import read_records
+from rahf.distributed.sharding import refuse_incomplete
 from rahf.judges.judge import Chat, Verdict
 
 
@@ -98,9 +99,9 @@ def load_encoder(name: str, options: Mapping[str, Any], device: torch.device) ->
     """
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
     model, report = AutoModel.from_pretrained(name, **options, output_loading_info=True)
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise ValueError(f"encoder {name}: the checkpoint lacks weights: {', '.join(missing[:5])}")
+    missing = {key for key in report["missing_keys"] if "pooler" not in key}
+    # What is left over is the head of the model's own task.
+    refuse_incomplete(name, {"missing_keys": missing, "unexpected_keys": set()})
     model = model.eval().to(device)
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
     known: dict[str, Tensor] = {}

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
@@ -61,16 +62,29 @@ def load_model(
         base: replaces the base that the adapter's configuration names.
 
     Raises:
-        ValueError: `base` is given for what is no adapter.
+        ValueError: `base` is given for what is no adapter; an adapter that names no base.
     """
     if is_adapter(name):
-        base = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
+        base = base or _named_base(name)
         model = put_adapter(base_model(base, init_kwargs), name)
     elif base is not None:
         raise ValueError(f"{name} is not an adapter, so it takes no base ({base}); omit the base.")
     else:
         model = base_model(str(name), init_kwargs)
     return model.eval() if device is None else model.eval().to(device)
+
+
+def _named_base(adapter: str | Path) -> str:
+    """Return the base that an adapter names.
+
+    Raises:
+        ValueError: it names none, or a folder that is not here.
+    """
+    base = base_of(adapter)
+    if not base or (Path(base).is_absolute() and not Path(base).exists()):
+        said = f"names the base {base}, which does not exist" if base else "names no base"
+        raise ValueError(f"the adapter {adapter} {said}: give the base (--base).")
+    return base
 
 
 def base_of(name: str | Path) -> str | None:
@@ -90,8 +104,15 @@ def put_adapter(
     """Put every tensor of the adapter in `folder` on `model`.
 
     Raises:
-        ValueError: tensors of the adapter are missing, or belong to no module of `model`.
+        ValueError: tensors of the adapter are missing, not finite, or belong to no module of
+            `model`.
     """
+    files = [Path(folder) / file for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)]
+    if Path(folder).is_dir() and not any(file.exists() for file in files):
+        raise ValueError(
+            f"{folder} holds an adapter_config.json but no {files[0].name}; give the folder of a "
+            "finished training."
+        )
     options = {"adapter_name": name, "is_trainable": trainable}
     if not isinstance(model, PeftModel):
         with warnings.catch_warnings():  # what is missing is an error below
@@ -102,6 +123,9 @@ def put_adapter(
     refuse_incomplete(
         folder, {"missing_keys": missing, "unexpected_keys": set(report.unexpected_keys)}
     )
+    for key, parameter in model.named_parameters():
+        if f".{name}." in key and not parameter.isfinite().all():
+            raise ValueError(f"the adapter {folder}: {key} has NaN or infinity; train it again.")
     return model
 
 
@@ -113,23 +137,13 @@ def load_tokenizer_of(
         str(name), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False
     )
     if own is None and is_adapter(name):
-        name = base or PeftConfig.from_pretrained(str(name)).base_model_name_or_path
+        name = base or _named_base(name)
     return AutoTokenizer.from_pretrained(str(name), **options)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the padding id, or the end-of-text id: padding is known by its mask."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-
-def fingerprint(name: str | Path) -> list[str]:
-    """Return name, size and time of the weight files in a local folder, which change when a model
-    is retrained. Empty for a name of the Hub.
-    """
-    return sorted(
-        f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
-        for path in Path(name).glob("*.safetensors")
-    )
 
 
 @contextmanager

@@ -29,22 +29,45 @@ def load_classifier(
     adapter, base, labels = is_adapter(name), str(name), {}
     if adapter:
         base, labels = PeftConfig.from_pretrained(base).base_model_name_or_path, {"num_labels": 1}
+    model, new_head = _load_body(base, {**labels, **init_kwargs})
+    if new_head and not (adapter and _brings(str(name), new_head)):
+        raise ValueError(
+            f"{name} is no reward model: it has no weights for {', '.join(sorted(new_head))}, so "
+            "that its scores would be random. Give a sequence classifier, as rahf reward "
+            "trains, or use the language model as choice:NAME."
+        )
+    return (put_adapter(model, name) if adapter else model).eval().to(device)
+
+
+def load_to_train(name: str, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
+    """Load a model as a classifier of one score; a language model gets a new head, which is random.
+
+    Raises:
+        ValueError: an adapter; tensors of the decoder that are missing or left over.
+    """
+    if is_adapter(name):
+        raise ValueError(
+            f"{name} is an adapter: merge it into its base (rahf export --formats merged) and "
+            "train on what that writes."
+        )
+    return _load_body(name, {"num_labels": 1, **init_kwargs})[0]
+
+
+def _load_body(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, set[str]]:
+    """Return a classifier whose decoder is whole, and the names of its head's weights that are new.
+
+    In the place of a new head the checkpoint may have one of another kind, as language models do.
+    """
     with new_head_expected():
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            base, output_loading_info=True, **labels, **init_kwargs
+            name, output_loading_info=True, **options
         )
-    head = {key for key in report["missing_keys"] if key.startswith(("score.", "classifier."))}
+    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+    head = {key for key in missing if key.startswith(("score.", "classifier."))}
     if head:
-        if not (adapter and _brings(str(name), head)):
-            raise ValueError(
-                f"{name} is no reward model: it has no weights for {', '.join(sorted(head))}, so "
-                "that its scores would be random. Give a sequence classifier, as rahf reward "
-                "trains, or use the language model as choice:NAME."
-            )
-        report["missing_keys"] -= head
-        report["unexpected_keys"] -= {"lm_head.weight", "embed_out.weight"}
-    refuse_incomplete(base, report)
-    return (put_adapter(model, name) if adapter else model).eval().to(device)
+        unexpected = {key for key in unexpected if key.startswith(f"{model.base_model_prefix}.")}
+    refuse_incomplete(name, {"missing_keys": missing - head, "unexpected_keys": unexpected})
+    return model, head
 
 
 def _brings(adapter: str, head: set[str]) -> bool:

@@ -24,6 +24,7 @@ MATRICES = (nn.Linear, Conv1D)  # GPT-2's matrices are the latter
 WITHOUT_LORA = {
     "falcon_h1": ("out_proj",),
     "falcon_mamba": ("out_proj", "dt_proj"),
+    "jamba": ("dt_proj",),
     "mamba": ("out_proj", "dt_proj"),
     "mamba2": ("out_proj",),
     "nemotron_h": ("out_proj",),

@@ -19,8 +19,21 @@ from rahf.artifacts import ANSWERS_FILE, write_lines
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_prompts
 from rahf.evaluation.agreement import LENGTH, agreements, changes
-from rahf.evaluation.measures import HeldOut, Measures, measure_model, model_figures
-from rahf.evaluation.scores import JUDGED, Judging, judged_figures, outcomes_of, wanted_side
+from rahf.evaluation.measures import (
+    HeldOut,
+    Measures,
+    measure_model,
+    model_figures,
+    preferences_of,
+)
+from rahf.evaluation.scores import (
+    JUDGED,
+    Judging,
+    judged_figures,
+    outcomes_of,
+    speaking,
+    wanted_side,
+)
 from rahf.judges.by_name import NamedJudge, comparing_judge
 from rahf.models.adapters import POLICY, frozen_pass, is_adapter, put_adapter
 from rahf.pipeline.inputs import (
@@ -36,27 +49,24 @@ from rahf.recipe.judge_options import JudgeOptions
 from rahf.recipe.recipe import Recipe
 
 
-def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
+def evaluate_models(
+    recipe: Recipe, folder: Path, aligned: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Measure every model, let the judge score its answers, and write both to `folder`.
 
-    Only the first process judges: a judge may cost money, and its verdicts are in one file.
+    Only the first process judges: a judge may cost money, and its verdicts are in one file. An
+    empty answer counts as the base's, where the base is measured.
 
-    Returns:
-        Figures of each model. The policy's preferences are left to the alignment, which has
-        measured them.
+    Args:
+        aligned: metrics of the alignment, which has measured the policy's preferences.
     """
     tokenizer, is_main = load_tokenizer(recipe), PartialState().is_main_process
-    held_out, judgings = held_out_of(recipe, tokenizer), []
-    if recipe.evaluation.judge and held_out.chats and is_main:
-        split = measured_split(recipe)
-        pairs = usable_pairs(load_split(recipe, split)) if split else None
-        # Without a difference, the upper side is wanted.
-        judgings = [
-            judging._replace(sign=judging.sign or 1)
-            for judging in judgings_of(recipe.evaluation, folder, pairs)
-        ]
+    held_out = held_out_of(recipe, tokenizer)
+    judging = recipe.evaluation.judge and held_out.chats and is_main
+    judgings = _judgings(recipe, folder) if judging else []
     measured = measure_models(recipe, tokenizer, held_out)
-    scores = {judging.name: scores_of(judging, held_out, measured) for judging in judgings}
+    answers = read_answers(measured)
+    scores = {judging.name: scores_of(judging, held_out, answers) for judging in judgings}
     first = next(iter(scores.values()), {})
     if is_main:
         _save_answers(folder / ANSWERS_FILE, held_out, measured, first)
@@ -72,18 +82,35 @@ def evaluate_models(recipe: Recipe, folder: Path) -> dict[str, dict[str, Any]]:
         if len(judgings) > 1:
             figures[name]["judges"] = dict(zip(scores, judged, strict=True))
     if len(judgings) > 1 and len(measured) > 1 and "base" in measured:
-        figures[name]["agreement"] = _agreement(judgings, scores, measured)
+        figures[name]["agreement"] = _agreement(judgings, scores, answers)
+    if "policy" in figures:
+        figures["policy"] |= preferences_of(aligned, len(held_out.pairs))
     return figures
+
+
+def _judgings(recipe: Recipe, folder: Path) -> list[Judging]:
+    """Return the judges of the recipe; without a difference, the upper side is wanted."""
+    split = measured_split(recipe)
+    pairs = usable_pairs(load_split(recipe, split)) if split else None
+    found = judgings_of(recipe.evaluation, folder, pairs)
+    return [judging._replace(sign=judging.sign or 1) for judging in found]
+
+
+def read_answers(measured: Mapping[str, Measures]) -> dict[str, Sequence[str]]:
+    """Return the answers that judges read, by model."""
+    answers = {name: measures.answers for name, measures in measured.items()}
+    base = answers.get("base")
+    return {name: speaking(said, base or said) for name, said in answers.items()}
 
 
 def _agreement(
     judgings: Sequence[Judging],
     scores: Mapping[str, Mapping[str, Sequence[float | None]]],
-    measured: Mapping[str, Measures],
+    answers: Mapping[str, Sequence[str]],
 ) -> list[dict[str, Any]]:
     """Return how far judges, and length, agree over the answers of all models but the base."""
-    others = [name for name in measured if name != "base"]
-    ties = [0.5] * len(measured["base"].answers)
+    others = [name for name in answers if name != "base"]
+    ties = [0.5] * len(answers["base"])
     found = {
         judging.name: changes(
             [scores[judging.name][name] for name in others],
@@ -92,7 +119,7 @@ def _agreement(
         )
         for judging in judgings
     }
-    sizes = {name: list(map(len, measures.answers)) for name, measures in measured.items()}
+    sizes = {name: list(map(len, said)) for name, said in answers.items()}
     found.setdefault(LENGTH, changes([sizes[name] for name in others], sizes["base"], 1))
     return agreements(found)
 
@@ -175,18 +202,16 @@ def models_to_measure(recipe: Recipe) -> Iterator[tuple[str, nn.Module]]:
 
 
 def scores_of(
-    judging: Judging, held_out: HeldOut, measured: Mapping[str, Measures]
+    judging: Judging, held_out: HeldOut, answers: Mapping[str, Sequence[str]]
 ) -> dict[str, list[float | None]]:
     """Return the judge's score of every answer, by model; a chooser has none for the base."""
-    base = measured["base"].answers if judging.compares else ()
+    base = answers["base"] if judging.compares else ()
     return {
         name: [
             outcome.value
-            for outcome in outcomes_of(
-                judging.judge, judging.verdicts, held_out.chats, measures.answers, base
-            )
+            for outcome in outcomes_of(judging.judge, judging.verdicts, held_out.chats, said, base)
         ]
-        for name, measures in measured.items()
+        for name, said in answers.items()
         if not (judging.compares and name == "base")
     }
 

@@ -22,9 +22,10 @@ from rahf.directions.effect import candidates, effect_on_predictions
 from rahf.directions.evidence import Fitted, Measured, cosines, fit, measure
 from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
-from rahf.distributed.sharding import check_world, take_over_sharding, without_engine
+from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id, put_adapter
 from rahf.pipeline.inputs import load_base, load_tokenizer, test_rows, train_rows
+from rahf.pipeline.stages import output_of_one_run
 from rahf.recipe.fields import raise_problems
 from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.layers import resolve_layers
@@ -57,13 +58,19 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     """Fit, measure and write directions; prints the table.
 
     Raises:
-        ValueError: an adapter is missing or of another base; layers that the model does not have.
+        ValueError: an adapter is missing or of another base; layers that the model does not have;
+            another run writes there.
     """
     if options.effect and options.source != "adapters":
         raise ValueError("--effect measures an adapter's effect: it needs --source adapters.")
     take_over_sharding()
-    state = PartialState(cpu=recipe.training.get("use_cpu", False))
-    check_world(state)
+    folder = options.output or recipe.output_dir / "reading" / options.source
+    with output_of_one_run(folder, recipe.training.get("use_cpu", False)):
+        _read_directions(recipe, options, folder)
+
+
+def _read_directions(recipe: Recipe, options: ReadingOptions, folder: Path) -> None:
+    state = PartialState()
     tokenizer = load_tokenizer(recipe)
     fitted_on, held_out = rows_to_read(recipe, tokenizer, options)
     with without_engine():
@@ -89,7 +96,6 @@ def read_directions(recipe: Recipe, options: ReadingOptions) -> None:
     evidence["made_with"] = described | {"held_out_pairs": len(held_out)}
     if options.effect:
         evidence["effect"] = effect_of(recipe, options, reader, directions, held_out)
-    folder = options.output or recipe.output_dir / "reading" / options.source
     if state.is_main_process:
         write(folder, directions, evidence)
     state.print(f"{evidence_text(evidence)}\n\ndirections: {folder}")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.compute as arrow
 from datasets import Dataset
 
-from rahf.artifacts import write_text
+from rahf.artifacts import alone, write_text
 from rahf.data.summary import as_figures, describe
 from rahf.pipeline.inputs import load_tokenizer, measured_split, tokenized_split
 from rahf.plan.lengths import LENGTHS_FILE, settings_of
@@ -44,7 +44,16 @@ def _splits(recipe: Recipe) -> list[str]:
 
 
 def fill_cache(recipe: Recipe) -> str:
-    """Tokenise every split into the cache; return a line a split with the place and the time."""
+    """Tokenise every split into the cache; return a line a split with the place and the time.
+
+    Raises:
+        ValueError: another process writes into the output folder.
+    """
+    with alone(recipe.output_dir, wait=False):
+        return _fill_cache(recipe)
+
+
+def _fill_cache(recipe: Recipe) -> str:
     tokenizer, lines = load_tokenizer(recipe), []
     train = recipe.data.dataset_train_split
     for split in _splits(recipe):

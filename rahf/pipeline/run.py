@@ -236,15 +236,11 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
 
 def run_evaluation(recipe: Recipe) -> dict[str, Any]:
     """Measure base, teachers and policy on the same held-out data."""
+    is_main = PartialState().is_main_process
+    metrics = read_json(recipe.output_dir / METRICS_FILE) if is_main else {}
     with without_engine():
-        models = evaluate_models(recipe, stage_folder(recipe, "evaluation"))
-    if PartialState().is_main_process:
-        metrics = read_json(recipe.output_dir / METRICS_FILE)
-        if "policy" in models:
-            models["policy"] |= {
-                "preference_accuracy": metrics.get("eval_preference/accuracies"),
-                "preference_margin": metrics.get("eval_preference/margins"),
-            }
+        models = evaluate_models(recipe, stage_folder(recipe, "evaluation"), metrics)
+    if is_main:
         metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)
         write_card(recipe, metrics)

@@ -70,10 +70,10 @@ def aspects_table(aspects: Mapping[str, Mapping[str, float]]) -> str:
     return markdown(["aspect", "mark (1-5)", "missing"], rows)
 
 
-def tasks_table(tasks: Mapping[str, Mapping[str, float]]) -> str:
-    """Return every figure of every task, by the harness's names."""
+def tasks_table(tasks: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return every figure of every task, by the harness's names; None is one that is not finite."""
     rows = [
-        [task, name, f"{value:.4g}"]
+        [task, name, "not finite" if value is None else f"{value:.4g}"]
         for task, values in tasks.items()
         for name, value in values.items()
     ]

@@ -41,6 +41,7 @@ INHERITED_BY_TEACHERS = (
     *("seed", "max_steps", "num_train_epochs", "bf16", "fp16", "use_cpu", "report_to"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("lr_scheduler_type", "dataloader_pin_memory", "disable_tqdm", "deepspeed", "fsdp"),
+    *("logging_steps", "logging_strategy", "logging_first_step"),
 )
 """Arguments that the training of missing teachers inherits from the alignment."""
 

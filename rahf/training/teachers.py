@@ -28,6 +28,7 @@ from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss
 TEACHER_DEFAULTS = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
+    "logging_steps": 1,
     "remove_unused_columns": False,
 }
 """Those of the alignment: at transformers' 5e-5, falling to 0, a LoRA is hardly taught."""

@@ -11,18 +11,13 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value
 from peft import LoraConfig
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rahf.data.chat_format import ChatFormat, chat_format, prompt_messages
 from rahf.data.messages import Message, answered
 from rahf.data.pairs import usable_pairs, whole_pair
-from rahf.foreign_warnings import new_head_expected
 from rahf.models.adapters import load_tokenizer_of, pad_id
+from rahf.models.classifiers import load_to_train
 from rahf.models.lora_targets import oriented
 from rahf.recipe.training_arguments import without_checkpointing
 from rahf.training.adapter_trainer import keep_base_absolute
@@ -111,8 +106,7 @@ def _tokenizer(name: str, chat_template: str | None) -> tuple[PreTrainedTokenize
 def _classifier(name: str, dtype: str, pad_token_id: int, seed: int) -> PreTrainedModel:
     """Return the model with a head of one score, drawn by the seed on a language model."""
     set_seed(seed)
-    with new_head_expected():
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=dtype)
+    model = load_to_train(name, {"dtype": dtype})
     model.config.pad_token_id = pad_token_id
     return model
 

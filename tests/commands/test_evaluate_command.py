@@ -189,6 +189,26 @@ def test_the_command_runs_tasks_of_ones_own(tasks, family, capsys):
     assert read_json(tasks / "out.json")["tasks"]["words"]["acc,none"] == 1
 
 
+def test_a_model_whose_predictions_are_not_finite_has_no_figures_of_tasks(tasks):
+    model = tiny_model()
+    model.lm_head.weight.data[5] = torch.nan
+    with pytest.raises(ValueError, match="task words: the log-likelihood of answer 1 of 4 is nan"):
+        run_tasks(model, tiny_tokenizer(), ["words"], task_folder=tasks, limit=2)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_figure_of_a_task_that_is_not_finite_is_no_number(tasks, family, capsys, value):
+    with (tasks / "words.yaml").open("a") as file:
+        file.write("process_results: !function code.f\n")
+    (tasks / "code.py").write_text(f"def f(doc, results):\n    return {{'acc': float('{value}')}}")
+    common = ["tasks", "--model", family.base, "--task_folder", tasks, "--device", "cpu"]
+    common += ["--tasks", "words", "--output", tasks / "out.json", "--trust_remote_code"]
+    status, out, _ = evaluated(capsys, *common)
+    assert status == 0
+    assert "| words | acc,none   | not finite |" in out
+    assert read_json(tasks / "out.json")["tasks"]["words"]["acc,none"] is None
+
+
 def test_tasks_are_put_in_the_template_that_is_given(tasks, family, capsys, monkeypatch):
     given = "{% for m in messages %}w3 {{ m.content }} w2 {% endfor %}"
     rendered, usual = [], type(tiny_tokenizer()).apply_chat_template

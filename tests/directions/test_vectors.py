@@ -114,7 +114,7 @@ def test_directions_of_other_layers_or_widths_do_not_go_together():
         directions.cosine(Directions((2, 9, 10), torch.zeros(3, 4)))
 
 
-def written(path, tensors, **metadata):
+def written(path, tensors, metadata):
     save_file(tensors, path, {"rahf": json.dumps(metadata)})
     return path
 
@@ -131,12 +131,16 @@ RIGHT = torch.ones(4)
         ({"layer.1": torch.ones(2, 2)}, {}, "should be vectors of one width"),
         ({"layer.99": RIGHT}, {"depth": "4"}, "hold layer 99, the model 4 blocks"),
         ({"layer.x": RIGHT}, {}, "no tensors named 'layer.N'"),
+        ({"layer.1": RIGHT * 0, "layer.2": RIGHT * 0}, {}, "zero and change nothing"),
+        ({"layer.1": RIGHT}, {"depth": "many"}, "depth: 'many', which is no number of blocks"),
+        ({"layer.1": RIGHT}, {"depth": 4}, "metadata are no texts by name"),
+        ({"layer.1": RIGHT}, ["depth"], "metadata are no texts by name"),
     ],
 )
 def test_directions_that_cannot_be_right_are_refused_with_their_file(
     tmp_path, tensors, metadata, said
 ):
-    path = written(tmp_path / "a.safetensors", tensors, **metadata)
+    path = written(tmp_path / "a.safetensors", tensors, metadata)
     with pytest.raises(ValueError, match=rf"a\.safetensors.*{said}"):
         Directions.load(path)
 

@@ -1,6 +1,8 @@
 """Adapters and directions in other forms, and on a Hub."""
 
 import json
+import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -12,9 +14,11 @@ from gguf_models import read_control_vector
 from hub_server import TOKEN, running_hub
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from tiny_models import D_MODEL
+from tiny_models import D_MODEL, tiny_tokenizer
+from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
+from rahf.artifacts import alone
 from rahf.cli import main
 from rahf.directions.vectors import Directions
 from rahf.export import merged as merging
@@ -121,7 +125,7 @@ def test_merged_weights_say_what_the_adapter_says(family, tmp_path, capsys):
 
 
 def test_a_merge_that_changes_the_model_is_not_kept(family, tmp_path, capsys, monkeypatch):
-    whole = merging.AutoModelForCausalLM.from_pretrained
+    whole = AutoModelForCausalLM.from_pretrained
 
     def broken(*args, **options):
         loaded = whole(*args, **options)
@@ -129,11 +133,18 @@ def test_a_merge_that_changes_the_model_is_not_kept(family, tmp_path, capsys, mo
         model.get_decoder().layers[0].mlp.down_proj.weight.data *= 3
         return loaded
 
-    monkeypatch.setattr(merging.AutoModelForCausalLM, "from_pretrained", broken)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", broken)
     options = ("--formats", "merged", "--output", str(tmp_path / "out"))
     assert main(["export", str(family.adapters["positive"]), *options]) == 2
     assert "differs from base and adapter" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_tokenizer_that_gives_no_token_for_a_text_is_not_the_models(family, tmp_path):
+    empty = tiny_tokenizer()
+    empty.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]+"), "removed")
+    with pytest.raises(ValueError, match=r"gives no token for .*not the model's"):
+        merging.write_merged(family.adapters["positive"], tmp_path / "out", empty)
 
 
 def test_the_difference_is_that_of_the_formula():
@@ -231,6 +242,14 @@ def test_a_dry_run_shows_the_files_and_sends_nothing(run_folder, capsys, monkeyp
     assert "base_model: someone/tiny-llama" in told
 
 
+def test_a_folder_that_nobody_can_write_to_is_sent_without_a_lock(run_folder, capsys, monkeypatch):
+    real = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: path != run_folder and real(path, mode))
+    with alone(run_folder):
+        assert push(run_folder, "--base", BASE, "--dry_run") == 0
+    assert "nothing was sent" in capsys.readouterr().out
+
+
 def test_what_is_public_is_not_taken_for_private(run_folder, hub, capsys):
     hub.repositories["me/warm"] = {"private": False, "files": {}}
     assert push(run_folder, "--base", BASE, "--endpoint", hub.address) == 2
@@ -299,30 +318,136 @@ def test_a_dry_run_refuses_a_name_that_is_none(run_folder, capsys, name):
     assert printed.out == ""
 
 
-def not_finite(folder):
-    weights = load_file(folder / "adapter_model.safetensors")
-    next(iter(weights.values()))[0, 0] = float("nan")
-    save_file(weights, folder / "adapter_model.safetensors", {"format": "pt"})
+def weights(change):
+    """Return what rewrites the tensors of an adapter's folder."""
+
+    def rewrite(folder):
+        file = folder / "adapter_model.safetensors"
+        tensors = {name: value.clone() for name, value in load_file(file).items()}
+        save_file(change(tensors), file, {"format": "pt"})
+
+    return rewrite
+
+
+def setting(**values):
+    """Return what changes the configuration of an adapter's folder."""
+
+    def rewrite(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return rewrite
+
+
+def with_nan(tensors):
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    return tensors
+
+
+def written(name, text):
+    return lambda folder: (folder / name).write_text(text)
 
 
 BAD_ADAPTERS = {
-    "no adapter_model.safetensors": lambda folder: (folder / "adapter_model.safetensors").unlink(),
-    "NaN or infinity": not_finite,
-    "holds no LoRA tensors": lambda folder: save_file({}, folder / "adapter_model.safetensors"),
-    "not a whole safetensors file": lambda folder: (
-        folder / "adapter_model.safetensors"
-    ).write_bytes(b"cut"),
+    "no weights": (
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        "no adapter_model.safetensors",
+        "no adapter_model.safetensors",
+    ),
+    "NaN": (weights(with_nan), "NaN or infinity", "NaN or infinity"),
+    "no tensors": (weights(lambda tensors: {}), "tensors are missing", "holds no LoRA tensors"),
+    "cut": (
+        written("adapter_model.safetensors", "cut"),
+        "not a whole safetensors file",
+        "not a whole safetensors file",
+    ),
+    "half": (
+        weights(lambda tensors: {k: v for k, v in tensors.items() if "lora_A" in k}),
+        "tensors are missing",
+        "lora_B.weight; train the adapter again",
+    ),
+    "another rank": (setting(r=4), "size mismatch", "has rank 2, but adapter_config.json r: 4"),
+    "no rank": (setting(r="two"), "adapter", "r: 'two' is no rank"),
+    "an infinite scale": (
+        setting(lora_alpha=float("inf")),
+        "predicts NaN or infinity",
+        "lora_alpha: not finite",
+    ),
+    "a list": (
+        written("adapter_config.json", "[1]"),
+        "adapter_config.json: cannot be used",
+        "holds no names and values",
+    ),
 }
+"""How an adapter is spoilt, what generate says of it, and what export and push say."""
 
 
-@pytest.mark.parametrize("said", BAD_ADAPTERS)
-def test_an_adapter_that_is_not_whole_stays_at_home(run_folder, tmp_path, capsys, said):
-    BAD_ADAPTERS[said](run_folder)
+@pytest.mark.parametrize("case", BAD_ADAPTERS)
+def test_an_adapter_that_is_not_whole_says_nothing_and_stays_at_home(
+    run_folder, tmp_path, capsys, case
+):
+    spoil, generating, sending = BAD_ADAPTERS[case]
+    spoil(run_folder)
+    out, prompts = tmp_path / "out", tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "w2"}')
+    asked = ["--prompts", str(prompts), "--output", str(tmp_path / "said.jsonl")]
+    asked += ["--device", "cpu", "--max_new_tokens", "2"]
+    for arguments, said in (
+        (["generate", "--model", str(run_folder), *asked], generating),
+        (["push", str(run_folder), "me/warm", "--base", BASE, "--dry_run"], sending),
+        (["export", str(run_folder), "--output", str(out)], sending),
+    ):
+        assert main(arguments) == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert said in line
+    assert not (tmp_path / "said.jsonl").exists()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "said"), [(None, "names no base"), ("/not/here", "names the base /not/here, which")]
+)
+def test_an_adapter_without_its_base_needs_one(run_folder, tmp_path, capsys, base, said):
+    setting(base_model_name_or_path=base)(run_folder)
+    assert main(["export", str(run_folder), "--output", str(tmp_path / "out")]) == 2
+    assert f"error: the adapter {run_folder} {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("recipe.yaml", "[1]", "recipe.yaml holds no names and values"),
+        ("recipe.yaml", "method: magic", "method: 'magic' is none of dual"),
+        ("metrics.json", "[]", "metrics.json holds no names and values"),
+        ("metrics.json", '{"models": {"base": {"x": [NaN]}}}', "metrics.json: models: not finite"),
+    ],
+)
+def test_a_card_is_filled_from_whole_files_only(run_folder, capsys, name, text, said):
+    (run_folder / name).write_text(text)
     assert push(run_folder, "--base", BASE, "--dry_run") == 2
     assert said in capsys.readouterr().err
-    assert main(["export", str(run_folder), "--output", str(tmp_path / "exported")]) == 2
-    assert said in capsys.readouterr().err
-    assert not (tmp_path / "exported").exists()
+
+
+def test_weights_that_predict_nothing_finite_are_not_merged(family, tmp_path, capsys):
+    base = shutil.copytree(family.base, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.embed_tokens.weight"][5:] = float("nan")
+    tensors["model.embed_tokens.weight"][0] = float("nan")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    options = ["--output", str(tmp_path / "out"), "--base", str(base)]
+    assert main(["export", str(family.adapters["positive"]), *options]) == 2
+    assert f"on {base} predicts NaN or infinity" in capsys.readouterr().err
+
+
+def test_directions_are_not_exported_onto_themselves(tmp_path, capsys):
+    some_directions().save(tmp_path / "d")
+    before = (tmp_path / "d/directions.safetensors").read_bytes()
+    for source in ("d", "d/directions.safetensors"):
+        options = ["--output", str(tmp_path / "d"), "--alpha", "2"]
+        assert main(["export", str(tmp_path / source), *options]) == 2
+        assert "would overwrite the directions" in capsys.readouterr().err
+        assert main(["export", str(tmp_path / source), *options, "--formats", "gguf"]) == 0
+    assert (tmp_path / "d/directions.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(

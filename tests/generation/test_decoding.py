@@ -97,6 +97,16 @@ def test_columns_of_the_prefix_are_not_computed_again():
     assert lengths == [6, 1, 1]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_predicts_nothing_finite_writes_nothing(value, temperature):
+    model, decoding, one = tiny_model(), Decoding(3, temperature=temperature), torch.tensor([9])
+    model.lm_head.register_forward_hook(lambda *given: given[2].index_fill(2, one, value))
+    asked = {"pad_token_id": EOS, "ended": lambda ids: False}
+    with pytest.raises(ValueError, match="predicts NaN or infinity, so it writes nothing"):
+        decode(model, [[5, 6], [7]], decoding, row_uniforms(range(2), decoding), **asked)
+
+
 def test_a_row_that_has_ended_leaves_the_batch():
     model, rows = tiny_model(), []
     model.register_forward_pre_hook(

@@ -8,9 +8,10 @@ from tiny_models import EOS, tiny_model, tiny_tokenizer
 from tiny_runs import KilledError
 from tokenizers_for_tests import chatml_tokenizer, llama_tokenizer
 
-from rahf.artifacts import ResumableFile, read_json, read_lines
+from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.evaluation.intervals import mean_estimate, ratio_estimate
+from rahf.generation.record_file import ResumableFile
 from rahf.interpret.token_shift.kinds import FUNCTION_WORDS, STYLE_WORDS, token_kinds
 from rahf.interpret.token_shift.records import given_responses, text_pieces, write_shifts
 from rahf.interpret.token_shift.shift import compare_predictions, token_shift

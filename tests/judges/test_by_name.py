@@ -1,12 +1,17 @@
 """Judges by their names: what is refused, what they are remembered by, when a model is loaded."""
 
 import gc
+import os
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import classifier, tiny_model_of_bytes
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_models import classifier, lora, tiny_model_of_bytes
 from tokenizers_for_tests import chatml_tokenizer
+from transformers import AutoModelForCausalLM
 
 from rahf.judges import by_name as named_judges
 from rahf.judges.by_name import NamedJudge, aspects_judge, comparing_judge, scoring_judge
@@ -124,11 +129,42 @@ def test_a_model_is_loaded_for_new_texts_alone_and_let_go_of(saved, monkeypatch,
     assert len(loaded) == 1
 
 
-def test_a_model_that_is_trained_anew_is_another_judge(saved):
-    before = comparing_judge(named(f"choice:{saved}/lm")).id
-    assert before.split()[:2] == [f"{saved}/lm", "auto"]
-    (saved / "lm/model.safetensors").touch()
-    assert comparing_judge(named(f"choice:{saved}/lm")).id != before
+def retrained(path):
+    """Change the weights in place: the file keeps its name, its size and its time."""
+    stat = path.stat()
+    if path.suffix == ".bin":
+        torch.save({key: 2 * part for key, part in torch.load(path).items()}, path)
+    else:
+        save_file({key: 2 * part for key, part in load_file(path).items()}, path, {"format": "pt"})
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("choice:lm", "lm/model.safetensors"),
+        ("choice:lm", "lm/pytorch_model.bin"),
+        ("choice:adapter", "adapter/adapter_model.safetensors"),
+        ("choice:adapter", "lm/model.safetensors"),
+        ("reward:classifier", "classifier/model.safetensors"),
+        ("references:references.jsonl", "lm/model.safetensors"),
+    ],
+)
+def test_a_model_that_is_trained_anew_is_another_judge(saved, monkeypatch, name, changed):
+    monkeypatch.chdir(saved)
+    if name == "choice:adapter":
+        get_peft_model(AutoModelForCausalLM.from_pretrained("lm"), lora()).save_pretrained(
+            "adapter"
+        )
+    Path("references.jsonl").write_text('{"prompt": "a", "right": "b", "wrong": "c"}')
+    if changed.endswith(".bin"):
+        torch.save(load_file("lm/model.safetensors"), changed)
+        Path("lm/model.safetensors").unlink()
+    before = comparing_judge(named(name, encoder="lm")).id
+    Path(changed).touch()
+    assert comparing_judge(named(name, encoder="lm")).id == before
+    retrained(Path(changed))
+    assert comparing_judge(named(name, encoder="lm")).id != before
 
 
 def test_a_judge_that_is_not_there_is_told_before_it_is_asked(tmp_path):

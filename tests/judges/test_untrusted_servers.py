@@ -108,7 +108,7 @@ def test_half_a_character_in_an_answer_can_be_kept(tmp_path):
     assert verdict.said == "?"
 
 
-@pytest.mark.parametrize("status", [302, 307])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed_with_the_key(status):
     with server((200, {}, "yes")) as (other, reached):
         elsewhere = f"{other.replace('127.0.0.1', 'localhost')}?api_key={KEY}"

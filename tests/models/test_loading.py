@@ -1,6 +1,8 @@
 """Weights whose names are not those of the model are refused, and never replaced by random ones."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import classifier, lora, randomize, tiny_model
 from transformers import AutoModelForSequenceClassification
 
+import rahf
 from rahf.models.adapters import (
     add_teachers,
     attach_policy,
@@ -17,7 +20,7 @@ from rahf.models.adapters import (
     load_model,
     put_adapter,
 )
-from rahf.models.classifiers import load_classifier
+from rahf.models.classifiers import load_classifier, load_to_train
 
 CPU = torch.device("cpu")
 
@@ -57,6 +60,7 @@ def test_a_base_with_other_tensors_is_refused(family, tmp_path, case):
         "base": lambda: base_model(str(folder)),
         "teacher": lambda: load_blocks(folder, 2),
         "asked": lambda: load_model(folder, device=CPU),
+        "trained as a judge": lambda: load_to_train(str(folder), {}),
     }
     for refuse in load.values():
         with pytest.raises(ValueError, match=str(folder)):
@@ -128,3 +132,24 @@ def test_an_adapter_is_a_reward_model_with_its_head_only(family, tmp_path, with_
 def test_a_whole_classifier_is_loaded(tmp_path):
     classifier().save_pretrained(tmp_path)
     load_classifier(tmp_path, {}, CPU)
+    load_to_train(str(tmp_path), {})
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "gpt_neox"])
+def test_a_language_model_gets_a_head_where_it_is_to_be_trained_as_a_judge(tmp_path, architecture):
+    tiny_model(architecture).save_pretrained(tmp_path)
+    assert load_to_train(str(tmp_path), {}).num_labels == 1
+
+
+def test_an_adapter_is_not_trained_as_a_judge(family):
+    with pytest.raises(ValueError, match="is an adapter: merge it into its base"):
+        load_to_train(str(family.adapters["positive"]), {})
+
+
+def test_every_model_that_is_loaded_is_checked_for_missing_tensors():
+    loaders = re.compile(r"AutoModel\w*\.from_pretrained\(\s*(?!\{)")
+    for path in Path(rahf.__file__).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "report" not in path.parts and loaders.search(text):  # the report shows code to readers
+            assert "refuse_incomplete(" in text, path
+            assert len(loaders.findall(text)) <= text.count("refuse_incomplete("), path

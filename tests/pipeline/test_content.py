@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_recipes import WORDS, write_lines
 
 from rahf.artifacts import alone, identity_of
-from rahf.cli import main
+from rahf.cli import COMMANDS, main
 from rahf.pipeline.run import stage_record
 from rahf.recipe.files import checked_recipe
 
@@ -160,30 +160,70 @@ HOLD = "import sys, pathlib, rahf.artifacts as a\nwith a.alone(pathlib.Path(sys.
 HOLD += "    print('held', flush=True)\n    sys.stdin.read()\n"
 
 
-@pytest.mark.parametrize(
-    ("output", "command"),
-    [
-        ("said.jsonl", generate),
-        ("out", lambda: main(["align", "recipe.yaml"])),
-        ("out/dpo", lambda: main(["dpo", "recipe.yaml"])),
-        (
-            "grid/sweep",
-            lambda: main(["sweep", "recipe.yaml", "--alpha", "1,2", "--output_dir", "grid"]),
-        ),
-    ],
-)
-def test_a_second_process_is_told_who_holds_the_output(whole_recipe, capsys, output, command):
+MODEL = "--model positive --device cpu"
+WRITES = {
+    "align": ("out", "recipe.yaml"),
+    "prepare": ("out", "recipe.yaml"),
+    "generate": ("said.jsonl", f"{MODEL} --prompts pairs/test.jsonl --output said.jsonl"),
+    "directions": ("out/reading/responses", "recipe.yaml"),
+    "shift": ("shifts", f"{MODEL} --prompts pairs/test.jsonl --limit 1 --output shifts"),
+    "evaluate preferences": ("p.json", f"{MODEL} --pairs pairs --output p.json"),
+    "evaluate responses": ("r.json", "--judge length --responses said.jsonl --output r.json"),
+    "evaluate tasks": ("t.json", f"{MODEL} --tasks any --output t.json"),
+    "reward": ("judge", "--model base --pairs pairs --use_cpu --output judge"),
+    "dpo": ("out/dpo", "recipe.yaml"),
+    "compare": ("out/compare", "recipe.yaml --dataset_test_split test --compare.judge length"),
+    "export": ("exported", "positive --output exported"),
+    "push": ("positive", "positive me/mine --base me/base"),
+    "sweep": ("grid/sweep", "recipe.yaml --alpha 1,2 --output_dir grid"),
+}
+"""What every command writes, or sends, and its arguments."""
+
+WRITE_NOTHING = {"data", "plan", "validate"}
+
+
+def test_the_output_of_every_command_is_known():
+    commands = {
+        word
+        for name, entry in COMMANDS.items()
+        for word in (
+            [f"{name} {kind}" for kind in entry.kinds] if "kinds" in dir(entry) else [name]
+        )
+    }
+    assert WRITES.keys() | WRITE_NOTHING == commands
+
+
+@pytest.mark.parametrize("command", WRITES)
+def test_a_second_process_is_told_who_holds_the_output(whole_recipe, capsys, command):
+    output, arguments = WRITES[command]
+    before = {path for path in Path().rglob("*") if not path.name.startswith(".")}
     held = [sys.executable, "-c", HOLD, output]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(held, **pipes) as other:
         assert other.stdout.readline() == "held\n"
-        assert command() == 2
+        assert main([*command.split(), *arguments.split()]) == 2
         told = capsys.readouterr().err
         other.stdin.close()
     assert f"error: {output} is being made by process {other.pid} on " in told
     assert " since 20" in told
+    made = {path for path in Path().rglob("*") if not path.name.startswith(".")} - before
+    assert {path for path in made if path.is_file() and "cache" not in path.parts} == set()
     with alone(Path(output), wait=False):
         pass
+
+
+def test_a_folder_that_nothing_can_be_written_beside_holds_its_own_lock(tmp_path, monkeypatch):
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with alone(mounted, wait=False):
+        assert (mounted / ".mounted.holder").exists()
+        with (
+            pytest.raises(ValueError, match="is being made by process"),
+            alone(mounted, wait=False),
+        ):
+            pass
+    assert not list(tmp_path.glob(".*"))
 
 
 ADAPTER = "out/teachers/positive/adapter_model.safetensors"

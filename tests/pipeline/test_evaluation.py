@@ -9,6 +9,7 @@ from tokenizers_for_tests import chatml_tokenizer
 
 from rahf.artifacts import read_json, read_lines
 from rahf.judges.rules import rule
+from rahf.pipeline import evaluation
 from rahf.pipeline.run import results_text, run_pipeline
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.recipe import RecipeError
@@ -43,6 +44,20 @@ def test_a_rule_scores_every_answer_and_keeps_no_verdicts(aligned, judge):
         assert row["judged_mean"] == pytest.approx(sum(scores) / 3)
         assert (row["shows_wanted"] is None) == (judge == "length")
     assert not (OUT / "verdicts.jsonl").exists()
+
+
+def test_an_empty_answer_counts_as_the_bases(aligned, monkeypatch):
+    measure = evaluation.measure_models
+
+    def silenced(*given):
+        measured = measure(*given)
+        measured["policy"].answers[1] = " "
+        return measured
+
+    monkeypatch.setattr(evaluation, "measure_models", silenced)
+    _, answers = aligned(judge="length")
+    assert answers[1]["answers"]["policy"] == " "
+    assert answers[1]["scores"]["policy"] == answers[1]["scores"]["base"] > 1
 
 
 def test_several_judges_stand_beside_the_first_and_agree_with_each_other_and_length(aligned):

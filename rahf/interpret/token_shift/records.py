@@ -12,9 +12,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import ResumableFile
 from rahf.generation.answers import answering, answers, end_ids, pad_id
 from rahf.generation.decoding import Decoding
+from rahf.generation.record_file import ResumableFile
 from rahf.interpret.token_shift.kinds import token_kinds
 from rahf.interpret.token_shift.shift import Shift, bucket_of, token_shift
 

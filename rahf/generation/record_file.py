@@ -1,0 +1,117 @@
+"""A file of records that is made one by one: what a killed run has made is kept.
+
+Knows files; knows no model.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rahf.artifacts import (
+    alone,
+    append_lines,
+    differences,
+    kept_lines,
+    other_content,
+    read_json,
+    write_json,
+    write_lines,
+    write_text,
+)
+
+
+@contextmanager
+def record_file(
+    path: Path, settings: Mapping[str, Any], made_from: Mapping[str, str | None] | None = None
+) -> Iterator["ResumableFile"]:
+    """Open a file that no other process may make meanwhile.
+
+    Raises:
+        ValueError: another process makes it; see `ResumableFile`.
+    """
+    with alone(path, wait=False):
+        yield ResumableFile(path, settings, made_from)
+
+
+class ResumableFile:
+    """Keep the records of a file one by one, and write the file when all are there.
+
+    Beside `FILE` stand `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
+    with, when it is complete. A killed run resumes with the records that are whole; one that was
+    cut off or damaged is named and made again.
+
+    Raises:
+        ValueError: the file is there, finished or begun, made with other settings.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        made_from: Mapping[str, str | None] | None = None,
+    ):
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+        made_with = {"made_from": made_from or {}, "settings": settings}
+        self._made_with = json.loads(json.dumps(made_with))
+        self._unfinished = path.with_name(f"{path.name}.unfinished")
+        self._run = path.with_name(f"{path.name}.run.json")
+        self.complete = path.exists() and not self._unfinished.exists()
+        if self.complete:
+            self._check(read_json(self._run) if self._run.exists() else None)
+        elif self._unfinished.exists():
+            self._go_on()
+
+    def begin(self) -> None:
+        """Make the folder and the file of records, unless a run that was killed has."""
+        if not self._unfinished.exists():
+            write_lines(self._unfinished, [self._made_with])
+
+    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Keep records; they are on the disk when this returns."""
+        added = [dict(record) for record in records]
+        append_lines(self._unfinished, added)
+        self.records += added
+
+    def finish(self, text: str, **results: Any) -> None:
+        """Write the file, and what it was made with and came to beside it."""
+        write_text(self.path, text)
+        write_json(self._run, {**results, **self._made_with})
+        self._unfinished.unlink()
+        self.complete = True
+
+    def results(self) -> dict[str, Any]:
+        """Return the results that `finish` was given."""
+        run = read_json(self._run)
+        return {key: value for key, value in run.items() if key not in self._made_with}
+
+    def _go_on(self) -> None:
+        kept = kept_lines(self._unfinished, _is_whole)
+        if kept and "settings" not in kept[0]:
+            raise ValueError(
+                f"{self._unfinished}: the first line, what the file was begun with, is damaged. "
+                "Delete the file to begin again."
+            )
+        if not kept:
+            self._unfinished.unlink()
+            return
+        made_with, *self.records = kept
+        self._check(made_with)
+
+    def _check(self, made_with: Mapping[str, Any] | None) -> None:
+        if made_with is None:
+            raise ValueError(f"{self.path} is there already; give another name, or delete it.")
+        changed = differences(made_with["settings"], self._made_with["settings"])
+        changed += other_content(made_with, self._made_with["made_from"])
+        if changed:
+            raise ValueError(
+                f"{self.path} was made, or begun, with other settings:\n{changed}"
+                f"Give another name, or delete it and what stands beside it ({self.path.name}.*)."
+            )
+
+
+def _is_whole(line: Any) -> bool:
+    """Return whether a line is a record of a row, or what the file was begun with."""
+    return isinstance(line, dict) and ("row" in line or "settings" in line)
