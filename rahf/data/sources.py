@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rahf.data.hub import ask_hub, ask_no_more, near_name
 from rahf.data.pairs import (
     PAIR_FORM_VERSION,
     check_columns,
@@ -256,11 +257,18 @@ def _load_from_hub(source: DataSource, cache_dir: str | Path | None) -> "Dataset
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    found, here = ask_hub(source.path, "dataset"), f"{source.path!r} is no file or folder here"
+    if found.there is False:
+        raise ValueError(f"{here}{near_name(source.path)}, and {found.reason}; correct the name.")
+    if found.there is None:
+        ask_no_more()
     try:
         raw = load_dataset(source.path, source.name, split=source.split, cache_dir=_text(cache_dir))
     except (DatasetNotFoundError, ConnectionError) as error:
+        why = f"the Hub cannot be asked for it ({found.reason})" if found.reason else f"{error}"
         raise ValueError(
-            f"{source.path!r} is no file or folder here, and the Hub gave no such data set: {error}"
+            f"{here}{near_name(source.path)}, and {why}; correct the path, or fetch the data set "
+            "where there is a network."
         ) from error
     where = f"{source.path} ({source.split})"
     return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from rahf.data.chat_format import with_chat_template
+from rahf.data.hub import refuse_missing
 from rahf.data.pairs import without_held_out
 from rahf.data.sources import DataSource, load_mixture, load_pairs, local_path, local_splits
 from rahf.data.summary import DataReport
@@ -43,6 +44,8 @@ QUIET_DEFAULTS = {
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, with the recipe's chat template where it gives one."""
     model = recipe.model
+    name = model.model_name_or_path
+    refuse_missing(name, model.model_revision, f"model_name_or_path: {name}")
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path,
         revision=model.model_revision,

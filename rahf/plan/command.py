@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rahf.data.hub import refuse_missing
 from rahf.distributed.accelerate import read_launch
 from rahf.models.shapes import Decoder, read_decoder
 from rahf.plan.case import Case
@@ -69,12 +70,13 @@ def _config_path(recipe: Recipe, given: Path | None) -> Path:
         return Path(name) / "config.json"
     from huggingface_hub import hf_hub_download
 
+    revision, cure = recipe.model.model_revision, "give its config.json with --model_config FILE"
+    refuse_missing(name, revision, f"model_name_or_path: {name}", cure)
     try:
-        return Path(hf_hub_download(name, "config.json", revision=recipe.model.model_revision))
+        return Path(hf_hub_download(name, "config.json", revision=revision))
     except OSError as error:  # also those of the Hub and of the connection
         raise ValueError(
-            f"the config.json of {name} cannot be had from the Hub ({error}): give one with "
-            "--model_config FILE"
+            f"the config.json of {name} cannot be had from the Hub ({error}): {cure}"
         ) from error
 
 

@@ -923,9 +923,10 @@ def test_a_model_of_the_hub_that_cannot_be_had_asks_for_its_configuration(
     def fail(*args, **kwargs):
         raise ConnectionError("no route")
 
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *args, **kwargs: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     assert main(["plan", recipe_file(model_name_or_path="org/model")]) == 2
-    assert "(no route): give one with --model_config FILE" in capsys.readouterr().err
+    assert "(no route): give its config.json with --model_config FILE" in capsys.readouterr().err
 
 
 def test_measured_lengths_of_other_settings_are_not_read(place):

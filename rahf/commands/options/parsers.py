@@ -4,6 +4,7 @@ options of its own. Each function makes the parser and says what `run` is given.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,8 +27,12 @@ def recipe_command(
 
     def with_recipe(options: argparse.Namespace) -> int:
         from rahf.recipe.files import checked_recipe
+        from rahf.recipe.summary import not_read
 
-        return run(checked_recipe(options.recipe, options.overrides), options)
+        recipe = checked_recipe(options.recipe, options.overrides)
+        for line in not_read(recipe):
+            print(f"note: {line}", file=sys.stderr)
+        return run(recipe, options)
 
     return recipe_file_command(commands, name, summary, with_recipe)
 
@@ -50,15 +55,19 @@ def launch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def plain_command(commands, name: str, summary: str, run: Run) -> argparse.ArgumentParser:
-    """Add a command with options of its own; an option that it does not have is refused."""
+    """Add a command with options of its own; an option that it does not have is refused.
+
+    `check`, where a group of options sets it, is called before `run`.
+    """
     parser = _command(commands, name, summary)
 
     def known_options_only(options: argparse.Namespace) -> int:
         if options.overrides:
             parser.error(_unknown(options.overrides[0], parser))
+        options.check(options)
         return run(options)
 
-    parser.set_defaults(run=known_options_only)
+    parser.set_defaults(run=known_options_only, check=lambda _: None)
     return parser
 
 
