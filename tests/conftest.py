@@ -42,13 +42,13 @@ import json  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
-from huggingface_hub import constants  # noqa: E402
 from tiny_models import Family, make_family  # noqa: E402
 from tiny_recipes import WORDS, write_lines  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # noqa: E402
 
 from rahf.data.hub import ask_hub  # noqa: E402
+from rahf.data.sources import hub_splits  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -72,9 +72,10 @@ def gpt2_family(tmp_path_factory) -> Family:
 
 @pytest.fixture(autouse=True)
 def hub_as_before(monkeypatch) -> None:
-    """Leave no answer of the Hub, and no client that asks it for nothing more, to the next test."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+    """Leave no answer of the Hub to the next test, and ask it only where a test turns that on."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     ask_hub.cache_clear()
+    hub_splits.cache_clear()
 
 
 @pytest.fixture

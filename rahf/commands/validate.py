@@ -18,10 +18,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.comparison.row_recipes import check_given_comparison
-    from rahf.recipe.files import checked_recipe
+    from rahf.recipe.files import checked_recipe, not_read
     from rahf.recipe.model_files import ask_for_names
     from rahf.recipe.recipe import Recipe, RecipeError
-    from rahf.recipe.summary import as_figures, not_read
+    from rahf.recipe.summary import as_figures
 
     unchecked: list[str] = []
 
@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _told(recipe: "Recipe", path: Path, unchecked: list[str]) -> str:
     """Return the verdict, what is not checked or not read, what is given, and every value."""
-    from rahf.recipe.summary import not_read, summary, values_that_differ, values_that_hold
+    from rahf.recipe.files import not_read
+    from rahf.recipe.summary import summary, values_that_differ, values_that_hold
 
     verdict = "ok, as far as it could be checked" if unchecked else "ok"
     parts = [f"{verdict}: {path}\n{summary(recipe)}"]

@@ -9,8 +9,9 @@ found again. Knows no method, no tokenizer and no model.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,23 +256,55 @@ def _normalized_records(
 
 def _load_from_hub(source: DataSource, cache_dir: str | Path | None) -> "Dataset":
     from datasets import load_dataset
+
+    where = f"{source.path} ({source.split})"
+    options = {"split": source.split, "cache_dir": _text(cache_dir)}
+    try:
+        raw = _from_hub(
+            where, source.path, lambda: load_dataset(source.path, source.name, **options)
+        )
+    except ValueError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        wanted, splits = source.split.partition("[")[0], hub_splits(source.path, source.name)
+        if wanted in splits:
+            raise
+        raise ValueError(
+            f"{source.path} has no split {wanted!r}. It has: {', '.join(splits)}."
+        ) from error
+    return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)
+
+
+@cache
+def hub_splits(name: str, configuration: str | None = None) -> tuple[str, ...]:
+    """Return the splits of a data set of the Hub.
+
+    Raises:
+        ValueError: there is no such data set or configuration, or the Hub cannot be asked.
+    """
+    from datasets import get_dataset_split_names
+
+    return tuple(_from_hub(name, name, lambda: get_dataset_split_names(name, configuration)))
+
+
+def _from_hub(where: str, name: str, get: Callable[[], Any]) -> Any:
+    """Return what `get` gets of a data set of the Hub, which is asked for the name first."""
     from datasets.exceptions import DatasetNotFoundError
 
-    found, here = ask_hub(source.path, "dataset"), f"{source.path!r} is no file or folder here"
+    found, here = ask_hub(name, "dataset"), f"{name!r} is no file or folder here{near_name(name)}"
     if found.there is False:
-        raise ValueError(f"{here}{near_name(source.path)}, and {found.reason}; correct the name.")
+        raise ValueError(f"{here}, and {found.reason}; correct the name.")
     if found.there is None:
         ask_no_more()
     try:
-        raw = load_dataset(source.path, source.name, split=source.split, cache_dir=_text(cache_dir))
+        return get()
+    except ValueError as error:  # a split or a configuration that it does not have
+        raise ValueError(f"{where}: {error}") from error
     except (DatasetNotFoundError, ConnectionError) as error:
         why = f"the Hub cannot be asked for it ({found.reason})" if found.reason else f"{error}"
         raise ValueError(
-            f"{here}{near_name(source.path)}, and {why}; correct the path, or fetch the data set "
-            "where there is a network."
+            f"{here}, and {why}; correct the path, or fetch the data set where there is a network."
         ) from error
-    where = f"{source.path} ({source.split})"
-    return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)
 
 
 def _slice(pairs: "Dataset", split: str, spec: str) -> "Dataset":

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rahf.data.hub import refuse_missing
+from rahf.data.hub import exists, refuse_missing
 from rahf.distributed.accelerate import read_launch
 from rahf.models.shapes import Decoder, read_decoder
 from rahf.plan.case import Case
 from rahf.plan.lengths import LENGTHS_FILE, Lengths, bounds, count_rows, read_measured
 from rahf.plan.report import as_figures, refusal, report
-from rahf.recipe.model_files import is_local
 from rahf.recipe.recipe import Recipe
 
 
@@ -66,12 +65,12 @@ def _config_path(recipe: Recipe, given: Path | None) -> Path:
     if given is not None:
         return given
     name = recipe.model.model_name_or_path
-    if is_local(name):
+    revision, cure = recipe.model.model_revision, "give its config.json with --model_config FILE"
+    refuse_missing(name, revision, f"model_name_or_path: {name}", cure)
+    if exists(name):
         return Path(name) / "config.json"
     from huggingface_hub import hf_hub_download
 
-    revision, cure = recipe.model.model_revision, "give its config.json with --model_config FILE"
-    refuse_missing(name, revision, f"model_name_or_path: {name}", cure)
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except OSError as error:  # also those of the Hub and of the connection

@@ -51,6 +51,19 @@ def checked_recipe(
     return recipe
 
 
+def not_read(recipe: Recipe) -> list[str]:
+    """Return the keys that are given and have no effect beside another, a line each."""
+    found = []
+    for section, given in (("", recipe.training), ("teachers", recipe.teachers_training)):
+        if "num_train_epochs" in given and given.get("max_steps", -1) > 0:
+            key, steps = (full_name(section, n) for n in ("num_train_epochs", "max_steps"))
+            found.append(
+                f"{key}: {given['num_train_epochs']:g} is not read beside {steps}: "
+                f"{given['max_steps']}, which alone decides the length: remove one"
+            )
+    return found
+
+
 def check_files(recipe: Recipe) -> list[str]:
     """Return everything in a recipe that does not agree with the files it names."""
     return [
@@ -68,6 +81,9 @@ def check_named_files(recipe: Recipe) -> list[str]:
     return [*model_problems(recipe), *teacher_folder_problems(recipe), *_text_problems(recipe)]
 
 
+DEFAULT_TEST_SPLIT = "test"
+"""Gives way to a share where the data has one split only."""
+
 HELD_OUT = "held out"
 """Stands for a split: the share of the training prompts that is held out."""
 
@@ -75,7 +91,8 @@ HELD_OUT = "held out"
 def held_out_split(data: Any) -> str | None:
     """Return the split that is measured on: its name, HELD_OUT, or None where nothing is held out.
 
-    args: data: DataOptions. The default name gives way to a share where there is one split only.
+    args: data: DataOptions. DEFAULT_TEST_SPLIT of the Hub is returned as it is: its splits are not
+    known here.
     """
     split = data.dataset_test_split
     missing = split is None or data.datasets is not None or _only_split_is_another(data, split)
@@ -83,7 +100,7 @@ def held_out_split(data: Any) -> str | None:
 
 
 def _only_split_is_another(data: Any, split: str) -> bool:
-    if split != "test" or not is_local(data.dataset_name):
+    if split != DEFAULT_TEST_SPLIT or not is_local(data.dataset_name):
         return False
     try:
         local = local_path(DataSource(data.dataset_name, data.dataset_config))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rahf.recipe.files import HELD_OUT, held_out_split
+from rahf.recipe.files import DEFAULT_TEST_SPLIT, HELD_OUT, held_out_split
 from rahf.recipe.keys import default_of, full_name, groups
 from rahf.recipe.layers import AUTO, resolve_layers
 from rahf.recipe.model_files import is_local, model_depth
@@ -89,7 +89,10 @@ def _held_out_told(recipe: Recipe) -> str:
     split = held_out_split(recipe.data)
     if split == HELD_OUT:
         return f"{recipe.data.test_share:.0%} of the training prompts (test_share)"
-    return "nothing" if split is None else f"split {split}"
+    told = "nothing" if split is None else f"split {split}"
+    if split == DEFAULT_TEST_SPLIT and not is_local(recipe.data.dataset_name or ""):
+        told += f", or where it has one split, {recipe.data.test_share:.0%} of its prompts"
+    return told
 
 
 def _with_origin(name: str) -> str:
@@ -163,19 +166,6 @@ def values_that_hold(recipe: Recipe) -> str:
             mark = f" (default of {recipe.method.method})" if held.of_method else " (default)"
         lines += _wrapped(held.name, f"{as_yaml(held.value)}{mark}", _NAMES)
     return "\n".join(lines)
-
-
-def not_read(recipe: Recipe) -> list[str]:
-    """Return the keys that are given and have no effect beside another, a line each."""
-    found = []
-    for section, given in (("", recipe.training), ("teachers", recipe.teachers_training)):
-        if "num_train_epochs" in given and given.get("max_steps", -1) > 0:
-            key, steps = (full_name(section, n) for n in ("num_train_epochs", "max_steps"))
-            found.append(
-                f"{key}: {given['num_train_epochs']:g} is not read beside {steps}: "
-                f"{given['max_steps']}, which alone decides the length: remove one"
-            )
-    return found
 
 
 def _wrapped(name: str, value: str, indent: int) -> list[str]:

@@ -84,7 +84,6 @@ def place(family, tmp_path, monkeypatch):
     """The current folder: a base, an adapter of it, pairs, prompts, responses, directions."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     shutil.copytree(family.base, "base")
     shutil.copytree(family.adapters["positive"], "adapter")
     pair = {"prompt": "w2", "chosen": "w3", "rejected": "w4", "response": "w5"}

@@ -24,7 +24,6 @@ PAIR = {"prompt": "How was it?", "chosen": "Lovely.", "rejected": "Dreadful."}
 def place(tmp_path, monkeypatch):
     """A folder with a model of 12 blocks, pairs and prompts, which is the current one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     save("model/config.json", {"num_hidden_layers": 12})
     for split in ("train", "test"):
         save_lines(f"pairs/{split}.jsonl", [PAIR, PAIR])

@@ -162,6 +162,7 @@ def test_formats_that_do_not_apply_are_refused(family, tmp_path, capsys, formats
 @pytest.fixture
 def hub(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     # This Hub keeps large files by the LFS protocol, as those without the Xet storage do.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with running_hub() as server:

@@ -26,8 +26,7 @@ def recipe_command(
     """Add a command that is given a recipe, which is checked, with its overrides, before `run`."""
 
     def with_recipe(options: argparse.Namespace) -> int:
-        from rahf.recipe.files import checked_recipe
-        from rahf.recipe.summary import not_read
+        from rahf.recipe.files import checked_recipe, not_read
 
         recipe = checked_recipe(options.recipe, options.overrides)
         for line in not_read(recipe):
