@@ -61,6 +61,7 @@ REMOVED_CHOICES = {
 
 # Names from other projects' recipes, with what to write here.
 OTHER_NAMES = {
+    "accelerate_config": "remove it; it is an option of rahf align and rahf plan, and no key",
     "activation_checkpoint": "use activation_checkpointing",
     "adapter_name_or_path": "use model_name_or_path for the base; adapters are given as teachers",
     "attn": "use attn_implementation",
@@ -69,6 +70,7 @@ OTHER_NAMES = {
     "beta": "use dpo_beta for the DPO term, or alpha for the strength of the shift; the beta of a "
     "preferred teacher is teachers.beta",
     "checkpoint": "use resume_from_checkpoint",
+    "config": "remove it; the recipe is the first argument, as in rahf validate RECIPE.yaml",
     "cutoff_len": "use max_length",
     "data": "use dataset_name, or datasets for a mixture",
     "data_path": "use dataset_name",
@@ -102,6 +104,7 @@ OTHER_NAMES = {
     "model_name": "use model_name_or_path",
     "num_epochs": "use num_train_epochs",
     "num_proc": "use dataset_num_proc",
+    "num_processes": "remove it; it is an option of rahf align and rahf plan, and no key",
     "optimizer": "use optim",
     "output": "use output_dir",
     "output_path": "use output_dir",
@@ -190,6 +193,9 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
         return f"{full}: is no longer a key of a recipe: {REMOVED[full].advice}"
     cure = REPLACED.get(key) or OTHER_NAMES.get(key)
     if cure:
+        verb, _, named = cure.partition(" ")
+        if section and verb == "use" and named.partition(" ")[0].rstrip(",:") in known:
+            cure = f"use {full_name(section, named)}"
         return f"{full}: is not a key of a recipe: {cure}"
     near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
     return f"{full}: unknown key" + (f", did you mean {near[0]}?" if near else "")

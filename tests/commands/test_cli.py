@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rahf.cli import COMMANDS, Group, main
+from rahf.cli import COMMANDS, OTHER_COMMANDS, Group, main
 from rahf.commands.options.parsers import plain_command
 from rahf.data.hub import Finding
 
@@ -562,10 +562,53 @@ def test_a_wrong_command_is_refused_with_the_usage(arguments, capsys):
     assert "usage: rahf" in capsys.readouterr().err
 
 
-def test_a_wrong_command_is_refused_with_the_nearest_one(capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("algin", "unknown command algin, did you mean align?"),
+        *((word, f"command {word}, did you mean {to}?") for word, to in OTHER_COMMANDS.items()),
+        ("xyzzy", "unknown command xyzzy, choose from align, data"),
+        ("evaluate preference", "unknown kind of evaluate preference, did you mean preferences?"),
+        ("evaluate --model x", "choose from preferences, responses, tasks"),
+        ("generate --prompt x", "unknown argument --prompt, did you mean --prompts?; the follow"),
+        ("generate --sed=3 --seed x", "unknown argument --sed=3, did you mean --seed?; argument"),
+        ("evaluate tasks --task x", "unknown argument --task, did you mean --tasks?; the follow"),
+        ("align --alpha=3", "the following arguments are required: RECIPE.yaml"),
+    ],
+)
+def test_a_wrong_word_is_refused_with_what_was_meant(capsys, words, said):
     with pytest.raises(SystemExit):
-        main(["algin"])
-    assert "unknown command algin, did you mean align?" in capsys.readouterr().err
+        main(words.split())
+    assert said in capsys.readouterr().err
+
+
+def test_the_commands_hinted_at_exist():
+    for told in OTHER_COMMANDS.values():
+        assert told.split(",")[0].split()[0] in COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--alpha"], "--alpha: the value is missing, a recipe key is --key value"),
+        (["--alpha", "--lora_r", "4"], "--alpha: the value is missing"),
+        (["--teachers.max_steps"], "--teachers.max_steps: the value is missing"),
+        (["--output_dir"], "--output_dir: the value is missing"),
+        (["--config", "recipe.yaml"], "config: is not a key of a recipe: remove it; the recipe is"),
+        (["--accelerate_config", "ddp"], "accelerate_config: is not a key of a recipe: remove it"),
+        (["--teachers.lr", "1"], "teachers.lr: is not a key of a recipe: use teachers.learning_ra"),
+        (["--lr", "1"], "lr: is not a key of a recipe: use learning_rate"),
+    ],
+    ids=str,
+)
+def test_a_wrong_key_of_the_command_line_is_told(place, capsys, words, said):
+    assert main(["validate", recipe(), *words]) == 1
+    [line] = capsys.readouterr().err.splitlines()[1:]
+    assert line.startswith(f"- {said}")
+
+
+def test_a_switch_needs_no_value(place):
+    assert main(["validate", recipe(), "--bf16", "--trust_remote_code"]) == 0
 
 
 @pytest.mark.parametrize("name", COMMANDS)

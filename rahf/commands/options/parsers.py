@@ -5,9 +5,10 @@ options of its own. Each function makes the parser and says what `run` is given.
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 from rahf.commands.options.numbers import NUMBERS
 
@@ -18,6 +19,24 @@ OVERRIDES = (
     "Every key of the recipe can be overridden: --alpha 3, --teachers.learning_rate=1e-4, --bf16\n"
     "(true). Values are read as YAML."
 )
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose error also names the unknown option, which argparse tells after all others."""
+
+    takes_keys = True  # what is no option is a key of a recipe
+    given: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = args or ()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        names = [word for word in self.given if word.startswith("--")]
+        unknown = [w for w in names if w.partition("=")[0] not in self._option_string_actions]
+        if unknown and not self.takes_keys and not message.startswith("unknown argument"):
+            message = f"{_unknown(unknown[0], self)}; {message}"
+        super().error(message)
 
 
 def recipe_command(
@@ -66,6 +85,7 @@ def plain_command(commands, name: str, summary: str, run: Run) -> argparse.Argum
         options.check(options)
         return run(options)
 
+    parser.takes_keys = False
     parser.set_defaults(run=known_options_only, check=lambda _: None)
     return parser
 
