@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -199,9 +200,10 @@ def _load_local(
         return _load_records(tuple(map(str, files)), source.columns, cache_dir)
     try:
         names = [str(file) for file in files]
-        raw = load_dataset(
-            "parquet", data_files={"train": names}, split="train", cache_dir=_text(cache_dir)
-        )
+        with _no_bars():
+            raw = load_dataset(
+                "parquet", data_files={"train": names}, split="train", cache_dir=_text(cache_dir)
+            )
     except (DatasetGenerationError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
     return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)
@@ -221,18 +223,34 @@ def _load_records(
     mapping = tuple((columns or {}).items())
     content = json.dumps(["records", PAIR_FORM_VERSION, stamps, sorted(mapping)])
     try:
-        return Dataset.from_generator(
-            _normalized_records,
-            features=pair_features(),
-            gen_kwargs={"files": files, "columns": mapping},
-            cache_dir=_text(cache_dir),
-            fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
-        )
+        with _no_bars():
+            return Dataset.from_generator(
+                _normalized_records,
+                features=pair_features(),
+                gen_kwargs={"files": files, "columns": mapping},
+                cache_dir=_text(cache_dir),
+                fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
+            )
     except DatasetGenerationError as error:
         # `datasets` puts its own general sentence around our error, which names the line.
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Load without the bar "Generating train split" of `datasets`, which names no file."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _normalized_records(

@@ -40,7 +40,7 @@ def plan(
     wrong = refusal(case, options.device_memory) if options.device_memory is not None else None
     if as_json:
         fits = None if options.device_memory is None else wrong is None
-        text = json.dumps({**as_figures(case, told), "fits": fits}, indent=2)
+        text = json.dumps({**as_figures(case), "fits": fits}, indent=2)
     else:
         text = report(case, told)
     return text, DoesNotFitError(wrong) if wrong else None
@@ -106,7 +106,7 @@ def _lengths(recipe: Recipe, options: PlanOptions) -> tuple[Lengths, int | None,
         data = recipe.data
         told = (
             f"upper bounds (max_prompt_length {data.max_prompt_length}, max_length "
-            f"{data.max_length}): `rahf prepare` measures them, --mean_tokens sets them"
+            f"{data.max_length}): `rahf data` measures them, --mean_tokens sets them"
         )
     if options.mean_tokens is not None:
         told = f"{options.mean_tokens:g} tokens a row (--mean_tokens); memory: {told}"

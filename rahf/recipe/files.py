@@ -15,7 +15,7 @@ from typing import Any
 from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
-from rahf.recipe.data_options import column_problems, part_problems
+from rahf.recipe.data_options import MOST_HELD_OUT, column_problems, part_problems
 from rahf.recipe.keys import full_name
 from rahf.recipe.model_files import (
     is_local,
@@ -97,6 +97,13 @@ def held_out_split(data: Any) -> str | None:
     split = data.dataset_test_split
     missing = split is None or data.datasets is not None or _only_split_is_another(data, split)
     return split if not missing else HELD_OUT if data.test_share else None
+
+
+def held_out_count(data: Any, rows: int) -> int:
+    """Return how many of the training rows are held out, where each has a prompt of its own."""
+    if held_out_split(data) != HELD_OUT or rows < 2:
+        return 0
+    return min(max(1, round(data.test_share * rows)), MOST_HELD_OUT, rows - 1)
 
 
 def _only_split_is_another(data: Any, split: str) -> bool:
