@@ -13,14 +13,12 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import (
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from rahf.data.chat_format import with_chat_template
-from rahf.data.hub import exists, refuse_missing
 from rahf.data.pairs import without_held_out
 from rahf.data.sources import (
     DataSource,
@@ -32,7 +30,7 @@ from rahf.data.sources import (
 )
 from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_texts
-from rahf.models.adapters import base_model
+from rahf.models.adapters import base_model, load_tokenizer_of
 from rahf.recipe.data_options import MOST_HELD_OUT
 from rahf.recipe.files import DEFAULT_TEST_SPLIT, HELD_OUT, held_out_split
 from rahf.recipe.recipe import Recipe
@@ -51,9 +49,7 @@ QUIET_DEFAULTS = {
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, with the recipe's chat template where it gives one."""
     model = recipe.model
-    name = model.model_name_or_path
-    refuse_missing(name, model.model_revision, f"model_name_or_path: {name}")
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = load_tokenizer_of(
         model.model_name_or_path,
         revision=model.model_revision,
         trust_remote_code=model.trust_remote_code,
@@ -144,7 +140,7 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
 def held_out_of(recipe: Recipe) -> str | None:
     """Return `held_out_split`, where data of the Hub is asked for the splits that it has."""
     data, split = recipe.data, held_out_split(recipe.data)
-    if split != DEFAULT_TEST_SPLIT or exists(data.dataset_name):
+    if split != DEFAULT_TEST_SPLIT or Path(data.dataset_name).expanduser().exists():
         return split
     splits = hub_splits(data.dataset_name, data.dataset_config)
     if split in splits or len(splits) > 1:  # where it is not among several, loading says so
