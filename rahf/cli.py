@@ -8,18 +8,37 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
-from rahf.commands.options.parsers import plain_command, recipe_command, recipe_file_command
+from rahf.commands.options.parsers import (
+    CommandParser,
+    plain_command,
+    recipe_command,
+    recipe_file_command,
+)
 from rahf.foreign_warnings import ignore_foreign_warnings
 from rahf.report.terminal import ReaderGoneError, leave_quietly, plain_output
 
 FROM_CHECKPOINT = "the same command continues from the last checkpoint"
 FROM_FILE = "the same command continues where it stopped"
 FROM_START = "the same command starts from the beginning"
+
+OTHER_COMMANDS = {
+    "dataset": "data",
+    "eval": "evaluate",
+    "finetune": "align, or compare with a row sft",
+    "merge": "export",
+    "run": "align",
+    "sft": "compare, with a row sft",
+    "steer": "generate --directions",
+    "train": "align, or compare for baselines",
+    "upload": "push",
+}
+"""Names of commands elsewhere, with what does it here."""
 
 STATUSES = """\
 Exit status: 0 done; 1 not valid (validate); 2 cannot be run, the reason is one line on stderr;
@@ -173,11 +192,22 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version")
     words = [word for word in given if not word.startswith("-")]
     if words and words[0] not in COMMANDS:
-        near = get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
-        parser.error(f"unknown command {words[0]}, {hint}")
-    _add(parser.add_subparsers(metavar="COMMAND", required=True), COMMANDS, words)
+        parser.error(_unknown("command", words[0], COMMANDS, OTHER_COMMANDS))
+    group = COMMANDS[words[0]] if words else None
+    if isinstance(group, Group) and words[1:] and words[1] not in group.kinds:
+        parser.error(_unknown(f"kind of {words[0]}", words[1], group.kinds))
+    kinds = {"required": True, "parser_class": CommandParser}
+    _add(parser.add_subparsers(metavar="COMMAND", **kinds), COMMANDS, words)
     return parser
+
+
+def _unknown(
+    what: str, word: str, known: Iterable[str], others: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Return what is wrong with a word that names nothing, with what was probably meant."""
+    meant = others.get(word) or next(iter(get_close_matches(word, known, n=1)), None)
+    hint = f"did you mean {meant}?" if meant else f"choose from {', '.join(known)}"
+    return f"unknown {what} {word}, {hint}"
 
 
 def _add(

@@ -47,6 +47,9 @@ from tiny_recipes import WORDS, write_lines  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # noqa: E402
 
+from rahf.data.hub import ask_hub  # noqa: E402
+from rahf.data.sources import hub_splits  # noqa: E402
+
 torch.set_num_threads(1)
 
 
@@ -65,6 +68,14 @@ def family(tmp_path_factory) -> Family:
 def gpt2_family(tmp_path_factory) -> Family:
     """The same with learned positions."""
     return make_family(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+@pytest.fixture(autouse=True)
+def hub_as_before(monkeypatch) -> None:
+    """Leave no answer of the Hub to the next test, and ask it only where a test turns that on."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    ask_hub.cache_clear()
+    hub_splits.cache_clear()
 
 
 @pytest.fixture

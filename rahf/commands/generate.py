@@ -79,7 +79,7 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.data.prompts import read_prompts, response_layout
+    from rahf.data.prompts import read_prompts, refuse_rendered, response_layout
     from rahf.generation.decoding import Decoding
     from rahf.generation.responses import write_responses
 
@@ -89,6 +89,9 @@ def run(options: argparse.Namespace) -> int:
     fields = Decoding.__dataclass_fields__
     decoding = Decoding(**{name: getattr(options, name) for name in fields})
     model, tokenizer = load(options)
+    if options.urial is None:
+        chats = [prompt.messages for prompt in prompts]
+        refuse_rendered(options.prompts, chats, tokenizer, options.chat_template)
     with steering(options, model):
         counts = write_responses(
             model,

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _responses(options: argparse.Namespace, model, tokenizer, given):
     """Return the ids that the models are given, and where the responses come from."""
-    from rahf.data.prompts import chat_prompt_form
+    from rahf.data.prompts import chat_prompt_form, refuse_rendered
     from rahf.data.response_ids import tokenize_responses
     from rahf.generation.answers import end_ids
     from rahf.interpret.token_shift.records import (
@@ -75,12 +75,14 @@ def _responses(options: argparse.Namespace, model, tokenizer, given):
         without_unwritten_ends,
     )
 
+    chats, file = [entry.messages for entry in given], options.responses or options.prompts
+    refuse_rendered(file, chats, tokenizer, options.chat_template)
     if options.responses is None:
         form = chat_prompt_form(tokenizer, options.chat_template)
-        ids = [form.encode(prompt.messages) for prompt in given]
+        ids = [form.encode(chat) for chat in chats]
         asked = (options.max_new_tokens, options.batch_size)
         return ids, greedy_responses(model, tokenizer, ids, *asked)
-    chats, texts = [entry.messages for entry in given], [entry.text for entry in given]
+    texts = [entry.text for entry in given]
     ids = tokenize_responses(chats, texts, tokenizer, options.chat_template)
     finished = [entry.finished for entry in given]
     ids = without_unwritten_ends(ids, finished, end_ids(model, tokenizer))

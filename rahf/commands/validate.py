@@ -3,6 +3,11 @@
 import argparse
 import json
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rahf.recipe.recipe import Recipe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -13,24 +18,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.comparison.row_recipes import check_given_comparison
-    from rahf.recipe.files import checked_recipe
-    from rahf.recipe.recipe import RecipeError
-    from rahf.recipe.summary import as_figures, summary, values_that_hold
+    from rahf.recipe.files import checked_recipe, not_read
+    from rahf.recipe.model_files import ask_for_names
+    from rahf.recipe.recipe import Recipe, RecipeError
+    from rahf.recipe.summary import as_figures
+
+    unchecked: list[str] = []
+
+    def also(recipe: Recipe) -> list[str]:
+        problems, unknown = ask_for_names(recipe)
+        unchecked.extend(unknown)
+        return [*check_given_comparison(recipe), *problems]
 
     try:
-        recipe = checked_recipe(options.recipe, options.overrides, check_given_comparison)
+        recipe, problems = checked_recipe(options.recipe, options.overrides, also), ()
     except RecipeError as error:
-        if options.json:
-            _print_json(options, {"valid": False, "problems": error.problems})
-            return 1
-        print(f"{error}", file=sys.stderr)
-        return 1
+        recipe, problems = None, error.problems
+        if not options.json:
+            print(f"{error}", file=sys.stderr)
     if options.json:
-        _print_json(options, {"valid": True, "problems": [], **as_figures(recipe)})
-        return 0
-    print(f"ok: {options.recipe}\n{summary(recipe)}\n\n{values_that_hold(recipe)}")
-    return 0
+        figures = {"recipe": str(options.recipe), "valid": not problems, "problems": problems}
+        figures |= {"not_checked": unchecked}
+        if recipe is not None:
+            figures |= {"not_read": not_read(recipe), **as_figures(recipe)}
+        print(json.dumps(figures, indent=2, default=str))
+    elif recipe is not None:
+        print(_told(recipe, options.recipe, unchecked))
+    return 1 if problems else 0
 
 
-def _print_json(options: argparse.Namespace, figures: dict) -> None:
-    print(json.dumps({"recipe": str(options.recipe), **figures}, indent=2, default=str))
+def _told(recipe: "Recipe", path: Path, unchecked: list[str]) -> str:
+    """Return the verdict, what is not checked or not read, what is given, and every value."""
+    from rahf.recipe.files import not_read
+    from rahf.recipe.summary import summary, values_that_differ, values_that_hold
+
+    verdict = "ok, as far as it could be checked" if unchecked else "ok"
+    parts = [f"{verdict}: {path}\n{summary(recipe)}"]
+    for title, lines in (("Not checked", unchecked), ("Not read", not_read(recipe))):
+        parts += ["\n".join([title, *(f"- {line}" for line in lines)])] if lines else []
+    return "\n\n".join([*parts, values_that_differ(recipe), values_that_hold(recipe)])

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rahf.artifacts import alone, identity_of, read_json, write_json, write_lines
 from rahf.data.pairs import usable_pairs, whole_pair
-from rahf.data.prompts import PromptForm, chat_prompt_form, read_prompts
+from rahf.data.prompts import PromptForm, chat_prompt_form, read_chats
 from rahf.data.sources import load_pairs
 from rahf.data.tokenization import tokenize_pairs
 from rahf.evaluation.measures import HeldOut
@@ -96,7 +96,7 @@ def held_out_part(
         pairs = load_pairs(validation, split="validation")
     pairs = usable_pairs(pairs)
     if part == "test" and options.prompts:
-        chats = [prompt.messages for prompt in read_prompts(options.prompts)]
+        chats = read_chats(options.prompts, tokenizer, data.chat_template)
     else:
         chats = list(_distinct(whole_pair(pair).prompt for pair in pairs))
     rows = ()  # preferences decide nothing: they are measured once, on the test pairs

@@ -3,7 +3,7 @@
 Knows no data set, tokenizer or template.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rahf.data.messages import (
@@ -26,6 +26,8 @@ REFUSED_COLUMNS = ("input", "history")
 
 PROMPT_LIKE_COLUMNS = ("instruction", "question", "query", *REFUSED_COLUMNS)
 """Columns that may hold the prompt where there is no `prompt`."""
+
+NO_PROMPT = "the sides share no prompt"
 
 DEEPEST = 64
 """Levels of lists and mappings in a value, at most."""
@@ -69,12 +71,22 @@ def pair_of(
     unread = {k: v for k, v in record.items() if k not in names.values() and v not in (None, "")}
     for name, value in given.items():
         _check_readable(name, value)
-    pair = _split(given, where)
     explicit = "prompt" in mapping
+    try:
+        pair = _split(given, where)
+    except UnusablePairError as error:
+        if str(error) != NO_PROMPT:
+            raise
+        # The prompt may stand in a column of another name; that is a fault of the data set.
+        text = f"{given['chosen']}\n{given['rejected']}"
+        for name in PROMPT_LIKE_COLUMNS:
+            _check_unread(name, unread.get(name), text, where)
+        raise UnusablePairError(no_prompt(unread)) from None
+    text = "\n".join(message["content"] for message in pair.prompt)
     suspects = REFUSED_COLUMNS if explicit else ()
     plain = not explicit and not any(map(_is_chat, (given["chosen"], given["rejected"])))
     for name in PROMPT_LIKE_COLUMNS if plain else suspects:
-        _check_unread(name, unread.get(name), pair.prompt, where)
+        _check_unread(name, unread.get(name), text, where)
     return _checked(pair), [f"column {name}" for name in unread]
 
 
@@ -102,9 +114,16 @@ def _check_readable(name: str, value: Any) -> None:
             stack += [(inner, depth + 1) for inner in value]
 
 
-def _check_unread(name: str, value: Any, prompt: Sequence[Message], where: str) -> None:
-    """Raise ValueError for a column with text that stands nowhere in the prompt."""
-    text = "\n".join(message["content"] for message in prompt)
+def no_prompt(unread: Iterable[str]) -> str:
+    """Return the reason to drop a row without a prompt: which columns might hold one."""
+    names = ", ".join(sorted(unread))
+    if not names:
+        return NO_PROMPT
+    return f"{NO_PROMPT}; if one of the columns {names} holds it, set columns: {{prompt: its name}}"
+
+
+def _check_unread(name: str, value: Any, text: str, where: str) -> None:
+    """Raise ValueError for a column with text that stands nowhere in `text`, as in the prompt."""
     stack = [value]
     while stack:
         value = stack.pop()
@@ -216,7 +235,7 @@ def _split_messages(
     if shared + 1 != len(chosen) or shared + 1 != len(rejected):
         raise UnusablePairError("the sides differ in more than the last message")
     if shared == 0:
-        raise UnusablePairError("the sides share no prompt")
+        raise UnusablePairError(NO_PROMPT)
     if not chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
         raise UnusablePairError("the last message is not the assistant's")
     return chosen[:-1], chosen[-1], rejected[-1]
@@ -265,7 +284,7 @@ def _split_text(chosen: str, rejected: str) -> tuple[list[Message], Message, Mes
     while end > 0 and not _between_words(chosen, rejected, end):
         end -= 1
     if not chosen[:end].strip():
-        raise UnusablePairError("the sides share no prompt")
+        raise UnusablePairError(NO_PROMPT)
     return (
         [{"role": "user", "content": chosen[:end].strip()}],
         _response(chosen[end:].strip()),

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from rahf.data.cached_map import cached_map
 from rahf.data.pair_formats import (
+    NO_PROMPT,
     OPTIONAL_COLUMNS,
     PAIR_COLUMNS,
     PROMPT_LIKE_COLUMNS,
     Pair,
     UnusablePairError,
+    no_prompt,
     pair_of,
 )
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 COLUMNS = (*PAIR_COLUMNS, *OPTIONAL_COLUMNS)
-PAIR_FORM_VERSION = 2  # part of every cache key: raise it when a row comes out differently
+PAIR_FORM_VERSION = 3  # part of every cache key: raise it when a row comes out differently
 
 
 def pair_features() -> "Features":
@@ -243,6 +245,8 @@ def _normalize_batch(
     for i, row in enumerate(rows):
         record = {name: values[i] for name, values in batch.items()}
         pair = normalize_row(record, mapping, row, f"{where}, row {row}")
+        if pair["dropped"] == NO_PROMPT:
+            pair["dropped"] = no_prompt(unread)
         if pair["dropped"] is None:
             pair["ignored"] += [f"column {name}" for name in unread]
         normalized.append(pair)

@@ -20,6 +20,7 @@ from rahf.data.messages import (
     written_messages,
 )
 from rahf.data.records import read_records
+from rahf.data.rendered_already import control_tokens, rendered_already
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,6 +89,34 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return prompts
 
 
+def read_chats(
+    path: str | Path, tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None
+) -> list[list[Message]]:
+    """Return the chats of `read_prompts`, none of which is rendered already."""
+    chats = [prompt.messages for prompt in read_prompts(path)]
+    refuse_rendered(path, chats, tokenizer, chat_template)
+    return chats
+
+
+def refuse_rendered(
+    path: str | Path,
+    chats: Sequence[Sequence[Message]],
+    tokenizer: "PreTrainedTokenizerBase",
+    chat_template: str | None = None,
+) -> None:
+    """Refuse prompts that a chat template has rendered already: they would be rendered twice.
+
+    Raises:
+        ValueError: the first such prompt, with its number from 1.
+    """
+    chat, control = chat_format(tokenizer, chat_template), control_tokens(tokenizer)
+    marks = (chat.user_marker, chat.generation_prompt)
+    for number, messages in enumerate(chats, 1):
+        reason = rendered_already(messages, {}, control, marks)
+        if reason is not None:
+            raise ValueError(f"{path}, prompt {number}: {reason}.")
+
+
 def read_responses(path: str | Path) -> list[Response]:
     """Return what `rahf generate` has written, in either layout."""
     responses = []
@@ -145,6 +174,11 @@ def _chat(record: Mapping[str, Any], place: str) -> list[Message]:
         )
     except ValueError as error:
         raise ValueError(f"{place}: {error}.") from None
+    if messages and messages[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{place}: the chat ends with a message of the assistant. It is not continued here, "
+            "since judges and rahf shift read whole answers: remove that message."
+        )
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise ValueError(f"{place}: the chat does not end with a message of the user.")
     return messages

@@ -37,6 +37,12 @@ def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str,
     return by_start
 
 
+def foreign_marks(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
+    """Return the marks of widespread templates that are plain text to this tokenizer."""
+    own = tokenizer.get_added_vocab()
+    return tuple(mark for mark in MARKS_OF_OTHERS if mark not in own)
+
+
 def rendered_already(
     prompt: Sequence[Mapping[str, str]],
     responses: Mapping[str, str],

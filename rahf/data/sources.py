@@ -9,13 +9,16 @@ found again. Knows no method, no tokenizer and no model.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rahf.data.hub import ask_hub, ask_no_more, near_name
 from rahf.data.pairs import (
     PAIR_FORM_VERSION,
     check_columns,
@@ -197,9 +200,10 @@ def _load_local(
         return _load_records(tuple(map(str, files)), source.columns, cache_dir)
     try:
         names = [str(file) for file in files]
-        raw = load_dataset(
-            "parquet", data_files={"train": names}, split="train", cache_dir=_text(cache_dir)
-        )
+        with _no_bars():
+            raw = load_dataset(
+                "parquet", data_files={"train": names}, split="train", cache_dir=_text(cache_dir)
+            )
     except (DatasetGenerationError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
     return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)
@@ -219,18 +223,34 @@ def _load_records(
     mapping = tuple((columns or {}).items())
     content = json.dumps(["records", PAIR_FORM_VERSION, stamps, sorted(mapping)])
     try:
-        return Dataset.from_generator(
-            _normalized_records,
-            features=pair_features(),
-            gen_kwargs={"files": files, "columns": mapping},
-            cache_dir=_text(cache_dir),
-            fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
-        )
+        with _no_bars():
+            return Dataset.from_generator(
+                _normalized_records,
+                features=pair_features(),
+                gen_kwargs={"files": files, "columns": mapping},
+                cache_dir=_text(cache_dir),
+                fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
+            )
     except DatasetGenerationError as error:
         # `datasets` puts its own general sentence around our error, which names the line.
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Load without the bar "Generating train split" of `datasets`, which names no file."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _normalized_records(
@@ -254,16 +274,55 @@ def _normalized_records(
 
 def _load_from_hub(source: DataSource, cache_dir: str | Path | None) -> "Dataset":
     from datasets import load_dataset
+
+    where = f"{source.path} ({source.split})"
+    options = {"split": source.split, "cache_dir": _text(cache_dir)}
+    try:
+        raw = _from_hub(
+            where, source.path, lambda: load_dataset(source.path, source.name, **options)
+        )
+    except ValueError as error:
+        if not isinstance(error.__cause__, ValueError):
+            raise
+        wanted, splits = source.split.partition("[")[0], hub_splits(source.path, source.name)
+        if wanted in splits:
+            raise
+        raise ValueError(
+            f"{source.path} has no split {wanted!r}. It has: {', '.join(splits)}."
+        ) from error
+    return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)
+
+
+@cache
+def hub_splits(name: str, configuration: str | None = None) -> tuple[str, ...]:
+    """Return the splits of a data set of the Hub.
+
+    Raises:
+        ValueError: there is no such data set or configuration, or the Hub cannot be asked.
+    """
+    from datasets import get_dataset_split_names
+
+    return tuple(_from_hub(name, name, lambda: get_dataset_split_names(name, configuration)))
+
+
+def _from_hub(where: str, name: str, get: Callable[[], Any]) -> Any:
+    """Return what `get` gets of a data set of the Hub, which is asked for the name first."""
     from datasets.exceptions import DatasetNotFoundError
 
+    found, here = ask_hub(name, "dataset"), f"{name!r} is no file or folder here{near_name(name)}"
+    if found.there is False:
+        raise ValueError(f"{here}, and {found.reason}; correct the name.")
+    if found.there is None:
+        ask_no_more()
     try:
-        raw = load_dataset(source.path, source.name, split=source.split, cache_dir=_text(cache_dir))
+        return get()
+    except ValueError as error:  # a split or a configuration that it does not have
+        raise ValueError(f"{where}: {error}") from error
     except (DatasetNotFoundError, ConnectionError) as error:
+        why = f"the Hub cannot be asked for it ({found.reason})" if found.reason else f"{error}"
         raise ValueError(
-            f"{source.path!r} is no file or folder here, and the Hub gave no such data set: {error}"
+            f"{here}, and {why}; correct the path, or fetch the data set where there is a network."
         ) from error
-    where = f"{source.path} ({source.split})"
-    return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)
 
 
 def _slice(pairs: "Dataset", split: str, spec: str) -> "Dataset":

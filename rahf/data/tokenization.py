@@ -19,7 +19,7 @@ from rahf.data.cached_map import cached_map
 from rahf.data.chat_format import ChatFormat, TemplateRefusalError, chat_format
 from rahf.data.pairs import normalize_pairs, whole_pair
 from rahf.data.records import read_records
-from rahf.data.rendered_already import control_tokens, rendered_already
+from rahf.data.rendered_already import control_tokens, foreign_marks, rendered_already
 from rahf.data.response_ids import RenderedPair, encode, render_pair
 from rahf.data.summary import SIDES, DataReport, dropped_text, summarize
 
@@ -93,9 +93,13 @@ def tokenize_texts(
     """Return ids of the first `rows` texts of a file, each cut after `tokens`, without a template.
 
     The file holds records with a `text` (jsonl, json, csv, also gzipped). Texts of fewer than two
-    tokens, which predict nothing, are skipped. Raises ValueError for a record without a text.
+    tokens, which predict nothing, are skipped. A text may be rendered for this tokenizer: its BOS
+    token is not doubled.
+
+    Raises:
+        ValueError: a record without a text, or with marks of another model's template; no text.
     """
-    texts = []
+    texts, foreign, bos = [], foreign_marks(tokenizer), tokenizer.bos_token_id
     for place, record in read_records(Path(path)):
         text = record.get("text")
         if not isinstance(text, str):
@@ -103,7 +107,14 @@ def tokenize_texts(
                 f"{place}: {'no text' if text is None else 'text is ' + type(text).__name__}; "
                 f"every record needs a `text`. It has: {', '.join(record)}."
             )
-        ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"][:tokens]
+        mark = next((mark for mark in foreign if mark in text), None)
+        if mark is not None:
+            raise ValueError(
+                f"{place}: the text holds {mark!r}, a mark of another model's chat template: give "
+                "plain text, or text rendered for this model."
+            )
+        ids = tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
+        ids = ids[ids[:2] == [bos, bos] :][:tokens]
         texts += [ids] if len(ids) > 1 else []
         if len(texts) == rows:
             break

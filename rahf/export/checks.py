@@ -24,6 +24,34 @@ ADAPTER_FILES = (
 """Files of an adapter's folder that others need, besides its configuration and card."""
 
 
+EXPORTED = ("adapter_config.json", "directions.safetensors")
+"""A folder with one of these files can be exported and pushed."""
+
+
+def nothing_there(folder: Path) -> str:
+    """Return why a folder holds nothing to export or push, and what to do."""
+    if not folder.exists():
+        return f"there is no folder {folder} (looked from {Path.cwd()}); give that of an adapter."
+    told = f"{folder} holds neither an adapter nor directions"
+    inside = sorted(
+        path.parent
+        for path in folder.rglob("*")
+        if path.name in EXPORTED and not _in_checkpoint(path)
+    )
+    begun = any(folder.glob("*checkpoint-*")) or any(folder.rglob("stage.json"))
+    cure = "give the folder of one"
+    if begun:
+        told += ": its training has not ended"
+        cure = "the same rahf align continues it"
+    if inside:
+        cure += f", or give one that is inside: {', '.join(map(str, inside[:4]))}"
+    return f"{told}; {cure}."
+
+
+def _in_checkpoint(path: Path) -> bool:
+    return any(part.startswith("checkpoint-") for part in path.parts)
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a JSON or YAML file of names and values.
 

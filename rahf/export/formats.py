@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rahf.directions.vectors import FILE_NAME, Directions
-from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions
+from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions, nothing_there
 from rahf.export.gguf import that_llama_cpp_steers, write_control_vector
 from rahf.export.merged import write_merged
 from rahf.models.adapters import is_adapter, load_tokenizer_of
@@ -29,7 +29,7 @@ def export(options: argparse.Namespace) -> Iterator[str]:
     elif source.is_file() or (source / FILE_NAME).is_file():
         yield from _directions(options, asked_formats(options.formats, OF_DIRECTIONS, "directions"))
     else:
-        raise ValueError(f"{source} holds neither an adapter nor directions.")
+        raise ValueError(nothing_there(source))
 
 
 def asked_formats(

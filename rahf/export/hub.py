@@ -17,7 +17,13 @@ import yaml
 
 from rahf.artifacts import METRICS_FILE, RECIPE_FILE, alone
 from rahf.directions.vectors import FILE_NAME, Directions
-from rahf.export.checks import ADAPTER_FILES, check_adapter, check_directions, read_mapping
+from rahf.export.checks import (
+    ADAPTER_FILES,
+    check_adapter,
+    check_directions,
+    nothing_there,
+    read_mapping,
+)
 from rahf.recipe.methods import METHODS
 from rahf.report.card import directions_card, model_card
 
@@ -65,7 +71,7 @@ def collect(folder: Path, repo_id: str, base: str | None = None) -> Upload:
         return _adapter(folder, repo_id, base)
     if (folder / FILE_NAME).is_file():
         return _directions(folder, repo_id, base)
-    raise ValueError(f"{folder} holds neither an adapter nor directions; give the folder of one.")
+    raise ValueError(nothing_there(folder))
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from rahf.data.hub import refuse_missing
 from rahf.data.prompts import prompt_text, read_prompts
 from rahf.data.records import read_records
 from rahf.distributed.sharding import refuse_incomplete
@@ -97,6 +98,7 @@ def load_encoder(name: str, options: Mapping[str, Any], device: torch.device) ->
         ValueError: weights are missing in the checkpoint, other than those of a pooler, which is
             not read.
     """
+    refuse_missing(name)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=options["trust_remote_code"])
     model, report = AutoModel.from_pretrained(name, **options, output_loading_info=True)
     missing = {key for key in report["missing_keys"] if "pooler" not in key}

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
+from rahf.data.hub import refuse_missing
 from rahf.distributed.sharding import load_placed, refuse_incomplete, without_engine
 from rahf.models.capture import find_blocks
 from rahf.models.lora_targets import on_blocks, report_untouched_experts
@@ -47,6 +48,7 @@ def base_model(
     """
     if not isinstance(model, str):
         return model
+    refuse_missing(model, (init_kwargs or {}).get("revision"))
     return load_placed(model, device, {"dtype": torch.float32, **(init_kwargs or {})})
 
 
@@ -65,8 +67,7 @@ def load_model(
         ValueError: `base` is given for what is no adapter; an adapter that names no base.
     """
     if is_adapter(name):
-        base = base or _named_base(name)
-        model = put_adapter(base_model(base, init_kwargs), name)
+        model = put_adapter(base_model(base or _named_base(name), init_kwargs), name)
     elif base is not None:
         raise ValueError(f"{name} is not an adapter, so it takes no base ({base}); omit the base.")
     else:
@@ -78,20 +79,27 @@ def _named_base(adapter: str | Path) -> str:
     """Return the base that an adapter names.
 
     Raises:
-        ValueError: it names none, or a folder that is not here.
+        ValueError: it names none, or neither a folder here nor a model of the Hub.
     """
     base = base_of(adapter)
-    if not base or (Path(base).is_absolute() and not Path(base).exists()):
-        said = f"names the base {base}, which does not exist" if base else "names no base"
-        raise ValueError(f"the adapter {adapter} {said}: give the base (--base).")
+    if not base:
+        raise ValueError(f"the adapter {adapter} names no base: give the base (--base).")
     return base
 
 
 def base_of(name: str | Path) -> str | None:
-    """Return the base that an adapter names; None for a full model."""
-    return (
-        PeftConfig.from_pretrained(str(name)).base_model_name_or_path if is_adapter(name) else None
-    )
+    """Return the base that an adapter names; None for a full model.
+
+    Raises:
+        ValueError: the base is neither a folder here nor a model of the Hub.
+    """
+    if not is_adapter(name):
+        return None
+    base = PeftConfig.from_pretrained(str(name)).base_model_name_or_path
+    if base:
+        cure = "give --base, or write the folder into adapter_config.json"
+        refuse_missing(base, what=f"{name}: the base {base!r} of this adapter", cure=cure)
+    return base
 
 
 def put_adapter(
@@ -133,10 +141,11 @@ def load_tokenizer_of(
     name: str | Path, base: str | None = None, **options: Any
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer beside a model or adapter, or that of the adapter's base."""
+    adapter = is_adapter(name)
     own = cached_file(
         str(name), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False
     )
-    if own is None and is_adapter(name):
+    if own is None and adapter:
         name = base or _named_base(name)
     return AutoTokenizer.from_pretrained(str(name), **options)
 
@@ -254,7 +263,12 @@ def add_teachers(
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Return whether `folder`, or the repository of that name, holds an adapter."""
+    """Return whether `folder`, or the repository of that name, holds an adapter.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    refuse_missing(folder)
     return find_adapter_config_file(str(folder)) is not None
 
 

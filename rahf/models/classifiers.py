@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.utils import load_peft_weights
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from rahf.distributed.sharding import refuse_incomplete
 from rahf.foreign_warnings import new_head_expected
-from rahf.models.adapters import is_adapter, put_adapter
+from rahf.models.adapters import base_of, is_adapter, put_adapter
 
 
 def load_classifier(
@@ -28,7 +28,7 @@ def load_classifier(
     """
     adapter, base, labels = is_adapter(name), str(name), {}
     if adapter:
-        base, labels = PeftConfig.from_pretrained(base).base_model_name_or_path, {"num_labels": 1}
+        base, labels = base_of(name), {"num_labels": 1}
     model, new_head = _load_body(base, {**labels, **init_kwargs})
     if new_head and not (adapter and _brings(str(name), new_head)):
         raise ValueError(

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rahf.artifacts import ANSWERS_FILE, write_lines
 from rahf.data.pairs import usable_pairs
-from rahf.data.prompts import chat_prompt_form, read_prompts
+from rahf.data.prompts import chat_prompt_form, read_chats
 from rahf.evaluation.agreement import LENGTH, agreements, changes
 from rahf.evaluation.measures import (
     HeldOut,
@@ -129,7 +129,7 @@ def held_out_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
     options = recipe.evaluation
     rows = test_rows(recipe, tokenizer) or ()
     if options.prompts:
-        chats = [prompt.messages for prompt in read_prompts(options.prompts)]
+        chats = read_chats(options.prompts, tokenizer, recipe.data.chat_template)
     else:
         chats = _held_out_chats(recipe, {row["row"] for row in rows})
     return HeldOut(

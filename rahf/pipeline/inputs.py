@@ -13,7 +13,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import (
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,12 +20,19 @@ from transformers import (
 
 from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import without_held_out
-from rahf.data.sources import DataSource, load_mixture, load_pairs, local_path, local_splits
+from rahf.data.sources import (
+    DataSource,
+    hub_splits,
+    load_mixture,
+    load_pairs,
+    local_path,
+    local_splits,
+)
 from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_texts
-from rahf.models.adapters import base_model
+from rahf.models.adapters import base_model, load_tokenizer_of
 from rahf.recipe.data_options import MOST_HELD_OUT
-from rahf.recipe.held_out import HELD_OUT, held_out_split
+from rahf.recipe.held_out import DEFAULT_TEST_SPLIT, HELD_OUT, held_out_split
 from rahf.recipe.recipe import Recipe
 from rahf.trainer_config import RAHFConfig
 from rahf.training.preparation import tokenized
@@ -43,7 +49,7 @@ QUIET_DEFAULTS = {
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, with the recipe's chat template where it gives one."""
     model = recipe.model
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer = load_tokenizer_of(
         model.model_name_or_path,
         revision=model.model_revision,
         trust_remote_code=model.trust_remote_code,
@@ -125,15 +131,26 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     HELD_OUT is the share of the training prompts that is held out; the training split lacks it.
     """
     data = recipe.data
-    if held_out_split(data) == HELD_OUT and split in (data.dataset_train_split, HELD_OUT):
+    if held_out_of(recipe) == HELD_OUT and split in (data.dataset_train_split, HELD_OUT):
         pairs = _load_split(recipe, data.dataset_train_split)
         return without_held_out(pairs, data.test_share, MOST_HELD_OUT)[split == HELD_OUT]
     return _load_split(recipe, split)
 
 
+def held_out_of(recipe: Recipe) -> str | None:
+    """Return `held_out_split`, where data of the Hub is asked for the splits that it has."""
+    data, split = recipe.data, held_out_split(recipe.data)
+    if split != DEFAULT_TEST_SPLIT or Path(data.dataset_name).expanduser().exists():
+        return split
+    splits = hub_splits(data.dataset_name, data.dataset_config)
+    if split in splits or len(splits) > 1:  # where it is not among several, loading says so
+        return split
+    return HELD_OUT if data.test_share else None
+
+
 def measured_split(recipe: Recipe) -> str | None:
     """Return the name of the held-out split for `load_split`; None where nothing is held out."""
-    split = held_out_split(recipe.data)
+    split = held_out_of(recipe)
     return None if split == HELD_OUT and not len(load_split(recipe, split)) else split
 
 

@@ -1,4 +1,4 @@
-"""A recipe's data without a training: shown, or put into the cache with its lengths beside the run.
+"""A recipe's data without a training: shown, or put into the cache; its lengths are kept.
 
 A later run reads the rows from the cache, so that no rank waits; `rahf plan` reads the lengths.
 """
@@ -29,14 +29,17 @@ def describe_data(recipe: Recipe) -> str:
         share = f" ({recipe.data.test_share:.0%} of the training prompts)"
         title = f"{split}{share if split == HELD_OUT else ''}"
         parts.append(f"{title}\n\n{describe(report, rows, tokenizer)}")
+        parts += _keep_lengths(recipe, split, rows)
     return "\n\n".join(parts)
 
 
 def data_figures(recipe: Recipe) -> dict[str, Any]:
     """Return what `rahf data --json` prints: {split: counts, lengths, dropped rows}."""
     tokenizer = load_tokenizer(recipe)
-    reports = {split: tokenized_split(recipe, tokenizer, split)[1] for split in _splits(recipe)}
-    return {split: as_figures(report) for split, report in reports.items()}
+    found = {split: tokenized_split(recipe, tokenizer, split) for split in _splits(recipe)}
+    for split, (rows, _) in found.items():
+        _keep_lengths(recipe, split, rows)
+    return {split: as_figures(report) for split, (_, report) in found.items()}
 
 
 def _splits(recipe: Recipe) -> list[str]:
@@ -55,7 +58,6 @@ def fill_cache(recipe: Recipe) -> str:
 
 def _fill_cache(recipe: Recipe) -> str:
     tokenizer, lines = load_tokenizer(recipe), []
-    train = recipe.data.dataset_train_split
     for split in _splits(recipe):
         started = time.perf_counter()
         rows, _ = tokenized_split(recipe, tokenizer, split)
@@ -63,11 +65,17 @@ def _fill_cache(recipe: Recipe) -> str:
         files = sorted({file["filename"] for file in rows.cache_files})
         place = f"in {', '.join(files)}" if files else "in memory"
         lines.append(f"{split}: {len(rows):,} rows in {seconds:.1f} s, {place}")
-        if split == train:
-            path = recipe.output_dir / LENGTHS_FILE
-            write_text(path, lengths_text(recipe, rows))
-            lines.append(f"{split}: lengths for `rahf plan` in {path}")
+        lines += _keep_lengths(recipe, split, rows)
     return "\n".join(lines)
+
+
+def _keep_lengths(recipe: Recipe, split: str, rows: Dataset) -> list[str]:
+    """Write the lengths of the training split for `rahf plan`; return the line that says where."""
+    if split != recipe.data.dataset_train_split:
+        return []
+    path = recipe.output_dir / LENGTHS_FILE
+    write_text(path, lengths_text(recipe, rows))
+    return [f"{split}: lengths for `rahf plan` in {path}"]
 
 
 def lengths_text(recipe: Recipe, rows: Dataset) -> str:

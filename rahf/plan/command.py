@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rahf.data.hub import exists, refuse_missing
 from rahf.distributed.accelerate import read_launch
 from rahf.models.shapes import Decoder, read_decoder
 from rahf.plan.case import Case
 from rahf.plan.lengths import LENGTHS_FILE, Lengths, bounds, count_rows, read_measured
 from rahf.plan.report import as_figures, refusal, report
-from rahf.recipe.model_files import is_local
 from rahf.recipe.recipe import Recipe
 
 
@@ -40,7 +40,7 @@ def plan(
     wrong = refusal(case, options.device_memory) if options.device_memory is not None else None
     if as_json:
         fits = None if options.device_memory is None else wrong is None
-        text = json.dumps({**as_figures(case, told), "fits": fits}, indent=2)
+        text = json.dumps({**as_figures(case), "fits": fits}, indent=2)
     else:
         text = report(case, told)
     return text, DoesNotFitError(wrong) if wrong else None
@@ -65,16 +65,17 @@ def _config_path(recipe: Recipe, given: Path | None) -> Path:
     if given is not None:
         return given
     name = recipe.model.model_name_or_path
-    if is_local(name):
+    revision, cure = recipe.model.model_revision, "give its config.json with --model_config FILE"
+    refuse_missing(name, revision, f"model_name_or_path: {name}", cure)
+    if exists(name):
         return Path(name) / "config.json"
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(name, "config.json", revision=recipe.model.model_revision))
+        return Path(hf_hub_download(name, "config.json", revision=revision))
     except OSError as error:  # also those of the Hub and of the connection
         raise ValueError(
-            f"the config.json of {name} cannot be had from the Hub ({error}): give one with "
-            "--model_config FILE"
+            f"the config.json of {name} cannot be had from the Hub ({error}): {cure}"
         ) from error
 
 
@@ -105,7 +106,7 @@ def _lengths(recipe: Recipe, options: PlanOptions) -> tuple[Lengths, int | None,
         data = recipe.data
         told = (
             f"upper bounds (max_prompt_length {data.max_prompt_length}, max_length "
-            f"{data.max_length}): `rahf prepare` measures them, --mean_tokens sets them"
+            f"{data.max_length}): `rahf data` measures them, --mean_tokens sets them"
         )
     if options.mean_tokens is not None:
         told = f"{options.mean_tokens:g} tokens a row (--mean_tokens); memory: {told}"

@@ -1,7 +1,8 @@
-"""How many rows there are and how long they are: measured by `rahf prepare`, or bounds.
+"""How many rows there are and how long they are: measured by `rahf data` or `rahf prepare`, or
+bounds.
 
-A length is a number of tokens. Knows the limits of a recipe and the file that `rahf prepare`
-leaves; no model, no tokenizer.
+A length is a number of tokens. Knows the limits of a recipe and the file that these commands leave;
+no model, no tokenizer.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
+from rahf.recipe.held_out import held_out_count
 from rahf.recipe.recipe import Recipe
 
 LENGTHS_FILE = "lengths.json"
@@ -102,11 +104,12 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
         "model_revision": model.model_revision,
         "instructions": method.instructions if instructed else None,
         **data,
+        "files": [_stamps(source) for source in _sources(recipe)],
     }
 
 
 def read_measured(recipe: Recipe, mean: float | None = None) -> tuple[Lengths, int] | None:
-    """Return the lengths and the number of rows that `rahf prepare` found for these settings."""
+    """Return the lengths and the number of rows that were found for these settings and files."""
     path = recipe.output_dir / LENGTHS_FILE
     if not path.is_file():
         return None
@@ -124,26 +127,48 @@ def read_measured(recipe: Recipe, mean: float | None = None) -> tuple[Lengths, i
 def count_rows(recipe: Recipe) -> int | None:
     """Return training rows of local data, unusable ones included; None where the data is on the
     Hub.
+
+    A share that is held out is taken off, as if each row had a prompt of its own.
     """
-    data = recipe.data
-    split = data.dataset_train_split
-    if data.datasets is None:
-        return _count(DataSource(data.dataset_name, data.dataset_config, split))
-    counts = [
-        (_count(DataSource(part["path"], part.get("name"), part.get("split", split))), part)
-        for part in data.datasets
-    ]
-    if any(count is None for count, _ in counts):
+    counts = [_count(source) for source in _sources(recipe)]
+    if None in counts:
         return None
-    return sum(max(1, round((part.get("fraction") or 1) * count)) for count, part in counts)
+    shares = [source.fraction for source in _sources(recipe)]
+    used = [
+        count if share is None else max(1, round(share * count))
+        for count, share in zip(counts, shares, strict=True)
+    ]
+    return sum(used) - held_out_count(recipe.data, sum(used))
+
+
+def _sources(recipe: Recipe) -> list[DataSource]:
+    """Return the sources of the training rows."""
+    data, split = recipe.data, recipe.data.dataset_train_split
+    if data.datasets is None:
+        return [DataSource(data.dataset_name, data.dataset_config, split)]
+    return [DataSource(**{"split": split, **part}) for part in data.datasets]
+
+
+def _files(source: DataSource) -> list[Path] | None:
+    """Return the files of a source's split; None for a data set of the Hub."""
+    local = local_path(source)
+    return None if local is None else local_splits(local)[source.split.partition("[")[0]]
 
 
 def _count(source: DataSource) -> int | None:
-    local = local_path(source)
-    split, slice_, _ = source.split.partition("[")
-    if local is None or slice_:
-        return None
-    return sum(_count_file(path) for path in local_splits(local)[split])
+    files = _files(source)
+    return None if files is None or "[" in source.split else sum(map(_count_file, files))
+
+
+def _stamps(source: DataSource) -> list[list[Any]]:
+    """Return name, size and time of each file of a source: what was measured is measured anew where
+    a file changed.
+    """
+    inner = (
+        sorted(file.glob("*.arrow")) if file.is_dir() else [file] for file in _files(source) or []
+    )
+    found = [(str(file), file.stat()) for files in inner for file in files]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
 
 
 def _count_file(path: Path) -> int:

@@ -19,16 +19,21 @@ def report(case: Case, lengths_from: str) -> str:
     return "\n\n".join(parts)
 
 
-def as_figures(case: Case, lengths_from: str) -> dict[str, Any]:
+def as_figures(case: Case) -> dict[str, Any]:
     """Return the plan as plain values: FLOPs, tokens, and bytes of a process, by stage."""
     return {
         "model": case.recipe.model.model_name_or_path,
         "parameters": case.decoder.parameters,
         "blocks": case.decoder.layers,
         "policy_blocks": case.top,
-        "launch": case.launch.described(),
+        "launch": case.launch._asdict(),
         "rows": case.rows,
-        "lengths": lengths_from,
+        "lengths": {
+            "measured": bool(case.lengths.rows),
+            "max_prompt_length": case.lengths.max_prompt,
+            "max_length": case.lengths.max_length,
+            "mean_tokens": case.lengths.mean,
+        },
         "stages": {part.stage.name: _stage_figures(part) for part in estimate(case)},
     }
 
@@ -37,16 +42,16 @@ def _stage_figures(part: StagePlan) -> dict[str, Any]:
     return {
         "parameters": part.parameters,
         "steps": part.stage.steps,
-        "tokens": part.tokens,
-        "flops_a_step": part.step,
-        "flops": part.flops,
+        "tokens": _whole(part.tokens),
+        "flops_a_step": _whole(part.step),
+        "flops": _whole(part.flops),
         "bytes": {
-            **part.resident._asdict(),
-            **part.moment._asdict(),
-            "process": part.process,
-            "total": part.total,
+            **{name: _whole(size) for name, size in part.resident._asdict().items()},
+            **{name: _whole(size) for name, size in part.moment._asdict().items()},
+            "process": _whole(part.process),
+            "total": _whole(part.total),
         },
-        "bytes_of_target_cache": part.disk,
+        "bytes_of_target_cache": _whole(part.disk),
     }
 
 
@@ -179,6 +184,10 @@ def _count(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return f"{number:,.0f}"
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else round(number)
 
 
 def _known(number: float | None, form) -> str:

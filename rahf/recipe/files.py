@@ -52,6 +52,19 @@ def checked_recipe(
     return recipe
 
 
+def not_read(recipe: Recipe) -> list[str]:
+    """Return the keys that are given and have no effect beside another, a line each."""
+    found = []
+    for section, given in (("", recipe.training), ("teachers", recipe.teachers_training)):
+        if "num_train_epochs" in given and given.get("max_steps", -1) > 0:
+            key, steps = (full_name(section, n) for n in ("num_train_epochs", "max_steps"))
+            found.append(
+                f"{key}: {given['num_train_epochs']:g} is not read beside {steps}: "
+                f"{given['max_steps']}, which alone decides the length: remove one"
+            )
+    return found
+
+
 def check_files(recipe: Recipe) -> list[str]:
     """Return everything in a recipe that does not agree with the files it names."""
     return [

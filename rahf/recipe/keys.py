@@ -92,6 +92,9 @@ def _unknown_key(section: str, key: Any, known: set[str]) -> str:
         return f"{full}: is no longer a key of a recipe: {REMOVED[full].advice}"
     cure = REPLACED.get(key) or OTHER_NAMES.get(key)
     if cure:
+        verb, _, named = cure.partition(" ")
+        if section and verb == "use" and named.partition(" ")[0].rstrip(",:") in known:
+            cure = f"use {full_name(section, named)}"
         return f"{full}: is not a key of a recipe: {cure}"
     near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
     return f"{full}: unknown key" + (f", did you mean {near[0]}?" if near else "")

@@ -1,21 +1,21 @@
-"""A recipe against the folders of its model and of its teachers, as far as their JSON files tell.
+"""A recipe against the folders of its model and of its teachers, as far as their JSON files tell,
+and what the Hub answers about the names that are no paths here.
 
-Knows neither torch nor a GPU and reads no weights.
+Knows neither torch nor a GPU, reads no weights and fetches nothing.
 """
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rahf.data.hub import Finding, Kind, ask_hub, exists, may_be_on_hub, near_name
 from rahf.data.sources import FILE_SUFFIXES
 from rahf.models.shapes import KNOWN, read_decoder, read_lora, size_problems
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import Recipe
 
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -25,7 +25,7 @@ def is_local(name: str) -> bool:
     `data/pairs` could be either: it is a path when it exists, or when the folder `data` does.
     """
     path = Path(name).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(name) or name.endswith(FILE_SUFFIXES):
+    if exists(name) or not may_be_on_hub(name) or name.endswith(FILE_SUFFIXES):
         return True
     return len(path.parts) == 2 and Path(path.parts[0]).is_dir()
 
@@ -55,7 +55,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def missing_file(key: str, path: str | Path) -> str:
-    return f"{key}: {path} does not exist (looked from {Path.cwd()})"
+    return f"{key}: {path} does not exist (looked from {Path.cwd()}){near_name(path)}"
 
 
 def model_problems(recipe: Recipe) -> list[str]:
@@ -210,3 +210,68 @@ def _adapter_problems(key: str, folder: Path, base: str) -> list[str]:
         f"{key}: {folder} was trained on {trained_on}, not on {base}: give an adapter of this "
         "base, or set model_name_or_path to the adapter's"
     ]
+
+
+LEFT = {
+    "model": "its layers, modules and weights are checked when it is loaded",
+    "dataset": "its columns and rows are checked when it is loaded, as by rahf data",
+}
+"""What `rahf validate` does not check of what is on the Hub."""
+
+
+class HubName(NamedTuple):
+    """A key whose value names a repository."""
+
+    key: str
+    name: str
+    kind: Kind
+    revision: str | None = None
+
+
+def hub_names(recipe: Recipe) -> list[HubName]:
+    """Return the names that are no paths here."""
+    return [named for named in _names(recipe) if not is_local(named.name)]
+
+
+def _names(recipe: Recipe) -> Iterator[HubName]:
+    model, data = recipe.model, recipe.data
+    if "model_name_or_path" in recipe.given:  # required; what stands in for it names nothing
+        yield HubName("model_name_or_path", model.model_name_or_path, "model", model.model_revision)
+    if data.dataset_name is not None:
+        yield HubName("dataset_name", data.dataset_name, "dataset")
+    for index, part in enumerate(data.datasets or []):
+        if isinstance(part, dict) and isinstance(part.get("path"), str):
+            yield HubName(f"datasets[{index}].path", part["path"], "dataset")
+    for name in METHODS[recipe.method.method].teachers:
+        if getattr(recipe.teachers, name) is not None:
+            yield HubName(f"teachers.{name}", getattr(recipe.teachers, name), "model")
+    sections = {"evaluation": recipe.evaluation}
+    sections |= {"compare": recipe.compare} if recipe.compare.rows else {}
+    for section, options in sections.items():
+        judges = options.judge if isinstance(options.judge, list) else [options.judge]
+        for kind, _, name in (str(judge).partition(":") for judge in judges):
+            if kind in ("reward", "choice"):
+                yield HubName(f"{section}.judge", name, "model")
+            elif kind == "references":
+                yield HubName(f"{section}.encoder", options.encoder, "model")
+
+
+def ask_for_names(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """Return the names that the Hub does not have, and what stays unchecked; a line each."""
+    missing, unchecked, gone = [], [], None
+    for key, name, kind, revision in hub_names(recipe):
+        # A Hub that did not answer once is not waited for again.
+        found = gone or ask_hub(name, kind, revision)
+        gone = found if found.there is None else None
+        here = f"{key}: there is no path {name} here{near_name(name)}"
+        if found.there is False:
+            missing.append(f"{here}, and {found.reason}")
+        else:
+            unchecked.append(f"{here}; {_left(found, kind)}")
+    return missing, unchecked
+
+
+def _left(found: Finding, kind: Kind) -> str:
+    if found.there:
+        return f"the Hub has the name, and {LEFT[kind]}"
+    return f"the Hub cannot be asked for it ({found.reason})"

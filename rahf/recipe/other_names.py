@@ -35,6 +35,7 @@ REMOVED_CHOICES = {
 
 # Names from other projects' recipes, with what to write here.
 OTHER_NAMES = {
+    "accelerate_config": "remove it; it is an option of rahf align and rahf plan, and no key",
     "activation_checkpoint": "use activation_checkpointing",
     "adapter_name_or_path": "use model_name_or_path for the base; adapters are given as teachers",
     "attn": "use attn_implementation",
@@ -43,6 +44,7 @@ OTHER_NAMES = {
     "beta": "use dpo_beta for the DPO term, or alpha for the strength of the shift; the beta of a "
     "preferred teacher is teachers.beta",
     "checkpoint": "use resume_from_checkpoint",
+    "config": "remove it; the recipe is the first argument, as in rahf validate RECIPE.yaml",
     "cutoff_len": "use max_length",
     "data": "use dataset_name, or datasets for a mixture",
     "data_path": "use dataset_name",
@@ -76,6 +78,7 @@ OTHER_NAMES = {
     "model_name": "use model_name_or_path",
     "num_epochs": "use num_train_epochs",
     "num_proc": "use dataset_num_proc",
+    "num_processes": "remove it; it is an option of rahf align and rahf plan, and no key",
     "optimizer": "use optim",
     "output": "use output_dir",
     "output_path": "use output_dir",

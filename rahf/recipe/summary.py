@@ -5,12 +5,12 @@ Knows recipes and, for the number of decoder blocks, the model's config.json; no
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rahf.recipe.held_out import HELD_OUT, held_out_split
-from rahf.recipe.keys import full_name, groups
+from rahf.recipe.held_out import DEFAULT_TEST_SPLIT, HELD_OUT, held_out_split
+from rahf.recipe.keys import default_of, full_name, groups
 from rahf.recipe.layers import AUTO, resolve_layers
 from rahf.recipe.model_files import is_local, model_depth
 from rahf.recipe.recipe import Recipe
@@ -89,7 +89,10 @@ def _held_out_text(recipe: Recipe) -> str:
     split = held_out_split(recipe.data)
     if split == HELD_OUT:
         return f"{recipe.data.test_share:.0%} of the training prompts (test_share)"
-    return "nothing" if split is None else f"split {split}"
+    told = "nothing" if split is None else f"split {split}"
+    if split == DEFAULT_TEST_SPLIT and not is_local(recipe.data.dataset_name or ""):
+        told += f", or where it has one split, {recipe.data.test_share:.0%} of its prompts"
+    return told
 
 
 def _with_origin(name: str) -> str:
@@ -111,30 +114,58 @@ def _length(training: Mapping[str, Any]) -> str:
     return f"epochs: {training.get('num_train_epochs', TRANSFORMERS_DEFAULTS['num_train_epochs'])}"
 
 
-def values_that_hold(recipe: Recipe) -> str:
-    """Return every key of a recipe with its value, defaults marked, for a terminal."""
-    lines = textwrap.wrap(_MARKS.format(recipe.method.method), _WIDTH)
+class _Held(NamedTuple):
+    """A key and the value that holds."""
+
+    title: str  # of its group
+    name: str
+    value: Any
+    default: Any  # _UNKNOWN: it is required, or the default is that of transformers
+    of_method: bool  # whether the method sets the default
+
+
+_UNKNOWN = object()
+
+
+def _held(recipe: Recipe) -> Iterator[_Held]:
+    """Yield every key of a recipe, group by group."""
     values, sections = recipe.as_dict(), {"compare": vars(recipe.compare)}
+    of_method = recipe.method.facts.defaults
     for title, section, options in groups():
         held = (sections.get(section) or values[section]) if section else values
-        own = [spec.name for spec in dataclasses.fields(options)]
-        own += [name for name in recipe.teachers_training if section == "teachers"]
-        lines += ["", title]
-        lines += [line for name in own for line in _shown(recipe, section, name, held[name])]
-    lines += ["", "Training"]
+        defaults = {spec.name: default_of(spec) for spec in dataclasses.fields(options)}
+        own = [*defaults, *(recipe.teachers_training if section == "teachers" else ())]
+        for name in own:
+            set_by_method = not section and name in of_method
+            default = of_method[name] if set_by_method else defaults.get(name, _UNKNOWN)
+            default = _UNKNOWN if default is dataclasses.MISSING else default
+            yield _Held(title, full_name(section, name), held[name], default, set_by_method)
+    defaults = TRAINING_DEFAULTS | of_method
     for name, value in (TRAINING_DEFAULTS | recipe.training).items():
-        lines += _shown(recipe, "", name, value)
+        yield _Held("Training", name, value, defaults.get(name, _UNKNOWN), name in of_method)
+
+
+def values_that_differ(recipe: Recipe) -> str:
+    """Return the keys that are given at another value than their default, with that default."""
+    lines = ["Given, and no default"]
+    for held in _held(recipe):
+        if held.name in recipe.given and held.value != held.default:
+            known = held.default is not _UNKNOWN and held.default is not None
+            mark = f" (default: {as_yaml(held.default)})" if known else ""
+            lines += _wrapped(held.name, f"{as_yaml(held.value)}{mark}", _NAMES)
     return "\n".join(lines)
 
 
-def _shown(recipe: Recipe, section: str, name: str, value: Any) -> list[str]:
-    """Return one key with its value and the mark of a default, on as many lines as it takes."""
-    method, full = recipe.method.method, full_name(section, name)
-    mark = ""
-    if full not in recipe.given:
-        of_method = not section and name in recipe.method.facts.defaults
-        mark = f" (default of {method})" if of_method else " (default)"
-    return _wrapped(full, f"{as_yaml(value)}{mark}", _NAMES)
+def values_that_hold(recipe: Recipe) -> str:
+    """Return every key of a recipe with its value, defaults marked, for a terminal."""
+    lines, group = textwrap.wrap(_MARKS.format(recipe.method.method), _WIDTH), None
+    for held in _held(recipe):
+        lines += ["", held.title] if held.title != group else []
+        group, mark = held.title, ""
+        if held.name not in recipe.given:
+            mark = f" (default of {recipe.method.method})" if held.of_method else " (default)"
+        lines += _wrapped(held.name, f"{as_yaml(held.value)}{mark}", _NAMES)
+    return "\n".join(lines)
 
 
 def _wrapped(name: str, value: str, indent: int) -> list[str]:

@@ -110,8 +110,13 @@ def parse_overrides(
             continue
         key, equals, text = token[2:].partition("=")
         key = key.replace("-", "_")
-        if not equals:
-            text = tokens.pop(0) if tokens and not tokens[0].startswith("--") else "true"
+        if not equals and tokens and not tokens[0].startswith("--"):
+            text = tokens.pop(0)
+        elif not equals and fits(True, annotation_of(key)):
+            text = "true"
+        elif not equals:
+            problems.append(f"--{key}: the value is missing, a recipe key is --key value")
+            continue
         try:
             overrides[key] = _override_value(text, annotation_of(key))
         except yaml.YAMLError as error:

@@ -8,12 +8,14 @@ import pickle
 import shutil
 import struct
 import sys
+import time
 import types
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from tiny_models import D_MODEL
 
@@ -82,7 +84,6 @@ def place(family, tmp_path, monkeypatch):
     """The current folder: a base, an adapter of it, pairs, prompts, responses, directions."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     shutil.copytree(family.base, "base")
     shutil.copytree(family.adapters["positive"], "adapter")
     pair = {"prompt": "w2", "chosen": "w3", "rejected": "w4", "response": "w5"}
@@ -226,13 +227,95 @@ def test_a_device_that_is_not_there_is_told(place, capsys, device):
     assert "--device" in line
 
 
-MISSING = ["none/at/all", "none", "base/none", "a\nb", "\x1b[31mred", "x" * 5000]
+MISSING = [
+    "none/at/all",
+    "none",
+    "base/none",
+    "pairs.jsonl/none",
+    "~nobody/none",
+    "a\0b",
+    "a\nb",
+    "\x1b[31mred",
+    "x" * 5000,
+]
 
 
 @pytest.mark.parametrize("name", MISSING)
 def test_a_model_that_is_not_there_is_named(place, capsys, name):
     line = one_line(capsys, (*GENERATE, "--model", name))
-    assert name.split("\n")[0].replace("\x1b", r"\x1b")[:100] in line
+    assert name.split("\n")[0].replace("\x1b", r"\x1b").replace("\0", r"\x00")[:100] in line
+
+
+NOT_FOUND = {
+    "none": (*GENERATE, "--model", "none"),
+    "org/none": (*GENERATE, "--model", "adapter", "--base", "org/none"),
+    "some/base": (*PREFERENCES, "--model", "adapter"),
+    "org/other": (*PREFERENCES, "--model", "base", "--reference", "org/other"),
+    "org/judge": (*JUDGE, "reward:org/judge"),
+    "org/encoder": (*JUDGE, "references:right.jsonl", "--encoder", "org/encoder"),
+    "org/chooser": (*JUDGE, "choice:org/chooser", "--aspects"),
+    "org/pairs": (*PREFERENCES, "--pairs", "org/pairs", "--model", "base"),
+    "org/data": ("data", "recipe.yaml", "--dataset_name", "org/data"),
+    "org/mistyped": ("data", "recipe.yaml", "--model_name_or_path", "org/mistyped"),
+    "org/planned": ("plan", "recipe.yaml", "--model_name_or_path", "org/planned"),
+    "org/start": ("reward", "--pairs", "pairs.jsonl", "--output", "out", "--model", "org/start"),
+}
+"""A name that is no path here -> a command that is given it."""
+
+
+@pytest.fixture
+def hub_names(place, monkeypatch):
+    """A recipe, an adapter of a relative base, references; the Hub may be asked."""
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    right = {"prompt": "w2", "right": ["w3"], "wrong": ["w4"]}
+    Path("right.jsonl").write_text(json.dumps(right) + "\n")
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "some/base"
+    Path("adapter/adapter_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.parametrize(("name", "command"), NOT_FOUND.items(), ids=NOT_FOUND)
+def test_an_unreachable_hub_is_told_at_once(hub_names, monkeypatch, capsys, name, command):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = time.perf_counter()
+    line = one_line(capsys, command)
+    assert time.perf_counter() - start < 15  # each file of a name would be tried for 23 s
+    assert name in line
+    assert "refused" in line
+    assert "the Hub cannot be asked for it" in line
+    assert ("--base" in line) == (name in ("org/none", "some/base"))
+
+
+@pytest.mark.parametrize(("name", "command"), NOT_FOUND.items(), ids=NOT_FOUND)
+def test_a_name_that_the_hub_does_not_have_is_told(hub_names, monkeypatch, capsys, name, command):
+    def repo_info(api, name, **_):
+        response = types.SimpleNamespace(headers={}, request=None)
+        raise RepositoryNotFoundError("404", response=response)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
+    line = one_line(capsys, command)
+    assert name in line
+    assert "of this name that your token may read" in line
+
+
+def test_what_was_fetched_earlier_is_used_without_a_network(hub_names, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "fetched")
+    shutil.copytree("base", "fetched/models--org--kept/snapshots/0")
+    refs = Path("fetched/models--org--kept/refs/main")
+    refs.parent.mkdir()
+    refs.write_text("0")
+    start = time.perf_counter()
+    assert main([*GENERATE, "--model", "org/kept"]) == 0
+    assert time.perf_counter() - start < 15
+    told = "note: org/kept is read from the cache, since the Hub cannot be asked"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_a_name_like_that_of_a_folder_is_hinted_at(place, capsys):
+    for name in ("adaptr", "./adaptr", f"{place}/adaptr"):
+        assert "adapter?)" in one_line(capsys, (*GENERATE, "--model", name))
 
 
 @pytest.mark.parametrize("folder", ["empty", "pairs.jsonl", "directions"])

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rahf.cli import COMMANDS, Group, main
+from rahf.cli import COMMANDS, OTHER_COMMANDS, Group, main
 from rahf.commands.options.parsers import plain_command
+from rahf.data.hub import Finding
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl")
 PAIR = {"prompt": "How was it?", "chosen": "Lovely.", "rejected": "Dreadful."}
@@ -185,6 +186,67 @@ def test_validate_accepts_what_only_another_machine_can_run(place, capsys):
     keys = {"load_in_4bit": True, "bf16": True, "tf32": True, "model_name_or_path": "org/large"}
     assert main(["validate", recipe(**keys)]) == 0
     assert "org/large (from the Hub), target layers 0.5-0.8" in capsys.readouterr().out
+
+
+HUB_NAMES = {
+    "model_name_or_path": "org/large",
+    "dataset_name": "org/pairs",
+    "teachers": {"positive": "org/teacher"},
+    "evaluation": {"judge": ["length", "reward:org/judge"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Finding(None, "HF_HUB_OFFLINE is set"), "cannot be asked for it (HF_HUB_OFFLINE is set)"),
+        (Finding(True), "the Hub has the name, and its "),
+    ],
+)
+def test_validate_tells_what_it_did_not_check(place, monkeypatch, capsys, found, said):
+    monkeypatch.setattr("rahf.recipe.model_files.ask_hub", lambda *_: found)
+    path = recipe(**HUB_NAMES)
+    assert main(["validate", path]) == 0
+    text = capsys.readouterr().out
+    lines = text.partition("Not checked\n")[2].partition("\n\n")[0].splitlines()
+    assert text.startswith("ok, as far as it could be checked: recipe.yaml\n")
+    keys = ["model_name_or_path", "dataset_name", "teachers.positive", "evaluation.judge"]
+    assert [line[2:].partition(":")[0] for line in lines] == keys
+    assert all(said in line for line in lines)
+    assert main(["validate", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_checked"] == [line[2:] for line in lines]
+
+
+def test_validate_refuses_what_the_hub_does_not_have(place, monkeypatch, capsys):
+    answer = Finding(False, "the Hub has no such thing")
+    monkeypatch.setattr("rahf.recipe.model_files.ask_hub", lambda *_: answer)
+    lines = told(capsys, **HUB_NAMES)
+    assert len(lines) == 4
+    assert all(line.endswith(", and the Hub has no such thing") for line in lines)
+
+
+def test_validate_shows_what_a_user_needs_before_all_values(place, capsys):
+    keys = {"num_train_epochs": 2.0, "teachers": {"num_train_epochs": 1, "max_steps": 4}}
+    assert main(["validate", recipe(**keys), "--alpha", "3", "--lora_r", "8"]) == 0
+    first, unread, given, *values = capsys.readouterr().out.split("\n\n")
+    assert first.startswith("ok: recipe.yaml\n")
+    title, *lines = unread.splitlines()
+    assert title == "Not read"
+    assert lines[0].startswith("- num_train_epochs: 2 is not read beside max_steps: 3")
+    assert lines[1].startswith(
+        "- teachers.num_train_epochs: 1 is not read beside teachers.max_steps"
+    )
+    title, *lines = given.splitlines()
+    assert title == "Given, and no default"
+    assert "  alpha                       3 (default: 4.0)" in lines
+    assert not any("lora_r" in line for line in lines)  # given as by default
+    assert len(lines) == 8
+    assert len(values) > 8
+
+
+def test_a_command_that_runs_a_recipe_notes_what_is_not_read(place, pipeline, capsys):
+    assert main(["align", recipe(num_train_epochs=2)]) == 0
+    assert capsys.readouterr().err.startswith("note: num_train_epochs: 2 is not read beside max")
 
 
 def test_validate_tells_problems_of_keys_and_of_files_at_once(place, capsys):
@@ -500,10 +562,53 @@ def test_a_wrong_command_is_refused_with_the_usage(arguments, capsys):
     assert "usage: rahf" in capsys.readouterr().err
 
 
-def test_a_wrong_command_is_refused_with_the_nearest_one(capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("algin", "unknown command algin, did you mean align?"),
+        *((word, f"command {word}, did you mean {to}?") for word, to in OTHER_COMMANDS.items()),
+        ("xyzzy", "unknown command xyzzy, choose from align, data"),
+        ("evaluate preference", "unknown kind of evaluate preference, did you mean preferences?"),
+        ("evaluate --model x", "choose from preferences, responses, tasks"),
+        ("generate --prompt x", "unknown argument --prompt, did you mean --prompts?; the follow"),
+        ("generate --sed=3 --seed x", "unknown argument --sed=3, did you mean --seed?; argument"),
+        ("evaluate tasks --task x", "unknown argument --task, did you mean --tasks?; the follow"),
+        ("align --alpha=3", "the following arguments are required: RECIPE.yaml"),
+    ],
+)
+def test_a_wrong_word_is_refused_with_what_was_meant(capsys, words, said):
     with pytest.raises(SystemExit):
-        main(["algin"])
-    assert "unknown command algin, did you mean align?" in capsys.readouterr().err
+        main(words.split())
+    assert said in capsys.readouterr().err
+
+
+def test_the_commands_hinted_at_exist():
+    for told in OTHER_COMMANDS.values():
+        assert told.split(",")[0].split()[0] in COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--alpha"], "--alpha: the value is missing, a recipe key is --key value"),
+        (["--alpha", "--lora_r", "4"], "--alpha: the value is missing"),
+        (["--teachers.max_steps"], "--teachers.max_steps: the value is missing"),
+        (["--output_dir"], "--output_dir: the value is missing"),
+        (["--config", "recipe.yaml"], "config: is not a key of a recipe: remove it; the recipe is"),
+        (["--accelerate_config", "ddp"], "accelerate_config: is not a key of a recipe: remove it"),
+        (["--teachers.lr", "1"], "teachers.lr: is not a key of a recipe: use teachers.learning_ra"),
+        (["--lr", "1"], "lr: is not a key of a recipe: use learning_rate"),
+    ],
+    ids=str,
+)
+def test_a_wrong_key_of_the_command_line_is_told(place, capsys, words, said):
+    assert main(["validate", recipe(), *words]) == 1
+    [line] = capsys.readouterr().err.splitlines()[1:]
+    assert line.startswith(f"- {said}")
+
+
+def test_a_switch_needs_no_value(place):
+    assert main(["validate", recipe(), "--bf16", "--trust_remote_code"]) == 0
 
 
 @pytest.mark.parametrize("name", COMMANDS)

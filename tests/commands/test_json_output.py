@@ -65,12 +65,45 @@ def test_plan_prints_numbers_by_stage(recipe_file, capsys):
     fullest = max(size["activations"], size["frozen"])
     kept = size["weights"] + size["gradients"] + size["optimiser"]
     assert size["total"] == pytest.approx(kept + fullest + size["process"])
+    assert found["launch"]["engine"] == "single"
+    assert found["lengths"] == {
+        "measured": False,
+        "max_prompt_length": found["lengths"]["max_prompt_length"],
+        "max_length": found["lengths"]["max_length"],
+        "mean_tokens": None,
+    }
     assert found["fits"] is None
+    printed(capsys, "data", "recipe.yaml", "--json")
+    assert printed(capsys, "plan", "recipe.yaml", "--json")[0]["lengths"]["measured"] is True
     assert printed(capsys, "plan", "recipe.yaml", "--json", "--device_memory", "80")[0]["fits"]
     small = ["plan", "recipe.yaml", "--json", "--device_memory", "1e-6"]
     found, told = printed(capsys, *small, status=2)
     assert found["fits"] is False
     assert told.startswith("error: does not fit into --device_memory 1e-06 GiB")
+
+
+def keys_of(value):
+    """The names in a value, level by level; of a mapping of stages or splits, those of each."""
+    return {name: keys_of(inner) for name, inner in value.items()} if isinstance(value, dict) else 0
+
+
+def test_the_samples_of_the_documents_have_the_keys_that_are_printed(recipe_file, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    samples = [json.loads(part.partition("```")[0]) for part in text.split("```json")[1:]]
+    commands = ("validate", "data", "plan")
+    real = [printed(capsys, command, "recipe.yaml", "--json")[0] for command in commands]
+    validate, data, plan = (
+        [keys_of(sample), keys_of(found)] for sample, found in zip(samples, real, strict=True)
+    )
+    for figures in validate:
+        del figures["values"]
+    for figures in data:
+        del figures["train"]["lengths"]
+    assert validate[0] == validate[1]
+    assert data[0]["train"] == data[1]["train"]
+    assert plan[0]["stages"]["alignment"] == plan[1]["stages"]["alignment"]
+    del plan[0]["stages"], plan[1]["stages"]
+    assert plan[0] == plan[1]
 
 
 def test_names_that_ascii_lacks_are_read_back(recipe_file, capsys):

@@ -95,8 +95,9 @@ def test_an_interrupted_command_tells_where_the_next_one_starts(words, capsys, m
         raise KeyboardInterrupt
 
     module.run = run
+    recipe = types.SimpleNamespace(training={}, teachers_training={})
     monkeypatch.setattr("rahf.cli.import_module", lambda name: module)
-    monkeypatch.setattr("rahf.recipe.files.checked_recipe", lambda *_: None)
+    monkeypatch.setattr("rahf.recipe.files.checked_recipe", lambda *_: recipe)
     assert main([*words, "recipe.yaml"]) == 130
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("interrupted; the same command ")

@@ -1,6 +1,7 @@
 """Files of prompts and of responses, ours and AlpacaEval's."""
 
 import json
+import re
 
 import pytest
 from tokenizers_for_tests import chatml_tokenizer, llama_tokenizer
@@ -8,6 +9,7 @@ from tokenizers_for_tests import chatml_tokenizer, llama_tokenizer
 from rahf.data.prompts import (
     chat_prompt_form,
     prompt_text,
+    read_chats,
     read_prompts,
     read_responses,
     response_layout,
@@ -60,7 +62,7 @@ def test_columns_of_alpaca_eval_are_carried_along(tmp_path):
         ({"text": "Hello"}, "line 2: no prompt; .* It has: text"),
         ({"prompt": ""}, "line 2: no prompt"),
         ({"prompt": "  "}, "line 2: the chat does not end with a message of the user"),
-        ({"prompt": TURNS[:2]}, "line 2: the chat does not end with"),
+        ({"prompt": TURNS[:2]}, "line 2: the chat ends with a message of the assistant. It is not"),
         ({"prompt": 3}, "line 2: prompt is int"),
         ({"prompt": "Hello", "system": 3}, "line 2: system is int, expected text"),
         (
@@ -118,6 +120,24 @@ def test_a_record_without_a_response_is_named_by_its_line(tmp_path):
 def test_a_chat_as_text_names_its_speakers_where_there_are_several():
     assert prompt_text(SAID) == "Hello"
     assert prompt_text(TURNS) == "User: Hello\n\nAssistant: Hi\n\nUser: And?"
+
+
+RENDERED = [
+    (chatml_tokenizer, "<|im_start|>user\nHello<|im_end|>", "the control token '<|im_end|>'"),
+    (chatml_tokenizer, "<|start_header_id|>user", "the control token '<|start_header_id|>'"),
+    (llama_tokenizer, "[INST] Hello [/INST]", "between '[INST]' and '[/INST]'"),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "text", "said"), RENDERED)
+def test_a_prompt_that_is_rendered_already_is_named(tmp_path, tokenizer, text, said):
+    path = saved(tmp_path, {"prompt": "Hello"}, {"messages": [{**SAID[0], "content": text}]})
+    with pytest.raises(ValueError, match=re.escape("file.jsonl, prompt 2: the prompt ")) as error:
+        read_chats(path, tokenizer())
+    assert said in str(error.value)
+    assert read_chats(saved(tmp_path, {"prompt": "Hello [now]"}), tokenizer()) == [
+        [{"role": "user", "content": "Hello [now]"}]
+    ]
 
 
 def test_prompts_are_put_as_the_template_puts_them_before_a_response():

@@ -8,6 +8,7 @@ import pytest
 from tokenizers_for_tests import CHATML, INST, chatml_tokenizer, gpt2_tokenizer, llama_tokenizer
 
 from rahf.data.chat_format import chat_format
+from rahf.data.pairs import normalize_pairs
 from rahf.data.prompts import chat_prompt_form
 from rahf.data.sources import load_pairs
 from rahf.data.summary import describe
@@ -336,11 +337,27 @@ def test_a_row_whose_meaning_is_not_certain_is_dropped_by_name(told, row, option
         ),
         ({**PAIR, "history": [["hi", "hello"]]}, "line 1: the column 'history'"),
         ({"question": "Why?", **sides("It is so.", "It is no.")}, r"columns: \{prompt: question\}"),
+        ({"question": "Why?", **sides("So.", "No.")}, r"columns: \{prompt: question\}"),
+        (
+            {"query": "Why?", **sides([assistant("So.")], [assistant("No.")])},
+            r"columns: \{prompt: query\}",
+        ),
+        ({"topic": "Why?", **sides("So.", "No.")}, "columns topic holds it, set columns: {prompt"),
     ],
 )
-def test_a_column_that_may_belong_to_the_prompt_is_an_error(told, row, named):
-    with pytest.raises(ValueError, match=named):
-        told(row)
+@pytest.mark.parametrize("form", ["file", "dataset"])
+def test_a_column_that_may_belong_to_the_prompt_is_an_error(tmp_path, told, form, row, named):
+    cache = tmp_path / "cache"
+    if form == "file":
+        with pytest.raises(ValueError, match=named):
+            told(row)
+        return
+    with pytest.raises(ValueError, match=named.replace("line 1:", "row 0:")):
+        tokenize_pairs(
+            normalize_pairs(datasets.Dataset.from_list([row]), cache_dir=cache),
+            chatml_tokenizer(),
+            cache_dir=cache,
+        )
 
 
 def test_a_system_column_of_another_name_may_be_mapped(tmp_path):

@@ -55,6 +55,28 @@ def test_a_jsonl_file_gives_its_rows_in_order_with_their_numbers(tmp_path):
     }
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_loading_a_file_prints_no_bar_and_leaves_the_switch_as_it_was(
+    tmp_path, capfd, kind, wanted
+):
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        write_jsonl(path, numbered(2))
+    else:
+        datasets.Dataset.from_list(numbered(2)).to_parquet(path)
+    write_jsonl(tmp_path / "bad.jsonl", [{**PAIR, "chosen": 3}])
+    (datasets.enable_progress_bars if wanted else datasets.disable_progress_bars)()
+    try:
+        load_pairs(path, cache_dir=tmp_path / "cache")
+        with pytest.raises(ValueError, match="chosen is int"):
+            load_pairs(tmp_path / "bad.jsonl", cache_dir=tmp_path / "cache")
+        assert datasets.are_progress_bars_disabled() is not wanted
+    finally:
+        datasets.disable_progress_bars()
+    assert "Generating" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl.gz", "a.csv", "a.csv.gz"])
 def test_every_file_format_gives_the_same_pairs(tmp_path, name):
     records = [*numbered(2), {"prompt": 'a "quoted",\nlong one', "chosen": "NA", "rejected": "7"}]

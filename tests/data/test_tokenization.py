@@ -596,6 +596,19 @@ def test_a_record_without_a_text_is_named(tmp_path):
         tokenize_texts(path, gpt2_tokenizer(), rows=5, tokens=6)
 
 
+def test_a_text_may_be_rendered_for_its_own_tokenizer_only(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    tokenizer = llama_tokenizer()
+    text = "<s>[INST] so [/INST] it is</s>"
+    path.write_text(json.dumps({"text": text}))
+    [ids] = tokenize_texts(path, tokenizer, rows=1, tokens=60)
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    path.write_text(json.dumps({"text": "<|im_start|>user\nso<|im_end|>"}))
+    with pytest.raises(ValueError, match=r"line 1: the text holds '<\|im_start\|>', a mark of an"):
+        tokenize_texts(path, tokenizer, rows=1, tokens=60)
+    assert tokenize_texts(path, chatml_tokenizer(), rows=1, tokens=60)
+
+
 # --- the report
 
 

@@ -166,13 +166,46 @@ def test_formats_that_do_not_apply_are_refused(family, tmp_path, capsys, formats
     options = ("--formats", formats, "--output", str(tmp_path / "out"))
     assert main(["export", source, *options]) == 2
     assert message in capsys.readouterr().err
-    assert main(["export", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "holds neither an adapter nor directions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "{0} holds neither an adapter nor directions; give the folder of one."),
+        (None, "there is no folder {0} (looked from "),
+        (["stage.json"], "{0} holds neither an adapter nor directions: its training has not ended"),
+        (
+            ["checkpoint-5/adapter_config.json"],
+            "its training has not ended; the same rahf align continues it.",
+        ),
+        (
+            ["teachers/positive/adapter_config.json", "teachers/positive/stage.json"],
+            "continues it, or give one that is inside: {0}/teachers/positive.",
+        ),
+        (
+            ["some/directions.safetensors"],
+            "the folder of one, or give one that is inside: {0}/some.",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("command", ["export", "push"])
+def test_a_folder_without_an_adapter_tells_what_to_do(tmp_path, capsys, command, files, said):
+    folder = tmp_path / "run"
+    for file in files or ():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("{}")
+    if files is not None:
+        folder.mkdir(exist_ok=True)
+    rest = ["--output", str(tmp_path / "out")] if command == "export" else ["me/warm"]
+    assert main([command, str(folder), *rest]) == 2
+    assert said.format(folder) in capsys.readouterr().err
 
 
 @pytest.fixture
 def hub(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     # This Hub keeps large files by the LFS protocol, as those without the Xet storage do.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     with running_hub() as server:

@@ -130,7 +130,7 @@ def test_the_command_does_not_take_an_adapter_trained_anew_for_the_old_one(
 
 
 def test_the_command_tells_users_errors_before_it_loads_a_model(tmp_path, prompts, capsys):
-    arguments = ["generate", "--model", "none", "--prompts", str(prompts)]
+    arguments = ["generate", "--model", str(tmp_path), "--prompts", str(prompts)]
     assert main([*arguments, "--output", "out.txt"]) == 2
     assert "out.txt: the name should end in .jsonl" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
@@ -142,9 +142,9 @@ def test_the_command_tells_users_errors_before_it_loads_a_model(tmp_path, prompt
 
 
 def test_a_base_for_what_is_no_adapter_is_refused(tmp_path, prompts, family, capsys):
-    arguments = ["--model", str(family.base), "--base", "other", "--prompts", str(prompts)]
+    arguments = ["--model", str(family.base), "--base", str(tmp_path), "--prompts", str(prompts)]
     assert main(["generate", *arguments, "--output", str(tmp_path / "o.jsonl")]) == 2
-    assert "is no adapter, so it takes no base (other)" in capsys.readouterr().err
+    assert f"is no adapter, so it takes no base ({tmp_path})" in capsys.readouterr().err
 
 
 def generate(family, prompts, output, *options):

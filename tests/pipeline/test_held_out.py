@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from rahf.data.pairs import without_held_out
@@ -75,6 +76,38 @@ def test_what_is_measured_on_is_a_split_or_a_share(recipe_file, keys, split):
         assert len(train) + len(test) == len(load_split(checked_recipe(recipe_file), "train"))
     else:
         assert len(test or ()) == (3 if split else 0)
+
+
+@pytest.mark.parametrize(
+    ("splits", "keys", "split"),
+    [
+        (["train"], {}, HELD_OUT),
+        (["train"], {"test_share": 0}, None),
+        (["train", "test"], {}, "test"),
+        (["train", "dev"], {}, "no split 'test'"),
+        (["train"], {"dataset_test_split": "dev"}, "no split 'dev'"),
+        (["learn"], {}, "no split 'train'"),
+    ],
+)
+def test_data_of_the_hub_with_one_split_holds_a_share_out(
+    recipe_file, monkeypatch, splits, keys, split
+):
+    rows = [{"prompt": f"w{row}", "chosen": "w2", "rejected": "w3"} for row in range(20)]
+
+    def load_dataset(path, name, split, cache_dir):
+        if split not in splits:  # as datasets says it
+            raise ValueError(f'Unknown split "{split}". Should be one of {splits}.')
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: splits)
+    recipe = checked_recipe(recipe_file, {"dataset_name": "org/pairs", **keys})
+    if str(split).startswith("no split"):
+        with pytest.raises(ValueError, match=f"org/pairs has {split}. It has: {', '.join(splits)}"):
+            describe_data(recipe)
+        return
+    assert measured_split(recipe) == split
+    assert ("held out (5% of" in describe_data(recipe)) == (split == HELD_OUT)
 
 
 def test_the_readmes_recipe_ends_with_figures_and_answers(recipe_file, capsys):

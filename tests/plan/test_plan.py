@@ -811,7 +811,7 @@ def test_plan_counts_the_rows_and_says_where_lengths_come_from(place, capsys):
     printed = capsys.readouterr().out
     assert lines_of(printed)["steps"] == ["10", "10", "9", "18"]
     assert "rows     9 for training" in printed
-    assert "upper bounds (max_prompt_length 256, max_length 768): `rahf prepare`" in printed
+    assert "upper bounds (max_prompt_length 256, max_length 768): `rahf data`" in printed
     for told in ("weights", "gradients", "optimiser", "activations", "frozen passes", "at most"):
         assert f"  {told}" in printed
 
@@ -911,9 +911,10 @@ def test_rows_are_counted_in_every_kind_of_local_data(place):
     Dataset.from_list(rows).save_to_disk("saved")
     Dataset.from_list(rows).to_parquet("pairs.parquet")
     for name in ("saved", "pairs.parquet"):
-        assert count_rows(recipe(dataset_name=name)) == 5
+        assert count_rows(recipe(dataset_name=name)) == 4  # one held out, as the run does
+        assert count_rows(recipe(dataset_name=name, test_share=0)) == 5
     parts = [{"path": "pairs", "fraction": 0.5}, {"path": "saved"}]
-    assert count_rows(recipe(dataset_name=None, datasets=parts)) == 4 + 5
+    assert count_rows(recipe(dataset_name=None, datasets=parts)) == 4 + 5 - 1
     assert count_rows(recipe(dataset_name="org/pairs")) is None
 
 
@@ -923,17 +924,22 @@ def test_a_model_of_the_hub_that_cannot_be_had_asks_for_its_configuration(
     def fail(*args, **kwargs):
         raise ConnectionError("no route")
 
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *args, **kwargs: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     assert main(["plan", recipe_file(model_name_or_path="org/model")]) == 2
-    assert "(no route): give one with --model_config FILE" in capsys.readouterr().err
+    assert "(no route): give its config.json with --model_config FILE" in capsys.readouterr().err
 
 
-def test_measured_lengths_of_other_settings_are_not_read(place):
+@pytest.mark.parametrize("command", ["prepare", "data"])
+def test_measured_lengths_of_other_settings_are_not_read(place, command):
     assert read_measured(recipe_of(recipe_file())) is None
-    main(["prepare", "recipe.yaml"])
+    main([command, "recipe.yaml"])
     assert read_measured(recipe_of("recipe.yaml")) is not None
     assert read_measured(recipe_of("recipe.yaml", "--alpha", "3")) is not None
     assert read_measured(recipe_of("recipe.yaml", "--max_prompt_length", "99")) is None
+    pairs = Path("pairs/train.jsonl")
+    pairs.write_text(f"{pairs.read_text()}\n" * 2)
+    assert read_measured(recipe_of("recipe.yaml")) is None
 
 
 def test_the_shipped_recipes_can_be_planned(capsys, monkeypatch):

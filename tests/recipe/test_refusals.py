@@ -24,7 +24,7 @@ CONFIG |= {"num_attention_heads": 2, "intermediate_size": 16}
 def write(tmp_path):
     """Write a model's folder without weights, pairs and a recipe; return the recipe's path."""
 
-    def write(config=(), pad=None, **keys):
+    def write(config=(), pad=None, /, **keys):
         model, pairs = tmp_path / "model", tmp_path / "pairs.jsonl"
         model.mkdir(exist_ok=True)
         text = config if isinstance(config, str) else json.dumps({**CONFIG, **dict(config)})

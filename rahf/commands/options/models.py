@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rahf.data.hub import refuse_missing
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +30,7 @@ def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> Non
             metavar="FILE",
             help="Jinja text or file in place of the tokenizer's",
         )
+        parser.set_defaults(check=check_names)
     option(
         "--dtype",
         choices=DTYPES,
@@ -39,6 +42,13 @@ def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> Non
     )
     option("--attn_implementation", metavar="NAME", help="eager, sdpa, flash_attention_2")
     option("--trust_remote_code", action="store_true", help="run code that comes with the model")
+
+
+def check_names(options: argparse.Namespace) -> None:
+    """Refuse a --model or --base that is not there, before torch is imported."""
+    refuse_missing(options.model, what=f"--model {options.model:.200}")
+    if options.base is not None:
+        refuse_missing(options.base, what=f"--base {options.base:.200}")
 
 
 def load(options: argparse.Namespace, name: str | None = None) -> Loaded:

@@ -4,9 +4,11 @@ options of its own. Each function makes the parser and says what `run` is given.
 
 import argparse
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 from rahf.commands.options.numbers import NUMBERS
 
@@ -19,15 +21,36 @@ OVERRIDES = (
 )
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose error also names the unknown option, which argparse tells after all others."""
+
+    takes_keys = True  # what is no option is a key of a recipe
+    given: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = args or ()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        names = [word for word in self.given if word.startswith("--")]
+        unknown = [w for w in names if w.partition("=")[0] not in self._option_string_actions]
+        if unknown and not self.takes_keys and not message.startswith("unknown argument"):
+            message = f"{_unknown(unknown[0], self)}; {message}"
+        super().error(message)
+
+
 def recipe_command(
     commands, name: str, summary: str, run: Callable[..., int]
 ) -> argparse.ArgumentParser:
     """Add a command that is given a recipe, which is checked, with its overrides, before `run`."""
 
     def with_recipe(options: argparse.Namespace) -> int:
-        from rahf.recipe.files import checked_recipe
+        from rahf.recipe.files import checked_recipe, not_read
 
-        return run(checked_recipe(options.recipe, options.overrides), options)
+        recipe = checked_recipe(options.recipe, options.overrides)
+        for line in not_read(recipe):
+            print(f"note: {line}", file=sys.stderr)
+        return run(recipe, options)
 
     return recipe_file_command(commands, name, summary, with_recipe)
 
@@ -50,15 +73,20 @@ def launch_options(parser: argparse.ArgumentParser) -> None:
 
 
 def plain_command(commands, name: str, summary: str, run: Run) -> argparse.ArgumentParser:
-    """Add a command with options of its own; an option that it does not have is refused."""
+    """Add a command with options of its own; an option that it does not have is refused.
+
+    `check`, where a group of options sets it, is called before `run`.
+    """
     parser = _command(commands, name, summary)
 
     def known_options_only(options: argparse.Namespace) -> int:
         if options.overrides:
             parser.error(_unknown(options.overrides[0], parser))
+        options.check(options)
         return run(options)
 
-    parser.set_defaults(run=known_options_only)
+    parser.takes_keys = False
+    parser.set_defaults(run=known_options_only, check=lambda _: None)
     return parser
 
 
