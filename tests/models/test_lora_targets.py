@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_families import family_model
 from peft import get_peft_model
-from tiny_models import lora, tiny_model
+from tiny_models import lora, randomize, tiny_model
 
 from rahf.models.adapters import attach_policy, find_blocks, trainable
 from rahf.models.lora_targets import WITHOUT_LORA, oriented
@@ -56,10 +56,21 @@ def test_peft_keeps_its_own_default_where_it_has_one():
     assert policy.peft_config["default"].layers_pattern is None
 
 
-@pytest.mark.parametrize("family", sorted(WITHOUT_LORA))
-def test_what_is_left_out_is_what_peft_refuses(family):
-    with pytest.raises(ValueError, match=r"out_proj.*incompatible"):
-        get_peft_model(family_model(family), lora(target_modules=["out_proj"]))
+LEFT_OUT = [(family, name) for family, names in WITHOUT_LORA.items() for name in names]
+
+
+@pytest.mark.parametrize(("family", "name"), LEFT_OUT)
+def test_what_is_left_out_is_what_peft_refuses_or_the_model_reads_past_its_adapter(family, name):
+    model, ids = family_model(family), torch.tensor([[5, 6, 7]])
+    if name == "out_proj":
+        with pytest.raises(ValueError, match=r"out_proj.*incompatible"):
+            get_peft_model(model, lora(target_modules=[name]))
+        return
+    before = model(input_ids=ids, use_cache=False).logits
+    adapted = get_peft_model(model, lora(target_modules=[name]))
+    randomize(adapted, "default", seed=0, scale=0.5)
+    after = adapted.eval()(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(after, before, rtol=0, atol=2e-5)  # rounding, as beside no LoRA
 
 
 def test_experts_named_by_target_parameters_are_not_reported(caplog):
