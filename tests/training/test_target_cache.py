@@ -372,7 +372,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_training(family, tmp_path, mon
     ("options", "told"),
     [
         ({"target_cache": " "}, "is empty: give a folder"),
-        ({"response_source": "random"}, "need not come again"),
+        ({"response_source": "random"}, "may never draw a response again"),
         ({"kl_weight": 0.1}, "beside kl_weight, which reads predictions of the responses"),
         (
             {"dpo_weight": 0.1, "pairs_together": True},
