@@ -67,7 +67,7 @@ def load_model(
         ValueError: `base` is given for what is no adapter; an adapter that names no base.
     """
     if is_adapter(name):
-        model = put_adapter(base_model(base or _named_base(name), init_kwargs), name)
+        model = put_adapter(base_model(base or base_of(name), init_kwargs), name)
     elif base is not None:
         raise ValueError(f"{name} is not an adapter, so it takes no base ({base}); omit the base.")
     else:
@@ -75,30 +75,19 @@ def load_model(
     return model.eval() if device is None else model.eval().to(device)
 
 
-def _named_base(adapter: str | Path) -> str:
-    """Return the base that an adapter names.
-
-    Raises:
-        ValueError: it names none, or neither a folder here nor a model of the Hub.
-    """
-    base = base_of(adapter)
-    if not base:
-        raise ValueError(f"the adapter {adapter} names no base: give the base (--base).")
-    return base
-
-
 def base_of(name: str | Path) -> str | None:
     """Return the base that an adapter names; None for a full model.
 
     Raises:
-        ValueError: the base is neither a folder here nor a model of the Hub.
+        ValueError: an adapter that names none, or neither a folder here nor a model of the Hub.
     """
     if not is_adapter(name):
         return None
     base = PeftConfig.from_pretrained(str(name)).base_model_name_or_path
-    if base:
-        cure = "give --base, or write the folder into adapter_config.json"
-        refuse_missing(base, what=f"{name}: the base {base!r} of this adapter", cure=cure)
+    if not base:
+        raise ValueError(f"{name}: this adapter names no base; give --base.")
+    cure = "give --base, or write the folder into adapter_config.json"
+    refuse_missing(base, what=f"{name}: the base {base!r} of this adapter", cure=cure)
     return base
 
 
@@ -146,7 +135,7 @@ def load_tokenizer_of(
         str(name), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False
     )
     if own is None and adapter:
-        name = base or _named_base(name)
+        name = base or base_of(name)
     return AutoTokenizer.from_pretrained(str(name), **options)
 
 

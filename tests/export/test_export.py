@@ -438,12 +438,13 @@ def test_an_adapter_that_is_not_whole_says_nothing_and_stays_at_home(
 
 
 @pytest.mark.parametrize(
-    ("base", "said"), [(None, "names no base"), ("/not/here", "names the base /not/here, which")]
+    ("base", "said"),
+    [(None, "this adapter names no base"), ("/not/here", "the base '/not/here' of this adapter")],
 )
 def test_an_adapter_without_its_base_needs_one(run_folder, tmp_path, capsys, base, said):
     setting(base_model_name_or_path=base)(run_folder)
     assert main(["export", str(run_folder), "--output", str(tmp_path / "out")]) == 2
-    assert f"error: the adapter {run_folder} {said}" in capsys.readouterr().err
+    assert f"error: {run_folder}: {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
