@@ -65,6 +65,7 @@ COMMANDS: dict[str, Command | Group] = {
         "show which tokens of an aligned model its base would not have chosen",
         FROM_FILE,
     ),
+    "features": Group("train sparse dictionaries of hidden states, and read models with them", {}),
     "evaluate": Group(
         "measure a model's preferences, judge responses, run tasks",
         {
