@@ -1,0 +1,157 @@
+"""What cheaper means show of the same change: mean difference, principal components, a probe.
+
+They are fitted to one half of the prompts and measured on the other. Sparse dictionaries do not
+consistently beat them (arXiv 2502.16681), so what a latent shows is compared with what they show.
+Knows hidden states; knows no model and no file.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from rahf.directions.evidence import area_under_curve
+
+COMPONENTS = 16
+RIDGE = 1e-2
+"""Share of the mean variance that is added to each dimension before the probe is solved for."""
+
+SEES = 0.5
+"""|cosine|, share of the squared norm or |correlation| from which a rival sees a latent."""
+
+
+class Explained:
+    """How much of a quantity a guess accounts for, summed over tokens."""
+
+    def __init__(self):
+        self.energy = self.left = 0.0
+        self.sums: Tensor | float = 0.0
+        self.tokens = 0
+
+    def add(
+        self, wanted: Float[Tensor, "tokens d_model"], guess: Float[Tensor, "tokens d_model"]
+    ) -> None:
+        self.energy += wanted.double().square().sum().item()
+        self.left += (wanted - guess).double().square().sum().item()
+        self.sums = self.sums + wanted.double().sum(0).cpu()
+        self.tokens += len(wanted)
+
+    def share(self) -> float:
+        """Return the share of the squared norm, in which a constant counts."""
+        return 1 - self.left / self.energy if self.energy else 0.0
+
+    def variance(self) -> float:
+        """Return the share of the variance around the mean, in which a constant counts nothing."""
+        around = self.energy - (torch.as_tensor(self.sums).square().sum() / self.tokens).item()
+        return 1 - self.left / around if around > 1e-9 * self.energy else 0.0
+
+
+class Fitted(NamedTuple):
+    """Rivals fitted to one half of the prompts."""
+
+    mean: Float64[Tensor, " d_model"]  # of the per-token differences
+    components: Float64[Tensor, "components d_model"]  # orthonormal, around that mean
+    probe: Float64[Tensor, " d_model"]  # base against aligned, linear discriminant
+
+
+class Rivals:
+    """Gathers one half of the prompts, fits, and measures on the other half."""
+
+    def __init__(self, d_model: int):
+        self._tokens, self._outer, self._within = 0, *torch.zeros(2, d_model, d_model).double()
+        self._base, self._aligned = torch.zeros(2, d_model).double()
+        self._fitted: Fitted | None = None
+        self.explained = {name: Explained() for name in ("mean", *map(str, _sizes(d_model)))}
+        self._scores: dict[tuple[str, int], list[Tensor]] = {}
+
+    def fit_to(
+        self, base: Float[Tensor, "tokens d_model"], aligned: Float[Tensor, "tokens d_model"]
+    ) -> None:
+        """Add tokens of the half that is fitted to."""
+        base, aligned = base.double().cpu(), aligned.double().cpu()
+        difference = aligned - base
+        self._outer += difference.T @ difference
+        self._within += base.T @ base + aligned.T @ aligned
+        self._base += base.sum(0)
+        self._aligned += aligned.sum(0)
+        self._tokens += len(base)
+
+    def fitted(self) -> Fitted:
+        """Return the fitted rivals.
+
+        Raises:
+            ValueError: nothing was added to fit them to.
+        """
+        if self._fitted is None:
+            self._fitted = self._fit()
+        return self._fitted
+
+    def _fit(self) -> Fitted:
+        if self._tokens == 0:
+            raise ValueError(
+                "no tokens to fit the rivals to: give responses to at least 2 prompts."
+            )
+        means = [sums / self._tokens for sums in (self._base, self._aligned)]
+        mean = means[1] - means[0]
+        around = self._outer / self._tokens - torch.outer(mean, mean)
+        components = torch.linalg.eigh(around).eigenvectors.flip(1)[:, :COMPONENTS].T
+        within = self._within / (2 * self._tokens) - sum(torch.outer(m, m) for m in means) / 2
+        within.diagonal().add_(RIDGE * within.diagonal().mean() + 1e-12)
+        return Fitted(mean, components, torch.linalg.solve(within, mean))
+
+    def measure(
+        self, base: Float[Tensor, "tokens d_model"], aligned: Float[Tensor, "tokens d_model"]
+    ) -> None:
+        """Measure the fitted rivals on tokens of the other half."""
+        fitted, base, aligned = self.fitted(), base.double().cpu(), aligned.double().cpu()
+        difference = aligned - base
+        guess = fitted.mean.expand_as(difference)
+        self.explained["mean"].add(difference, guess)
+        for size in _sizes(len(fitted.mean)):
+            axes = fitted.components[:size]
+            inside = (difference - fitted.mean) @ axes.T @ axes
+            self.explained[str(size)].add(difference, guess + inside)
+        for name, axis in (("mean", fitted.mean), ("probe", fitted.probe)):
+            for side, states in enumerate((base, aligned)):
+                self._scores.setdefault((name, side), []).append(states @ axis)
+
+    def separability(self) -> dict[str, float]:
+        """Return how well single tokens are told apart by the mean and the probe: held-out AUC."""
+        found = {}
+        for name in dict.fromkeys(name for name, _ in self._scores):
+            below, above = (torch.cat(self._scores[name, side]) for side in (0, 1))
+            weights = torch.ones_like(below)
+            found[name] = area_under_curve(above, weights, below, weights)
+        return found
+
+
+def _sizes(d_model: int) -> list[int]:
+    """Return the numbers of principal components that are measured."""
+    return [size for size in (1, 4, COMPONENTS) if size < d_model]
+
+
+class Seen(NamedTuple):
+    """How much of a latent's decoder direction, or of its change, a rival shows."""
+
+    mean: float  # cosine with the mean difference
+    principal: float  # share of its squared norm inside of the leading principal components
+    probe: float  # cosine with the probe
+    divergence: float  # correlation over responses of its change with the token KL
+
+    def by(self) -> list[str]:
+        """Return the rivals that show it."""
+        return [name for name, value in self._asdict().items() if abs(value) >= SEES]
+
+
+def seen(
+    fitted: Fitted, direction: Float[Tensor, " d_model"], divergence: float, size: int = 4
+) -> Seen:
+    """Compare a decoder direction with the rivals; `size`: leading components that count."""
+    unit = nn.functional.normalize(direction.double().cpu(), dim=0)
+    along = (fitted.components[:size] @ unit).square().sum().item()
+    cosines = [
+        nn.functional.cosine_similarity(unit, axis, dim=0).item()
+        for axis in (fitted.mean, fitted.probe)
+    ]
+    return Seen(cosines[0], along, cosines[1], divergence)
