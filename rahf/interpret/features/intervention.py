@@ -18,6 +18,7 @@ from rahf.directions.steering import Columns, Start, removed_afterwards, steered
 from rahf.interpret.features.bases import check_base
 from rahf.interpret.features.dictionary import Dictionary
 from rahf.interpret.features.firing import chosen_activations
+from rahf.interpret.features.streams import mlp_of
 from rahf.models.capture import find_blocks
 from rahf.models.kv_cache import cache_name
 
@@ -105,21 +106,9 @@ def intervene(
 
 
 def module_at(model: nn.Module, dictionary: Dictionary) -> nn.Module:
-    """Return the module whose output the dictionary reads.
-
-    Raises:
-        ValueError: the block has no child named `mlp`.
-    """
+    """Return the module whose output the dictionary reads."""
     block = find_blocks(model).modules[dictionary.origin.layer]
-    if dictionary.origin.site == "residual":
-        return block
-    children = dict(block.named_children())
-    if "mlp" not in children:
-        raise ValueError(
-            f"{type(block).__name__} has no child named mlp, but {', '.join(children)}: its output "
-            "cannot be read. Use a dictionary of the residual stream."
-        )
-    return children["mlp"]
+    return block if dictionary.origin.site == "residual" else mlp_of(block)
 
 
 def check_interventions(dictionary: Dictionary, interventions: Sequence[Intervention]) -> None:
