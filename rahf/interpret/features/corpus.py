@@ -76,24 +76,14 @@ def corpus_of_texts(
             f"a length of {length} leaves no room for text after the {len(prefix)} tokens that the "
             f"tokenizer puts before it; give at least {len(prefix) + 2}."
         )
-    room, pieces, documents, found = length - len(prefix), [], [], 0
-    special = torch.tensor(tokenizer.all_special_ids, dtype=torch.int32)
-    document = -1
-    texts = iter(texts)
-    while batch := list(islice(texts, TEXTS_AT_ONCE)):
-        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        for ids in tokenizer(batch, **options)["input_ids"]:
-            document += 1
-            for first in range(0, len(ids), room):
-                piece = torch.tensor([*prefix, *ids[first : first + room]], dtype=torch.int32)
-                read = read_positions(piece, special, every_token)
-                if read.any():
-                    pieces.append((piece, read))
-                    documents.append(document)
-                    found += int(read.sum())
-        if found >= tokens:
-            break
-    return _joined(pieces, documents)
+    ids_of_texts = _tokenized(texts, tokenizer)
+    room = length - len(prefix)
+    pieces = (
+        (document, [*prefix, *ids[first : first + room]], 0)
+        for document, ids in enumerate(ids_of_texts)
+        for first in range(0, len(ids), room)
+    )
+    return _corpus(pieces, tokenizer, tokens, every_token)
 
 
 def corpus_of_pairs(
@@ -110,20 +100,53 @@ def corpus_of_pairs(
     Raises:
         ValueError: no token would be read.
     """
+    pieces = (
+        (document, [*row["prompt_ids"], *row[side]], len(row["prompt_ids"]))
+        for document, row in enumerate(rows)
+        for side in ("chosen_ids", "rejected_ids")
+    )
+    return _corpus(pieces, tokenizer, tokens, every_token)
+
+
+def _corpus(
+    pieces: Iterable[tuple[int, list[int], int]],
+    tokenizer: "PreTrainedTokenizerBase",
+    tokens: int,
+    every_token: bool,
+) -> Corpus:
+    """Return the first (document, ids, tokens of context) that read enough tokens as a corpus."""
     special = torch.tensor(tokenizer.all_special_ids, dtype=torch.int32)
-    pieces, documents, found = [], [], 0
-    for document, row in enumerate(rows):
-        for side in ("chosen_ids", "rejected_ids"):
-            piece = torch.tensor([*row["prompt_ids"], *row[side]], dtype=torch.int32)
-            read = read_positions(piece, special, every_token)
-            read[: len(row["prompt_ids"])] = False
-            if read.any():
-                pieces.append((piece, read))
-                documents.append(document)
-                found += int(read.sum())
+    kept, documents, found = [], [], 0
+    for document, ids, context in pieces:
+        piece = torch.tensor(ids, dtype=torch.int32)
+        read = read_positions(piece, special, every_token)
+        read[:context] = False
+        if read.any():
+            kept.append((piece, read))
+            documents.append(document)
+            found += int(read.sum())
         if found >= tokens:
             break
-    return _joined(pieces, documents)
+    if not kept:
+        raise ValueError(
+            "the text has no token to read: it is empty, or holds only special tokens and single "
+            "tokens. Give more text."
+        )
+    lengths = torch.tensor([0, *(len(ids) for ids, _ in kept)])
+    return Corpus(
+        torch.cat([ids for ids, _ in kept]),
+        torch.cat([read for _, read in kept]),
+        lengths.cumsum(0),
+        torch.tensor(documents),
+    )
+
+
+def _tokenized(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[int]]:
+    """Yield the ids of each text, without special tokens around it."""
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    texts = iter(texts)
+    while batch := list(islice(texts, TEXTS_AT_ONCE)):
+        yield from tokenizer(batch, **options)["input_ids"]
 
 
 def read_positions(
@@ -234,18 +257,3 @@ def _runs_of_lines(path: Path) -> Iterator[str]:
         ) from error
     if lines:
         yield "".join(lines)
-
-
-def _joined(pieces: Sequence[tuple[Tensor, Tensor]], documents: Sequence[int]) -> Corpus:
-    if not pieces:
-        raise ValueError(
-            "the text has no token to read: it is empty, or holds only special tokens and single "
-            "tokens. Give more text."
-        )
-    lengths = torch.tensor([0, *(len(ids) for ids, _ in pieces)])
-    return Corpus(
-        torch.cat([ids for ids, _ in pieces]),
-        torch.cat([read for _, read in pieces]),
-        lengths.cumsum(0),
-        torch.tensor(documents),
-    )

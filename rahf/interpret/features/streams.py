@@ -5,7 +5,7 @@ Differences are those of the aligned model to its base: adapter on and adapter o
 memory. Knows models and pieces of ids; learns nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -41,8 +41,13 @@ class StateReader(NamedTuple):
     pad_token_id: int
     batch_size: int = 16  # pieces in one forward pass
 
-    def __call__(self, pieces: Sequence[Piece]) -> Float[Tensor, "layers tokens d_model"]:
+    def __call__(
+        self, pieces: Sequence[Piece], told: Callable[[int], object] = id
+    ) -> Float[Tensor, "layers tokens d_model"]:
         """Return the states of the tokens that are read, in the order of the pieces.
+
+        Args:
+            told: called after each forward pass with the number of tokens that it read.
 
         Raises:
             ValueError: a state is not finite.
@@ -54,6 +59,7 @@ class StateReader(NamedTuple):
             states = self.states([pieces[index] for index in batch])
             counts = [int(pieces[index][1].sum()) for index in batch]
             found |= zip(batch, states.split(counts, dim=1), strict=True)
+            told(sum(counts))
         return torch.cat([found[index] for index in range(len(pieces))], dim=1)
 
     def states(self, pieces: Sequence[Piece]) -> Float[Tensor, "layers tokens d_model"]:
