@@ -105,7 +105,7 @@ def _dictionary(sae: Any, name: str, origin: Origin | None) -> SaeLensDictionary
             origin = origin or _origin(sae, name)
             return SaeLensDictionary(origin, sae.eval(), directions, bias)
     raise ValueError(
-        f"{name}: an autoencoder of the kind {sae.cfg.architecture()} does not decode by directions "
+        f"{name}: the architecture {sae.cfg.architecture()} does not decode by directions "
         "and a bias; give another."
     )
 

@@ -40,6 +40,7 @@ class StateReader(NamedTuple):
     kind: Kind
     pad_token_id: int
     batch_size: int = 16  # pieces in one forward pass
+    adapter: str | None = POLICY  # whose states are read where the model has adapters; None: base
 
     def __call__(
         self, pieces: Sequence[Piece], told: Callable[[int], object] = id
@@ -69,7 +70,7 @@ class StateReader(NamedTuple):
         )
         read = nn.utils.rnn.pad_sequence([mask for _, mask in pieces], batch_first=True)
         wanted = read.flatten().nonzero().squeeze(1).to(rows["input_ids"].device)
-        states = self._of(POLICY, rows, wanted)
+        states = self._of(self.adapter, rows, wanted)
         if self.kind == "differences":
             states = states - self._of(None, rows, wanted)
         texts = [row for row, (_, mask) in enumerate(pieces) for _ in range(int(mask.sum()))]
