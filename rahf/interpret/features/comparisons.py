@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
-from rahf.interpret.features.dictionary import SparseCodes
+from rahf.interpret.features.dictionary import Dictionary, SparseCodes
 
 LEAST_FIRINGS = 10
 """Tokens in which a latent is active, at least, for its correlations to be counted."""
@@ -102,6 +102,35 @@ def _ranges(starts: Int[Tensor, " ranges"], counts: Int[Tensor, " ranges"]) -> T
     return torch.arange(int(counts.sum())) + (starts - begun).repeat_interleave(counts)
 
 
+class SharedDimensions:
+    """The same for single dimensions of hidden states, of either sign: the rival of features."""
+
+    def __init__(self, first: int, other: int):
+        self._sums = torch.zeros(first).double(), torch.zeros(other).double()
+        self._squares = torch.zeros(first).double(), torch.zeros(other).double()
+        self._products, self._tokens = torch.zeros(first, other).double(), 0
+
+    def add(
+        self, first: Float[Tensor, "tokens d_first"], other: Float[Tensor, "tokens d_other"]
+    ) -> None:
+        both = first.double().cpu(), other.double().cpu()
+        for sums, squares, states in zip(self._sums, self._squares, both, strict=True):
+            sums += states.sum(0)
+            squares += states.square().sum(0)
+        self._products += both[0].T @ both[1]
+        self._tokens += len(first)
+
+    def best(self) -> Float64[Tensor, " d_first"]:
+        """Return the largest correlation of each dimension of the first model, by size."""
+        means = [sums / self._tokens for sums in self._sums]
+        spreads = [
+            (squares / self._tokens - mean.square()).clamp(min=1e-30).sqrt()
+            for squares, mean in zip(self._squares, means, strict=True)
+        ]
+        together = self._products / self._tokens - torch.outer(*means)
+        return (together / torch.outer(*spreads)).abs().clamp(max=1).max(1).values
+
+
 class Splitting(NamedTuple):
     """How the latents of a smaller dictionary are found in a larger one."""
 
@@ -118,6 +147,26 @@ class Splitting(NamedTuple):
             "split": (count > 1).double().mean().item(),
             "new": (self.parent < 0).double().mean().item(),
         }
+
+
+def check_sizes(small: Dictionary, large: Dictionary) -> None:
+    """Refuse dictionaries between which features do not split.
+
+    Raises:
+        ValueError: another layer, site, kind or model; the second is not the larger one.
+    """
+    places = [(each.origin.layer, each.origin.site, each.origin.kind) for each in (small, large)]
+    prints = [each.origin.fingerprint for each in (small, large)]
+    if places[0] != places[1] or (None not in prints and prints[0] != prints[1]):
+        raise ValueError(
+            f"the dictionaries are of layer {places[0][0]} ({places[0][1]}, {places[0][2]}) of "
+            f"{small.origin.base} and of layer {places[1][0]} ({places[1][1]}, {places[1][2]}) of "
+            f"{large.origin.base}: splitting compares two sizes of one."
+        )
+    if large.latents <= small.latents:
+        raise ValueError(
+            f"--larger has {large.latents} features, the other {small.latents}: exchange them."
+        )
 
 
 def splitting(

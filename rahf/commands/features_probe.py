@@ -1,0 +1,102 @@
+"""`rahf features probe`: how well a few features tell labelled texts apart."""
+
+import argparse
+from pathlib import Path
+
+from rahf.commands.options.dictionaries import dictionary_of, dictionary_option
+from rahf.commands.options.figures import figures_option, tell_figures
+from rahf.commands.options.models import Loaded, load, model_options
+
+EPILOG = """\
+FILE holds records (jsonl, json, csv, also gzipped) with a text and one of two labels. Features are
+chosen and probes are fitted on 70 % of the texts; figures are of the others. Beside the dictionary
+stand a dense probe on hidden states, single dimensions of them, and the same of an untrained model:
+a dictionary earns its keep where few features come near the dense probe and far from both nulls."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    option = parser.add_argument
+    model_options(parser)
+    dictionary_option(parser)
+    option(
+        "--texts",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        required=True,
+        help="labelled texts; may be given again",
+    )
+    option("--text_column", metavar="NAME", default="text", help="column of the text (text)")
+    option("--label_column", metavar="NAME", default="label", help="column of the label (label)")
+    option("--limit", metavar="N", type="count", default=2000, help="texts of a file (2000)")
+    option(
+        "--length", metavar="N", type="count", default=128, help="tokens of a text (default: 128)"
+    )
+    option("--untrained_seed", metavar="N", type="seed", default=0, help="of the untrained model")
+    option("--seed", metavar="N", type="seed", default=0, help="of the split (default: 0)")
+    option("--batch_size", metavar="N", type="count", default=16, help="texts at once (16)")
+    figures_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.interpret.features.bases import check_base
+    from rahf.interpret.features.probing import split_labels
+    from rahf.interpret.features.texts import first_pieces, read_labelled, untrained_like
+    from rahf.report.features import probe_table
+
+    sets = {
+        path: read_labelled(path, options.text_column, options.label_column, options.limit)
+        for path in options.texts
+    }
+    splits = {path: split_labels(given.labels, options.seed) for path, given in sets.items()}
+    dictionary, loaded = dictionary_of(options), load(options)
+    check_base(dictionary, loaded.model)
+    firsts = {
+        path: first_pieces(given.texts, loaded.tokenizer, options.length)
+        for path, given in sets.items()
+    }
+    trained = {path: _read(options, loaded, dictionary, firsts[path], sets[path]) for path in sets}
+    loaded = Loaded(untrained_like(loaded.model, options.untrained_seed), loaded.tokenizer)
+    found = []
+    for path, given in sets.items():
+        untrained = _read(options, loaded, dictionary, firsts[path], given)
+        figures = _figures(trained[path], untrained, given.labels, splits[path])
+        found.append({"texts": path.name, "positive": given.positive, **figures})
+    tables = "\n\n".join(probe_table(figures) for figures in found)
+    tell_figures(options, {"dictionary": options.dictionary, "sets": found}, tables)
+    return 0
+
+
+def _read(options: argparse.Namespace, loaded: Loaded, dictionary, first, given):
+    """Return what each text has on average under a model."""
+    from rahf.interpret.features.texts import of_texts, read_texts
+    from rahf.models.adapters import pad_id
+
+    batches = read_texts(
+        loaded.model,
+        dictionary,
+        first,
+        pad_id(loaded.tokenizer),
+        batch_size=options.batch_size,
+    )
+    return of_texts(batches, dictionary, len(given.texts), dictionary.d_model)
+
+
+def _figures(trained, untrained, labels, split) -> dict:
+    from rahf.interpret.features.probing import probe_densely, probe_dimensions, probe_latents
+    from rahf.interpret.features.summary import probe_figures
+
+    probes = {
+        "features": probe_latents(trained.codes, labels, split),
+        "dimensions": probe_dimensions(trained.hidden, labels, split),
+        "hidden states": probe_densely(trained.hidden, labels, split),
+        "untrained dimensions": probe_dimensions(untrained.hidden, labels, split),
+        "untrained hidden states": probe_densely(untrained.hidden, labels, split),
+    }
+    return {
+        "train": len(split.train),
+        "test": len(split.test),
+        "share": labels.double().mean().item(),
+        "probes": probe_figures(probes),
+    }
