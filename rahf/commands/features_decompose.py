@@ -3,9 +3,13 @@
 import argparse
 import sys
 
-from rahf.commands.options.dictionaries import dictionary_of, dictionary_option, with_tokens
-from rahf.commands.options.figures import figures_option, tell_figures
-from rahf.commands.options.models import load, model_options
+from rahf.commands.options.dictionaries import (
+    dictionary_of,
+    reading,
+    reading_options,
+    tell,
+    with_tokens,
+)
 
 EPILOG = """\
 The direction is that of the dictionary's layer. Compare its R2 with that of random vectors: only
@@ -17,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     option = parser.add_argument
     option("directions", metavar="DIRECTIONS", help="file of directions, or its folder")
-    dictionary_option(parser)
+    reading_options(parser, named=False)
     option("--terms", metavar="N", type="count", default=16, help="terms of the sum (default: 16)")
     option(
         "--random",
@@ -29,14 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--seed", metavar="N", type="seed", default=0, help="of the random vectors (default: 0)")
     option("--model", metavar="NAME", help="model whose logits name the features")
     option("--base", metavar="NAME", help="base in place of the one that the adapter names")
-    model_options(parser, named=False)
-    figures_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from rahf.directions.vectors import Directions
-    from rahf.interpret.features.pursuit import pursue, random_band
-    from rahf.interpret.features.summary import decomposition_figures
+    from rahf.interpret.features.pursuit import decomposition_figures, pursue, random_band
     from rahf.report.features import decomposition_table
 
     directions, dictionary = Directions.load(options.directions), dictionary_of(options)
@@ -52,12 +53,8 @@ def run(options: argparse.Namespace) -> int:
     band = random_band(dictionary.directions, options.terms, options.random, options.seed)
     figures = {"layer": layer, **decomposition_figures(pursuit, band)}
     if options.model:
-        from rahf.interpret.features.bases import check_base
-
-        loaded = load(options)
-        check_base(dictionary, loaded.model)
-        figures["terms"] = with_tokens(figures["terms"], loaded, dictionary)
-    tell_figures(options, figures, decomposition_table(figures))
+        figures["terms"] = with_tokens(figures["terms"], reading(options))
+    tell(options, figures, decomposition_table(figures))
     return 0
 
 

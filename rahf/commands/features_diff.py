@@ -1,11 +1,11 @@
 """`rahf features diff`: what else changed between a base and its aligned model."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from rahf.commands.options.dictionaries import dictionary_of, dictionary_option, with_tokens
-from rahf.commands.options.models import Loaded, content, identity, load, model_options
+from rahf.commands.options.dictionaries import dictionary_option, reading, with_tokens
+from rahf.commands.options.held_out import held_out, held_out_options
+from rahf.commands.options.models import content, identity, model_options
 
 EPILOG = """\
 Base and aligned model read the same held-out responses, with the adapter off and on. A feature has
@@ -21,10 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     model_options(parser)
     dictionary_option(parser)
-    given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--pairs", metavar="NAME", help="held-out pairs: a file, folder or Hub id")
-    given.add_argument("--responses", metavar="FILE", type=Path, help="held-out responses")
-    option("--split", metavar="NAME", default="test", help="of the pairs (default: test)")
+    held_out_options(parser)
     option(
         "--placebo",
         metavar="ADAPTER",
@@ -39,14 +36,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="the same training with another seed; may be given again",
     )
-    option("--limit", metavar="N", type="count", default=200, help="prompts at most (default: 200)")
-    option(
-        "--max_length",
-        metavar="N",
-        type="count",
-        default=512,
-        help="tokens of prompt and response (default: 512)",
-    )
     option("--top", metavar="N", type="count", default=20, help="features listed (default: 20)")
     option("--seed", metavar="N", type="seed", default=0, help="of the pairs' sides (default: 0)")
     option("--batch_size", metavar="N", type="count", default=4, help="responses at once (4)")
@@ -55,41 +44,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import write_json, write_text
-    from rahf.interpret.features.bases import check_base
-    from rahf.interpret.features.held_out import find_movement
-    from rahf.interpret.features.summary import movement_figures
-    from rahf.models.adapters import pad_id
     from rahf.report.features import movement_tables
 
     _check(options)
-    dictionary, placebos = dictionary_of(options), _placebos(options)
-    loaded = load(options)
-    _check_adapter(options, loaded)
-    check_base(dictionary, loaded.model)
-    held_out = _held_out(options, loaded)
-    seeds = _put(loaded, options.seed_of_adapter, "seed")
-    names = _put(loaded, placebos, "placebo")
-    found = find_movement(
-        loaded.model.eval(),
-        dictionary,
-        ("default", *seeds),
-        held_out,
-        pad_id(loaded.tokenizer),
-        placebos=names,
-        special=loaded.tokenizer.all_special_ids,
-        batch_size=options.batch_size,
-    )
-    figures = movement_figures(
-        found, dictionary.directions, ("default", *seeds), names, options.top
-    )
-    figures["features"] = with_tokens(figures["features"], loaded, dictionary)
-    adapters = dict(zip((*seeds, *names), (*options.seed_of_adapter, *placebos), strict=True))
     figures = {
         **identity(options),
         "made_from": content(options),
         "dictionary": options.dictionary,
-        "adapters": {name: str(path) for name, path in adapters.items()},
-        **figures,
+        **_figures(options, _placebos(options)),
     }
     table = movement_tables(figures)
     if options.output is not None:
@@ -97,6 +59,31 @@ def run(options: argparse.Namespace) -> int:
         write_text(options.output / "features.md", table + "\n")
     print(table)
     return 0
+
+
+def _figures(options: argparse.Namespace, placebos: list[Path]) -> dict:
+    from rahf.interpret.features.held_out import find_movement, movement_figures
+    from rahf.interpret.features.responses import HeldOut
+
+    read = reading(options)
+    _check_adapter(options, read.model)
+    rows = [HeldOut(*row) for row in held_out(options, read.tokenizer)]
+    seeds = _put(read.model, options.seed_of_adapter, "seed")
+    names = _put(read.model, placebos, "placebo")
+    found = find_movement(
+        read.model.eval(),
+        read.dictionary,
+        ("default", *seeds),
+        rows,
+        read.pad_token_id,
+        placebos=[*names],
+        special=read.tokenizer.all_special_ids,
+        batch_size=options.batch_size,
+    )
+    directions = read.dictionary.directions
+    figures = movement_figures(found, directions, ("default", *seeds), [*names], options.top)
+    figures["features"] = with_tokens(figures["features"], read)
+    return {"adapters": {**seeds, **names}, **figures}
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -107,10 +94,10 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _check_adapter(options: argparse.Namespace, loaded: Loaded) -> None:
+def _check_adapter(options: argparse.Namespace, model) -> None:
     from peft import PeftModel
 
-    if not isinstance(loaded.model, PeftModel):
+    if not isinstance(model, PeftModel):
         raise ValueError(
             f"{options.model} is no adapter that could be turned off: give the adapter of the "
             "aligned model."
@@ -131,61 +118,13 @@ def _placebos(options: argparse.Namespace) -> list[Path]:
     return found
 
 
-def _put(loaded: Loaded, adapters, name: str) -> list[str]:
-    """Put adapters beside the one that is there; return their names."""
+def _put(model, adapters, name: str) -> dict[str, str]:
+    """Put adapters beside the one that is there; return their folders by their names."""
     from rahf.models.adapters import base_name, check_same_base, put_adapter
 
-    names = []
+    found = {}
     for number, folder in enumerate(adapters, start=1):
-        check_same_base(folder, base_name(loaded.model))
-        names.append(f"{name}_{number}")
-        put_adapter(loaded.model, folder, names[-1])
-    return names
-
-
-def _held_out(options: argparse.Namespace, loaded: Loaded):
-    """Return held-out responses; those to one prompt have one number."""
-    rows = _responses(options, loaded) if options.responses else _pairs(options, loaded)
-    found, numbers = [], {}
-    from rahf.interpret.features.held_out import HeldOut
-
-    cut = 0
-    for prompt, response in rows:
-        number = numbers.setdefault(tuple(prompt), len(numbers))
-        if number >= options.limit:
-            continue
-        kept = response[: max(0, options.max_length - len(prompt))]
-        cut += len(kept) < len(response)
-        found.append(HeldOut(number, prompt, kept))
-    if cut:
-        print(
-            f"note: {cut} of {len(found)} responses lose their end at --max_length "
-            f"{options.max_length}",
-            file=sys.stderr,
-        )
+        check_same_base(folder, base_name(model))
+        put_adapter(model, folder, f"{name}_{number}")
+        found[f"{name}_{number}"] = str(folder)
     return found
-
-
-def _responses(options: argparse.Namespace, loaded: Loaded):
-    from rahf.data.prompts import read_responses
-    from rahf.data.response_ids import tokenize_responses
-
-    given = read_responses(options.responses)
-    chats, texts = [entry.messages for entry in given], [entry.text for entry in given]
-    return tokenize_responses(chats, texts, loaded.tokenizer, options.chat_template)
-
-
-def _pairs(options: argparse.Namespace, loaded: Loaded):
-    from rahf.data.sources import load_pairs
-    from rahf.data.tokenization import tokenize_pairs
-
-    pairs = load_pairs(options.pairs, split=options.split)
-    rows, _ = tokenize_pairs(
-        pairs,
-        loaded.tokenizer,
-        max_length=options.max_length,
-        chat_template=options.chat_template,
-    )
-    for row in rows:
-        for side in ("chosen_ids", "rejected_ids"):
-            yield row["prompt_ids"], row[side]

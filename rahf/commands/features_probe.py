@@ -3,9 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.dictionaries import dictionary_of, dictionary_option
-from rahf.commands.options.figures import figures_option, tell_figures
-from rahf.commands.options.models import Loaded, load, model_options
+from rahf.commands.options.dictionaries import reading, reading_options, tell
 
 EPILOG = """\
 FILE holds records (jsonl, json, csv, also gzipped) with a text and one of two labels. Features are
@@ -17,8 +15,7 @@ a dictionary earns its keep where few features come near the dense probe and far
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     option = parser.add_argument
-    model_options(parser)
-    dictionary_option(parser)
+    reading_options(parser)
     option(
         "--texts",
         metavar="FILE",
@@ -36,11 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("--untrained_seed", metavar="N", type="seed", default=0, help="of the untrained model")
     option("--seed", metavar="N", type="seed", default=0, help="of the split (default: 0)")
     option("--batch_size", metavar="N", type="count", default=16, help="texts at once (16)")
-    figures_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.interpret.features.bases import check_base
     from rahf.interpret.features.probing import split_labels
     from rahf.interpret.features.texts import first_pieces, read_labelled, untrained_like
     from rahf.report.features import probe_table
@@ -50,42 +45,39 @@ def run(options: argparse.Namespace) -> int:
         for path in options.texts
     }
     splits = {path: split_labels(given.labels, options.seed) for path, given in sets.items()}
-    dictionary, loaded = dictionary_of(options), load(options)
-    check_base(dictionary, loaded.model)
+    read = reading(options)
     firsts = {
-        path: first_pieces(given.texts, loaded.tokenizer, options.length)
+        path: first_pieces(given.texts, read.tokenizer, options.length)
         for path, given in sets.items()
     }
-    trained = {path: _read(options, loaded, dictionary, firsts[path], sets[path]) for path in sets}
-    loaded = Loaded(untrained_like(loaded.model, options.untrained_seed), loaded.tokenizer)
+    trained = {path: _read(options, read, firsts[path], sets[path]) for path in sets}
+    read = read._replace(model=untrained_like(read.model, options.untrained_seed))
     found = []
     for path, given in sets.items():
-        untrained = _read(options, loaded, dictionary, firsts[path], given)
+        untrained = _read(options, read, firsts[path], given)
         figures = _figures(trained[path], untrained, given.labels, splits[path])
         found.append({"texts": path.name, "positive": given.positive, **figures})
     tables = "\n\n".join(probe_table(figures) for figures in found)
-    tell_figures(options, {"dictionary": options.dictionary, "sets": found}, tables)
+    tell(options, {"sets": found}, tables)
     return 0
 
 
-def _read(options: argparse.Namespace, loaded: Loaded, dictionary, first, given):
+def _read(options: argparse.Namespace, read, first, given):
     """Return what each text has on average under a model."""
     from rahf.interpret.features.texts import of_texts, read_texts
-    from rahf.models.adapters import pad_id
 
-    batches = read_texts(
-        loaded.model,
-        dictionary,
-        first,
-        pad_id(loaded.tokenizer),
-        batch_size=options.batch_size,
-    )
+    dictionary, size = read.dictionary, options.batch_size
+    batches = read_texts(read.model, dictionary, first, read.pad_token_id, batch_size=size)
     return of_texts(batches, dictionary, len(given.texts), dictionary.d_model)
 
 
 def _figures(trained, untrained, labels, split) -> dict:
-    from rahf.interpret.features.probing import probe_densely, probe_dimensions, probe_latents
-    from rahf.interpret.features.summary import probe_figures
+    from rahf.interpret.features.probing import (
+        probe_densely,
+        probe_dimensions,
+        probe_figures,
+        probe_latents,
+    )
 
     probes = {
         "features": probe_latents(trained.codes, labels, split),

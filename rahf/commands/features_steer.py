@@ -4,8 +4,13 @@ import argparse
 from pathlib import Path
 
 from rahf.commands.generate import decoding_options, generator_name, prompt_form
-from rahf.commands.options.dictionaries import dictionary_of, dictionary_option, wanted_latents
-from rahf.commands.options.models import Loaded, content, identity, load, model_options
+from rahf.commands.options.dictionaries import (
+    check_features,
+    dictionary_option,
+    feature_option,
+    reading,
+)
+from rahf.commands.options.models import content, identity, model_options
 
 EPILOG = """\
 pin: the activation becomes X in every token; scale: X times what it is (1 changes nothing);
@@ -18,14 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     model_options(parser)
     dictionary_option(parser)
-    option(
-        "--feature",
-        metavar="N",
-        type="count from zero",
-        action="append",
-        required=True,
-        help="number of a feature; may be given again",
-    )
+    feature_option(parser)
     option("--how", choices=("pin", "scale", "ablate"), required=True, help="what is done to it")
     strength = parser.add_mutually_exclusive_group()
     strength.add_argument("--strength", metavar="X", type="number", help="value, or factor")
@@ -61,17 +59,16 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     prompts = read_prompts(options.prompts)[: options.limit]
     decoding = Decoding(**{name: getattr(options, name) for name in Decoding.__dataclass_fields__})
-    dictionary = dictionary_of(options)
-    wanted_latents(dictionary, options.feature)
-    loaded = load(options)
-    interventions = _interventions(options, loaded, dictionary)
+    read = reading(options)
+    check_features(options, read.dictionary)
+    interventions = _interventions(options, read)
     start = "generated" if options.steered_tokens == "generated" else None
-    with intervene(loaded.model, dictionary, interventions, start=start):
+    with intervene(read.model, read.dictionary, interventions, start=start):
         counts = write_responses(
-            loaded.model,
-            loaded.tokenizer,
+            read.model,
+            read.tokenizer,
             prompts,
-            prompt_form(options, loaded.tokenizer),
+            prompt_form(options, read.tokenizer),
             decoding,
             options.output,
             generator=options.generator or generator_name(options),
@@ -98,28 +95,23 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--kl is solved for one feature: give a single --feature.")
 
 
-def _interventions(options: argparse.Namespace, loaded: Loaded, dictionary):
+def _interventions(options: argparse.Namespace, read):
     from rahf.data.tokenization import tokenize_texts
-    from rahf.directions.calibration import NeutralText
-    from rahf.interpret.features.bases import check_base
     from rahf.interpret.features.intervention import (
         Intervention,
         check_interventions,
         strength_at,
     )
-    from rahf.models.adapters import pad_id
 
     strength = options.strength or 0.0
     made = [Intervention(latent, options.how, strength) for latent in options.feature]
-    check_interventions(dictionary, made)
-    check_base(dictionary, loaded.model)
+    check_interventions(read.dictionary, made)
     if options.kl is None:
         return made
-    texts = tokenize_texts(options.neutral, loaded.tokenizer, rows=NEUTRAL_TEXTS, tokens=TOKENS)
-    text = NeutralText(loaded.model, texts, pad_id(loaded.tokenizer))
-    latent = options.feature[0]
-    strength = strength_at(loaded.model, dictionary, latent, options.how, text, options.kl)
-    return [Intervention(latent, options.how, strength)]
+    texts = tokenize_texts(options.neutral, read.tokenizer, rows=NEUTRAL_TEXTS, tokens=TOKENS)
+    asked = (options.feature[0], options.how, options.kl, texts, read.pad_token_id)
+    strength = strength_at(read.model, read.dictionary, *asked)
+    return [Intervention(options.feature[0], options.how, strength)]
 
 
 NEUTRAL_TEXTS, TOKENS = 16, 64

@@ -5,47 +5,32 @@ one pass. Knows models, ids and dictionaries; knows no text and no file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from rahf.data.rows import with_context
-from rahf.directions.vectors import check_finite_states
 from rahf.evaluation.intervals import Estimate, ratio_estimate
 from rahf.interpret.features.bases import check_base
 from rahf.interpret.features.dictionary import Dictionary, SparseCodes
-from rahf.interpret.features.intervention import module_at
-from rahf.interpret.features.movement import Moved, Movement, Said
-from rahf.interpret.features.rivals import Explained, Rivals
-from rahf.models.adapters import frozen_pass
-from rahf.models.capture import record
-from rahf.models.likelihood import model_inputs, predictions, rows_for
-from rahf.terms import kl_divergence
+from rahf.interpret.features.explained import Explained
+from rahf.interpret.features.movement import (
+    Moved,
+    Movement,
+    Said,
+    beyond,
+    feature_figures,
+    moved_count,
+    ranked,
+)
+from rahf.interpret.features.responses import HeldOut, Read, read_batch
+from rahf.interpret.features.rivals import Rivals, seen
 
 WORSE = 0.02
 """Share of the variance by which a dictionary fits the aligned model worse before it is told."""
-
-
-class HeldOut(NamedTuple):
-    """A held-out response in ids."""
-
-    prompt: int  # number of its prompt: responses to one prompt are one unit of the intervals
-    prompt_ids: list[int]
-    response_ids: list[int]
-
-
-class Read(NamedTuple):
-    """A batch of responses as base and aligned models read it, token after token."""
-
-    base: Float[Tensor, "tokens d_model"]
-    aligned: Mapping[str, Float[Tensor, "tokens d_model"]]
-    lengths: list[int]
-    divergences: list[float]  # KL(base || first adapter), nats per token, of each response
 
 
 class Found(NamedTuple):
@@ -91,26 +76,52 @@ def find_movement(
     check_held_out(held_out)
     check_base(dictionary, model)
     names = (*adapters, *placebos)
-    movement, rivals = Movement(dictionary.latents, names, placebos), Rivals(dictionary.d_model)
-    fits = {name: Explained() for name in ("base", "aligned", "difference")}
-    totals: dict[int, list[float]] = {}
-    bar = tqdm(total=len(held_out), desc="reading responses", leave=False)
-    with bar:
-        for measured, batch in batches(held_out, batch_size):
-            read = read_batch(model, dictionary, names, batch, pad_token_id, special)
-            codes, guess = encoded(dictionary, read)
-            (rivals.measure if measured else rivals.fit_to)(read.base, read.aligned[names[0]])
-            _fit(fits, dictionary, read, codes, guess, measured)
-            for said, tokens in zip(_said(batch, read, codes), read.lengths, strict=True):
-                movement.add(said)
-                total = totals.setdefault(said.prompt, [0.0, 0.0])
-                total[0] += said.divergence * tokens
-                total[1] += tokens
-            bar.update(len(batch))
-    kept = dictionary.origin.kind == "states"
-    fit = {name: fits[name].variance() if kept else None for name in ("base", "aligned")}
-    divergence = ratio_estimate(*zip(*totals.values(), strict=True))
-    return Found(movement.moved(), rivals, fit, fits["difference"], divergence)
+    gathered = _Gathered(dictionary, names, placebos)
+    for measured, batch in tqdm([*batches(held_out, batch_size)], "reading", leave=False):
+        read = read_batch(model, dictionary, names, batch, pad_token_id, special)
+        gathered.add(batch, read, measured)
+    return gathered.found()
+
+
+class _Gathered:
+    """What has been read so far, for all that is reported."""
+
+    def __init__(self, dictionary: Dictionary, names: Sequence[str], placebos: Sequence[str]):
+        self._dictionary, self._first = dictionary, names[0]
+        self._movement = Movement(dictionary.latents, names, placebos)
+        self._rivals = Rivals(dictionary.d_model)
+        self._fits = {name: Explained() for name in ("base", "aligned", "difference")}
+        self._divergence: dict[int, Tensor] = {}  # of each prompt: sum over tokens, tokens
+
+    def add(self, batch: Sequence[HeldOut], read: Read, measured: bool) -> None:
+        """Add a batch; `measured`: of the half that rivals are measured on."""
+        codes, guess = encoded(self._dictionary, read)
+        aligned = read.aligned[self._first]
+        (self._rivals.measure if measured else self._rivals.fit_to)(read.base, aligned)
+        if self._dictionary.origin.kind == "states":
+            decode = self._dictionary.decode
+            self._fits["base"].add(read.base, decode(codes[None]))
+            self._fits["aligned"].add(aligned, decode(codes[self._first]))
+        if measured:
+            self._fits["difference"].add(aligned - read.base, guess)
+        for said, tokens in zip(_said(batch, read, codes), read.lengths, strict=True):
+            self._movement.add(said)
+            found = torch.tensor([said.divergence * tokens, tokens], dtype=torch.double)
+            self._divergence[said.prompt] = self._divergence.get(said.prompt, 0) + found
+
+    def found(self) -> Found:
+        states = self._dictionary.origin.kind == "states"
+        fit = {
+            name: self._fits[name].variance() if states else None for name in ("base", "aligned")
+        }
+        sums, tokens = torch.stack([*self._divergence.values()]).T.tolist()
+        return Found(
+            self._movement.moved(),
+            self._rivals,
+            fit,
+            self._fits["difference"],
+            ratio_estimate(sums, tokens),
+        )
 
 
 def check_held_out(held_out: Sequence[HeldOut]) -> None:
@@ -136,73 +147,6 @@ def batches(held_out: Sequence[HeldOut], batch_size: int) -> Iterator[tuple[bool
             yield measured, inside[start : start + batch_size]
 
 
-@torch.no_grad()
-def read_batch(
-    model: PeftModel,
-    dictionary: Dictionary,
-    adapters: Sequence[str],
-    batch: Sequence[HeldOut],
-    pad_token_id: int,
-    special: Sequence[int] = (),
-) -> Read:
-    """Return the states of the response tokens; predictions are read of the first adapter only."""
-    rows = rows_for(
-        model, [e.prompt_ids for e in batch], [e.response_ids for e in batch], pad_token_id
-    )
-    ids = rows["input_ids"]
-    read = rows["response_mask"] & ~torch.isin(ids, torch.tensor(special, device=ids.device).long())
-    places = read.flatten().nonzero().squeeze(1)
-    rows["response_mask"] = with_context(rows)
-    hidden, logits = {}, {}
-    for name in (None, *adapters):
-        whole = name in (None, adapters[0])
-        with frozen_pass(model, name), recorded(model, dictionary, places, stop=not whole) as found:
-            if whole:
-                logits[name] = predictions(model, rows)
-            else:
-                model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
-        hidden[name] = found[0]
-    owners = (places // ids.shape[1]).tolist()
-    check_finite_states(
-        torch.stack([*hidden.values()]),
-        [dictionary.origin.layer] * len(hidden),
-        [f"of prompt {batch[owner].prompt}" for owner in owners],
-    )
-    kl = kl_divergence(logits[None], logits[adapters[0]], rows["response_mask"], rows)
-    base = hidden.pop(None)
-    return Read(base, hidden, read.sum(1).tolist(), kl.double().clamp(min=0).tolist())
-
-
-@contextmanager
-def recorded(
-    model: nn.Module, dictionary: Dictionary, places: Tensor, *, stop: bool
-) -> Iterator[list[Tensor]]:
-    """Yield a list that the forward inside fills with the states at the dictionary's site.
-
-    Args:
-        places: indices into the flattened [batch * seq] tokens.
-        stop: skip every block above; the forward's logits are then meaningless.
-    """
-    found: list[Tensor] = []
-    layer = dictionary.origin.layer
-    if dictionary.origin.site == "residual":
-        with record(model, (layer,), places, stop=stop) as recording:
-            yield found
-        found.append(recording.stack()[0])
-        return
-
-    def keep(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
-        states = output if isinstance(output, Tensor) else output[0]
-        found.append(states.flatten(0, 1).index_select(0, places).float())
-
-    hook = module_at(model, dictionary).register_forward_hook(keep)
-    try:
-        with record(model, (layer,), places[:1], stop=stop):
-            yield found
-    finally:
-        hook.remove()
-
-
 def encoded(
     dictionary: Dictionary, read: Read
 ) -> tuple[dict[str | None, SparseCodes], Float[Tensor, "tokens d_model"]]:
@@ -223,23 +167,6 @@ def encoded(
     return {None: nothing, **codes}, dictionary.decode(first)
 
 
-def _fit(
-    fits: Mapping[str, Explained],
-    dictionary: Dictionary,
-    read: Read,
-    codes: Mapping[str | None, SparseCodes],
-    guess: Tensor,
-    measured: bool,
-) -> None:
-    """Add how well the dictionary fits both models, and the difference on measured rows."""
-    name, aligned = next(iter(read.aligned.items()))
-    if dictionary.origin.kind == "states":
-        fits["base"].add(read.base, dictionary.decode(codes[None]))
-        fits["aligned"].add(aligned, dictionary.decode(codes[name]))
-    if measured:
-        fits["difference"].add(aligned - read.base, guess)
-
-
 def _said(
     batch: Sequence[HeldOut], read: Read, codes: Mapping[str | None, SparseCodes]
 ) -> Iterator[Said]:
@@ -249,3 +176,49 @@ def _said(
         parts = {name: code.part(first, last) for name, code in codes.items()}
         yield Said(each.prompt, parts.pop(None), parts, divergence)
         first = last
+
+
+def movement_figures(
+    found: Found,
+    directions: Float[Tensor, "latents d_model"],
+    adapters: Sequence[str],
+    placebos: Sequence[str],
+    top: int,
+) -> dict[str, Any]:
+    """Return everything that `rahf features diff` reports.
+
+    Args:
+        directions: of the dictionary.
+        adapters: the reported one first, then the seeds beside it.
+        placebos: adapters trained on shuffled pairs.
+        top: features that are listed.
+    """
+    moved, fitted = found.moved, found.rivals.fitted()
+    rows = []
+    for latent in ranked(moved)[:top].tolist():
+        row = feature_figures(moved, latent, adapters, placebos)
+        shown = seen(fitted, directions[latent], moved.divergence[latent].item())
+        rows.append(row | {"rivals": shown._asdict(), "seen_by": shown.by()})
+    first = moved.changes[adapters[0]]
+    return {
+        "prompts": moved.prompts,
+        "tokens": moved.tokens,
+        "features_tested": int(moved.tested.sum()),
+        "moved": {name: moved_count(moved.changes[name]) for name in (*adapters, *placebos)},
+        "beyond_placebo": None if moved.band is None else int(beyond(moved, first).sum()),
+        "placebo_band": moved.band,
+        "fit": found.fit,
+        "fits_aligned_worse": found.fits_worse(),
+        "explained": {
+            "dictionary": found.explained.shares(),
+            **{_rival(name): part.shares() for name, part in found.rivals.explained.items()},
+        },
+        "separability": found.rivals.separability(),
+        "token_kl": found.divergence.as_dict(),
+        "unseen_by_rivals": sum(not row["seen_by"] for row in rows[:10] if row["moved"]),
+        "features": rows,
+    }
+
+
+def _rival(name: str) -> str:
+    return "mean difference" if name == "mean" else f"mean and {name} principal components"

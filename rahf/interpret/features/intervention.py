@@ -129,15 +129,25 @@ def check_interventions(dictionary: Dictionary, interventions: Sequence[Interven
 
 
 def strength_at(
-    model: nn.Module, dictionary: Dictionary, latent: int, how: How, text: NeutralText, kl: float
+    model: nn.Module,
+    dictionary: Dictionary,
+    latent: int,
+    how: How,
+    kl: float,
+    texts: Sequence[list[int]],
+    pad_token_id: int,
 ) -> float:
     """Return the strength at which the predictions on neutral text move by `kl`, nats per token.
+
+    Args:
+        texts: ids of neutral texts.
 
     Raises:
         ValueError: ablation, which has no strength; no strength moves the predictions by as much.
     """
     if how == "ablate":
         raise ValueError("ablation has no strength to solve for: omit the KL, or pin or scale.")
+    text = NeutralText(model, texts, pad_token_id)
     none = 1.0 if how == "scale" else 0.0
 
     def divergence(strength: float) -> float:

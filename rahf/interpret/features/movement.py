@@ -6,7 +6,7 @@ codes; knows no model and no file.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
@@ -225,3 +225,35 @@ def moved_count(change: Change) -> int:
 def outside(sizes: Float[Tensor, " latents"], moved: Moved) -> float:
     """Return the share of the tested latents whose size lies outside of the placebo's band."""
     return (sizes[moved.tested].abs() > moved.band).double().mean().item()
+
+
+def beyond(moved: Moved, change: Change) -> Bool[Tensor, " latents"]:
+    """Return which tested latents moved beyond the placebo's band."""
+    found = moved.tested & (change.q < FALSE_DISCOVERIES)
+    return found if moved.band is None else found & (change.size.abs() > moved.band)
+
+
+def feature_figures(
+    moved: Moved, latent: int, adapters: Sequence[str], placebos: Sequence[str]
+) -> dict[str, Any]:
+    """Return the figures of one feature."""
+    change = moved.changes[adapters[0]]
+    alike = [
+        name
+        for name in adapters
+        if moved.changes[name].q[latent] < FALSE_DISCOVERIES
+        and moved.changes[name].size[latent] * change.size[latent] > 0
+    ]
+    return {
+        "feature": latent,
+        "effect": change.effect.mean[latent].item(),
+        "low": change.effect.low[latent].item(),
+        "high": change.effect.high[latent].item(),
+        "q": change.q[latent].item(),
+        "size": change.size[latent].item(),
+        "placebo_size": [moved.changes[name].size[latent].item() for name in placebos],
+        "moved": bool(beyond(moved, change)[latent]),
+        "seeds_alike": [len(alike), len(adapters)],
+        "rate": [moved.base_rate[latent].item(), change.rate[latent].item()],
+        "tracks": moved.tracks(latent),
+    }

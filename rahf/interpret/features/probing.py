@@ -5,17 +5,18 @@ Latents are ranked and probes are fitted on training texts; everything reported 
 texts. Knows numbers only; `labelled` has texts and models.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from rahf.evaluation.intervals import Estimate, Z, share_estimate
+from rahf.evaluation.intervals import Estimate, share_estimate
 from rahf.interpret.features.dictionary import SparseCodes
 from rahf.interpret.features.firing import chosen_activations
+from rahf.interpret.features.probes import area, logistic
 
 KS = (1, 2, 4, 8, 16)
 TEST_SHARE = 0.3
@@ -25,8 +26,6 @@ LEAST_OF_A_CLASS = 10
 RIDGE = 1e-2  # of the sparse probes, per standardised feature and text
 DENSE_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Those of the dense probe, of which a part of the training texts chooses one."""
-
-STEPS = 25
 
 
 class Probed(NamedTuple):
@@ -161,36 +160,22 @@ def _scores(
     return features[split.test] @ weights[:-1] + weights[-1]
 
 
-def logistic(
-    features: Float64[Tensor, "texts features"], labels: Bool[Tensor, " texts"], ridge: float
-) -> Float64[Tensor, " weights"]:
-    """Return weights and intercept of a logistic regression with a ridge, by Newton's method."""
-    inputs = torch.nn.functional.pad(features, (0, 1), value=1.0)
-    penalty = torch.full_like(inputs[0], ridge * len(features))
-    penalty[-1] = 1e-6
-    weights = torch.zeros_like(penalty)
-    for _ in range(STEPS):
-        chance = (inputs @ weights).sigmoid()
-        gradient = inputs.T @ (chance - labels.double()) + penalty * weights
-        curvature = (chance * (1 - chance)).clamp(min=1e-6)
-        hessian = inputs.T @ (curvature[:, None] * inputs) + penalty.diag()
-        step = torch.linalg.solve(hessian, gradient)
-        weights = weights - step
-        if step.abs().max() < 1e-8:
-            break
-    return weights
-
-
 def _figures(scores: Tensor, labels: Tensor, latents: list[int]) -> Probed:
     right = ((scores > 0) == labels).double().tolist()
     return Probed(share_estimate(right), area(scores, labels), latents)
 
 
-def area(scores: Float64[Tensor, " texts"], labels: Bool[Tensor, " texts"]) -> Estimate:
-    """Return the area under the ROC curve with DeLong's interval (DeLong et al. 1988)."""
-    above, below = scores[labels], scores[~labels]
-    higher = (above[:, None] > below).double() + (above[:, None] == below).double() / 2
-    mean = higher.mean().item()
-    parts = (higher.mean(1).var(correction=1) / len(above), higher.mean(0).var() / len(below))
-    half = Z * float(sum(parts)) ** 0.5
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
+def probe_figures(probed: Mapping[str, Mapping[int, Probed] | Probed]) -> dict[str, Any]:
+    """Return held-out accuracy and AUC of every probe, by its name and its k."""
+    found: dict[str, Any] = {}
+    for name, probes in probed.items():
+        if isinstance(probes, Probed):
+            found[name] = _probe(probes)
+        else:
+            found[name] = {str(k): _probe(probe) for k, probe in probes.items()}
+    return found
+
+
+def _probe(probe: Probed) -> dict[str, Any]:
+    figures = {"accuracy": probe.accuracy.as_dict(), "auc": probe.auc.as_dict()}
+    return figures | ({"features": probe.latents} if probe.latents else {})

@@ -4,7 +4,7 @@ An encoder is made for hidden states: of a direction it finds little (arXiv 2411
 vectors only; knows no dictionary, no model and no file.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,3 +129,24 @@ def check_targets(
             "a direction of norm zero, or one that is not finite, cannot be decomposed: fit it "
             "again."
         )
+
+
+def decomposition_figures(pursuit: Pursuit, band: Band) -> dict[str, Any]:
+    """Return the terms of the first target of a pursuit, beside the band."""
+    explained = pursuit.explained[0]
+    return {
+        "terms": [
+            {"feature": feature, "coefficient": coefficient, "r2": r2}
+            for feature, coefficient, r2 in zip(
+                pursuit.latents[0].tolist(),
+                pursuit.coefficients[0].tolist(),
+                explained.tolist(),
+                strict=True,
+            )
+        ],
+        "random": {
+            "vectors": band.vectors,
+            **{name: getattr(band, name).tolist() for name in ("low", "median", "high")},
+        },
+        "terms_above_random": terms_above(explained, band),
+    }

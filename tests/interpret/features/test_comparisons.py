@@ -8,7 +8,6 @@ import torch
 from peft import get_peft_model
 from tiny_models import ARCHITECTURES, D_MODEL, VOCABULARY, lora, randomize, tiny_model
 
-from rahf.interpret.features.comparisons import SharedFeatures, splitting
 from rahf.interpret.features.dictionary import codes_of_active
 from rahf.interpret.features.firing import (
     chosen_activations,
@@ -17,6 +16,8 @@ from rahf.interpret.features.firing import (
     token_information,
 )
 from rahf.interpret.features.logit_effects import all_effects, logit_effects
+from rahf.interpret.features.splitting import splitting
+from rahf.interpret.features.universality import SharedFeatures
 
 
 def sparse(tokens, latents, seed, rate=0.3):

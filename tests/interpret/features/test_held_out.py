@@ -9,8 +9,9 @@ from tiny_models import EOS, tiny_model
 from toy_alignment import any_text, feature_of, text, toy_adapter, toy_base, toy_dictionary
 from transformers import LlamaForCausalLM
 
-from rahf.interpret.features.held_out import HeldOut, find_movement, read_batch
+from rahf.interpret.features.held_out import find_movement
 from rahf.interpret.features.movement import outside, ranked
+from rahf.interpret.features.responses import HeldOut, read_batch
 from rahf.models.adapters import put_adapter
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14]]

@@ -108,7 +108,7 @@ def test_a_strength_is_solved_for_a_stated_divergence(how):
     dictionary = random_dictionary(model)
     text = NeutralText(model, IDS.tolist(), EOS)
     latent, _, _ = active_latent(model, dictionary)
-    strength = strength_at(model, dictionary, latent, how, text, kl=0.3)
+    strength = strength_at(model, dictionary, latent, how, 0.3, IDS.tolist(), EOS)
     with intervene(model, dictionary, [Intervention(latent, how, strength)]):
         assert text.divergence() == pytest.approx(0.3, rel=0.25)
 
@@ -128,11 +128,10 @@ def test_what_cannot_be_done_is_refused():
             pass
     with pytest.raises(ValueError, match="nan is not finite"):
         Intervention(3, "pin", float("nan"))
-    text = NeutralText(model, IDS.tolist(), EOS)
     with pytest.raises(ValueError, match="no strength to solve for"):
-        strength_at(model, dictionary, 3, "ablate", text, 0.3)
+        strength_at(model, dictionary, 3, "ablate", 0.3, IDS.tolist(), EOS)
     silent = random_dictionary(model, k=1)
     found = silent.encode(active_latent(model, silent)[2].flatten(0, 1)).indices.tolist()
     quiet = next(latent for latent in range(32) if latent not in found)
     with pytest.raises(ValueError, match=f"feature {quiet}: no strength was found at which scale"):
-        strength_at(model, silent, quiet, "scale", text, 0.3)
+        strength_at(model, silent, quiet, "scale", 0.3, IDS.tolist(), EOS)

@@ -8,11 +8,10 @@ from rahf.interpret.features.clustered import (
     ClusteredSums,
     Correlations,
     benjamini_hochberg,
-    t_quantile,
-    two_sided_p,
 )
 from rahf.interpret.features.dictionary import codes_of_active
 from rahf.interpret.features.movement import Movement, Said, moved_count, outside, ranked
+from rahf.interpret.features.student import t_quantile, two_sided_p
 
 LATENTS = 40
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from rahf.interpret.features.dictionary import codes_of_active
+from rahf.interpret.features.probes import area, logistic
 from rahf.interpret.features.probing import (
-    area,
-    logistic,
     pooled,
     probe_densely,
     probe_dimensions,

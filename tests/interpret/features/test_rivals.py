@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rahf.interpret.features.rivals import Explained, Rivals, seen
+from rahf.interpret.features.explained import Explained
+from rahf.interpret.features.rivals import Rivals, seen
 
 WIDTH = 24
 

@@ -1,21 +1,18 @@
-"""Dictionaries beside each other: features that two models share, and features that split when a
-dictionary grows.
+"""Features that two models share: correlations of activations on the same tokens.
 
-Knows codes and directions; knows no model and no file.
+Knows codes and states; knows no model and no file.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from rahf.interpret.features.dictionary import Dictionary, SparseCodes
+from rahf.interpret.features.dictionary import SparseCodes
 
 LEAST_FIRINGS = 10
 """Tokens in which a latent is active, at least, for its correlations to be counted."""
-
-ROWS_AT_ONCE = 512
 
 
 class Universality(NamedTuple):
@@ -131,70 +128,35 @@ class SharedDimensions:
         return (together / torch.outer(*spreads)).abs().clamp(max=1).max(1).values
 
 
-class Splitting(NamedTuple):
-    """How the latents of a smaller dictionary are found in a larger one."""
-
-    children: Int[Tensor, " small"]  # latents of the larger one that are nearest to this one
-    nearest: Float[Tensor, " large"]  # cosine of each latent of the larger one with its nearest
-    parent: Int[Tensor, " large"]  # that nearest latent; -1: none is near enough
-
-    def shares(self) -> dict[str, float]:
-        """Return shares of the smaller one's latents, and of the larger one's that are new."""
-        count = self.children
-        return {
-            "lost": (count == 0).double().mean().item(),
-            "kept": (count == 1).double().mean().item(),
-            "split": (count > 1).double().mean().item(),
-            "new": (self.parent < 0).double().mean().item(),
-        }
-
-
-def check_sizes(small: Dictionary, large: Dictionary) -> None:
-    """Refuse dictionaries between which features do not split.
+def universality_figures(features: SharedFeatures, dimensions: SharedDimensions) -> dict[str, Any]:
+    """Return the quartiles of the correlations, and the best match of each feature.
 
     Raises:
-        ValueError: another layer, site, kind or model; the second is not the larger one.
+        ValueError: no feature is active often enough.
     """
-    places = [(each.origin.layer, each.origin.site, each.origin.kind) for each in (small, large)]
-    prints = [each.origin.fingerprint for each in (small, large)]
-    if places[0] != places[1] or (None not in prints and prints[0] != prints[1]):
+    found = features.universality()
+    if len(found.latents) == 0:
         raise ValueError(
-            f"the dictionaries are of layer {places[0][0]} ({places[0][1]}, {places[0][2]}) of "
-            f"{small.origin.base} and of layer {places[1][0]} ({places[1][1]}, {places[1][2]}) of "
-            f"{large.origin.base}: splitting compares two sizes of one."
+            f"none of the {len(features.chosen)} features drawn is active in {LEAST_FIRINGS} of "
+            f"{features.tokens} tokens: give more text (--tokens)."
         )
-    if large.latents <= small.latents:
-        raise ValueError(
-            f"--larger has {large.latents} features, the other {small.latents}: exchange them."
-        )
+    parts = {
+        "features": found.correlation,
+        "features, tokens shuffled": found.shuffled,
+        "dimensions": dimensions.best(),
+    }
+    lists = (part.tolist() for part in (found.latents, found.best, found.correlation))
+    return {
+        "tokens": features.tokens,
+        "correlations": {name: _quartiles(part) for name, part in parts.items()},
+        "features": [
+            {"feature": latent, "other": other, "correlation": correlation}
+            for latent, other, correlation in zip(*lists, strict=True)
+        ],
+    }
 
 
-def splitting(
-    small: Float[Tensor, "small d_model"],
-    large: Float[Tensor, "large d_model"],
-    threshold: float,
-    *,
-    signed: bool = True,
-) -> Splitting:
-    """Give each direction of the larger dictionary to the nearest of the smaller one.
-
-    Args:
-        threshold: least cosine at which it counts as a child.
-        signed: whether opposite directions are different; false for codes of either sign.
-
-    Raises:
-        ValueError: the dictionaries are of different widths.
-    """
-    if small.shape[1] != large.shape[1]:
-        raise ValueError(
-            f"dictionaries of {small.shape[1]} and of {large.shape[1]} dimensions are of different "
-            "models: splitting compares dictionaries of one model and layer."
-        )
-    units, parts = nn.functional.normalize(small.float(), dim=1), []
-    for rows in large.split(ROWS_AT_ONCE):
-        cosines = nn.functional.normalize(rows.float(), dim=1) @ units.T
-        parts.append((cosines if signed else cosines.abs()).max(1))
-    nearest = torch.cat([part.values for part in parts])
-    parent = torch.cat([part.indices for part in parts]).masked_fill(nearest < threshold, -1)
-    children = torch.bincount(parent[parent >= 0], minlength=len(small))
-    return Splitting(children, nearest, parent)
+def _quartiles(values: Float64[Tensor, " values"]) -> dict[str, float]:
+    levels = torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
+    found = zip(("q25", "median", "q75"), values.quantile(levels).tolist(), strict=True)
+    return {"count": len(values), **dict(found)}
