@@ -65,7 +65,16 @@ COMMANDS: dict[str, Command | Group] = {
         "show which tokens of an aligned model its base would not have chosen",
         FROM_FILE,
     ),
-    "features": Group("train sparse dictionaries of hidden states, and read models with them", {}),
+    "features": Group(
+        "train sparse dictionaries of hidden states, and read models with them",
+        {
+            "train": Command(
+                plain_command,
+                "train sparse dictionaries of hidden states, or of what an adapter adds to them",
+                FROM_CHECKPOINT,
+            ),
+        },
+    ),
     "evaluate": Group(
         "measure a model's preferences, judge responses, run tasks",
         {
