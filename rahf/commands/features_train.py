@@ -12,6 +12,7 @@ from rahf.commands.options.models import content, identity, load, model_options
 if TYPE_CHECKING:
     from rahf.interpret.features.corpus import Corpus
     from rahf.interpret.features.runs import Job
+    from rahf.interpret.features.training import Settings
 
 EPILOG = """\
 One of --text, --dataset and --pairs is read. Special tokens and the first token of each piece of
@@ -155,16 +156,10 @@ def _job(options: argparse.Namespace) -> "Job":
 
     from rahf.interpret.features.runs import Job
     from rahf.interpret.features.streams import StateReader
-    from rahf.interpret.features.training import Settings
     from rahf.models.adapters import depth_of, pad_id
     from rahf.recipe.layers import resolve_layers
 
-    latents, seeds = (tuple(dict.fromkeys(given)) for given in (options.latents, options.seeds))
-    if options.k > min(latents):
-        raise ValueError(
-            f"--k {options.k} is more than --latents {min(latents)}: a token cannot have more "
-            "active latents than there are."
-        )
+    settings = _settings(options)
     model, tokenizer = load(options)
     adapted = isinstance(model, PeftModel)
     if options.kind == "differences" and not adapted:
@@ -174,17 +169,27 @@ def _job(options: argparse.Namespace) -> "Job":
         )
     layers = resolve_layers(options.layers, depth_of(model))
     place = (layers, options.site, options.kind, pad_id(tokenizer), options.batch_size)
-    corpus = _corpus(options, model, tokenizer)
-    settings = Settings(
-        latents, options.k, seeds, options.signed, options.learning_rate, options.batch_tokens
-    )
     return Job(
         StateReader(model, *place),
-        corpus,
+        _corpus(options, model, tokenizer),
         settings,
         options.tokens,
         options.held_out,
         options.model if adapted else None,
+    )
+
+
+def _settings(options: argparse.Namespace) -> "Settings":
+    from rahf.interpret.features.training import Settings
+
+    latents, seeds = (tuple(dict.fromkeys(given)) for given in (options.latents, options.seeds))
+    if options.k > min(latents):
+        raise ValueError(
+            f"--k {options.k} is more than --latents {min(latents)}: a token cannot have more "
+            "active latents than there are."
+        )
+    return Settings(
+        latents, options.k, seeds, options.signed, options.learning_rate, options.batch_tokens
     )
 
 

@@ -17,7 +17,7 @@ from rahf.interpret.features.checkpoints import save_dictionary
 from rahf.interpret.features.corpus import Corpus, split_documents
 from rahf.interpret.features.dictionary import Origin
 from rahf.interpret.features.quality import agreement_of, fit_of, kept_of
-from rahf.interpret.features.streams import BLOCK, Schedule, StateReader, schedule
+from rahf.interpret.features.streams import BLOCK, Piece, Schedule, StateReader, schedule
 from rahf.interpret.features.topk import TopKDictionary
 from rahf.interpret.features.training import Name, Settings, Trained, begun, train_coders
 from rahf.models.adapters import base_name
@@ -113,43 +113,30 @@ def finished(job: Job, trained: Trained) -> dict[Name, TopKDictionary]:
 
 
 def measured(
-    job: Job, dictionaries: Mapping[Name, TopKDictionary], trained: Trained, pieces: list
+    job: Job, dictionaries: Mapping[Name, TopKDictionary], trained: Trained, pieces: list[Piece]
 ) -> dict[str, Any]:
     """Return the figures of every dictionary on held-out pieces."""
-    reader, read = job.reader, 0
-    some = []
-    for piece in pieces:
-        if read >= LOSS_TOKENS:
-            break
-        some.append(piece)
-        read += int(piece[1].sum())
-    states = reader(pieces)
+    states, log = job.reader(pieces), trained.log
+    read = torch.tensor([int(mask.sum()) for _, mask in pieces])
+    some = pieces[: 1 + int((read.cumsum(0) < LOSS_TOKENS).sum())]
+    reader = job.reader._replace(batch_size=LOSS_BATCH)
     rows = []
     for name, dictionary in dictionaries.items():
         of_layer = states[reader.layers.index(name.layer)]
-        fit = fit_of(dictionary, of_layer.split(2048))
-        kept = kept_of(dictionary, reader._replace(batch_size=LOSS_BATCH), some)
-        others = [seed for seed in job.settings.seeds if seed != name.seed]
-        rows.append(
-            {
-                **name._asdict(),
-                **fit._asdict(),
-                "dead": trained.log[-1]["dead"][str(name)] / name.latents,
-                "loss": kept._asdict(),
-                "agreement": agreement_of(
-                    dictionary, dictionaries[name._replace(seed=others[0])], dictionary.signed
-                )._asdict()
-                if others
-                else None,
-            }
-        )
-    log = trained.log
-    seconds = {key: sum(line[f"{key}_seconds"] for line in log) for key in ("reading", "training")}
+        figures = name._asdict() | fit_of(dictionary, of_layer.split(TRIED))._asdict()
+        figures["dead"] = log[-1]["dead"][str(name)] / name.latents
+        figures["loss"] = kept_of(dictionary, reader, some)._asdict()
+        figures["agreement"] = None
+        for seed in [seed for seed in job.settings.seeds if seed != name.seed][:1]:
+            other = dictionaries[name._replace(seed=seed)]
+            figures["agreement"] = agreement_of(dictionary, other, dictionary.signed)._asdict()
+        rows.append(figures)
     return {
         "kind": reader.kind,
         "site": reader.site,
         "tokens": log[-1]["tokens"],
-        "seconds": seconds,
+        "reading_seconds": sum(line["reading_seconds"] for line in log),
+        "training_seconds": sum(line["training_seconds"] for line in log),
         "dictionaries": rows,
     }
 
