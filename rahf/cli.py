@@ -68,6 +68,11 @@ COMMANDS: dict[str, Command | Group] = {
     "features": Group(
         "train sparse dictionaries of hidden states, and read models with them",
         {
+            "train": Command(
+                plain_command,
+                "train sparse dictionaries of hidden states, or of what an adapter adds to them",
+                FROM_CHECKPOINT,
+            ),
             "decompose": Command(
                 plain_command, "write a direction as a sparse sum of a dictionary's directions"
             ),

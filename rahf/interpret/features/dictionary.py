@@ -64,6 +64,7 @@ class Origin:
     site: Site
     kind: Kind = "states"
     seed: int | None = None
+    adapter: str | None = None  # adapter that was on, or whose differences they are
 
 
 class Dictionary(Protocol):

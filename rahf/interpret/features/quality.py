@@ -147,15 +147,19 @@ def _costs(
     def ablated(states: Tensor) -> Tensor:
         return torch.zeros_like(states) if base is None else base
 
-    logprobs = [_logprobs(reader, rows, nullcontext())]
-    for change in (spliced, ablated):
-        place = replaced_states(reader.model, dictionary.origin, read, change)
-        logprobs.append(_logprobs(reader, rows, place))
-    if base is None:
-        tokens = rows["input_ids"][:, 1:][rows["attention_mask"][:, 1:].bool()]
-        return [nn.functional.nll_loss(each, tokens, reduction="none") for each in logprobs]
-    kl, aligned = nn.functional.kl_div, logprobs[0]
-    return [kl(each, aligned, reduction="none", log_target=True).sum(-1) for each in logprobs]
+    whole = _logprobs(reader, rows, nullcontext())
+    tokens = rows["input_ids"][:, 1:][rows["attention_mask"][:, 1:].bool()]
+
+    def cost(logprobs: Tensor) -> Tensor:
+        if base is None:
+            return nn.functional.nll_loss(logprobs, tokens, reduction="none")
+        return nn.functional.kl_div(logprobs, whole, reduction="none", log_target=True).sum(-1)
+
+    places = (
+        replaced_states(reader.model, dictionary.origin, read, change)
+        for change in (spliced, ablated)
+    )
+    return [cost(whole), *(cost(_logprobs(reader, rows, place)) for place in places)]
 
 
 def _logprobs(
