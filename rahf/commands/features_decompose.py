@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from rahf.directions.vectors import Directions
     from rahf.interpret.features.pursuit import decomposition_figures, pursue, random_band
-    from rahf.report.feature_findings import decomposition_table
+    from rahf.report.feature_terms import decomposition_table
 
     directions, dictionary = Directions.load(options.directions), dictionary_of(options)
     layer = dictionary.origin.layer

@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import write_json, write_text
-    from rahf.report.feature_findings import movement_tables
+    from rahf.report.feature_movement import movement_tables
 
     _check(options)
     figures = {

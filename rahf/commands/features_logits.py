@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.report.feature_findings import logits_table
+    from rahf.report.feature_terms import logits_table
 
     read = reading(options)
     check_features(options, read.dictionary)

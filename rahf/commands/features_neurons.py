@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.interpret.features.neurons import compare_neurons
-    from rahf.report.feature_findings import units_table
+    from rahf.report.feature_units import units_table
 
     read = reading(options)
     figures = compare_neurons(

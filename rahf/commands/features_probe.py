@@ -36,9 +36,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from rahf.interpret.features.labelled import read_labelled
     from rahf.interpret.features.probing import split_labels
-    from rahf.interpret.features.texts import first_pieces, read_labelled, untrained_like
-    from rahf.report.feature_findings import probe_table
+    from rahf.interpret.features.texts import first_pieces
+    from rahf.interpret.features.untrained import untrained_like
+    from rahf.report.feature_units import probe_table
 
     sets = {
         path: read_labelled(path, options.text_column, options.label_column, options.limit)

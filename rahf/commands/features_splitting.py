@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.interpret.features.splitting import check_sizes, splitting, splitting_figures
-    from rahf.report.feature_findings import splitting_table
+    from rahf.report.feature_units import splitting_table
 
     small, large = dictionary_of(options), dictionary_of(options, options.larger)
     check_sizes(small, large)

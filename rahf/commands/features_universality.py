@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from rahf.interpret.features.universality import universality_figures
     from rahf.interpret.token_shift.shift import check_same_tokenizer
-    from rahf.report.feature_findings import universality_table
+    from rahf.report.feature_units import universality_table
 
     ours = reading(options)
     other = reading(options, options.other_model, options.other_dictionary)

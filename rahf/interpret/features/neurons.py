@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from rahf.evaluation.intervals import mean_estimate
 from rahf.interpret.features.dictionary import Dictionary, SparseCodes, joined
 from rahf.interpret.features.firing import Units, chosen_activations, compared_at_one_rate
-from rahf.interpret.features.texts import First, read_texts, untrained_like
+from rahf.interpret.features.texts import First, read_texts
+from rahf.interpret.features.untrained import untrained_like
 
 LEAST_FIRINGS = 20
 """Tokens in which a feature is active, at least, to be drawn."""

@@ -5,31 +5,21 @@ The same tokens are read as in the training of a dictionary. Knows models and te
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rahf.data.records import read_records
 from rahf.interpret.features.corpus import corpus_of_texts
 from rahf.interpret.features.dictionary import Dictionary, SparseCodes, joined
 from rahf.interpret.features.probing import pooled
 from rahf.interpret.features.streams import Piece, StateReader, mlp_of
 from rahf.models.capture import find_blocks
-
-
-class Labelled(NamedTuple):
-    """Texts with one of two labels each."""
-
-    texts: list[str]
-    labels: Bool[Tensor, " texts"]
-    positive: str  # label that is true, as the file has it
 
 
 class OfTexts(NamedTuple):
@@ -47,30 +37,6 @@ class Batch(NamedTuple):
     following: Int[Tensor, " tokens"]  # id of the next token; -1 at the end of a piece
     owners: Int[Tensor, " tokens"]  # number of the text
     neurons: Float[Tensor, "tokens neurons"] | None
-
-
-def read_labelled(path: Path, text: str, label: str, limit: int | None = None) -> Labelled:
-    """Return the texts of a file of records, and which have the second of its two labels.
-
-    Raises:
-        ValueError: a record without a text or label; not two labels.
-    """
-    texts, labels = [], []
-    for place, record in read_records(path):
-        if not isinstance(record.get(text), str) or record.get(label) in (None, ""):
-            raise ValueError(
-                f"{place}: needs a text in the column {text!r} and a label in {label!r}; it has: "
-                f"{', '.join(record)}. Give --text_column and --label_column."
-            )
-        texts.append(record[text])
-        labels.append(str(record[label]))
-        if len(texts) == limit:
-            break
-    names = sorted(set(labels))
-    if len(names) != 2:
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise ValueError(f"{path} has {len(names)} labels ({shown}); a probe needs two.")
-    return Labelled(texts, torch.tensor([name == names[1] for name in labels]), names[1])
 
 
 class First(NamedTuple):
@@ -150,15 +116,6 @@ def of_texts(
 
 def _no_entries(codes: SparseCodes) -> tuple[Tensor, Tensor, int]:
     return codes.indices[:0], codes.values[:0], codes.latents
-
-
-def untrained_like(model: PreTrainedModel | PeftModel, seed: int) -> PreTrainedModel:
-    """Return a model of the same shape with the random weights that a training starts from."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        made = AutoModelForCausalLM.from_config(base.config)
-    return made.to(device=base.device, dtype=base.dtype).eval().requires_grad_(False)
 
 
 def neuron_module(model: nn.Module, layer: int) -> nn.Module:
