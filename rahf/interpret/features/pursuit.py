@@ -34,7 +34,7 @@ class Band(NamedTuple):
 
 
 def pursue(
-    targets: Float[Tensor, "targets d_model"],
+    targets: Float[Tensor, "targets d_target"],
     directions: Float[Tensor, "latents d_model"],
     terms: int,
 ) -> Pursuit:
@@ -111,7 +111,7 @@ def terms_above(explained: Float[Tensor, " terms"], band: Band) -> int:
 
 
 def check_targets(
-    targets: Float[Tensor, "targets d_model"], directions: Float[Tensor, "latents d_model"]
+    targets: Float[Tensor, "targets d_target"], directions: Float[Tensor, "latents d_model"]
 ) -> None:
     """Refuse targets that no sum of the directions can be measured against.
 

@@ -54,7 +54,7 @@ def check_sizes(small: Dictionary, large: Dictionary) -> None:
 
 def splitting(
     small: Float[Tensor, "small d_model"],
-    large: Float[Tensor, "large d_model"],
+    large: Float[Tensor, "large d_large"],
     threshold: float,
     *,
     signed: bool = True,

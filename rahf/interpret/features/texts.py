@@ -3,7 +3,7 @@
 The same tokens are read as in the training of a dictionary. Knows models and texts; learns nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ class First(NamedTuple):
 
 
 def first_pieces(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, tokens: int = 2**40
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int, tokens: int = 2**40
 ) -> First:
     """Return pieces of at most `length` tokens, until `tokens` tokens are read."""
     corpus = corpus_of_texts(texts, tokenizer, tokens=tokens, length=length)
