@@ -157,7 +157,7 @@ def _nothing() -> Iterator[list[Tensor]]:
     yield []
 
 
-def _at(found: list[Tensor], pieces: Sequence[Piece]) -> Float[Tensor, "tokens neurons"]:
+def _at(found: list[Tensor], pieces: Sequence[tuple]) -> Float[Tensor, "tokens neurons"]:
     """Return the recorded rows of the tokens that are read, piece by piece."""
     rows = found[0]
     width = max(len(ids) for ids, _ in pieces)
