@@ -156,7 +156,7 @@ def universality_figures(features: SharedFeatures, dimensions: SharedDimensions)
     }
 
 
-def _quartiles(values: Float64[Tensor, " values"]) -> dict[str, float]:
+def _quartiles(values: Float64[Tensor, " values"]) -> dict[str, int | float]:
     levels = torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
     found = zip(("q25", "median", "q75"), values.quantile(levels).tolist(), strict=True)
     return {"count": len(values), **dict(found)}
