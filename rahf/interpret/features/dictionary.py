@@ -7,7 +7,7 @@ way of training.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Int32, Int64
@@ -67,6 +67,7 @@ class Origin:
     adapter: str | None = None  # adapter that was on, or whose differences they are
 
 
+@runtime_checkable
 class Dictionary(Protocol):
     """Codes of hidden states, and hidden states of codes."""
 

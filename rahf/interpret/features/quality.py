@@ -14,8 +14,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rahf.data.rows import Rows
+from rahf.interpret.features.corpus import Piece
 from rahf.interpret.features.dictionary import Dictionary, Origin
-from rahf.interpret.features.streams import Piece, StateReader, mlp_of
+from rahf.interpret.features.streams import StateReader, mlp_of
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import find_blocks
 from rahf.models.likelihood import model_inputs, rows_for
@@ -62,8 +63,11 @@ class Agreement(NamedTuple):
     chance: float  # the mean that random directions have
 
 
-def fit_of(dictionary: Dictionary, batches: Sequence[Float[Tensor, "tokens d_model"]]) -> Fit:
+def fit_of(dictionary: Dictionary, batches: Sequence[Tensor]) -> Fit:
     """Return how the dictionary fits the states of all batches.
+
+    Args:
+        batches: [tokens, d_model] each.
 
     Raises:
         ValueError: no latent is active in any token.
@@ -131,9 +135,9 @@ def _costs(
 ) -> list[Float[Tensor, " tokens"]]:
     """Return the costs per predicted token: nothing replaced, spliced, ablated."""
     rows = rows_for(
-        reader.model, [ids for ids, _ in pieces], [[] for _ in pieces], reader.pad_token_id
+        reader.model, [piece.ids for piece in pieces], [[] for _ in pieces], reader.pad_token_id
     )
-    read = nn.utils.rnn.pad_sequence([mask for _, mask in pieces], batch_first=True)
+    read = nn.utils.rnn.pad_sequence([piece.read for piece in pieces], batch_first=True)
     base = None
     if reader.kind == "differences":
         of_base = reader._replace(kind="states", adapter=None, layers=(dictionary.origin.layer,))
