@@ -21,7 +21,7 @@ from rahf.models.adapters import frozen_pass
 from rahf.models.capture import find_blocks
 from rahf.models.likelihood import model_inputs, rows_for
 
-DENSITIES = tuple(range(-6, 1))
+DENSITIES = tuple(range(-6, 0))
 """Edges of the density histogram, as powers of ten of the share of tokens."""
 
 ALIKE = 0.7
@@ -39,7 +39,7 @@ class Fit(NamedTuple):
     l0: float  # active latents a token
     explained: float  # share of the variance
     silent: float  # share of latents that are active in none of these tokens
-    density: list[int]  # latents by share of tokens, between `DENSITIES`; the first: below
+    density: list[int]  # latents by share of tokens: below, between and above `DENSITIES`
 
 
 class Kept(NamedTuple):
@@ -72,26 +72,25 @@ def fit_of(dictionary: Dictionary, batches: Sequence[Tensor]) -> Fit:
     Raises:
         ValueError: no latent is active in any token.
     """
-    mean = sum(batch.double().sum(0) for batch in batches) / sum(map(len, batches))
+    tokens = sum(map(len, batches))
+    mean = sum(batch.sum(0).cpu().double() for batch in batches) / tokens
     left = spread = entries = 0.0
     firings = torch.zeros(dictionary.latents, dtype=torch.long)
     for batch in batches:
         codes = dictionary.encode(batch)
-        left += (batch - dictionary.decode(codes)).double().square().sum().item()
-        spread += (batch - mean).double().square().sum().item()
+        left += (batch - dictionary.decode(codes)).square().sum().item()
+        spread += (batch - mean.to(batch)).square().sum().item()
         entries += len(codes.indices)
         firings += codes.firings().cpu()
-    tokens = sum(map(len, batches))
     if not firings.any():
         raise ValueError(
             f"all {dictionary.latents} latents are dead: none is active in any of {tokens} tokens. "
             "The dictionary is of another layer or model, or its training failed: lower its "
             "learning rate, or give it more tokens."
         )
-    # A latent of exactly a power of ten belongs above it.
-    edges = torch.tensor([10.0**power for power in DENSITIES], dtype=torch.float64)
-    places = torch.bucketize(firings / tokens, edges.float(), right=True)
-    histogram = torch.bincount(places.clamp(max=len(edges) - 1), minlength=len(edges)).tolist()
+    edges = torch.tensor([10.0**power for power in DENSITIES])
+    places = torch.bucketize(firings / tokens, edges, right=True)
+    histogram = torch.bincount(places, minlength=len(edges) + 1).tolist()
     silent = (firings == 0).double().mean().item()
     return Fit(tokens, entries / tokens, 1 - left / spread, silent, histogram)
 
@@ -123,7 +122,7 @@ def kept_of(dictionary: Dictionary, reader: StateReader, pieces: Sequence[Piece]
     for first in range(0, len(pieces), reader.batch_size):
         batch = pieces[first : first + reader.batch_size]
         costs = _costs(dictionary, reader, batch)
-        sums += torch.stack([cost.double().sum() for cost in costs]).cpu()
+        sums += torch.stack([cost.cpu().double().sum() for cost in costs])
         tokens += len(costs[0])
     whole, spliced, ablated = (sums / tokens).tolist()
     recovered = (ablated - spliced) / (ablated - whole) if ablated != whole else float("nan")
