@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,13 @@ RUN = 10_000
 TEXTS_AT_ONCE = 256
 
 
+class Piece(NamedTuple):
+    """A piece of text, read in one forward pass."""
+
+    ids: list[int]
+    read: Tensor  # [seq] bool: whether the token's hidden state is read
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Pieces of documents, one after the other."""
@@ -40,10 +47,9 @@ class Corpus:
     def pieces(self) -> int:
         return len(self.documents)
 
-    def piece(self, index: int) -> tuple[list[int], Bool[Tensor, " seq"]]:
-        """Return the ids of a piece, and which of them are read."""
+    def piece(self, index: int) -> Piece:
         place = slice(int(self.starts[index]), int(self.starts[index + 1]))
-        return self.ids[place].tolist(), self.read[place]
+        return Piece(self.ids[place].tolist(), self.read[place])
 
     def counts(self) -> Int64[Tensor, " pieces"]:
         """Return the number of tokens that are read of each piece."""

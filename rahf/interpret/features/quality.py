@@ -14,13 +14,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rahf.data.rows import Rows
+from rahf.interpret.features.corpus import Piece
 from rahf.interpret.features.dictionary import Dictionary, Origin
-from rahf.interpret.features.streams import Piece, StateReader, mlp_of
+from rahf.interpret.features.streams import StateReader, mlp_of
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import find_blocks
 from rahf.models.likelihood import model_inputs, rows_for
 
-DENSITIES = tuple(range(-6, 1))
+DENSITIES = tuple(range(-6, 0))
 """Edges of the density histogram, as powers of ten of the share of tokens."""
 
 ALIKE = 0.7
@@ -38,7 +39,7 @@ class Fit(NamedTuple):
     l0: float  # active latents a token
     explained: float  # share of the variance
     silent: float  # share of latents that are active in none of these tokens
-    density: list[int]  # latents by share of tokens, between `DENSITIES`; the first: below
+    density: list[int]  # latents by share of tokens: below, between and above `DENSITIES`
 
 
 class Kept(NamedTuple):
@@ -62,32 +63,34 @@ class Agreement(NamedTuple):
     chance: float  # the mean that random directions have
 
 
-def fit_of(dictionary: Dictionary, batches: Sequence[Float[Tensor, "tokens d_model"]]) -> Fit:
+def fit_of(dictionary: Dictionary, batches: Sequence[Tensor]) -> Fit:
     """Return how the dictionary fits the states of all batches.
+
+    Args:
+        batches: [tokens, d_model] each.
 
     Raises:
         ValueError: no latent is active in any token.
     """
-    mean = sum(batch.double().sum(0) for batch in batches) / sum(map(len, batches))
+    tokens = sum(map(len, batches))
+    mean = sum(batch.sum(0).cpu().double() for batch in batches) / tokens
     left = spread = entries = 0.0
     firings = torch.zeros(dictionary.latents, dtype=torch.long)
     for batch in batches:
         codes = dictionary.encode(batch)
-        left += (batch - dictionary.decode(codes)).double().square().sum().item()
-        spread += (batch - mean).double().square().sum().item()
+        left += (batch - dictionary.decode(codes)).square().sum().item()
+        spread += (batch - mean.to(batch)).square().sum().item()
         entries += len(codes.indices)
         firings += codes.firings().cpu()
-    tokens = sum(map(len, batches))
     if not firings.any():
         raise ValueError(
             f"all {dictionary.latents} latents are dead: none is active in any of {tokens} tokens. "
             "The dictionary is of another layer or model, or its training failed: lower its "
             "learning rate, or give it more tokens."
         )
-    # A latent of exactly a power of ten belongs above it.
-    edges = torch.tensor([10.0**power for power in DENSITIES], dtype=torch.float64)
-    places = torch.bucketize(firings / tokens, edges.float(), right=True)
-    histogram = torch.bincount(places.clamp(max=len(edges) - 1), minlength=len(edges)).tolist()
+    edges = torch.tensor([10.0**power for power in DENSITIES])
+    places = torch.bucketize(firings / tokens, edges, right=True)
+    histogram = torch.bincount(places, minlength=len(edges) + 1).tolist()
     silent = (firings == 0).double().mean().item()
     return Fit(tokens, entries / tokens, 1 - left / spread, silent, histogram)
 
@@ -119,7 +122,7 @@ def kept_of(dictionary: Dictionary, reader: StateReader, pieces: Sequence[Piece]
     for first in range(0, len(pieces), reader.batch_size):
         batch = pieces[first : first + reader.batch_size]
         costs = _costs(dictionary, reader, batch)
-        sums += torch.stack([cost.double().sum() for cost in costs]).cpu()
+        sums += torch.stack([cost.cpu().double().sum() for cost in costs])
         tokens += len(costs[0])
     whole, spliced, ablated = (sums / tokens).tolist()
     recovered = (ablated - spliced) / (ablated - whole) if ablated != whole else float("nan")
@@ -131,9 +134,9 @@ def _costs(
 ) -> list[Float[Tensor, " tokens"]]:
     """Return the costs per predicted token: nothing replaced, spliced, ablated."""
     rows = rows_for(
-        reader.model, [ids for ids, _ in pieces], [[] for _ in pieces], reader.pad_token_id
+        reader.model, [piece.ids for piece in pieces], [[] for _ in pieces], reader.pad_token_id
     )
-    read = nn.utils.rnn.pad_sequence([mask for _, mask in pieces], batch_first=True)
+    read = nn.utils.rnn.pad_sequence([piece.read for piece in pieces], batch_first=True)
     base = None
     if reader.kind == "differences":
         of_base = reader._replace(kind="states", adapter=None, layers=(dictionary.origin.layer,))

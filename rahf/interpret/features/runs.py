@@ -14,10 +14,10 @@ import torch
 from rahf.artifacts import LOG_FILE, StageRecord, alone, write_json, write_lines, write_text
 from rahf.interpret.features.bases import fingerprint_of
 from rahf.interpret.features.checkpoints import save_dictionary
-from rahf.interpret.features.corpus import Corpus, split_documents
+from rahf.interpret.features.corpus import Corpus, Piece, split_documents
 from rahf.interpret.features.dictionary import Origin
 from rahf.interpret.features.quality import agreement_of, fit_of, kept_of
-from rahf.interpret.features.streams import BLOCK, Piece, Schedule, StateReader, schedule
+from rahf.interpret.features.streams import BLOCK, Schedule, StateReader, schedule
 from rahf.interpret.features.topk import TopKDictionary
 from rahf.interpret.features.training import Name, Settings, Trained, begun, train_coders
 from rahf.models.adapters import base_name
@@ -117,7 +117,7 @@ def measured(
 ) -> dict[str, Any]:
     """Return the figures of every dictionary on held-out pieces."""
     states, log = job.reader(pieces), trained.log
-    read = torch.tensor([int(mask.sum()) for _, mask in pieces])
+    read = torch.tensor([int(piece.read.sum()) for piece in pieces])
     some = pieces[: 1 + int((read.cumsum(0) < LOSS_TOKENS).sum())]
     reader = job.reader._replace(batch_size=LOSS_BATCH)
     rows = []
@@ -178,7 +178,7 @@ def estimated(job: Job) -> Estimate:
         if read >= TRIED:
             break
         pieces.append(job.corpus.piece(index))
-        read += int(pieces[-1][1].sum())
+        read += int(pieces[-1].read.sum())
     job.reader(pieces[:1])  # what a first pass sets up is not counted
     start = perf_counter()
     states = job.reader(pieces)

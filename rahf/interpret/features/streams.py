@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from peft import PeftModel
 from torch import Tensor, nn
 
 from rahf.directions.vectors import check_finite_states
-from rahf.interpret.features.corpus import Corpus
+from rahf.interpret.features.corpus import Corpus, Piece
 from rahf.interpret.features.dictionary import Kind, Site
 from rahf.models.adapters import POLICY, frozen_pass
 from rahf.models.capture import find_blocks, record, replaced_blocks
@@ -27,8 +27,6 @@ MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 
 BLOCK = 2**16
 """Tokens whose states are kept and shuffled together."""
-
-Piece = tuple[list[int], Bool[Tensor, " seq"]]
 
 
 class StateReader(NamedTuple):
@@ -42,6 +40,10 @@ class StateReader(NamedTuple):
     batch_size: int = 16  # pieces in one forward pass
     adapter: str | None = POLICY  # whose states are read where the model has adapters; None: base
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     def __call__(
         self, pieces: Sequence[Piece], told: Callable[[int], object] = id
     ) -> Float[Tensor, "layers tokens d_model"]:
@@ -54,11 +56,11 @@ class StateReader(NamedTuple):
             ValueError: a state is not finite.
         """
         found: dict[int, Tensor] = {}
-        order = sorted(range(len(pieces)), key=lambda index: len(pieces[index][0]))
+        order = sorted(range(len(pieces)), key=lambda index: len(pieces[index].ids))
         for first in range(0, len(order), self.batch_size):
             batch = order[first : first + self.batch_size]
             states = self.states([pieces[index] for index in batch])
-            counts = [int(pieces[index][1].sum()) for index in batch]
+            counts = [int(pieces[index].read.sum()) for index in batch]
             found |= zip(batch, states.split(counts, dim=1), strict=True)
             told(sum(counts))
         return torch.cat([found[index] for index in range(len(pieces))], dim=1)
@@ -66,14 +68,14 @@ class StateReader(NamedTuple):
     def states(self, pieces: Sequence[Piece]) -> Float[Tensor, "layers tokens d_model"]:
         """Return the states of a batch of pieces, in one forward pass a model."""
         rows = rows_for(
-            self.model, [ids for ids, _ in pieces], [[] for _ in pieces], self.pad_token_id
+            self.model, [piece.ids for piece in pieces], [[] for _ in pieces], self.pad_token_id
         )
-        read = nn.utils.rnn.pad_sequence([mask for _, mask in pieces], batch_first=True)
+        read = nn.utils.rnn.pad_sequence([piece.read for piece in pieces], batch_first=True)
         wanted = read.flatten().nonzero().squeeze(1).to(rows["input_ids"].device)
         states = self._of(self.adapter, rows, wanted)
         if self.kind == "differences":
             states = states - self._of(None, rows, wanted)
-        texts = [row for row, (_, mask) in enumerate(pieces) for _ in range(int(mask.sum()))]
+        texts = [row for row, piece in enumerate(pieces) for _ in range(int(piece.read.sum()))]
         check_finite_states(states, self.layers, texts)
         return states
 

@@ -78,11 +78,8 @@ class TopKDictionary:
         return self.weights.bias
 
     def encode(self, hidden: Float[Tensor, "tokens d_model"]) -> SparseCodes:
-        hidden = hidden.to(self.bias)
-        parts = hidden.split(max(1, AT_ONCE // self.latents))
-        chosen = [chosen_latents(part, self.weights, self.k, self.signed) for part in parts]
-        indices, values = (torch.cat(field) for field in zip(*chosen, strict=True))
-        return codes_of_chosen(indices, values, self.latents)
+        chosen = chosen_latents(hidden.to(self.bias), self.weights, self.k, self.signed)
+        return codes_of_chosen(*chosen, self.latents)
 
     def decode(self, codes: SparseCodes) -> Float[Tensor, "tokens d_model"]:
         return decoded(codes, self.directions, self.bias)

@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -85,7 +86,7 @@ def train_coders(
     """
     total = sum(plan.tokens)
     dead_after = round(DEAD_AFTER * total)
-    coders, log = resumed(checkpoint, settings) if checkpoint.exists() else ({}, [])
+    coders, log = resumed(checkpoint, settings, reader.device) if checkpoint.exists() else ({}, [])
     before, saved = sum(plan.tokens[: len(log)]), monotonic()
     options = {"unit": " tokens", "unit_scale": True, "desc": "features"}
     with tqdm(total=total, initial=before, **options) as bar:
@@ -163,9 +164,11 @@ def keep(path: Path, coders: Mapping[Name, Coder], log: list[dict[str, Any]]) ->
     staging.replace(path)
 
 
-def resumed(path: Path, settings: Settings) -> tuple[dict[Name, Coder], list[dict[str, Any]]]:
+def resumed(
+    path: Path, settings: Settings, device: torch.device
+) -> tuple[dict[Name, Coder], list[dict[str, Any]]]:
     """Return the coders and the log of a checkpoint."""
-    with safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt", device=str(device)) as file:
         kept = json.loads(file.metadata()["rahf"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     coders = {}
