@@ -6,6 +6,9 @@ from typing import Any
 from rahf.report.feature_terms import tokens_text
 from rahf.report.tables import markdown
 
+LEAST_FIT = 0.5
+"""Share of the base's variance below which a dictionary is told not to fit."""
+
 
 def movement_tables(figures: Mapping[str, Any]) -> str:
     """Return the features that moved, and below what rivals show of the same rows."""
@@ -18,8 +21,13 @@ def movement_tables(figures: Mapping[str, Any]) -> str:
         _rivals_table(figures),
         _verdict(figures),
     ]
+    fit = figures["fit"]
+    if fit["base"] is not None and fit["base"] < LEAST_FIT:
+        parts.append(
+            f"WARNING: the dictionary explains {fit['base']:.2f} of the variance of the base's "
+            "states on these responses, so its features say little of them."
+        )
     if figures["fits_aligned_worse"]:
-        fit = figures["fit"]
         parts.append(
             f"WARNING: the dictionary explains {fit['base']:.2f} of the base's variance and "
             f"{fit['aligned']:.2f} of the aligned model's: part of the change is outside of it. "
@@ -84,5 +92,6 @@ def _verdict(figures: Mapping[str, Any]) -> str:
     moved = sum(row["moved"] for row in figures["features"][:10])
     return (
         f"Of the first ten features {moved} moved; {figures['unseen_by_rivals']} of them are seen "
-        "by no rival (mean difference, principal components, probe, token KL)."
+        "by no rival: neither the mean difference nor the principal components make half of the "
+        "effect, and neither the probe nor the token KL goes along with it."
     )

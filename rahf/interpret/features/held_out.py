@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from peft import PeftModel
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -27,7 +27,7 @@ from rahf.interpret.features.movement import (
     ranked,
 )
 from rahf.interpret.features.responses import HeldOut, Read, read_batch
-from rahf.interpret.features.rivals import Rivals, seen
+from rahf.interpret.features.rivals import Reproduced, Rivals, seen
 
 WORSE = 0.02
 """Share of the variance by which a dictionary fits the aligned model worse before it is told."""
@@ -39,9 +39,8 @@ class Found(NamedTuple):
     moved: Moved
     rivals: Rivals
     fit: dict[str, float | None]  # variance explained of base and aligned states; None: differences
-    explained: (
-        Explained  # of the per-token differences, on the rows that the rivals are measured on
-    )
+    reproduced: Reproduced  # effects that the rivals' guesses make
+    explained: Explained  # of the differences, on the rows that the rivals are measured on
     divergence: Estimate  # mean KL of predictions, nats per token
 
     def fits_worse(self) -> bool:
@@ -90,6 +89,7 @@ class _Gathered:
         self._dictionary, self._first = dictionary, names[0]
         self._movement = Movement(dictionary.latents, names, placebos)
         self._rivals = Rivals(dictionary.d_model)
+        self._reproduced = Reproduced(dictionary.latents)
         self._fits = {name: Explained() for name in ("base", "aligned", "difference")}
         self._divergence: dict[int, Tensor] = {}  # of each prompt: sum over tokens, tokens
 
@@ -104,10 +104,25 @@ class _Gathered:
             self._fits["aligned"].add(aligned, decode(codes[self._first]))
         if measured:
             self._fits["difference"].add(aligned - read.base, guess)
+            self._reproduce(read.base, aligned, codes)
         for said, tokens in zip(_said(batch, read, codes), read.lengths, strict=True):
             self._movement.add(said)
             found = torch.tensor([said.divergence * tokens, tokens], dtype=torch.double)
             self._divergence[said.prompt] = self._divergence.get(said.prompt, 0) + found
+
+    def _reproduce(
+        self, base: Tensor, aligned: Tensor, codes: Mapping[str | None, SparseCodes]
+    ) -> None:
+        """Encode what the rivals leave of the difference, in the place of the aligned model."""
+        states = self._dictionary.origin.kind == "states"
+        guesses = self._rivals.fitted().guesses((aligned - base).double().cpu())
+        names = ("mean", list(guesses)[-1])
+        guessed = {
+            name: self._dictionary.encode(guesses[name].to(base) + (base if states else 0))
+            for name in names
+        }
+        sums = {name: _summed(part) for name, part in guessed.items()}
+        self._reproduced.add(_summed(codes[None]), _summed(codes[self._first]), sums)
 
     def found(self) -> Found:
         states = self._dictionary.origin.kind == "states"
@@ -119,9 +134,16 @@ class _Gathered:
             self._movement.moved(),
             self._rivals,
             fit,
+            self._reproduced,
             self._fits["difference"],
             ratio_estimate(sums, tokens),
         )
+
+
+def _summed(codes: SparseCodes) -> Float64[Tensor, " latents"]:
+    """Return the sum of each latent's activations."""
+    sums = torch.zeros(codes.latents, dtype=torch.double)
+    return sums.index_add_(0, codes.indices.long().cpu(), codes.values.double().cpu())
 
 
 def check_held_out(held_out: Sequence[HeldOut]) -> None:
@@ -197,7 +219,8 @@ def movement_figures(
     rows = []
     for latent in ranked(moved)[:top].tolist():
         row = feature_figures(moved, latent, adapters, placebos)
-        shown = seen(fitted, directions[latent], moved.divergence[latent].item())
+        kl = moved.divergence[latent].item()
+        shown = seen(fitted, found.reproduced, latent, directions[latent], kl)
         rows.append(row | {"rivals": shown._asdict(), "seen_by": shown.by()})
     first = moved.changes[adapters[0]]
     return {

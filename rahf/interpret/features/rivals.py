@@ -19,7 +19,7 @@ RIDGE = 1e-2
 """Share of the mean variance that is added to each dimension before the probe is solved for."""
 
 SEES = 0.5
-"""|cosine|, share of the squared norm or |correlation| from which a rival sees a latent."""
+"""Share of the effect, |cosine| or |correlation| from which a rival shows a latent's movement."""
 
 
 class Fitted(NamedTuple):
@@ -28,6 +28,16 @@ class Fitted(NamedTuple):
     mean: Float64[Tensor, " d_model"]  # of the per-token differences
     components: Float64[Tensor, "components d_model"]  # orthonormal, around that mean
     probe: Float64[Tensor, " d_model"]  # base against aligned, linear discriminant
+
+    def guesses(
+        self, difference: Float64[Tensor, "tokens d_model"]
+    ) -> dict[str, Float64[Tensor, "tokens d_model"]]:
+        """Return what is left of differences in the mean, and in it and leading components."""
+        found = {"mean": self.mean.expand_as(difference)}
+        for size in _sizes(len(self.mean)):
+            axes = self.components[:size]
+            found[str(size)] = self.mean + (difference - self.mean) @ axes.T @ axes
+        return found
 
 
 class Rivals:
@@ -80,13 +90,8 @@ class Rivals:
     ) -> None:
         """Measure the fitted rivals on tokens of the other half."""
         fitted, base, aligned = self.fitted(), base.double().cpu(), aligned.double().cpu()
-        difference = aligned - base
-        guess = fitted.mean.expand_as(difference)
-        self.explained["mean"].add(difference, guess)
-        for size in _sizes(len(fitted.mean)):
-            axes = fitted.components[:size]
-            inside = (difference - fitted.mean) @ axes.T @ axes
-            self.explained[str(size)].add(difference, guess + inside)
+        for name, guess in fitted.guesses(aligned - base).items():
+            self.explained[name].add(aligned - base, guess)
         for name, axis in (("mean", fitted.mean), ("probe", fitted.probe)):
             for side, states in enumerate((base, aligned)):
                 self._scores.setdefault((name, side), []).append(states @ axis)
@@ -107,26 +112,64 @@ def _sizes(d_model: int) -> list[int]:
 
 
 class Seen(NamedTuple):
-    """How much of a latent's decoder direction, or of its change, a rival shows."""
+    """How much of a latent's movement a rival shows."""
 
-    mean: float  # cosine with the mean difference
-    principal: float  # share of its squared norm inside of the leading principal components
-    probe: float  # cosine with the probe
+    mean: float  # share of its effect that the mean difference makes, added to the base's states
+    principal: float  # the same of the difference inside of the leading principal components
+    probe: float  # cosine of its direction with the probe
     divergence: float  # correlation over responses of its change with the token KL
 
     def by(self) -> list[str]:
         """Return the rivals that show it."""
-        return [name for name, value in self._asdict().items() if abs(value) >= SEES]
+        shares = {"mean": self.mean, "principal": self.principal}
+        sizes = {"probe": abs(self.probe), "divergence": abs(self.divergence)}
+        return [name for name, value in {**shares, **sizes}.items() if value >= SEES]
+
+
+class Reproduced:
+    """What a latent's activation does where a rival's guess takes the place of the difference.
+
+    A direction that is at an angle to the mean difference may still move by nothing but it.
+    """
+
+    def __init__(self, latents: int):
+        self._change = torch.zeros(latents).double()
+        self._guessed = {"mean": torch.zeros(latents).double()}
+
+    def add(
+        self,
+        base: Float64[Tensor, " latents"],
+        aligned: Float64[Tensor, " latents"],
+        guessed: dict[str, Float64[Tensor, " latents"]],
+    ) -> None:
+        """Add activations summed over tokens: of the base, the aligned model, and each guess."""
+        self._change += aligned - base
+        for name, sums in guessed.items():
+            total = self._guessed.setdefault(name, torch.zeros_like(self._change))
+            total += sums - base
+
+    def share(self, name: str, latent: int) -> float:
+        """Return the share of a latent's effect that a guess makes; 0 where it has none."""
+        change = self._change[latent].item()
+        guessed = self._guessed.get(name, torch.zeros_like(self._change))
+        return guessed[latent].item() / change if change else 0.0
 
 
 def seen(
-    fitted: Fitted, direction: Float[Tensor, " d_model"], divergence: float, size: int = 4
+    fitted: Fitted,
+    reproduced: Reproduced,
+    latent: int,
+    direction: Float[Tensor, " d_model"],
+    divergence: float,
 ) -> Seen:
-    """Compare a decoder direction with the rivals; `size`: leading components that count."""
-    unit = nn.functional.normalize(direction.double().cpu(), dim=0)
-    along = (fitted.components[:size] @ unit).square().sum().item()
-    cosines = [
-        nn.functional.cosine_similarity(unit, axis, dim=0).item()
-        for axis in (fitted.mean, fitted.probe)
-    ]
-    return Seen(cosines[0], along, cosines[1], divergence)
+    """Return what the rivals show of a latent.
+
+    Args:
+        direction: its decoder direction.
+        divergence: correlation of its change with the token KL.
+    """
+    direction = direction.double().cpu()
+    cosine = nn.functional.cosine_similarity(direction, fitted.probe, dim=0).item()
+    sizes = _sizes(len(fitted.mean))
+    principal = reproduced.share(str(sizes[-1]), latent) if sizes else 0.0
+    return Seen(reproduced.share("mean", latent), principal, cosine, divergence)

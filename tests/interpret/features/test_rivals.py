@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rahf.interpret.features.explained import Explained
-from rahf.interpret.features.rivals import Rivals, seen
+from rahf.interpret.features.rivals import Reproduced, Rivals, seen
 
 WIDTH = 24
 
@@ -49,14 +49,39 @@ def test_rivals_are_fitted_to_one_half_and_measured_on_the_other():
     assert 0.55 < areas["probe"] < 0.8
 
 
-def test_a_latent_is_seen_by_the_rivals_whose_axes_it_lies_along():
+def test_a_latent_is_seen_by_the_rivals_that_make_its_movement():
     rivals = Rivals(WIDTH)
     rivals.fit_to(*tokens(4000, 0))
     fitted, axes = rivals.fitted(), torch.eye(WIDTH)
-    assert seen(fitted, 3 * axes[1], 0.0, size=1).by() == ["principal"]
-    assert seen(fitted, -axes[0], 0.0, size=1).by() == ["mean", "probe"]
-    assert seen(fitted, axes[5], 0.0, size=1).by() == []
-    assert seen(fitted, axes[5], -0.8, size=1).by() == ["divergence"]
+    base, aligned = (states.double() for states in tokens(2000, 1))
+    # latents: a part of the mean difference at an angle to it, the size of axis 1, noise of axis 5
+    directions = torch.stack([0.3 * axes[0] + axes[2], axes[1], axes[5]]).double()
+
+    def summed(states):
+        along = states @ directions.T
+        along[:, 1:] = along[:, 1:].abs()
+        return along.sum(0)
+
+    guesses = fitted.guesses(aligned - base)
+    reproduced = Reproduced(3)
+    half = len(base) // 2
+    for part in (slice(0, half), slice(half, None)):
+        reproduced.add(
+            summed(base[part]),
+            summed(aligned[part]),
+            {name: summed(base[part] + guess[part]) for name, guess in guesses.items()},
+        )
+
+    def seen_by(latent, divergence=0.0):
+        return seen(fitted, reproduced, latent, directions[latent], divergence).by()
+
+    assert reproduced.share("mean", 0) == pytest.approx(1, abs=0.1)
+    assert abs(reproduced.share("mean", 1)) < 0.1
+    assert reproduced.share("1", 1) == pytest.approx(1, abs=0.1)
+    assert seen_by(0)[0] == "mean"
+    assert seen_by(1) == ["principal"]
+    assert seen_by(1, -0.8) == ["principal", "divergence"]
+    assert Reproduced(3).share("mean", 1) == 0
 
 
 def test_nothing_to_fit_to_is_refused_and_no_difference_is_explained_by_nothing():
