@@ -52,11 +52,11 @@ def run(options: argparse.Namespace) -> int:
         path: first_pieces(given.texts, read.tokenizer, options.length)
         for path, given in sets.items()
     }
-    trained = {path: _read(options, read, firsts[path], sets[path]) for path in sets}
+    trained = {path: _read(options, read, firsts[path], given) for path, given in sets.items()}
     read = read._replace(model=untrained_like(read.model, options.untrained_seed))
     found = []
     for path, given in sets.items():
-        untrained = _read(options, read, firsts[path], given)
+        untrained = _read(options, read, firsts[path], given, encode=False)
         figures = _figures(trained[path], untrained, given.labels, splits[path])
         found.append({"texts": path.name, "positive": given.positive, **figures})
     tables = "\n\n".join(probe_table(figures) for figures in found)
@@ -64,13 +64,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read(options: argparse.Namespace, read, first, given):
+def _read(options: argparse.Namespace, read, first, given, encode=True):
     """Return what each text has on average under a model."""
     from rahf.interpret.features.texts import of_texts, read_texts
 
     dictionary, size = read.dictionary, options.batch_size
     batches = read_texts(read.model, dictionary, first, read.pad_token_id, batch_size=size)
-    return of_texts(batches, dictionary, len(given.texts), dictionary.d_model)
+    encoder = dictionary if encode else None
+    return of_texts(batches, encoder, len(given.texts), dictionary.d_model)
 
 
 def _figures(trained, untrained, labels, split) -> dict:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from planted_dictionaries import random_dictionary
 from tiny_models import EOS, tiny_model
-from toy_alignment import any_text, feature_of, text, toy_adapter, toy_base, toy_dictionary
+from toy_alignment import LAYER, any_text, feature_of, text, toy_adapter, toy_base, toy_dictionary
 from transformers import LlamaForCausalLM
 
-from rahf.interpret.features.held_out import find_movement
+from rahf.interpret.features.held_out import find_movement, movement_figures
 from rahf.interpret.features.movement import outside, ranked
 from rahf.interpret.features.responses import HeldOut, read_batch
 from rahf.models.adapters import put_adapter
@@ -125,6 +125,21 @@ def toy_movement(toy, seed):
     return find_movement(
         model.eval(), dictionary, ["default"], held_out, EOS, placebos=["placebo"], batch_size=8
     )
+
+
+def test_random_directions_show_nothing_that_the_rivals_do_not(toy):
+    folder, dictionary, held_out, _ = toy
+    model = put_adapter(
+        LlamaForCausalLM.from_pretrained(folder / "base"),
+        toy_adapter(folder / "base", folder / "shown", 20, placebo=False),
+    ).eval()
+    other = random_dictionary(model, layer=LAYER, latents=128, k=8)
+    found = find_movement(model, other, ["default"], held_out, EOS, batch_size=8)
+    figures = movement_figures(found, other.directions, ["default"], [], 20)
+    assert sum(row["moved"] for row in figures["features"][:10]) == 10  # yet they all move
+    assert figures["unseen_by_rivals"] <= 1
+    ours = find_movement(model, dictionary, ["default"], held_out, EOS, batch_size=8)
+    assert ours.fit["base"] > 0.9 > found.fit["base"]
 
 
 @pytest.mark.parametrize("seeds", [1, pytest.param(10, marks=pytest.mark.slow)])
