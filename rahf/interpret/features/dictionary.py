@@ -67,7 +67,7 @@ class Origin:
     adapter: str | None = None  # adapter that was on, or whose differences they are
 
 
-@runtime_checkable
+@runtime_checkable  # by the tests' checks of annotations
 class Dictionary(Protocol):
     """Codes of hidden states, and hidden states of codes."""
 

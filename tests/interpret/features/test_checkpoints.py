@@ -104,6 +104,24 @@ def test_a_folder_of_sae_lens_gives_its_own_reconstruction(tmp_path, architectur
     assert torch.allclose(found.decode(found.encode(HIDDEN)), expected, atol=1e-4)
 
 
+def test_a_name_of_the_registry_is_asked_for_as_it_is_written(monkeypatch):
+    sae, asked = sae_of("topk"), []
+    sae.cfg.metadata.hook_name = "blocks.3.hook_mlp_out"
+
+    def from_pretrained(*given, **options):
+        asked.append((given, options))
+        return sae
+
+    monkeypatch.setattr("sae_lens.SAE.from_pretrained", from_pretrained)
+    found = load_dictionary("sae-lens:a-release:layer_3/width:16k")
+    assert asked == [(("a-release", "layer_3/width:16k"), {"device": "cpu"})]
+    assert found.origin == Origin("tiny", None, 3, "mlp")
+    for hook in ("blocks.0.hook_resid_pre", "blocks.3.attn.hook_z"):
+        sae.cfg.metadata.hook_name = hook
+        with pytest.raises(ValueError, match=f"{hook}.* is no output of a decoder block"):
+            load_dictionary("sae-lens:a-release:layer_3")
+
+
 def test_an_autoencoder_of_sae_lens_that_is_no_sum_is_refused(tmp_path):
     sae_of("standard", normalize_activations="layer_norm").save_model(tmp_path)
     with pytest.raises(ValueError, match=r"normalised first \(layer_norm\)"):
