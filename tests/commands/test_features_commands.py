@@ -111,10 +111,19 @@ def test_the_diff_reads_responses_and_says_what_it_cuts(folder, family, capsys):
     assert "4 of 4 responses lose their end at --max_length 10" in capsys.readouterr().err
 
 
-def test_a_placebo_is_trained_with_the_adapters_own_recipe(recipe_file, family, tmp_path, capsys):
+def settings_of(folder):
+    """Settings that an adapter was trained with."""
+    if (folder / "recipe.yaml").exists():
+        return yaml.safe_load((folder / "recipe.yaml").read_text())
+    return read_json(folder / "metrics.json")["settings"]
+
+
+@pytest.mark.parametrize("trained", ["align", "dpo"])
+def test_a_placebo_is_trained_with_the_adapters_own_recipe(trained, recipe_file, family, capsys):
     save_dictionary(random_dictionary(family.load_base()), Path("dictionary"))
-    assert main(["align", str(recipe_file)]) == 0
-    options = ("diff", "--model", "out", "--dictionary", "dictionary", "--pairs", "pairs")
+    assert main([trained, str(recipe_file)]) == 0
+    model = {"align": "out", "dpo": "out/dpo"}[trained]
+    options = ("diff", "--model", model, "--dictionary", "dictionary", "--pairs", "pairs")
     for _ in range(2):  # the second time the placebo is there
         assert features(*options, "--placebo", "train", "--output", "diff", "--device", "cpu") == 0
     shuffled = read_lines(Path("diff/placebo/pairs/train.jsonl"))
@@ -126,11 +135,11 @@ def test_a_placebo_is_trained_with_the_adapters_own_recipe(recipe_file, family, 
         assert sorted(sides) == sorted([row["chosen"], row["rejected"]])
         swapped.append(sides[0] == row["rejected"])
     assert 0 < sum(swapped) < len(rows)
-    made = yaml.safe_load(Path("diff/placebo/adapter/recipe.yaml").read_text())
-    given = yaml.safe_load(Path("out/recipe.yaml").read_text())
-    same = ("method", "alpha", "target_layers", "max_steps", "lora_r", "shift")
-    assert {key: made[key] for key in same} == {key: given[key] for key in same}
-    assert Path("diff/placebo/adapter/teachers/positive").is_dir()
+    made, given = (settings_of(folder) for folder in (Path("diff/placebo/adapter"), Path(model)))
+    same = ("alpha", "target_layers", "max_steps", "lora_r", "beta")
+    assert {key: made.get(key) for key in same} == {key: given.get(key) for key in same}
+    teacher = Path("diff/placebo/adapter/teachers/positive")
+    assert teacher.is_dir() == (trained == "align")
     assert read_json(Path("diff/features.json"))["placebo_band"] is not None
     capsys.readouterr()
     bare = ("--model", family.adapters["positive"], *options[3:])

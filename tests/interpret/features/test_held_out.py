@@ -13,6 +13,7 @@ from rahf.interpret.features.held_out import find_movement, movement_figures
 from rahf.interpret.features.movement import outside, ranked
 from rahf.interpret.features.responses import HeldOut, read_batch
 from rahf.models.adapters import put_adapter
+from rahf.report.feature_movement import movement_tables
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14]]
 RESPONSES = [[12, 13, EOS], [14, 15, 16, 17, 18, 19], [20], [21, 22, 23, 24]]
@@ -149,6 +150,9 @@ def test_a_planted_side_effect_is_among_the_first_ten_features(seeds, toy):
     assert sum(toy[3] in latents for latents in first) >= 0.8 * seeds
     for each in found:
         assert each.explained.share() < 1
+        assert each.fits_worse()
+        figures = movement_figures(each, toy[1].directions, ["default"], ["placebo"], 10)
+        assert "of the aligned model's: part of the change is outside" in movement_tables(figures)
         assert each.rivals.explained["mean"].share() > 0.2
     # the band of each seed's placebo holds most of what the placebos of other seeds do
     shares = [
