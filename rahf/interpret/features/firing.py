@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rahf.interpret.features.dictionary import SparseCodes
 
-PRIOR = 4.0
-"""Tokens of the overall rate that are added to those seen of each token."""
+PRIORS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
+"""Tokens of the overall rate that are added to those seen of each token: the fewest that help."""
 
 
 def chosen_activations(
@@ -47,22 +47,39 @@ def token_information(
     """Return the share of the entropy of a unit's firing that the token's id accounts for.
 
     Rates per token are counted in the first half of the tokens, and the share is measured on the
-    second. It is about 0, or a little below, where the id says nothing.
+    second. How far they are drawn to the overall rate is chosen for each unit within the first
+    half. The share is about 0, or a little below, where the id says nothing.
 
     Raises:
-        ValueError: fewer than two tokens.
+        ValueError: fewer than four tokens.
     """
-    if len(ids) < 2:
-        raise ValueError(f"{len(ids)} tokens cannot be split in two halves; give more text.")
+    if len(ids) < 4:
+        raise ValueError(f"{len(ids)} tokens cannot be split in four parts; give more text.")
     known, places = ids.unique(return_inverse=True)
     half, fires = len(ids) // 2, fires.double()
-    seen, held = places[:half], places[half:]
-    rate = fires[:half].mean(0).clamp(1 / (2 * half), 1 - 1 / (2 * half))
-    counts = torch.bincount(seen, minlength=len(known)).double()[:, None]
-    fired = fires.new_zeros(len(known), fires.shape[1]).index_add_(0, seen, fires[:half])
-    by_token = (fired + PRIOR * rate) / (counts + PRIOR)
-    told, untold = _entropy(by_token[held], fires[half:]), _entropy(rate, fires[half:])
-    return 1 - told / untold
+    counts = _Counts(places[: half // 2], fires[: half // 2], len(known))
+    inside = slice(half // 2, half)
+    tried = torch.stack(
+        [counts.share(places[inside], fires[inside], torch.tensor(prior)) for prior in PRIORS]
+    )
+    prior = torch.tensor(PRIORS)[tried.argmax(0)]
+    counts = _Counts(places[:half], fires[:half], len(known))
+    return counts.share(places[half:], fires[half:], prior)
+
+
+class _Counts:
+    """How often units fire at each token."""
+
+    def __init__(self, places: Tensor, fires: Tensor, known: int):
+        least = 1 / (2 * len(places))
+        self.rate = fires.mean(0).clamp(least, 1 - least)
+        self.tokens = torch.bincount(places, minlength=known).double()[:, None]
+        self.fired = fires.new_zeros(known, fires.shape[1]).index_add_(0, places, fires)
+
+    def share(self, places: Tensor, fires: Tensor, prior: Tensor) -> Float64[Tensor, " units"]:
+        """Return the share of the entropy of other tokens that the rates account for."""
+        by_token = (self.fired + prior * self.rate) / (self.tokens + prior)
+        return 1 - _entropy(by_token[places], fires) / _entropy(self.rate, fires)
 
 
 def _entropy(rate: Tensor, fires: Tensor) -> Float64[Tensor, " units"]:

@@ -34,10 +34,11 @@ def active_latent(model, dictionary):
     return latent, chosen_activations(codes, torch.tensor([latent]))[:, 0], found[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("site", ["residual", "mlp"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_a_factor_of_one_is_the_identity_to_the_digit(architecture, site):
-    model = tiny_model(architecture)
+def test_a_factor_of_one_is_the_identity_to_the_digit(architecture, site, dtype):
+    model = tiny_model(architecture).to(dtype)
     dictionary = random_dictionary(model, site=site)
     plain = said(model)
     latent, _, _ = active_latent(model, dictionary)
