@@ -20,6 +20,10 @@ AUXILIARY_WEIGHT = 1 / 32
 """Of the auxiliary loss of dead latents (Gao et al. 2024, appendix A.2)."""
 
 
+ROWS = 512
+"""Directions that are worked on together, so that they stay in a CPU's cache."""
+
+
 class Coder:
     """One dictionary in training.
 
@@ -97,13 +101,12 @@ class Coder:
         step = training_step(scaled, self.weights, self.k, self.signed, auxiliary)
         for weight, gradient in zip(self.weights, step.gradients, strict=True):
             weight.grad = gradient
-        # A direction's length is fixed, so only what turns it counts.
-        directions, turning = self.weights.directions, step.gradients.directions
-        turning -= (turning * directions).sum(1, keepdim=True) * directions
+        directions = self.weights.directions
+        keep_turning(step.gradients.directions, directions)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate * min(1.0, done / WARM_UP, (1 - done) / DECAY)
         self.optimiser.step()
-        directions.copy_(nn.functional.normalize(directions, dim=1))
+        directions /= directions.norm(dim=1, keepdim=True)
         self.silent += len(states)
         self.silent[step.active] = 0
         return (step.unexplained / scaled.var(0, correction=0).mean()).item()
@@ -136,3 +139,11 @@ class Coder:
                 key.removeprefix(f"{name}."): value.clone() for key, value in moments.items()
             }
         return coder
+
+
+def keep_turning(
+    gradients: Float[Tensor, "latents d_model"], directions: Float[Tensor, "latents d_model"]
+) -> None:
+    """Remove from gradients what lies along their directions, whose length is fixed."""
+    for part, rows in zip(gradients.split(ROWS), directions.split(ROWS), strict=True):
+        part.addcmul_(rows, (part * rows).sum(1, keepdim=True), value=-1)

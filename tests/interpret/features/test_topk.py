@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from rahf.interpret.features.coder import AUXILIARY_WEIGHT, Coder
+from rahf.interpret.features.coder import AUXILIARY_WEIGHT, Coder, keep_turning
 from rahf.interpret.features.dictionary import Origin
 from rahf.interpret.features.topk import (
     Auxiliary,
     TopKDictionary,
     Weights,
     chosen_latents,
+    largest,
     training_step,
 )
 
@@ -70,6 +71,20 @@ def test_gradients_are_those_of_autograd(signed, auxiliary, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("latents", "k"), [(64, 4), (64, 3), (65, 4), (160, 10), (160, 11), (16, 1)]
+)
+def test_the_largest_are_those_of_a_full_ranking(latents, k):
+    sizes = torch.randn(200, latents, generator=torch.Generator().manual_seed(k))
+    expected = sizes.topk(k).values
+    found = sizes.gather(1, largest(sizes, k)).sort(dim=1, descending=True).values
+    assert torch.equal(found, expected)
+    alike = torch.randint(0, 3, (200, latents)).float()
+    places = largest(alike, k)
+    assert torch.equal(alike.gather(1, places).sort(1, True).values, alike.topk(k).values)
+    assert all(len(row.unique()) == k for row in places)
+
+
 def test_no_latent_is_above_k_and_only_a_signed_one_is_negative():
     hidden = torch.randn(50, 6)
     codes = TopKDictionary(ORIGIN, weights(), 4).encode(hidden)
@@ -108,6 +123,15 @@ def test_a_planted_dictionary_is_recovered(signed):
     left = held_out - found.decode(found.encode(held_out))
     assert left.var() / held_out.var() < 0.15
     assert torch.allclose(found.directions.norm(dim=1), torch.ones(64), atol=1e-5)
+
+
+def test_a_gradient_turns_its_direction_and_does_not_stretch_it(monkeypatch):
+    monkeypatch.setattr("rahf.interpret.features.coder.ROWS", 7)
+    directions, gradients = weights().directions, torch.randn(20, 6)
+    along = (gradients * directions).sum(1, keepdim=True) * directions
+    kept = gradients.clone()
+    keep_turning(kept, directions)
+    assert torch.allclose(kept, gradients - along, atol=1e-6)
 
 
 def test_dead_latents_come_back():
