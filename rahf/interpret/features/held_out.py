@@ -27,7 +27,7 @@ from rahf.interpret.features.movement import (
     ranked,
 )
 from rahf.interpret.features.responses import HeldOut, Read, read_batch
-from rahf.interpret.features.rivals import Reproduced, Rivals, seen
+from rahf.interpret.features.rivals import Reproduced, Rivals, Seen, seen
 
 WORSE = 0.02
 """Share of the variance by which a dictionary fits the aligned model worse before it is told."""
@@ -42,6 +42,11 @@ class Found(NamedTuple):
     reproduced: Reproduced  # effects that the rivals' guesses make
     explained: Explained  # of the differences, on the rows that the rivals are measured on
     divergence: Estimate  # mean KL of predictions, nats per token
+
+    def seen(self, latent: int, direction: Float[Tensor, " d_model"]) -> Seen:
+        """Return what the rivals show of a latent with this decoder direction."""
+        divergence = self.moved.divergence[latent].item()
+        return seen(self.rivals.fitted(), self.reproduced, latent, direction, divergence)
 
     def fits_worse(self) -> bool:
         """Return whether the dictionary fits the aligned model worse than the base."""
@@ -215,12 +220,10 @@ def movement_figures(
         placebos: adapters trained on shuffled pairs.
         top: features that are listed.
     """
-    moved, fitted = found.moved, found.rivals.fitted()
-    rows = []
+    moved, rows = found.moved, []
     for latent in ranked(moved)[:top].tolist():
+        shown = found.seen(latent, directions[latent])
         row = feature_figures(moved, latent, adapters, placebos)
-        kl = moved.divergence[latent].item()
-        shown = seen(fitted, found.reproduced, latent, directions[latent], kl)
         rows.append(row | {"rivals": shown._asdict(), "seen_by": shown.by()})
     first = moved.changes[adapters[0]]
     return {
