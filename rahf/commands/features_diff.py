@@ -1,6 +1,7 @@
 """`rahf features diff`: what else changed between a base and its aligned model."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from rahf.commands.options.dictionaries import dictionary_option, reading, with_tokens
@@ -66,7 +67,7 @@ def _figures(options: argparse.Namespace, placebos: list[Path]) -> dict:
     from rahf.interpret.features.responses import HeldOut
 
     read = reading(options)
-    _check_adapter(options, read.model)
+    _check_adapter(options, read)
     rows = [HeldOut(*row) for row in held_out(options, read.tokenizer)]
     seeds = _put(read.model, options.seed_of_adapter, "seed")
     names = _put(read.model, placebos, "placebo")
@@ -94,13 +95,23 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _check_adapter(options: argparse.Namespace, model) -> None:
+def _check_adapter(options: argparse.Namespace, read) -> None:
+    """Refuse a model without an adapter; tell of a dictionary of another adapter's differences."""
     from peft import PeftModel
 
-    if not isinstance(model, PeftModel):
+    from rahf.models.adapters import same_model
+
+    if not isinstance(read.model, PeftModel):
         raise ValueError(
             f"{options.model} is no adapter that could be turned off: give the adapter of the "
             "aligned model."
+        )
+    origin = read.dictionary.origin
+    if origin.kind == "differences" and not same_model(str(origin.adapter), options.model):
+        print(
+            f"note: the dictionary is of the differences that {origin.adapter} makes, not "
+            f"{options.model}; it explains the change only as far as the two are alike.",
+            file=sys.stderr,
         )
 
 

@@ -1,6 +1,7 @@
 """`rahf features probe`: how well a few features tell labelled texts apart."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from rahf.commands.options.dictionaries import reading, reading_options, tell
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         path: first_pieces(given.texts, read.tokenizer, options.length)
         for path, given in sets.items()
     }
+    _tell_omitted(sets, firsts)
     trained = {path: _read(options, read, firsts[path], given) for path, given in sets.items()}
     read = read._replace(model=untrained_like(read.model, options.untrained_seed))
     found = []
@@ -62,6 +64,19 @@ def run(options: argparse.Namespace) -> int:
     tables = "\n\n".join(probe_table(figures) for figures in found)
     tell(options, {"sets": found}, tables)
     return 0
+
+
+def _tell_omitted(sets, firsts) -> None:
+    for path, given in sets.items():
+        count = len(given.texts)
+        if not given.whole:
+            print(f"note: the first {count} texts of {path} are read (--limit)", file=sys.stderr)
+        if empty := count - len(firsts[path].texts):
+            print(
+                f"note: {empty} of {count} texts of {path} have no token that is read; they count "
+                "as texts in which nothing is active",
+                file=sys.stderr,
+            )
 
 
 def _read(options: argparse.Namespace, read, first, given, encode=True):

@@ -108,7 +108,17 @@ def test_the_diff_reads_responses_and_says_what_it_cuts(folder, family, capsys):
     whole = read_json(Path("diff/features.json"))["tokens"]
     assert features(*options, *extra, "--max_length", 10) == 0
     assert read_json(Path("diff/features.json"))["tokens"] < whole
-    assert "4 of 4 responses lose their end at --max_length 10" in capsys.readouterr().err
+    assert "4 of 4 responses lose their end (--max_length 10)" in capsys.readouterr().err
+    assert features(*options, *extra, "--limit", 3) == 0
+    assert "the first 3 of 4 prompts are read" in capsys.readouterr().err
+    save_dictionary(
+        random_dictionary(family.load_base(), kind="differences", adapter="another"),
+        Path("differences"),
+    )
+    options = (*options[:-1], "differences")
+    assert features(*options, *extra) == 0
+    assert "is of the differences that another makes" in capsys.readouterr().err
+    assert read_json(Path("diff/features.json"))["fit"] == {"base": None, "aligned": None}
 
 
 def settings_of(folder):
@@ -170,7 +180,10 @@ def test_a_feature_is_steered_and_a_factor_of_one_changes_no_response(folder, fa
 def test_a_probe_reads_labelled_texts_beside_the_untrained_model(folder, family, capsys):
     write_lines(
         Path("other.jsonl"),
-        [{"prompt": text, "target": "yes" if n % 3 else "no"} for n, text in enumerate(texts(60))],
+        [
+            {"prompt": "w4" if n == 5 else text, "target": "yes" if n % 3 else "no"}
+            for n, text in enumerate(texts(70))
+        ],
     )
     options = ("probe", "--model", family.base, "--dictionary", "dictionary")
     [found] = figures(*options, "--texts", "texts.jsonl")["sets"]
@@ -182,8 +195,11 @@ def test_a_probe_reads_labelled_texts_beside_the_untrained_model(folder, family,
     assert found["probes"]["hidden states"]["auc"]["mean"] > 0.9
     assert len(found["probes"]["features"]["8"]["features"]) == 8
     columns = ("--text_column", "prompt", "--label_column", "target")
-    figures(*options, "--texts", "other.jsonl", *columns)
-    assert "labelled yes" in capsys.readouterr().out
+    figures(*options, "--texts", "other.jsonl", *columns, "--limit", 60)
+    told = capsys.readouterr()
+    assert "labelled yes" in told.out
+    assert "the first 60 texts of other.jsonl are read (--limit)" in told.err
+    assert "1 of 60 texts of other.jsonl have no token that is read" in told.err
 
 
 def test_features_stand_beside_neurons_and_other_models(folder, family, capsys):

@@ -24,7 +24,7 @@ def held_out_options(parser: argparse.ArgumentParser) -> None:
 def held_out(options: argparse.Namespace, tokenizer) -> list[tuple[int, list[int], list[int]]]:
     """Return the number of each prompt, its ids, and those of a response, of --limit prompts.
 
-    What --max_length cuts is told on stderr.
+    What --limit and --max_length leave out is told on stderr.
     """
     found, numbers, cut = [], {}, 0
     for prompt, response in (_responses if options.responses else _pairs)(options, tokenizer):
@@ -33,13 +33,15 @@ def held_out(options: argparse.Namespace, tokenizer) -> list[tuple[int, list[int
             kept = response[: max(0, options.max_length - len(prompt))]
             cut += len(kept) < len(response)
             found.append((number, prompt, kept))
+    if len(numbers) > options.limit:
+        _note(f"the first {options.limit} of {len(numbers)} prompts are read (--limit)")
     if cut:
-        print(
-            f"note: {cut} of {len(found)} responses lose their end at --max_length "
-            f"{options.max_length}",
-            file=sys.stderr,
-        )
+        _note(f"{cut} of {len(found)} responses lose their end (--max_length {options.max_length})")
     return found
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _responses(options: argparse.Namespace, tokenizer) -> list[tuple[list[int], list[int]]]:
@@ -57,6 +59,10 @@ def _pairs(options: argparse.Namespace, tokenizer) -> Iterator[tuple[list[int], 
 
     pairs = load_pairs(options.pairs, split=options.split)
     rows, _ = tokenize_pairs(pairs, tokenizer, chat_template=options.chat_template)
+    if len(rows) < len(pairs):
+        _note(
+            f"{len(pairs) - len(rows)} of {len(pairs)} pairs cannot be used (rahf data shows why)"
+        )
     for row in rows:
         for side in ("chosen_ids", "rejected_ids"):
             yield row["prompt_ids"], row[side]

@@ -19,6 +19,7 @@ class Labelled(NamedTuple):
     texts: list[str]
     labels: Bool[Tensor, " texts"]
     positive: str  # label that is true, as the file has it
+    whole: bool  # whether these are all texts of the file
 
 
 def read_labelled(path: Path, text: str, label: str, limit: int | None = None) -> Labelled:
@@ -27,8 +28,11 @@ def read_labelled(path: Path, text: str, label: str, limit: int | None = None) -
     Raises:
         ValueError: a record without a text or label; not two labels.
     """
-    texts, labels = [], []
+    texts, labels, whole = [], [], True
     for place, record in read_records(path):
+        if len(texts) == limit:
+            whole = False
+            break
         if not isinstance(record.get(text), str) or record.get(label) in (None, ""):
             raise ValueError(
                 f"{place}: needs a text in the column {text!r} and a label in {label!r}; it has: "
@@ -36,10 +40,8 @@ def read_labelled(path: Path, text: str, label: str, limit: int | None = None) -
             )
         texts.append(record[text])
         labels.append(str(record[label]))
-        if len(texts) == limit:
-            break
     names = sorted(set(labels))
     if len(names) != 2:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise ValueError(f"{path} has {len(names)} labels ({shown}); a probe needs two.")
-    return Labelled(texts, torch.tensor([name == names[1] for name in labels]), names[1])
+    return Labelled(texts, torch.tensor([name == names[1] for name in labels]), names[1], whole)
