@@ -27,8 +27,10 @@ def fingerprint_of(model: nn.Module) -> str:
         if not any(part in name for part in omitted):
             name = name.replace("base_layer.", "").replace("original_module.", "")
             flat = weight.detach().flatten()
-            places = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat)), device=flat.device)
-            sample = flat[places.long()].to("cpu", torch.bfloat16)
+            count = min(SAMPLED, len(flat))
+            # In whole numbers: of a large weight, float32 does not hold every place.
+            places = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(1, count - 1)
+            sample = flat[places].to("cpu", torch.bfloat16)
             digest.update(f"{name} {tuple(weight.shape)}".encode())
             digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

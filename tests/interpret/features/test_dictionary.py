@@ -56,6 +56,17 @@ def test_parts_joined_are_the_whole():
         joined([codes, codes_of_active(dense(latents=9))])
 
 
+@pytest.mark.parametrize("values", [2**24 + 2, 28_311_552, 1, 2, 63, 65])
+def test_a_weight_of_any_size_has_a_fingerprint_of_its_ends(values):
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(torch.zeros(values, dtype=torch.bfloat16))
+    before = fingerprint_of(model)
+    for place in (0, values - 1):
+        model.weight.data[place] = 1.0
+        assert fingerprint_of(model) != before
+        model.weight.data[place] = 0.0
+
+
 class OfLayer:
     """As much of a dictionary as the check reads."""
 
