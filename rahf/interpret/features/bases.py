@@ -3,9 +3,8 @@
 import hashlib
 
 import torch
-from jaxtyping import Int64
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 
 from rahf.interpret.features.dictionary import Dictionary
 from rahf.models.adapters import base_name, depth_of
@@ -28,19 +27,13 @@ def fingerprint_of(model: nn.Module) -> str:
         if not any(part in name for part in omitted):
             name = name.replace("base_layer.", "").replace("original_module.", "")
             flat = weight.detach().flatten()
-            sample = flat[spread(len(flat)).to(flat.device)].to("cpu", torch.bfloat16)
+            count = min(SAMPLED, len(flat))
+            # In whole numbers: of a large weight, float32 does not hold every place.
+            places = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(1, count - 1)
+            sample = flat[places].to("cpu", torch.bfloat16)
             digest.update(f"{name} {tuple(weight.shape)}".encode())
             digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def spread(values: int) -> Int64[Tensor, " sampled"]:
-    """Return places from the first to the last of so many values, at most SAMPLED.
-
-    In whole numbers: float32 cannot tell the places of a large weight apart.
-    """
-    count = min(SAMPLED, values)
-    return torch.arange(count) * (values - 1) // max(1, count - 1)
 
 
 def check_base(dictionary: Dictionary, model: nn.Module) -> None:

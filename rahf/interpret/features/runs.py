@@ -69,9 +69,10 @@ def train_dictionaries(
         if record.is_complete():
             return record.begun()
         plan, held_out = planned(job)
+        fingerprint = fingerprint_of(job.reader.model)
         record.begin()
         trained = train_coders(job.reader, plan, job.settings, folder / CHECKPOINT, **training)
-        dictionaries = finished(job, trained)
+        dictionaries = finished(job, trained, fingerprint)
         for name, dictionary in dictionaries.items():
             save_dictionary(dictionary, folder / str(name))
         pieces = [job.corpus.piece(index) for index in held_out.tolist()]
@@ -92,14 +93,13 @@ def planned(job: Job) -> tuple[Schedule, torch.Tensor]:
     return schedule(job.corpus, train, job.tokens, seed), held_out
 
 
-def finished(job: Job, trained: Trained) -> dict[Name, TopKDictionary]:
+def finished(job: Job, trained: Trained, fingerprint: str) -> dict[Name, TopKDictionary]:
     """Return the trained dictionaries with their origins."""
-    model, reader = job.reader.model, job.reader
-    fingerprint = fingerprint_of(model)
+    reader = job.reader
     return {
         name: coder.dictionary(
             Origin(
-                base_name(model),
+                base_name(reader.model),
                 fingerprint,
                 name.layer,
                 reader.site,
