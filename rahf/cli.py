@@ -83,6 +83,36 @@ COMMANDS: dict[str, Command | Group] = {
         "show which tokens of an aligned model its base would not have chosen",
         FROM_FILE,
     ),
+    "features": Group(
+        "train sparse dictionaries of hidden states, and read models with them",
+        {
+            "train": Command(
+                plain_command,
+                "train sparse dictionaries of hidden states, or of what an adapter adds to them",
+                FROM_CHECKPOINT,
+            ),
+            "decompose": Command(
+                plain_command, "write a direction as a sparse sum of a dictionary's directions"
+            ),
+            "diff": Command(
+                plain_command, "show which features moved between a base and its aligned model"
+            ),
+            "steer": Command(
+                plain_command, "generate while features are pinned, scaled or ablated", FROM_FILE
+            ),
+            "probe": Command(
+                plain_command, "measure how well a few features tell labelled texts apart"
+            ),
+            "logits": Command(plain_command, "show which tokens a feature raises and lowers"),
+            "neurons": Command(
+                plain_command, "compare the firing of features with that of neurons"
+            ),
+            "universality": Command(plain_command, "find the features that two models share"),
+            "splitting": Command(
+                plain_command, "find the features that split in a larger dictionary"
+            ),
+        },
+    ),
     "evaluate": Group(
         "measure a model's preferences, judge responses, run tasks",
         {

@@ -78,8 +78,8 @@ class Ablation:
         return -alpha * ((hidden @ basis.T) @ basis)
 
 
-def steered(change: Addition | Ablation, columns: Columns) -> Callable[..., Any]:
-    """Return a forward hook that changes the output of its block."""
+def steered(change: Callable[[Tensor], Tensor], columns: Columns) -> Callable[..., Any]:
+    """Return a forward hook that adds `change` of the output of its block to that output."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = output if isinstance(output, Tensor) else output[0]

@@ -79,6 +79,7 @@ CONTINUED = {
     "reward": "checkpoint",
     "dpo": "checkpoint",
     "compare": "checkpoint",
+    "features train": "checkpoint",
     "sweep": "checkpoint",
     "generate": "where it stopped",
     "shift": "where it stopped",

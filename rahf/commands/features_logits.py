@@ -1,0 +1,32 @@
+"""`rahf features logits`: which tokens a feature raises and lowers by itself."""
+
+import argparse
+
+from rahf.commands.options.dictionaries import (
+    check_features,
+    feature_option,
+    reading,
+    reading_options,
+    tell,
+    with_tokens,
+)
+
+EPILOG = """\
+The feature's direction goes through the model's final norm and unembedding alone: what later layers
+make of it is not shown."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    reading_options(parser)
+    feature_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.report.feature_terms import logits_table
+
+    read = reading(options)
+    check_features(options, read.dictionary)
+    rows = with_tokens([{"feature": latent} for latent in options.feature], read)
+    tell(options, {"features": rows}, logits_table(rows))
+    return 0

@@ -1,0 +1,38 @@
+"""`rahf features neurons`: what the firing of features says, beside neurons that fire as often."""
+
+import argparse
+
+from rahf.commands.options.corpora import corpus_options, pieces
+from rahf.commands.options.dictionaries import reading, reading_options, tell
+
+EPILOG = """\
+Each feature that is drawn stands beside a neuron of the same layer's MLP and a neuron of an
+untrained model, both thresholded to fire as often. The current token explains much of the firing of
+an untrained model's neurons as well; what is said of the next token is harder to get."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    reading_options(parser)
+    corpus_options(parser)
+    parser.add_argument(
+        "--units", metavar="N", type="count", default=128, help="of each kind (default: 128)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.interpret.features.neurons import compare_neurons
+    from rahf.report.feature_units import units_table
+
+    read = reading(options)
+    figures = compare_neurons(
+        read.model,
+        read.dictionary,
+        pieces(options, read.tokenizer),
+        read.pad_token_id,
+        units=options.units,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+    tell(options, figures, units_table(figures))
+    return 0

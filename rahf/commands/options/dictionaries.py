@@ -1,0 +1,108 @@
+"""Options of the commands that read a model through a dictionary, and what they name, loaded."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rahf.commands.options.figures import figures_option, tell_figures
+from rahf.commands.options.models import device, load, model_options
+
+TOKENS = 6
+"""Tokens that stand for a feature in a table."""
+
+
+class Reading(NamedTuple):
+    """A model in evaluation mode, its tokenizer, and a dictionary of its hidden states."""
+
+    model: Any
+    tokenizer: Any
+    dictionary: Any
+    pad_token_id: int
+
+
+def dictionary_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dictionary",
+        required=True,
+        metavar="NAME",
+        help="folder of a dictionary, or sae-lens:RELEASE:ID",
+    )
+
+
+def reading_options(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
+    """Add model, dictionary and --output; `named`: the model is required."""
+    model_options(parser, named=named)
+    dictionary_option(parser)
+    figures_option(parser)
+
+
+def feature_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--feature",
+        metavar="N",
+        type="count from zero",
+        action="append",
+        required=True,
+        help="number of a feature; may be given again",
+    )
+
+
+def dictionary_of(options: argparse.Namespace, name: str | None = None):
+    """Return the dictionary `name`, or that of --dictionary, on the device of --device."""
+    from rahf.interpret.features.checkpoints import load_dictionary
+
+    return load_dictionary(name or options.dictionary, device(options))
+
+
+def reading(
+    options: argparse.Namespace, model: str | None = None, dictionary: str | None = None
+) -> Reading:
+    """Return what --model and --dictionary name, or the model and dictionary of these names.
+
+    Raises:
+        ValueError: the dictionary is of another model.
+    """
+    from rahf.interpret.features.bases import check_base
+    from rahf.models.adapters import pad_id
+
+    found = dictionary_of(options, dictionary)
+    loaded = load(options, model)
+    check_base(found, loaded.model)
+    return Reading(loaded.model, loaded.tokenizer, found, pad_id(loaded.tokenizer))
+
+
+def with_tokens(rows: Sequence[dict[str, Any]], read: Reading) -> list[dict[str, Any]]:
+    """Return rows of figures of features with the tokens whose logits they raise and lower."""
+    import torch
+
+    from rahf.interpret.features.logit_effects import logit_effects
+
+    if not rows:
+        return []
+    directions = read.dictionary.directions
+    latents = torch.tensor([row["feature"] for row in rows], device=directions.device)
+    effects = logit_effects(read.model, directions[latents], TOKENS)
+    named = [
+        {name: [read.tokenizer.decode([token]) for token in tokens] for name, tokens in both}
+        for both in (
+            (("raises", raised), ("lowers", lowered))
+            for raised, lowered in zip(
+                effects.raised.tolist(), effects.lowered.tolist(), strict=True
+            )
+        )
+    ]
+    return [row | tokens for row, tokens in zip(rows, named, strict=True)]
+
+
+def check_features(options: argparse.Namespace, dictionary) -> None:
+    """Raise ValueError where the dictionary lacks a feature that is asked for."""
+    for latent in options.feature:
+        if latent >= dictionary.latents:
+            raise ValueError(
+                f"--feature {latent}: the dictionary has features 0 to {dictionary.latents - 1}."
+            )
+
+
+def tell(options: argparse.Namespace, figures: Mapping[str, Any], table: str) -> None:
+    """Write the figures where --output names a file, and print the table."""
+    tell_figures(options, {"dictionary": options.dictionary, **figures}, table)

@@ -1,0 +1,1 @@
+"""Features: sparse dictionaries of hidden states, and what they show of a direction or a model."""

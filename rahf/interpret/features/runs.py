@@ -1,0 +1,200 @@
+"""A training of dictionaries from a corpus to a folder: train, write, measure.
+
+The folder holds a dictionary by layer, size and seed, `quality.json`, `quality.md`, `quality.png`
+and `log.jsonl`. Knows the parts; has no idea of its own.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+
+from rahf.artifacts import LOG_FILE, StageRecord, alone, write_json, write_lines, write_text
+from rahf.interpret.features.bases import fingerprint_of
+from rahf.interpret.features.checkpoints import save_dictionary
+from rahf.interpret.features.corpus import Corpus, Piece, split_documents
+from rahf.interpret.features.dictionary import Origin
+from rahf.interpret.features.quality import agreement_of, fit_of, kept_of
+from rahf.interpret.features.streams import BLOCK, Schedule, StateReader, schedule
+from rahf.interpret.features.topk import TopKDictionary
+from rahf.interpret.features.training import Name, Settings, Trained, begun, train_coders
+from rahf.models.adapters import base_name
+from rahf.report.features import quality_figure, quality_table
+
+CHECKPOINT = ".checkpoint.safetensors"
+
+LOSS_TOKENS, LOSS_BATCH = 5000, 2
+"""Held-out tokens that the kept loss is measured on, and pieces at once: each keeps predictions
+over the whole vocabulary.
+"""
+
+FEW_STEPS = 300
+
+TRIED = 2048
+"""Tokens that an estimate of the time is made from."""
+
+
+class Job(NamedTuple):
+    """What is trained on what."""
+
+    reader: StateReader
+    corpus: Corpus
+    settings: Settings
+    tokens: int  # to train on
+    held_out: int  # tokens to measure on
+    adapter: str | None  # name of the adapter that takes part
+
+
+def train_dictionaries(
+    job: Job,
+    folder: Path,
+    made_with: Mapping[str, Any],
+    made_from: Mapping[str, str | None] | None = None,
+    **training: Any,
+) -> dict[str, Any]:
+    """Train, write and measure dictionaries, or resume; return the figures of `quality.json`.
+
+    Args:
+        made_with: all that decides the result, kept beside it.
+        made_from: identity of the files that decide it; see `artifacts.identity_of`.
+        training: options of `train_coders`.
+
+    Raises:
+        ValueError: the folder holds a training with other settings; another process writes it.
+    """
+    with alone(folder, wait=False):
+        record = StageRecord(folder, made_with, made_from=made_from)
+        if record.is_complete():
+            return record.begun()
+        plan, held_out = planned(job)
+        fingerprint = fingerprint_of(job.reader.model)
+        record.begin()
+        trained = train_coders(job.reader, plan, job.settings, folder / CHECKPOINT, **training)
+        dictionaries = finished(job, trained, fingerprint)
+        for name, dictionary in dictionaries.items():
+            save_dictionary(dictionary, folder / str(name))
+        pieces = [job.corpus.piece(index) for index in held_out.tolist()]
+        figures = measured(job, dictionaries, trained, pieces)
+        write_json(folder / "quality.json", figures)
+        write_lines(folder / LOG_FILE, trained.log)
+        write_text(folder / "quality.md", quality_table(figures) + "\n")
+        quality_figure(figures, trained.log, folder / "quality.png")
+        record.finish(**figures)
+        (folder / CHECKPOINT).unlink()
+    return figures
+
+
+def planned(job: Job) -> tuple[Schedule, torch.Tensor]:
+    """Return the blocks to train on, and the pieces of held-out documents."""
+    seed = job.settings.seeds[0]
+    train, held_out = split_documents(job.corpus, job.held_out, seed)
+    return schedule(job.corpus, train, job.tokens, seed), held_out
+
+
+def finished(job: Job, trained: Trained, fingerprint: str) -> dict[Name, TopKDictionary]:
+    """Return the trained dictionaries with their origins."""
+    reader = job.reader
+    return {
+        name: coder.dictionary(
+            Origin(
+                base_name(reader.model),
+                fingerprint,
+                name.layer,
+                reader.site,
+                reader.kind,
+                name.seed,
+                job.adapter,
+            )
+        )
+        for name, coder in trained.coders.items()
+    }
+
+
+def measured(
+    job: Job, dictionaries: Mapping[Name, TopKDictionary], trained: Trained, pieces: list[Piece]
+) -> dict[str, Any]:
+    """Return the figures of every dictionary on held-out pieces."""
+    states, log = job.reader(pieces), trained.log
+    read = torch.tensor([int(piece.read.sum()) for piece in pieces])
+    some = pieces[: 1 + int((read.cumsum(0) < LOSS_TOKENS).sum())]
+    reader = job.reader._replace(batch_size=LOSS_BATCH)
+    rows = []
+    for name, dictionary in dictionaries.items():
+        of_layer = states[reader.layers.index(name.layer)]
+        figures = name._asdict() | fit_of(dictionary, of_layer.split(TRIED))._asdict()
+        figures["dead"] = log[-1]["dead"][str(name)] / name.latents
+        figures["loss"] = kept_of(dictionary, reader, some)._asdict()
+        figures["agreement"] = None
+        for seed in [seed for seed in job.settings.seeds if seed != name.seed][:1]:
+            other = dictionaries[name._replace(seed=seed)]
+            figures["agreement"] = agreement_of(dictionary, other, dictionary.signed)._asdict()
+        rows.append(figures)
+    return {
+        "kind": reader.kind,
+        "site": reader.site,
+        "tokens": log[-1]["tokens"],
+        "reading_seconds": sum(line["reading_seconds"] for line in log),
+        "training_seconds": sum(line["training_seconds"] for line in log),
+        "dictionaries": rows,
+    }
+
+
+def misfits(job: Job) -> list[str]:
+    """Return what is worth knowing before the training: a text or steps that are too few."""
+    found = []
+    own, steps = int(job.corpus.counts().sum()), job.tokens // job.settings.batch_tokens
+    if own < job.tokens:
+        found.append(
+            f"the text has {own:,} tokens, held-out ones included, so each is read "
+            f"{job.tokens / own:.1f} times; give more text, or fewer tokens."
+        )
+    if steps < FEW_STEPS:
+        found.append(
+            f"{job.tokens:,} tokens are {steps} steps of {job.settings.batch_tokens:,} tokens, too "
+            f"few to settle (about {FEW_STEPS}); give more tokens, or smaller steps."
+        )
+    return found
+
+
+class Estimate(NamedTuple):
+    """What a training will take, from a short trial."""
+
+    text_tokens: int  # that can be read, held-out ones included
+    passes: float  # how often each text is read
+    dictionaries: int
+    seconds: float
+    reading: float  # share of the seconds for the model's forward passes
+    memory: int  # bytes beside the model: states and dictionaries with their moments
+    disk: int  # bytes of the finished dictionaries
+
+
+def estimated(job: Job) -> Estimate:
+    """Return what the training will take: reads a few pieces and makes one step."""
+    plan, _ = planned(job)
+    pieces, read = [], 0
+    for index in plan.blocks[0].tolist():
+        if read >= TRIED:
+            break
+        pieces.append(job.corpus.piece(index))
+        read += int(pieces[-1].read.sum())
+    job.reader(pieces[:1])  # what a first pass sets up is not counted
+    start = perf_counter()
+    states = job.reader(pieces)
+    reading = (perf_counter() - start) / read
+    coders = begun(states, job.reader.layers, job.settings)
+    start = perf_counter()
+    for name, coder in coders.items():
+        batch = states[job.reader.layers.index(name.layer)]
+        coder.step(batch[: job.settings.batch_tokens], 0.5, dead_after=read)
+    training = (perf_counter() - start) / min(read, job.settings.batch_tokens)
+    total, width = sum(plan.tokens), states.shape[-1]
+    weights = 4 * sum(part.numel() for coder in coders.values() for part in coder.weights)
+    kept = 4 * len(job.reader.layers) * min(total, BLOCK) * width
+    whole = int(job.corpus.counts().sum())
+    seconds = total * (reading + training)
+    share = reading / (reading + training)
+    return Estimate(
+        whole, total / whole, len(coders), seconds, share, 2 * kept + 4 * weights, weights
+    )

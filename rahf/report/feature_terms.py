@@ -1,0 +1,46 @@
+"""Tables of the terms of a direction, and of the tokens that name features."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rahf.report.tables import markdown
+
+TERMS_SHOWN = 16
+
+
+def decomposition_table(figures: Mapping[str, Any]) -> str:
+    """Return the terms of a direction, with the R2 that random vectors reach."""
+    band = figures["random"]
+    rows = [
+        [
+            str(place + 1),
+            str(term["feature"]),
+            f"{term['coefficient']:+.3f}",
+            f"{term['r2']:.3f}",
+            f"{band['median'][place]:.3f} [{band['low'][place]:.3f}, {band['high'][place]:.3f}]",
+            *([tokens_text(term["raises"])] if "raises" in term else []),
+        ]
+        for place, term in enumerate(figures["terms"][:TERMS_SHOWN])
+    ]
+    header = ["term", "feature", "coefficient", "R2", "random vectors"]
+    header += ["raises"] if rows and len(rows[0]) > len(header) else []
+    above = figures["terms_above_random"]
+    verdict = (
+        f"The sum explains more than random vectors with up to {above} terms."
+        if above
+        else "The sum explains no more than that of a random vector, whatever the number of terms."
+    )
+    return f"{markdown(header, rows)}\n\n{verdict}"
+
+
+def tokens_text(tokens: Sequence[str]) -> str:
+    return " ".join(repr(token)[1:-1].strip() or "' '" for token in tokens)
+
+
+def logits_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the tokens that each feature raises and lowers."""
+    cells = [
+        [str(row["feature"]), tokens_text(row["raises"]), tokens_text(row["lowers"])]
+        for row in rows
+    ]
+    return markdown(["feature", "raises", "lowers"], cells)

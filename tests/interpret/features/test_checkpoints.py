@@ -1,0 +1,170 @@
+"""Dictionaries on disk: ours, those of eai-sparsify and of sae-lens, and what cannot be read."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_topk import ORIGIN, weights
+
+from rahf.interpret.features.checkpoints import load_dictionary, save_dictionary
+from rahf.interpret.features.dictionary import Origin
+from rahf.interpret.features.topk import TopKDictionary
+
+HIDDEN = torch.randn(40, 6, generator=torch.Generator().manual_seed(5))
+
+
+def densified(codes):
+    whole = torch.zeros(codes.tokens, codes.latents)
+    whole[codes.owners(), codes.indices.long()] = codes.values
+    return whole
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_dictionary_is_read_back_as_it_was(tmp_path, signed):
+    origin = Origin("tiny", "ab" * 8, 2, "mlp", "differences", 7)
+    saved = TopKDictionary(origin, weights(), 4, signed)
+    save_dictionary(saved, tmp_path)
+    found = load_dictionary(tmp_path)
+    assert found.origin == origin
+    assert (found.d_model, found.latents) == (6, 20)
+    assert torch.equal(found.decode(found.encode(HIDDEN)), saved.decode(saved.encode(HIDDEN)))
+    other = Origin("other", None, 0, "residual")
+    assert load_dictionary(tmp_path, origin=other).origin == other
+
+
+def sparsify_checkpoint(folder, **settings):
+    """What eai-sparsify writes for a folder of its hookpoint."""
+    folder.mkdir(exist_ok=True)
+    given = weights()
+    names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+    save_file(dict(zip(names, given, strict=True)), folder / "sae.safetensors")
+    usual = {"activation": "topk", "k": 4, "num_latents": 20, "d_in": 6, "transcode": False}
+    (folder / "cfg.json").write_text(json.dumps(usual | settings))
+
+
+def test_a_checkpoint_of_sparsify_gives_its_own_reconstruction(tmp_path):
+    for name, layer, site in (("layers.3", 3, "residual"), ("h.11.mlp", 11, "mlp")):
+        sparsify_checkpoint(tmp_path / name)
+        found = load_dictionary(tmp_path / name)
+        assert (found.origin.layer, found.origin.site) == (layer, site)
+    given = weights()
+    activations = ((HIDDEN - given.bias) @ given.encoder.T + given.encoder_bias).relu()
+    top = activations.topk(4)
+    expected = torch.zeros_like(activations).scatter(1, top.indices, top.values)
+    assert torch.allclose(densified(found.encode(HIDDEN)), expected, atol=1e-6)
+    reconstruction = expected @ given.directions + given.bias
+    assert torch.allclose(found.decode(found.encode(HIDDEN)), reconstruction, atol=1e-6)
+
+
+def test_the_library_sparsify_agrees(tmp_path):
+    sparsify = pytest.importorskip("sparsify", reason="eai-sparsify is not installed")
+    coder = sparsify.SparseCoder(6, sparsify.SparseCoderConfig(num_latents=20, k=4))
+    for part in coder.parameters():
+        part.data = torch.randn(part.shape, generator=torch.Generator().manual_seed(len(part)))
+    coder.save_to_disk(tmp_path / "layers.1")
+    found = load_dictionary(tmp_path / "layers.1")
+    with torch.no_grad():
+        expected = coder(HIDDEN).sae_out
+    assert torch.allclose(found.decode(found.encode(HIDDEN)), expected, atol=1e-5)
+
+
+def sae_of(architecture, **settings):
+    sae_lens = pytest.importorskip("sae_lens", reason="the extra sae is not installed")
+    name = {"topk": "TopKSAE", "standard": "StandardSAE", "jumprelu": "JumpReLUSAE"}[architecture]
+    settings |= {"k": 4} if architecture == "topk" else {}
+    config = getattr(sae_lens, f"{name}Config")(d_in=6, d_sae=20, **settings)
+    config.metadata.model_name = "tiny"
+    config.metadata.hook_name = "blocks.3.hook_resid_pre"
+    sae = getattr(sae_lens, name)(config)
+    generator = torch.Generator().manual_seed(0)
+    for part in sae.parameters():
+        part.data = torch.randn(part.shape, generator=generator)
+    return sae
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("topk", {}),
+        ("topk", {"rescale_acts_by_decoder_norm": True}),
+        ("topk", {"apply_b_dec_to_input": False}),
+        ("standard", {}),
+        ("jumprelu", {}),
+    ],
+)
+def test_a_folder_of_sae_lens_gives_its_own_reconstruction(tmp_path, architecture, settings):
+    sae = sae_of(architecture, **settings)
+    sae.save_model(tmp_path)
+    found = load_dictionary(tmp_path)
+    assert found.origin == Origin("tiny", None, 2, "residual")
+    with torch.no_grad():
+        codes, expected = sae.encode(HIDDEN), sae(HIDDEN)
+    assert torch.allclose(densified(found.encode(HIDDEN)), codes, atol=1e-5)
+    assert torch.allclose(found.decode(found.encode(HIDDEN)), expected, atol=1e-4)
+
+
+def test_a_name_of_the_registry_is_asked_for_as_it_is_written(monkeypatch):
+    sae, asked = sae_of("topk"), []
+    sae.cfg.metadata.hook_name = "blocks.3.hook_mlp_out"
+
+    def from_pretrained(*given, **options):
+        asked.append((given, options))
+        return sae
+
+    monkeypatch.setattr("sae_lens.SAE.from_pretrained", from_pretrained)
+    found = load_dictionary("sae-lens:a-release:layer_3/width:16k")
+    assert asked == [(("a-release", "layer_3/width:16k"), {"device": "cpu"})]
+    assert found.origin == Origin("tiny", None, 3, "mlp")
+    for hook in ("blocks.0.hook_resid_pre", "blocks.3.attn.hook_z"):
+        sae.cfg.metadata.hook_name = hook
+        with pytest.raises(ValueError, match=f"{hook}.* is no output of a decoder block"):
+            load_dictionary("sae-lens:a-release:layer_3")
+
+
+def test_an_autoencoder_of_sae_lens_that_is_no_sum_is_refused(tmp_path):
+    sae_of("standard", normalize_activations="layer_norm").save_model(tmp_path)
+    with pytest.raises(ValueError, match=r"normalised first \(layer_norm\)"):
+        load_dictionary(tmp_path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    for name, made, message in (
+        ("nothing", None, "holds no dictionary"),
+        ("layers.1", {"skip_connection": True}, "skip_connection: True"),
+        ("layers.2", {"activation": "groupmax"}, "activation: groupmax"),
+        ("layers.3", {"k": 21}, "with k 21"),
+        ("elsewhere", {}, "does not tell which layer"),
+    ):
+        if made is not None:
+            sparsify_checkpoint(tmp_path / name, **made)
+        with pytest.raises(ValueError, match=message):
+            load_dictionary(tmp_path / name)
+    for spoil, message in (
+        (lambda path: path.write_bytes(b"12"), "damaged"),
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: save_file({"encoder": torch.zeros(1)}, path), "has no tensor bias"),
+        (lambda path: _with_a_nan(path), "directions holds values that are not finite"),
+    ):
+        save_dictionary(TopKDictionary(ORIGIN, weights(), 4), tmp_path / "own")
+        spoil(tmp_path / "own" / "dictionary.safetensors")
+        with pytest.raises(ValueError, match=message):
+            load_dictionary(tmp_path / "own")
+
+
+def _with_a_nan(path):
+    tensors = load_file(path)
+    tensors["directions"][2, 1] = torch.nan
+    save_file(tensors, path)
+
+
+@pytest.mark.skipif(
+    __import__("importlib.util").util.find_spec("sae_lens") is not None, reason="sae-lens is there"
+)
+def test_without_the_extra_the_error_says_what_to_install(tmp_path):
+    (tmp_path / "cfg.json").write_text("{}")
+    for name in (tmp_path, "sae-lens:release:layer_3"):
+        with pytest.raises(ValueError, match=r"pip install 'rahf\[sae\]'"):
+            load_dictionary(name)
+    with pytest.raises(ValueError, match="write sae-lens:RELEASE:ID"):
+        load_dictionary("sae-lens:release")

@@ -1,0 +1,207 @@
+"""Trainings of dictionaries: several in one pass, killed and resumed, and the command."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from test_streams import adapted, pieces_of
+from tiny_models import EOS, tiny_model, tiny_tokenizer
+from tiny_recipes import write_lines
+
+from rahf.cli import main
+from rahf.interpret.features.checkpoints import load_dictionary
+from rahf.interpret.features.corpus import corpus_of_texts
+from rahf.interpret.features.streams import StateReader, schedule
+from rahf.interpret.features.training import Name, Settings, train_coders
+
+SETTINGS = Settings((24, 40), 3, (0, 1), learning_rate=1e-2, batch_tokens=50)
+
+
+def texts(count=60):
+    words = random.Random(0)
+    return [
+        " ".join(f"w{words.randrange(2, 40)}" for _ in range(words.randint(4, 30)))
+        for _ in range(count)
+    ]
+
+
+def reader_and_plan(layers=(1, 2), kind="states", tokens=1500, batch_size=7):
+    model = tiny_model("llama") if kind == "states" else adapted()
+    found = corpus_of_texts(texts(), tiny_tokenizer(), tokens=10_000, length=12)
+    plan = schedule(found, torch.arange(found.pieces), tokens, seed=0, block_tokens=300)
+    return StateReader(model, layers, "residual", kind, EOS, batch_size), plan
+
+
+def weights_of(trained):
+    return {name: torch.cat([w.flatten() for w in c.weights]) for name, c in trained.coders.items()}
+
+
+class Killed(StateReader):
+    """A reader whose process is killed in the fourth block."""
+
+    read = 0
+
+    def __call__(self, pieces, told=id):
+        type(self).read += 1
+        if type(self).read == 4:
+            raise KeyboardInterrupt
+        return super().__call__(pieces, told)
+
+
+def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path):
+    reader, plan = reader_and_plan()
+    whole = train_coders(reader, plan, SETTINGS, tmp_path / "whole")
+    assert len(plan.blocks) > 4
+    assert [name.layer for name in whole.coders] == [1] * 4 + [2] * 4
+    for every, left in ((0.0, 3), (1e9, 0)):
+        Killed.read, path = 0, tmp_path / f"killed{every}"
+        with pytest.raises(KeyboardInterrupt):
+            train_coders(Killed(*reader), plan, SETTINGS, path, checkpoint_every=every)
+        assert path.exists() == (left > 0)
+        resumed = train_coders(reader, plan, SETTINGS, path)
+        assert len(resumed.log) == len(whole.log) == len(plan.blocks)
+        for (name, mine), theirs in zip(
+            weights_of(resumed).items(), weights_of(whole).values(), strict=True
+        ):
+            assert torch.equal(mine, theirs), name
+            assert torch.equal(resumed.coders[name].silent, whole.coders[name].silent)
+
+
+def test_what_is_trained_beside_it_and_the_batch_size_change_nothing(tmp_path):
+    together = train_coders(*reader_and_plan(), SETTINGS, tmp_path / "together")
+    alone = replace(SETTINGS, latents=(40,), seeds=(1,))
+    for batch_size in (7, 3):
+        [(name, coder)] = train_coders(
+            *reader_and_plan(layers=(2,), batch_size=batch_size),
+            alone,
+            tmp_path / f"alone{batch_size}",
+        ).coders.items()
+        assert name == Name(2, 40, 1)
+        for mine, theirs in zip(coder.weights, together.coders[name].weights, strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-3)
+
+
+def test_differences_are_learned_and_explained(tmp_path):
+    reader, plan = reader_and_plan(kind="differences", tokens=6000)
+    signed = replace(SETTINGS, signed=True, latents=(40,), seeds=(0,))
+    trained = train_coders(reader, plan, signed, tmp_path / "checkpoint")
+    first, last = (line["unexplained"] for line in (trained.log[0], trained.log[-1]))
+    for name in first:
+        assert last[name] < 0.5 * first[name]
+    states = reader(pieces_of(plan.corpus))
+    for (name, coder), of_layer in zip(trained.coders.items(), states, strict=True):
+        assert coder.scale == pytest.approx(
+            ((of_layer - of_layer.mean(0)).norm(dim=1).mean() / 4).item(), rel=0.2
+        ), name
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
+    reader, plan = reader_and_plan()
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) after .* Lower the learning rate"):
+        train_coders(reader, plan, replace(SETTINGS, learning_rate=1e30), tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.fixture
+def text(tmp_path):
+    write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts()])
+    return tmp_path / "texts.jsonl"
+
+
+def command(family, text, output, *options, model=None, source="--text"):
+    given = ["--model", model or family.base, source, text, "--output", output]
+    given += [
+        "--tokens",
+        3000,
+        "--batch_tokens",
+        40,
+        "--held_out",
+        100,
+        "--length",
+        12,
+        "--k",
+        3,
+        "--device",
+        "cpu",
+    ]
+    return main(["features", "train", *map(str, given), *map(str, options)])
+
+
+def test_the_command_writes_dictionaries_and_what_they_are_worth(family, text, tmp_path, capsys):
+    output = tmp_path / "out"
+    options = ("--latents", 24, "--layers", "1-2", "--learning_rate", "1e-2")
+    assert command(family, text, output, *options) == 0
+    figures = json.loads((output / "quality.json").read_text())
+    rows = figures["dictionaries"]
+    assert [(row["layer"], row["latents"], row["seed"]) for row in rows] == [
+        (1, 24, 0),
+        (1, 24, 1),
+        (2, 24, 0),
+        (2, 24, 1),
+    ]
+    for row in rows:
+        assert 0 < row["l0"] <= 3
+        assert row["explained"] > 0.5
+        assert row["agreement"]["cosine"] > row["agreement"]["chance"] + 0.1
+        assert sum(row["density"]) == 24
+    assert {"quality.md", "quality.png", "log.jsonl", "stage.json"} <= {
+        path.name for path in output.iterdir()
+    }
+    printed = capsys.readouterr()
+    assert "variance explained" in printed.out
+    assert "so each is read" in printed.err
+    assert "75 steps of 40 tokens, too few" in printed.err
+    found = load_dictionary(output / "layer2_latents24_seed1")
+    assert found.origin.layer == 2
+    assert found.origin.fingerprint is not None
+    before = (output / "quality.json").stat().st_mtime_ns
+    assert command(family, text, output, *options) == 0
+    assert (output / "quality.json").stat().st_mtime_ns == before
+    assert command(family, text, output, *options, "--signed") == 2
+    assert "signed: False there, True now" in capsys.readouterr().err
+
+
+def test_of_an_adapter_the_differences_are_trained(family, tmp_path, capsys):
+    pairs = [
+        {"prompt": "w2 w3", "chosen": chosen, "rejected": rejected}
+        for chosen, rejected in zip(texts(40), reversed(texts(40)), strict=True)
+    ]
+    write_lines(tmp_path / "pairs.jsonl", pairs)
+    adapter, output = family.adapters["positive"], tmp_path / "out"
+    options = ("--kind", "differences", "--signed", "--latents", 24, "--seeds", 3, "--length", 40)
+    given = {"model": adapter, "source": "--pairs"}
+    assert command(family, tmp_path / "pairs.jsonl", output, *options, **given) == 0
+    [row] = json.loads((output / "quality.json").read_text())["dictionaries"]
+    assert row["agreement"] is None
+    assert row["loss"]["whole"] == pytest.approx(0, abs=1e-5)
+    origin = load_dictionary(output / "layer2_latents24_seed3").origin
+    assert (origin.kind, origin.adapter, origin.seed) == ("differences", str(adapter), 3)
+    assert "KL recovered" in capsys.readouterr().out
+
+
+def test_a_dry_run_reports_and_writes_nothing(family, text, tmp_path, capsys):
+    assert command(family, text, tmp_path / "out", "--dry_run", "--latents", 24, 40) == 0
+    printed = capsys.readouterr().out
+    assert "memory beside the model" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_trained_is_one_line(family, text, tmp_path, capsys):
+    (tmp_path / "empty.jsonl").write_text("")
+    write_lines(tmp_path / "one.jsonl", [{"text": "w2 w3 w4"}])
+    for given, source, message in (
+        (("--kind", "differences"), text, "needs an adapter"),
+        (("--k", 30, "--latents", 24), text, "--k 30 is more than --latents 24"),
+        (("--layers", 4), text, "reaches block 4, but the model has 4 blocks"),
+        (("--length", 1), text, "leaves no room"),
+        (("--column", "body"), text, "no text in the column 'body'"),
+        ((), tmp_path / "empty.jsonl", "no token to read"),
+        ((), tmp_path / "one.jsonl", "one document"),
+        ((), tmp_path / "none.jsonl", "There is no file"),
+    ):
+        assert command(family, source, tmp_path / "out", *given) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert message in line
+        assert not (tmp_path / "out" / "quality.json").exists()
