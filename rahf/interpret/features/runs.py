@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
+from tqdm.auto import tqdm
 
 from rahf.artifacts import LOG_FILE, StageRecord, alone, write_json, write_lines, write_text
 from rahf.interpret.features.bases import fingerprint_of
@@ -121,7 +122,7 @@ def measured(
     some = pieces[: 1 + int((read.cumsum(0) < LOSS_TOKENS).sum())]
     reader = job.reader._replace(batch_size=LOSS_BATCH)
     rows = []
-    for name, dictionary in dictionaries.items():
+    for name, dictionary in tqdm(dictionaries.items(), desc="measuring", unit=" dictionaries"):
         of_layer = states[reader.layers.index(name.layer)]
         figures = name._asdict() | fit_of(dictionary, of_layer.split(TRIED))._asdict()
         figures["dead"] = log[-1]["dead"][str(name)] / name.latents
