@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from rahf.commands.options.dictionaries import dictionary_option, reading, with_tokens
@@ -44,10 +45,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import alone
+
+    _check(options)
+    with alone(options.output, wait=False) if options.output else nullcontext():
+        print(_shown(options))
+    return 0
+
+
+def _shown(options: argparse.Namespace) -> str:
+    """Return the tables, and write them where a folder is given."""
     from rahf.artifacts import write_json, write_text
     from rahf.report.feature_movement import movement_tables
 
-    _check(options)
     figures = {
         **identity(options),
         "made_from": content(options),
@@ -58,8 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_json(options.output / "features.json", figures)
         write_text(options.output / "features.md", table + "\n")
-    print(table)
-    return 0
+    return table
 
 
 def _figures(options: argparse.Namespace, placebos: list[Path]) -> dict:

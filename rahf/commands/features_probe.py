@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from rahf.commands.options.dictionaries import reading, reading_options, tell
 
@@ -37,6 +38,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell(options, _figures)
+
+
+def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.interpret.features.labelled import read_labelled
     from rahf.interpret.features.probing import split_labels
     from rahf.interpret.features.texts import first_pieces
@@ -59,11 +64,10 @@ def run(options: argparse.Namespace) -> int:
     found = []
     for path, given in sets.items():
         untrained = _read(options, read, firsts[path], given, encode=False)
-        figures = _figures(trained[path], untrained, given.labels, splits[path])
+        figures = _set_figures(trained[path], untrained, given.labels, splits[path])
         found.append({"texts": path.name, "positive": given.positive, **figures})
     tables = "\n\n".join(probe_table(figures) for figures in found)
-    tell(options, {"sets": found}, tables)
-    return 0
+    return {"sets": found}, tables
 
 
 def _tell_omitted(sets, firsts) -> None:
@@ -89,7 +93,7 @@ def _read(options: argparse.Namespace, read, first, given, encode=True):
     return of_texts(batches, encoder, len(given.texts), dictionary.d_model)
 
 
-def _figures(trained, untrained, labels, split) -> dict:
+def _set_figures(trained, untrained, labels, split) -> dict:
     from rahf.interpret.features.probing import (
         probe_densely,
         probe_dimensions,

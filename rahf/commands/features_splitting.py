@@ -1,6 +1,7 @@
 """`rahf features splitting`: what becomes of features when a dictionary grows."""
 
 import argparse
+from typing import Any
 
 from rahf.commands.options.dictionaries import dictionary_of, reading_options, tell
 
@@ -19,6 +20,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell(options, _figures)
+
+
+def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.interpret.features.splitting import check_sizes, splitting, splitting_figures
     from rahf.report.feature_units import splitting_table
 
@@ -27,5 +32,4 @@ def run(options: argparse.Namespace) -> int:
     signed = small.origin.kind == "states"
     found = splitting(small.directions, large.directions, options.cosine, signed=signed)
     figures = {"threshold": options.cosine, **splitting_figures(found)}
-    tell(options, figures, splitting_table(figures))
-    return 0
+    return figures, splitting_table(figures)

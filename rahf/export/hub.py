@@ -87,7 +87,7 @@ def check_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
-    if repo_id.count("/") != 1:
+    if repo_id.count("/") != 1 or repo_id != repo_id.strip():  # a line break passes some releases
         raise ValueError(f"{repo_id!r} is no name of a repository: give USER/NAME.")
 
 
