@@ -41,9 +41,9 @@ OTHER_COMMANDS = {
 """Names of commands elsewhere, with what does it here."""
 
 STATUSES = """\
-Exit status: 0 done; 1 not valid (validate); 2 cannot be run, the reason is one line on stderr;
-  130 interrupted; 141 what reads the output has closed it. --traceback shows where an error came
-  from."""
+Exit status: 0 done, or a training stopped by SIGTERM with a checkpoint; 1 not valid (validate), or
+  a rank was killed; 2 cannot be run, the reason is one line on stderr; 130 interrupted; 141 what
+  reads the output has closed it; 128 + N signal N. --traceback shows where an error came from."""
 
 
 class Command(NamedTuple):
