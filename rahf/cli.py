@@ -23,8 +23,8 @@ from rahf.commands.options.parsers import (
 from rahf.foreign_warnings import ignore_foreign_warnings
 from rahf.report.terminal import ReaderGoneError, leave_quietly, plain_output
 
-FROM_CHECKPOINT = "the same command continues from the last checkpoint"
-FROM_FILE = "the same command continues where it stopped"
+FROM_CHECKPOINT = "the same command resumes from the last checkpoint"
+FROM_FILE = "the same command resumes where it stopped"
 FROM_START = "the same command starts from the beginning"
 
 OTHER_COMMANDS = {

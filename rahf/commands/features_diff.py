@@ -38,8 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the same training with another seed; may be given again",
     )
     option("--top", metavar="N", type="count", default=20, help="features listed (default: 20)")
-    option("--seed", metavar="N", type="seed", default=0, help="of the pairs' sides (default: 0)")
-    option("--batch_size", metavar="N", type="count", default=4, help="responses at once (4)")
+    option(
+        "--seed", metavar="N", type="seed", default=0, help="seed of the pairs' sides (default: 0)"
+    )
+    option(
+        "--batch_size", metavar="N", type="count", default=4, help="responses at once (default: 4)"
+    )
     option("--output", metavar="FOLDER", type=Path, help="folder for features.json and the table")
 
 

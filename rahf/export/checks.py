@@ -42,7 +42,7 @@ def nothing_there(folder: Path) -> str:
     cure = "give the folder of one"
     if begun:
         told += ": its training has not ended"
-        cure = "the same rahf align continues it"
+        cure = "the same rahf align command resumes it"
     if inside:
         cure += f", or give one that is inside: {', '.join(map(str, inside[:4]))}"
     return f"{told}; {cure}."

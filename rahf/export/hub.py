@@ -166,7 +166,7 @@ def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | 
     except HfHubHTTPError as error:
         raise ValueError(push_refusal(error.response.status_code, repo_id, endpoint)) from None
     except RuntimeError as error:  # a large file did not arrive
-        raise ValueError(f"{error} Run the same command again to continue.") from None
+        raise ValueError(f"{error} The same command resumes the upload.") from None
 
 
 def _send(api: "HfApi", upload: Upload, repo_id: str, private: bool) -> str:

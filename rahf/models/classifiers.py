@@ -48,7 +48,7 @@ def load_to_train(name: str, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
     if is_adapter(name):
         raise ValueError(
             f"{name} is an adapter: merge it into its base (rahf export --formats merged) and "
-            "train on what that writes."
+            "train on the merged model."
         )
     return _load_body(name, {"num_labels": 1, **init_kwargs})[0]
 

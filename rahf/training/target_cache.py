@@ -151,8 +151,7 @@ class TargetCache:
             states = load_file(path)
             if path not in self._whole and checksum_in(path) != checksum(states):
                 raise ValueError(
-                    f"{path} is not what was written, since its checksum is another: delete "
-                    f"{self.folder}."
+                    f"{path} is damaged: its checksum does not match. Delete {self.folder}."
                 )
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}): delete {self.folder}.") from error

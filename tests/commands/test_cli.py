@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -232,9 +233,9 @@ def test_validate_shows_what_a_user_needs_before_all_values(place, capsys):
     assert first.startswith("ok: recipe.yaml\n")
     title, *lines = unread.splitlines()
     assert title == "Not read"
-    assert lines[0].startswith("- num_train_epochs: 2 is not read beside max_steps: 3")
+    assert lines[0].startswith("- num_train_epochs: 2 has no effect beside max_steps: 3")
     assert lines[1].startswith(
-        "- teachers.num_train_epochs: 1 is not read beside teachers.max_steps"
+        "- teachers.num_train_epochs: 1 has no effect beside teachers.max_steps"
     )
     title, *lines = given.splitlines()
     assert title == "Given, and no default"
@@ -246,7 +247,7 @@ def test_validate_shows_what_a_user_needs_before_all_values(place, capsys):
 
 def test_a_command_that_runs_a_recipe_notes_what_is_not_read(place, pipeline, capsys):
     assert main(["align", recipe(num_train_epochs=2)]) == 0
-    assert capsys.readouterr().err.startswith("note: num_train_epochs: 2 is not read beside max")
+    assert capsys.readouterr().err.startswith("note: num_train_epochs: 2 has no effect beside max")
 
 
 def test_validate_tells_problems_of_keys_and_of_files_at_once(place, capsys):
@@ -618,7 +619,12 @@ def test_every_command_has_a_help(name, capsys):
         with pytest.raises(SystemExit) as end:
             main([name, *([kind] if kind else []), "--help"])
         assert end.value.code == 0
-        assert "--traceback" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "--traceback" in printed
+        # A help names what the option holds, and its default as such.
+        texts = re.findall(r"^  -\S.*?\s{2,}(\S.*)$", printed, re.MULTILINE)
+        bare = re.compile(r"(of|that|as|for|default:)\b|.*\(\d+\)")
+        assert [text for text in texts if bare.match(text)] == []
 
 
 def test_only_the_named_command_is_imported():

@@ -176,11 +176,11 @@ def test_formats_that_do_not_apply_are_refused(family, tmp_path, capsys, formats
         (["stage.json"], "{0} holds neither an adapter nor directions: its training has not ended"),
         (
             ["checkpoint-5/adapter_config.json"],
-            "its training has not ended; the same rahf align continues it.",
+            "its training has not ended; the same rahf align command resumes it.",
         ),
         (
             ["teachers/positive/adapter_config.json", "teachers/positive/stage.json"],
-            "continues it, or give one that is inside: {0}/teachers/positive.",
+            "resumes it, or give one that is inside: {0}/teachers/positive.",
         ),
         (
             ["some/directions.safetensors"],
