@@ -107,7 +107,7 @@ def _check_adapter(options: argparse.Namespace, read) -> None:
 
     if not isinstance(read.model, PeftModel):
         raise ValueError(
-            f"{options.model} is no adapter that could be turned off: give the adapter of the "
+            f"{options.model} is not an adapter that could be turned off: give the adapter of the "
             "aligned model."
         )
     origin = read.dictionary.origin

@@ -170,7 +170,7 @@ def rate_at_equal_length(
     `P(win) = sigmoid(a + b tanh(d))`, d the difference of the lengths in characters over its
     standard deviation; reported is sigmoid(a). The form of length control in AlpacaEval 2 (Dubois
     et al. 2024, arXiv 2404.04475) without its term for the difficulty of each instruction, so not
-    to be held against figures of that benchmark.
+    to be compared with figures of that benchmark.
     """
     values, differences = np.asarray(values), np.diff(np.asarray(lengths), axis=1)[:, 0] * -1.0
     scale = differences.std() or 1.0

@@ -32,8 +32,8 @@ def load_classifier(
     model, new_head = _load_body(base, {**labels, **init_kwargs})
     if new_head and not (adapter and _brings(str(name), new_head)):
         raise ValueError(
-            f"{name} is no reward model: it has no weights for {', '.join(sorted(new_head))}, so "
-            "that its scores would be random. Give a sequence classifier, as rahf reward "
+            f"{name} is not a reward model: it has no weights for {', '.join(sorted(new_head))}, "
+            "so that its scores would be random. Give a sequence classifier, as rahf reward "
             "trains, or use the language model as choice:NAME."
         )
     return (put_adapter(model, name) if adapter else model).eval().to(device)

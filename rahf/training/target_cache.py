@@ -245,7 +245,7 @@ def open_cache(
         teachers: adapter folders or full models by name, as the alignment was built with.
         rows: tokenised pairs that are trained on.
         retained: ids of the texts of the retain term.
-        autocast: number format that passes run in where it is not the weights' own.
+        autocast: dtype that passes run in where it is not the weights' own.
         collator: what makes the training's batches.
     """
     options, base = alignment.options, alignment.model.get_base_model()

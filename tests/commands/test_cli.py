@@ -200,7 +200,7 @@ HUB_NAMES = {
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (Finding(None, "HF_HUB_OFFLINE is set"), "cannot be asked for it (HF_HUB_OFFLINE is set)"),
+        (Finding(None, "HF_HUB_OFFLINE is set"), "cannot be reached (HF_HUB_OFFLINE is set)"),
         (Finding(True), "the Hub has the name, and its "),
     ],
 )
@@ -356,7 +356,7 @@ def test_a_single_file_is_the_train_split(place, capsys):
         ("a.json", "[3]", "a.json, item 0: a int"),
         ("a.jsonl", json.dumps({**PAIR, "chosen": 3}), "a.jsonl, line 1: chosen is int"),
         ("a.jsonl", json.dumps({**PAIR, "chosen": ""}), "none of the first 1 rows can be used"),
-        ("a.txt", "a", "is no data file"),
+        ("a.txt", "a", "is not a data file"),
     ],
 )
 def test_the_first_rows_of_a_data_file_are_read(place, capsys, name, content, said):

@@ -88,7 +88,7 @@ def device(options: argparse.Namespace) -> "torch.device":
         chosen = torch.device(options.device)
     except RuntimeError:
         raise ValueError(
-            f"--device {options.device!r} is no device; give cpu, cuda, cuda:1, ..."
+            f"--device {options.device!r} is not a device; give cpu, cuda, cuda:1, ..."
         ) from None
     if chosen.type == "cuda" and (chosen.index or 0) >= there:
         here = f"cuda:0 to cuda:{there - 1}" if there else "none"
