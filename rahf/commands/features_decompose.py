@@ -31,7 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=200,
         help="random vectors beside it (default: 200)",
     )
-    option("--seed", metavar="N", type="seed", default=0, help="of the random vectors (default: 0)")
+    option(
+        "--seed",
+        metavar="N",
+        type="seed",
+        default=0,
+        help="seed of the random vectors (default: 0)",
+    )
     option("--model", metavar="NAME", help="model whose logits name the features")
     option("--base", metavar="NAME", help="base in place of the one that the adapter names")
 

@@ -39,8 +39,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the same training with another seed; may be given again",
     )
     option("--top", metavar="N", type="count", default=20, help="features listed (default: 20)")
-    option("--seed", metavar="N", type="seed", default=0, help="of the pairs' sides (default: 0)")
-    option("--batch_size", metavar="N", type="count", default=4, help="responses at once (4)")
+    option(
+        "--seed", metavar="N", type="seed", default=0, help="seed of the pairs' sides (default: 0)"
+    )
+    option(
+        "--batch_size", metavar="N", type="count", default=4, help="responses at once (default: 4)"
+    )
     option("--output", metavar="FOLDER", type=Path, help="folder for features.json and the table")
 
 
@@ -112,7 +116,7 @@ def _check_adapter(options: argparse.Namespace, read) -> None:
 
     if not isinstance(read.model, PeftModel):
         raise ValueError(
-            f"{options.model} is no adapter that could be turned off: give the adapter of the "
+            f"{options.model} is not an adapter that could be turned off: give the adapter of the "
             "aligned model."
         )
     origin = read.dictionary.origin

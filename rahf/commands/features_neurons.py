@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     reading_options(parser)
     corpus_options(parser)
     parser.add_argument(
-        "--units", metavar="N", type="count", default=128, help="of each kind (default: 128)"
+        "--units", metavar="N", type="count", default=128, help="units of each kind (default: 128)"
     )
 
 

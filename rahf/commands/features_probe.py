@@ -26,15 +26,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="labelled texts; may be given again",
     )
-    option("--text_column", metavar="NAME", default="text", help="column of the text (text)")
-    option("--label_column", metavar="NAME", default="label", help="column of the label (label)")
-    option("--limit", metavar="N", type="count", default=2000, help="texts of a file (2000)")
+    option("--text_column", metavar="NAME", default="text", help="text column (default: text)")
+    option("--label_column", metavar="NAME", default="label", help="label column (default: label)")
+    option(
+        "--limit",
+        metavar="N",
+        type="count",
+        default=2000,
+        help="texts of a file (default: 2000)",
+    )
     option(
         "--length", metavar="N", type="count", default=128, help="tokens of a text (default: 128)"
     )
-    option("--untrained_seed", metavar="N", type="seed", default=0, help="of the untrained model")
-    option("--seed", metavar="N", type="seed", default=0, help="of the split (default: 0)")
-    option("--batch_size", metavar="N", type="count", default=16, help="texts at once (16)")
+    option(
+        "--untrained_seed",
+        metavar="N",
+        type="seed",
+        default=0,
+        help="seed of the untrained model (default: 0)",
+    )
+    option("--seed", metavar="N", type="seed", default=0, help="seed of the split (default: 0)")
+    option(
+        "--batch_size", metavar="N", type="count", default=16, help="texts at once (default: 16)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         type="share",
         default=0.7,
-        help="of directions that count as one feature, at least (default: 0.7)",
+        help="least cosine of directions that count as one feature (default: 0.7)",
     )
 
 

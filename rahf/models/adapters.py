@@ -64,7 +64,7 @@ def load_model(
         base: replaces the base that the adapter's configuration names.
 
     Raises:
-        ValueError: `base` is given for what is no adapter; an adapter that names no base.
+        ValueError: `base` is given for what is not an adapter; an adapter that names no base.
     """
     if is_adapter(name):
         model = put_adapter(base_model(base or base_of(name), init_kwargs), name)
