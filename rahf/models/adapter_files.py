@@ -3,10 +3,13 @@
 The base and the other adapters stay as they are. Knows peft; knows no loss and no data.
 """
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import PreTrainedModel
 
@@ -30,7 +33,7 @@ def put_adapter(
 
     Raises:
         ValueError: tensors of the adapter are missing, not finite, or belong to no module of
-            `model`; the adapter changes the base.
+            `model`; the adapter changes the base, or cannot stand beside others.
     """
     files = [Path(folder) / file for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)]
     if Path(folder).is_dir() and not any(file.exists() for file in files):
@@ -38,8 +41,43 @@ def put_adapter(
             f"{folder} holds an adapter_config.json but no {files[0].name}; give the folder of a "
             "finished training."
         )
-    with keeping_base(model, name, f"the adapter {folder}"):
+    if isinstance(model, PeftModel):
+        for config in (PeftConfig.from_pretrained(str(folder)), *model.peft_config.values()):
+            refuse_trainable_tokens(config, f"the adapter {folder}")
+    with keeping_base(model, name, f"the adapter {folder}"), _naming_sizes(folder):
         return _loaded(model, folder, name, trainable)
+
+
+def refuse_trainable_tokens(config: PeftConfig, what: str) -> None:
+    """Refuse single trained tokens beside another adapter, because PEFT cannot switch them.
+
+    Raises:
+        ValueError: `config` has `trainable_token_indices`.
+    """
+    if getattr(config, "trainable_token_indices", None):
+        raise ValueError(
+            f"{what}: trainable_token_indices cannot be switched between adapters that do not all "
+            "have them. Train without them, or with modules_to_save: [embed_tokens]; merge a "
+            "finished adapter into its base and give the full model."
+        )
+
+
+@contextmanager
+def _naming_sizes(folder: str | Path) -> Iterator[None]:
+    """Name the two shapes, and what to do, where a tensor of the adapter has another shape."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]", str(error))
+        if found is None:
+            raise
+        key, given, wanted = found.groups()
+        raise ValueError(
+            f"the adapter {folder} does not fit: {key} has the shape [{given}] in the adapter, and "
+            f"[{wanted}] in the model. If the vocabulary was grown for the adapter, give a base "
+            f"saved after resize_token_embeddings({given.partition(',')[0]}), or the merged model. "
+            "Otherwise give the base and the configuration that it was trained with."
+        ) from error
 
 
 def _loaded(

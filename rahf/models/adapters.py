@@ -18,7 +18,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.data.hub import refuse_missing
 from rahf.distributed.sharding import load_placed, without_engine
-from rahf.models.adapter_files import POLICY, put_adapter
+from rahf.models.adapter_files import POLICY, put_adapter, refuse_trainable_tokens
 from rahf.models.base_weights import keeping_base, refuse_trainable_base
 from rahf.models.capture import find_blocks
 from rahf.models.lora_targets import on_blocks, report_untouched_experts
@@ -163,6 +163,7 @@ def attach_policy(
         with keeping_base(base, POLICY, "the policy's LoRA (peft_config)"):
             model = get_peft_model(base, on_blocks(config, base, blocks, layers), POLICY)
         report_untouched_experts(blocks[: layers.stop])
+    refuse_trainable_tokens(model.peft_config[POLICY], "the policy's LoRA (peft_config)")
     refuse_trainable_base(model, POLICY)
     for parameter in trainable(model):
         # Pure bfloat16 weights hardly move at usual learning rates.

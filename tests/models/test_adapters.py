@@ -379,3 +379,45 @@ def test_the_base_and_a_teacher_speak_the_same_under_and_beside_every_other_lora
     with frozen_pass(model, "positive"):
         torch.testing.assert_close(states_of(model), spoken)
     assert not [key for key in trainable_names(model) if "default" not in key.split(".")]
+
+
+TOKENS = {"trainable_token_indices": [3]}
+
+
+def saved(folder, model=None, **options):
+    model = get_peft_model(model or tiny_model(), lora(**options))
+    randomize(model, "default", seed=1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_trainable_tokens_are_refused_beside_another_adapter_and_in_a_policy(tmp_path):
+    tokens, plain = saved(tmp_path / "tokens", **TOKENS), saved(tmp_path / "plain")
+    alone = put_adapter(tiny_model(), tokens)
+    message = r"trainable_token_indices.*modules_to_save"
+    with pytest.raises(ValueError, match=message):
+        attach_policy(tiny_model(), lora(**TOKENS), range(3))
+    with pytest.raises(ValueError, match=message):
+        attach_policy(tiny_model(), lora(), range(3), start=tokens)
+    with pytest.raises(ValueError, match=message):
+        attach_policy(get_peft_model(tiny_model(), lora(**TOKENS)), lora(), range(3))
+    with pytest.raises(ValueError, match=message):
+        put_adapter(attach_policy(tiny_model(), lora(), range(3)), tokens, "positive")
+    with pytest.raises(ValueError, match=message):
+        put_adapter(alone, plain, "positive")
+
+
+def test_an_adapter_of_a_grown_vocabulary_names_both_sizes_and_the_cure(tmp_path):
+    grown = tiny_model()
+    grown.resize_token_embeddings(44)
+    saved(tmp_path, grown, modules_to_save=["embed_tokens", "lm_head"])
+    message = r"\[44, 16\] in the adapter.*\[40, 16\] in the model.*resize_token_embeddings\(44\)"
+    with pytest.raises(ValueError, match=message):
+        put_adapter(tiny_model(), tmp_path)
+
+
+def test_an_adapter_of_another_rank_names_both_sizes(tmp_path):
+    config = saved(tmp_path) / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 2', '"r": 4'))
+    with pytest.raises(ValueError, match=r"lora_A.* \[2, 16\] in the adapter.*\[4, 16\] in the mo"):
+        put_adapter(tiny_model(), tmp_path)
