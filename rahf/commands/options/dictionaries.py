@@ -105,4 +105,4 @@ def check_features(options: argparse.Namespace, dictionary) -> None:
 
 def tell(options: argparse.Namespace, figures: Mapping[str, Any], table: str) -> None:
     """Write the figures where --output names a file, and print the table."""
-    tell_figures(options, {"dictionary": options.dictionary, **figures}, table)
+    tell_figures(options, lambda _: ({"dictionary": options.dictionary, **figures}, table))
