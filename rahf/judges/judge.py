@@ -65,13 +65,16 @@ class Verdicts:
     Args:
         path: a file that may be there already, and may hold verdicts of several judges; None: they
             are kept in memory.
+
+    Raises:
+        ValueError: the file holds something, but no verdict.
     """
 
     def __init__(self, path: Path | None = None):
         self._path = path
         self._known: dict[str, Verdict] = {}
         if path is not None and path.exists():
-            for record in kept_lines(path, _is_kept_verdict):
+            for record in kept_lines(path, _is_kept_verdict, "verdicts"):
                 key = record["judge"], record["prompt_hash"]
                 self._known[key] = Verdict(record["value"], record["said"])
 

@@ -83,7 +83,6 @@ CONTINUED = {
     "features train": "checkpoint",
     "sweep": "checkpoint",
     "generate": "where it stopped",
-    "features steer": "where it stopped",
     "shift": "where it stopped",
     "evaluate responses": "except for what is kept in --verdicts",
 }
