@@ -57,8 +57,7 @@ def judged(path, key, value):
             {key: value},
             lambda r: [*check_given_comparison(r), *model_files.ask_for_names(r)[0]],
         )
-    except RecipeError as error:
-        assert all(isinstance(line, str) for line in error.problems)
+    except RecipeError:
         return False
     not_read(recipe), summary(recipe), values_that_differ(recipe), values_that_hold(recipe)
     return True
