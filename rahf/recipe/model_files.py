@@ -14,6 +14,7 @@ from rahf.data.sources import FILE_SUFFIXES
 from rahf.models.shapes import KNOWN, read_decoder, read_lora, size_problems
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.methods import METHODS
+from rahf.recipe.model_options import pattern_problems
 from rahf.recipe.recipe import Recipe
 
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -171,11 +172,14 @@ def _tensor_shapes(path: Path) -> dict[str, Any]:
 
 def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:
     """Modules that no block has; those of a family that is not known here are left to the run."""
-    if model.lora_target_modules is None or config.get("model_type") not in KNOWN:
+    modules = model.lora_target_modules
+    if modules is None or config.get("model_type") not in KNOWN:
         return []
+    if isinstance(modules, str) and pattern_problems(modules):
+        return []  # reported with the options of the model
     try:
         decoder = read_decoder(config, model.model_name_or_path)
-        read_lora(decoder, model.lora_r, model.lora_dropout, model.lora_target_modules)
+        read_lora(decoder, model.lora_r, model.lora_dropout, modules)
     except ValueError as error:
         # A size that config.json omits is not checked here.
         return [str(error)] if str(error).startswith("lora_target_modules") else []
