@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rahf.commands.options.models import DTYPES
-from rahf.recipe.training_arguments import checkpointing_name
 
 EPILOG = """\
 Judge with it: rahf evaluate responses --judge reward:FOLDER ... Keep the pairs it is trained on
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     arguments = {name: value for name, value in given.items() if value is not None}
     arguments |= {name: True for name in SWITCHES if getattr(options, name)}
     if arguments.pop("activation_checkpointing", False):
-        arguments[checkpointing_name()] = True
+        arguments["activation_checkpointing"] = True
     whole = {name: getattr(options, name) for name in DECIDING} | deciding(arguments)
     read = {"model": options.model, "pairs": options.pairs}
     made_from = {name: identity_of(path) for name, path in read.items()}

@@ -131,13 +131,13 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
     HELD_OUT is the share of the training prompts that is held out; the training split lacks it.
     """
     data = recipe.data
-    if held_out_of(recipe) == HELD_OUT and split in (data.dataset_train_split, HELD_OUT):
+    if known_held_out_split(recipe) == HELD_OUT and split in (data.dataset_train_split, HELD_OUT):
         pairs = _load_split(recipe, data.dataset_train_split)
         return without_held_out(pairs, data.test_share, MOST_HELD_OUT)[split == HELD_OUT]
     return _load_split(recipe, split)
 
 
-def held_out_of(recipe: Recipe) -> str | None:
+def known_held_out_split(recipe: Recipe) -> str | None:
     """Return `held_out_split`, where data of the Hub is asked for the splits that it has."""
     data, split = recipe.data, held_out_split(recipe.data)
     if split != DEFAULT_TEST_SPLIT or Path(data.dataset_name).expanduser().exists():
@@ -150,7 +150,7 @@ def held_out_of(recipe: Recipe) -> str | None:
 
 def measured_split(recipe: Recipe) -> str | None:
     """Return the name of the held-out split for `load_split`; None where nothing is held out."""
-    split = held_out_of(recipe)
+    split = known_held_out_split(recipe)
     return None if split == HELD_OUT and not len(load_split(recipe, split)) else split
 
 

@@ -24,7 +24,13 @@ from rahf.directions.states import Reader
 from rahf.directions.vectors import Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
 from rahf.models.adapters import base_name, check_same_base, depth_of, pad_id, put_adapter
-from rahf.pipeline.inputs import held_out_of, load_base, load_tokenizer, test_rows, train_rows
+from rahf.pipeline.inputs import (
+    known_held_out_split,
+    load_base,
+    load_tokenizer,
+    test_rows,
+    train_rows,
+)
 from rahf.pipeline.stages import output_of_one_run
 from rahf.recipe.fields import raise_problems
 from rahf.recipe.held_out import HELD_OUT
@@ -144,7 +150,7 @@ def rows_to_read(recipe: Recipe, tokenizer, options: ReadingOptions) -> tuple[Da
     instructed = options.source == "instructions"
     raise_problems(instruction_problems(recipe.method.instructions) if instructed else [])
     rows = train_rows(recipe, tokenizer, step=2, instructed=instructed)
-    named = held_out_of(recipe) not in (None, HELD_OUT)  # a share of prompts is too few
+    named = known_held_out_split(recipe) not in (None, HELD_OUT)  # a share of prompts is too few
     held_out = test_rows(recipe, tokenizer, instructed=instructed) if named else None
     order = np.random.default_rng(recipe.training_value("seed")).permutation(len(rows))
     if held_out is None:

@@ -84,14 +84,6 @@ def training_annotations() -> dict[str, Any]:
     raise RuntimeError("training_args.py of the installed transformers holds no TrainingArguments")
 
 
-def checkpointing_name() -> str:
-    """Return what activation checkpointing is called: transformers before 5.23 know only
-    `gradient_checkpointing`, which transformers 6 removes.
-    """
-    new = "activation_checkpointing"
-    return new if new in training_annotations() else "gradient_checkpointing"
-
-
 def without_checkpointing(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return `arguments` with activation checkpointing off, unless they set it.
 
@@ -99,4 +91,4 @@ def without_checkpointing(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     if {"activation_checkpointing", "gradient_checkpointing"} & arguments.keys():
         return dict(arguments)
-    return {checkpointing_name(): False, **arguments}
+    return {"activation_checkpointing": False, **arguments}
