@@ -1,11 +1,12 @@
-"""Rows of ids against the limits of a model: rows of its embedding, learned positions.
+"""Rows of ids against the limits of a model: rows of its embedding, learned positions, RoPE.
 
-Beyond them a forward pass fails deep inside, or reads memory that is not its own. Knows models and
+Beyond them a forward pass fails deep inside, reads memory that is not its own, or changes the
+states of other rows. Knows models and
 rows; knows no tokenizer.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -21,8 +22,9 @@ def check_rows(model: nn.Module, rows: Pairs, pad: int) -> None:
 
     Raises:
         ValueError: a token or the padding has no row in the embedding; a row is longer than the
-            learned positions.
+            learned positions, or changes the RoPE of its neighbours.
     """
+    rope = rope_by_length(model)
     known, positions = model.get_input_embeddings().num_embeddings, learned_positions(model)
     if pad >= known:
         raise ValueError(
@@ -35,6 +37,13 @@ def check_rows(model: nn.Module, rows: Pairs, pad: int) -> None:
             raise ValueError(
                 f"row {row['row']}: prompt and response have {_length(row)} tokens, but the model "
                 f"has learned {positions} positions. Set max_length: {positions} or less."
+            )
+        if rope is not None and _length(row) > rope.positions:
+            raise ValueError(
+                f"row {row['row']}: prompt and response have {_length(row)} tokens. The RoPE of "
+                f"this model ({rope.kind}) has other frequencies for a whole batch that goes "
+                f"beyond its {rope.positions} original positions, so that short rows would depend "
+                f"on their neighbours. Set max_length: {rope.positions} or less."
             )
 
 
@@ -57,6 +66,31 @@ def _length(row: Mapping[str, Sequence[int]]) -> int:
     """Return the tokens of the longest prompt with the longest response."""
     prompts = [len(ids) for name, ids in row.items() if name.endswith("prompt_ids")]
     return max(prompts) + max(len(row[name]) for name in RESPONSES)
+
+
+class RopeByLength(NamedTuple):
+    """A RoPE whose frequencies depend on the longest row of a batch."""
+
+    kind: str
+    positions: int  # the longest row with the original frequencies
+
+
+def rope_by_length(model: nn.Module) -> RopeByLength | None:
+    """Return the RoPE of `model` that depends on the length of a batch; None where it has none.
+
+    Where layer types have a RoPE each, that with the fewest positions.
+    """
+    config = model.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in given.values() if isinstance(value, Mapping)]
+    found = []
+    for rope in nested or [given]:
+        kind = rope.get("rope_type") or "default"
+        if kind == "longrope":
+            found.append(RopeByLength(kind, rope["original_max_position_embeddings"]))
+        elif "dynamic" in kind:
+            found.append(RopeByLength(kind, config.max_position_embeddings))
+    return min(found, key=lambda rope: rope.positions, default=None)
 
 
 def learned_positions(model: nn.Module) -> int | None:

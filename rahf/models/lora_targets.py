@@ -60,10 +60,14 @@ def on_blocks(
         task_type="CAUSAL_LM",
         layers_to_transform=list(layers) if own is None else own,
     )
-    if config.layers_pattern is None and _numbered(inside):
-        # PEFT takes the last number of a name for the block's: that of an expert, otherwise.
-        names = {block: name for name, block in base.named_modules()}
-        config.layers_pattern = [names[inside[0]].split(".")[-2]]
+    if config.layers_pattern is None:
+        path = next(name for name, module in base.named_modules() if module is blocks)
+        if _lists_outside(base, blocks):
+            # The blocks of a tower have the same numbers, and often the same matrices.
+            config.layers_pattern = [path]
+        elif _numbered(inside):
+            # PEFT takes the last number of a name for the block's: that of an expert, otherwise.
+            config.layers_pattern = [path.rpartition(".")[2]]
     return config
 
 
@@ -134,6 +138,13 @@ def matches(base: PreTrainedModel, pattern: str, blocks: nn.ModuleList, layers: 
 def _numbered(blocks: Sequence[nn.Module]) -> bool:
     """Return whether a block holds a list of modules, so that its names have two numbers."""
     return any(isinstance(module, nn.ModuleList) for block in blocks for module in block.modules())
+
+
+def _lists_outside(base: nn.Module, blocks: nn.ModuleList) -> bool:
+    """Return whether `base` has lists of modules beside its decoder blocks, as a tower has."""
+    inside = set(blocks.modules())
+    lists = (module for module in base.modules() if isinstance(module, nn.ModuleList))
+    return any(module not in inside for module in lists)
 
 
 def report_untouched_experts(blocks: Sequence[nn.Module]) -> None:

@@ -207,13 +207,28 @@ def _adapter_problems(key: str, folder: Path, base: str) -> list[str]:
         config = json_object(folder / "adapter_config.json")
     except ValueError as error:
         return [f"{key}: {error}"]
+    return [f"{key}: {folder} {problem}" for problem in _adapter_faults(config, base)]
+
+
+CHANGING_STARTS = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of `init_lora_weights` by which PEFT changes the base in place."""
+
+
+def _adapter_faults(config: Mapping[str, Any], base: str) -> Iterator[str]:
     trained_on = config.get("base_model_name_or_path")
-    if not trained_on or trained_on == base or Path(trained_on).resolve() == Path(base).resolve():
-        return []
-    return [
-        f"{key}: {folder} was trained on {trained_on}, not on {base}: give an adapter of this "
-        "base, or set model_name_or_path to the adapter's"
-    ]
+    if trained_on and trained_on != base and Path(trained_on).resolve() != Path(base).resolve():
+        yield (
+            f"was trained on {trained_on}, not on {base}: give an adapter of this base, or set "
+            "model_name_or_path to the adapter's"
+        )
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(CHANGING_STARTS) or config.get("layer_replication"):
+        yield (
+            f"changes the base's own weights (init_lora_weights: {start}, layer_replication: "
+            f"{config.get('layer_replication')}), which every other view is read from: convert it "
+            "by PEFT's save_pretrained(path_initial_model_for_weight_conversion=...), or merge it "
+            "and give the full model"
+        )
 
 
 LEFT = {

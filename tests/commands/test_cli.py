@@ -400,6 +400,19 @@ def test_a_teacher_of_another_base_is_told(place, capsys):
     assert line.startswith("teachers.positive: teacher was trained on org/other, not on model")
 
 
+@pytest.mark.parametrize(
+    "changing",
+    [
+        *({"init_lora_weights": name} for name in ("pissa_niter_4", "olora", "corda", "loftq")),
+        {"layer_replication": [[0, 1], [0, 2]]},
+    ],
+)
+def test_a_teacher_that_changes_the_base_is_told(place, capsys, changing):
+    save("teacher/adapter_config.json", {"init_lora_weights": True, **changing})
+    [line] = told(capsys, teachers={"positive": "teacher"})
+    assert line.startswith("teachers.positive: teacher changes the base's own weights")
+
+
 @pytest.mark.parametrize("written", ["model", "./model", "absolute", "pairs/../model"])
 def test_one_base_may_be_written_in_several_ways(place, written):
     base = str(place / "model") if written == "absolute" else written

@@ -50,6 +50,53 @@ def test_computed_positions_have_no_limit(family):
     assert learned_positions(family_model(family)) is None
 
 
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+ROPES = {
+    "dynamic": ("llama", {"factor": 4.0}, {"max_position_embeddings": 16}),
+    "longrope": ("llama", {**FACTORS, "factor": 4.0, "original_max_position_embeddings": 16}, {}),
+    "phi3": ("phi3", FACTORS, {"original_max_position_embeddings": 16}),
+    "yarn": ("llama", {"factor": 4.0, "original_max_position_embeddings": 16}, {}),
+    "llama3": (
+        "llama",
+        {"factor": 4.0, "original_max_position_embeddings": 16}
+        | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {},
+    ),
+    "default": ("llama", {}, {"max_position_embeddings": 16}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ROPES)
+def test_rows_are_refused_from_the_length_that_changes_the_rope_of_their_neighbours(name):
+    family, rope, changes = ROPES[name]
+    kind = {"phi3": "longrope"}.get(name, name)
+    rope = {"rope_type": kind, "rope_theta": 10000.0, **rope}
+    model = family_model(family, rope_parameters=rope, **changes)
+    short = torch.arange(8)
+    alone = model(input_ids=short[None] + 2, position_ids=short[None], use_cache=False).logits[0]
+    changed = {}
+    for length in (16, 17):
+        both = torch.stack(
+            [torch.cat([short, torch.zeros(length - 8).long()]), *[torch.arange(length)]]
+        )
+        beside = model(input_ids=both + 2, position_ids=both, use_cache=False).logits[0, :8]
+        changed[length] = bool((beside - alone).abs().max() > 1e-3)
+    assert changed == {16: False, 17: kind in ("dynamic", "longrope")}
+
+    pairs = tiny_pairs(2)
+    longest = max(len(pairs[1][side]) for side in ("chosen_ids", "rejected_ids"))
+    pairs[1]["positive_prompt_ids"] = [5] * (16 - longest)
+    check_rows(model, pairs, EOS)
+    pairs[1]["positive_prompt_ids"] += [5]
+    if not changed[17]:
+        check_rows(model, pairs, EOS)
+        return
+    message = rf"row 101: .*17 tokens.*{kind}.*16 original positions.*max_length: 16 or less"
+    with pytest.raises(ValueError, match=message):
+        check_rows(model, pairs, EOS)
+
+
 def test_a_training_checks_its_rows_before_a_teacher_is_trained(family, tmp_path):
     base = family.load_base()
     base.resize_token_embeddings(30)

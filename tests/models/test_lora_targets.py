@@ -5,8 +5,9 @@ import torch
 from model_families import family_model
 from peft import get_peft_model
 from tiny_models import lora, randomize, tiny_model
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
-from rahf.models.adapters import attach_policy, find_blocks, trainable
+from rahf.models.adapters import attach_policy, find_blocks, put_adapter, trainable
 from rahf.models.lora_targets import WITHOUT_LORA, oriented
 
 FUSED_EXPERTS = {
@@ -85,3 +86,53 @@ def test_a_lora_on_all_blocks_has_a_default_too(family, modules):
     model = get_peft_model(family_model(family), oriented(lora(), family_model(family)))
     found = {name.split(".")[-1] for name in model.peft_config["default"].target_modules}
     assert found == (modules or {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"})
+
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 1,
+}
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+WITH_TOWERS = {
+    "gemma3": ("gemma3_text", "siglip_vision_model"),
+    "llava": ("llama", "clip_vision_model"),
+    "mistral3": ("mistral", "pixtral"),
+}
+
+
+def model_with_tower(family):
+    text, tower = WITH_TOWERS[family]
+    vision = {**TOWER, "model_type": tower} | ({"head_dim": 8} if tower == "pixtral" else {})
+    config = CONFIG_MAPPING[family](
+        text_config={**SIZES, "model_type": text}, vision_config=vision, image_token_index=39
+    )
+    return AutoModelForImageTextToText.from_config(config)
+
+
+@pytest.mark.parametrize("modules", [None, "all-linear", ["q_proj"], ["q_proj", "fc1"], ".*q_proj"])
+@pytest.mark.parametrize("family", sorted(WITH_TOWERS))
+def test_a_lora_is_on_the_decoder_blocks_and_on_no_block_of_a_tower(family, modules, tmp_path):
+    policy = attach_policy(model_with_tower(family), lora(target_modules=modules), range(2))
+    blocks = find_blocks(policy).modules
+    assert [bool(with_adapter(block)) for block in blocks] == [True, True, False, False]
+    assert sum(len(trainable(block)) for block in blocks) == len(trainable(policy))
+    assert not [key for key, _ in policy.named_parameters() if "vision" in key and "lora_" in key]
+    randomize(policy, "default", seed=0)
+    policy.save_pretrained(tmp_path)
+    reloaded = put_adapter(model_with_tower(family), tmp_path)
+    found, expected = reloaded.state_dict(), policy.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found if "lora_" in key)
