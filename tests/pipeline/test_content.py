@@ -82,6 +82,34 @@ def test_a_stage_made_from_other_content_is_refused_and_the_content_named(
         stage_record(recipe, stage).is_complete()
 
 
+@pytest.mark.parametrize(
+    ("judge", "change"),
+    [
+        ("references:answers.jsonl", lambda: change_text("answers.jsonl")),
+        ("references:answers.jsonl", lambda: change_weights("encoder")),
+        ("reward:judge", lambda: change_weights("judge")),
+        ("choice:judge", lambda: change_weights("judge")),
+        ("choice:negative", lambda: change_weights("negative", "adapter_model.safetensors")),
+        ("choice:negative", lambda: change_weights("base")),
+        (["length", "reward:judge"], lambda: change_weights("judge")),
+    ],
+)
+def test_an_evaluation_by_a_judge_that_has_changed_is_refused(whole_recipe, judge, change):
+    for name in ("encoder", "judge"):
+        shutil.copytree("base", name)
+    write_lines(Path("answers.jsonl"), [{"prompt": "w1", "right": "w3", "wrong": "w4"}])
+    recipe = yaml.safe_load(whole_recipe.read_text())
+    recipe["evaluation"] |= {"judge": judge, "encoder": "encoder"}
+    whole_recipe.write_text(yaml.safe_dump(recipe))
+    recipe = checked_recipe(whole_recipe)
+    stage_record(recipe, "evaluation").finish()
+    assert stage_record(recipe, "evaluation").is_complete()
+    change()
+    named = judge if isinstance(judge, str) else judge[-1]
+    with pytest.raises(ValueError, match=f"content of the judge {named}: .* there, .* now"):
+        stage_record(recipe, "evaluation").is_complete()
+
+
 def test_a_finished_stage_of_a_version_without_identities_is_complete(whole_recipe):
     recipe = checked_recipe(whole_recipe)
     stage_record(recipe, "alignment").finish()
