@@ -54,7 +54,7 @@ class Judge(Protocol):
 
 
 def id_of_model(name: str, dtype: str, *bases: str | None) -> str:
-    """Return the id of a local model as judge: name, number format, content of its files here."""
+    """Return the id of a local model as judge: name, dtype, content of its files here."""
     content = identity_of(*filter(None, (name, *bases)))
     return " ".join(filter(None, (name, dtype, content)))
 
@@ -91,7 +91,7 @@ class Verdicts:
             if not is_finite(verdict.value):
                 raise ValueError(
                     f"judge {judge.id}: the verdict on text {place} of {len(new)} is not finite "
-                    f"({verdict.value}): check the judge's weights and number format. The text: "
+                    f"({verdict.value}): check the judge's weights and dtype. The text: "
                     f"{new[key][:SHOWN]!r}"
                 )
             self._known[key] = verdict

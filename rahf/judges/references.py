@@ -47,7 +47,7 @@ def read_references(path: Path) -> dict[str, References]:
             )
             if not texts or not whole:
                 raise ValueError(
-                    f"{place}: {name}: {given!r} is no text and no list of texts; every record "
+                    f"{place}: {name}: {given!r} is neither text nor a list of texts; every record "
                     "needs right and wrong reference answers"
                 )
             sides.append(texts)

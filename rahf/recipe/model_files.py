@@ -1,5 +1,5 @@
 """A recipe against the folders of its model and of its teachers, as far as their JSON files tell,
-and what the Hub answers about the names that are no paths here.
+and what the Hub answers about the names that are not paths on this machine.
 
 Knows neither torch nor a GPU, reads no weights and fetches nothing.
 """
@@ -14,6 +14,7 @@ from rahf.data.sources import FILE_SUFFIXES
 from rahf.models.shapes import KNOWN, read_decoder, read_lora, size_problems
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.methods import METHODS
+from rahf.recipe.model_options import pattern_problems
 from rahf.recipe.recipe import Recipe
 
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -55,7 +56,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def missing_file(key: str, path: str | Path) -> str:
-    return f"{key}: {path} does not exist (looked from {Path.cwd()}){near_name(path)}"
+    return f"{key}: {path} does not exist (working directory: {Path.cwd()}){near_name(path)}"
 
 
 def model_problems(recipe: Recipe) -> list[str]:
@@ -171,11 +172,14 @@ def _tensor_shapes(path: Path) -> dict[str, Any]:
 
 def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:
     """Modules that no block has; those of a family that is not known here are left to the run."""
-    if model.lora_target_modules is None or config.get("model_type") not in KNOWN:
+    modules = model.lora_target_modules
+    if modules is None or config.get("model_type") not in KNOWN:
         return []
+    if isinstance(modules, str) and pattern_problems(modules):
+        return []  # reported with the options of the model
     try:
         decoder = read_decoder(config, model.model_name_or_path)
-        read_lora(decoder, model.lora_r, model.lora_dropout, model.lora_target_modules)
+        read_lora(decoder, model.lora_r, model.lora_dropout, modules)
     except ValueError as error:
         # A size that config.json omits is not checked here.
         return [str(error)] if str(error).startswith("lora_target_modules") else []
@@ -229,7 +233,7 @@ class HubName(NamedTuple):
 
 
 def hub_names(recipe: Recipe) -> list[HubName]:
-    """Return the names that are no paths here."""
+    """Return the names that are not paths on this machine."""
     return [named for named in _names(recipe) if not is_local(named.name)]
 
 
@@ -274,4 +278,4 @@ def ask_for_names(recipe: Recipe) -> tuple[list[str], list[str]]:
 def _left(found: Finding, kind: Kind) -> str:
     if found.there:
         return f"the Hub has the name, and {LEFT[kind]}"
-    return f"the Hub cannot be asked for it ({found.reason})"
+    return f"the Hub cannot be reached ({found.reason})"

@@ -288,7 +288,8 @@ def _problems_between(recipe: Recipe, refused: set[str]) -> list[str]:
 def _inherited_problems(recipe: Recipe) -> list[str]:
     """Return problems of what teachers inherit that the alignment does not have."""
     kinds, merged = training_annotations(), recipe.teacher_training
-    if any(value_problem(key, value, kinds[key]) for key, value in merged.items()):
+    given = [*recipe.training.items(), *merged.items()]
+    if any(value_problem(key, value, kinds[key]) for key, value in given):
         return []
     known = {*clash_problems(recipe.training), *clash_problems(recipe.teachers_training)}
     return [

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rahf.report.escaping import printable
 from rahf.report.tables import markdown
 
 SHARES = ("unshifted", "marginal", "shifted")
@@ -116,7 +117,7 @@ def shift_page(
     image = base64.b64encode(chart.read_bytes()).decode()
     shown = records[:RESPONSES_SHOWN]
     left = len(records) - len(shown)
-    return "\n".join(
+    page = "\n".join(
         [
             "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
             f"<title>{escape(title)}</title><style>{STYLE}</style></head>",
@@ -131,6 +132,7 @@ def shift_page(
             "</body></html>\n",
         ]
     )
+    return printable(page)
 
 
 STYLE = """

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -13,15 +14,29 @@ class ReaderGoneError(BrokenPipeError):
     """The program that reads the output has closed it, as `head` does."""
 
 
-class _Plain:
-    """Standard output, on which control characters of data and names are printed as escapes."""
+# What a progress bar writes: back to the start of the line, text, and again; or up some lines.
+_PROGRESS = re.compile(r"(\r?)(.*?)(\r?)", re.DOTALL)
+_UP = re.compile(r"\n*(\x1b\[A)*")
 
-    def __init__(self, stream: TextIO):
+
+class _Plain:
+    """A stream on which control characters of data and names are printed as escapes.
+
+    progress: the moves of a progress bar stay.
+    """
+
+    def __init__(self, stream: TextIO, progress: bool):
         self._stream = stream
+        self._progress = progress
 
     def write(self, text: str) -> int:
+        start, end = "", ""
+        if self._progress:
+            start, text, end = _PROGRESS.fullmatch(text).groups()
+        if not (self._progress and _UP.fullmatch(text)):
+            text = printable(text)
         try:
-            return self._stream.write(printable(text))
+            return self._stream.write(f"{start}{text}{end}")
         except BrokenPipeError as error:
             raise ReaderGoneError(*error.args) from None
 
@@ -43,8 +58,8 @@ def plain_output() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    plain = _Plain(sys.stdout)
-    with contextlib.redirect_stdout(plain):
+    plain, errors = _Plain(sys.stdout, progress=False), _Plain(sys.stderr, progress=True)
+    with contextlib.redirect_stdout(plain), contextlib.redirect_stderr(errors):
         try:
             yield
         except SystemExit:

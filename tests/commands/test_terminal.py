@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tqdm import tqdm
 
 from rahf.cli import COMMANDS, Group, main
 from rahf.report.escaping import markdown_code, markdown_text, one_line, printable
-from rahf.report.terminal import ReaderGoneError
+from rahf.report.terminal import ReaderGoneError, plain_output
 
 RAHF = f"{sys.executable} -m rahf"
 
@@ -57,13 +58,31 @@ def test_an_encoding_without_the_characters_prints_escapes(place, environment):
     assert rb"sch\xf6n/\u202e\ucd9c\ub825" in done.stdout
 
 
-def test_control_characters_of_names_do_not_reach_the_terminal(place, capsys):
-    recipe = yaml.safe_load(Path("recipe.yaml").read_text()) | {"output_dir": "red\x1b[31m"}
+ODD_NAME = "red\x1b[31m\u202e"
+
+
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [("output_dir", 0), ("dataset_name", 1), ("model_name_or_path", 1), ("deepspeed", 1)],
+)
+def test_control_characters_of_names_do_not_reach_the_terminal(place, capsys, key, status):
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text()) | {key: ODD_NAME}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["validate", "recipe.yaml"]) == 0
-    printed = capsys.readouterr().out
+    assert main(["validate", "recipe.yaml"]) == status
+    printed = capsys.readouterr()[status]
     assert "\x1b" not in printed
-    assert r"red\x1b[31m" in printed
+    assert r"red\x1b[31m\u202e" in printed
+
+
+def test_a_progress_bar_moves_and_its_title_does_not(capsys):
+    with plain_output():
+        for nested in tqdm(range(2), desc="outer", mininterval=0):
+            list(tqdm(range(nested), desc=ODD_NAME, mininterval=0))
+    printed = capsys.readouterr().err
+    assert "\r" in printed
+    assert "\x1b[A" in printed
+    assert r"red\x1b[31m\u202e" in printed
+    assert "\x1b[31m" not in printed
 
 
 def entries():
@@ -79,6 +98,7 @@ CONTINUED = {
     "reward": "checkpoint",
     "dpo": "checkpoint",
     "compare": "checkpoint",
+    "features steer": "where it stopped",
     "features train": "checkpoint",
     "sweep": "checkpoint",
     "generate": "where it stopped",

@@ -242,7 +242,7 @@ def shift(tmp_path, *options):
 
 def test_the_command_measures_greedy_answers_and_writes_a_page(tmp_path, family, capsys):
     prompts = tmp_path / "prompts.jsonl"
-    texts = [f"w{n} w{n + 1} <b>" for n in range(4, 8)]
+    texts = [f"w{n} w{n + 1} <b>\x1b[31m\u202e" for n in range(4, 8)]
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     options = ["--model", family.adapters["positive"], "--prompts", prompts]
     for _ in range(2):  # the second time nothing is measured again
@@ -258,6 +258,8 @@ def test_the_command_measures_greedy_answers_and_writes_a_page(tmp_path, family,
     page = (folder / "index.html").read_text()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
+    assert r"\x1b[31m\u202e" in page
+    assert "\x1b" not in page
     assert "src='data:image/png;base64," in page
     assert page.count("<span") - 2 == sum(len(record["pieces"]) for record in records)
     assert "http" not in page

@@ -67,7 +67,7 @@ def test_a_prompt_without_references_is_an_error_that_names_it(judge):
 @pytest.mark.parametrize("given", [None, [], "", [""], 3, ["w4", 3], {}])
 def test_a_record_without_both_sides_is_refused(tmp_path, side, given):
     path = save_lines(tmp_path / "references.jsonl", [ROWS[0], ROWS[0] | {side: given}])
-    with pytest.raises(ValueError, match=rf"references\.jsonl.*{side}: .*no text and no list"):
+    with pytest.raises(ValueError, match=rf"references\.jsonl.*{side}: .*neither text nor a list"):
         read_references(path)
 
 
