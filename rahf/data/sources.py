@@ -136,11 +136,8 @@ def local_path(source: DataSource) -> Path | None:
         if not inner.exists():
             raise ValueError(f"{source.path} has no configuration (sub-folder) {source.name!r}.")
         return inner
-    if (
-        source.path.startswith((".", "/", "~"))
-        or source.path.endswith(FILE_SUFFIXES)
-        or source.path.count("/") > 1
-    ):
+    path = source.path
+    if path.startswith((".", "/", "~")) or path.endswith(FILE_SUFFIXES) or path.count("/") > 1:
         raise ValueError(f"There is no file or folder {source.path}.")
     return None
 
