@@ -53,14 +53,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_object(path: Path, **fields: type) -> dict[str, Any]:
+def read_object(path: Path, made: str | None = None, **fields: type) -> dict[str, Any]:
     """Return the JSON object in a file of a result; a file without one, or these, is refused."""
     found = _record(path.read_bytes())
     if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in fields.items()):
         return found
-    raise ValueError(
-        f"{path} is damaged. Delete the folder {path.parent} to make what is in it again."
-    )
+    what = made or f"the folder {path.parent}"
+    raise ValueError(f"{path} is damaged. Delete {what} to make it again.")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

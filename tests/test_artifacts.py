@@ -263,6 +263,67 @@ def test_a_file_made_with_other_settings_is_left_alone(tmp_path, finished):
         ResumableFile(tmp_path / "out", {"model": {"name": "b"}})
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def repeat(path):
+    path.write_text(path.read_text() * 2)
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_link(path, text="other"):
+    path.unlink()
+    path.with_name("other").write_text(text)
+    path.symlink_to("other")
+
+
+def as_link_to_nothing(path):
+    path.unlink()
+    path.symlink_to("nothing")
+
+
+@pytest.mark.parametrize("change", [cut, repeat, as_folder, as_link, as_link_to_nothing])
+def test_a_finished_file_that_has_changed_is_refused(tmp_path, change):
+    file = ResumableFile(tmp_path / "out", {"seed": 1})
+    file.begin()
+    file.finish("line 1\nline 2\n")
+    assert ResumableFile(tmp_path / "out", {"seed": 1}).complete
+    change(tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="out has changed since it was written: delete it"):
+            ResumableFile(tmp_path / "out", {"seed": 1})
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"settings": 1}'])
+def test_a_damaged_record_of_a_finished_file_is_named(tmp_path, content):
+    file = ResumableFile(tmp_path / "out", {"seed": 1})
+    file.begin()
+    file.finish("text")
+    (tmp_path / "out.run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"out\.run\.json is damaged\. Delete it and out to make"):
+        ResumableFile(tmp_path / "out", {"seed": 1})
+
+
+def test_a_finished_file_may_be_linked_renamed_and_of_a_version_without_hashes(tmp_path):
+    file = ResumableFile(tmp_path / "out", {"seed": 1})
+    file.begin()
+    file.finish("text", rows=1)
+    as_link(tmp_path / "out", "text")
+    assert ResumableFile(tmp_path / "out", {"seed": 1}).complete
+    for name in ("", ".run.json"):
+        (tmp_path / f"out{name}").rename(tmp_path / f"new{name}")
+    assert ResumableFile(tmp_path / "new", {"seed": 1}).results() == {"rows": 1}
+    run = read_json(tmp_path / "new.run.json")
+    write_json(tmp_path / "new.run.json", {k: v for k, v in run.items() if k != "sha256"})
+    (tmp_path / "other").write_text("edited")
+    assert ResumableFile(tmp_path / "new", {"seed": 1}).complete
+
+
 def test_a_file_of_another_origin_is_not_overwritten(tmp_path):
     (tmp_path / "out").write_text("precious")
     with pytest.raises(ValueError, match="is there already"):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import alone, identity_of, read_json, write_json
+from rahf.artifacts import alone, identity_of, read_object, write_json
 from rahf.evaluation.measures import HeldOut, measure_model
 from rahf.judges.judge import prompt_hash
 from rahf.models.adapters import put_adapter
@@ -58,7 +58,7 @@ def _known(path: Path, made_with: Mapping[str, Any]) -> dict[float, dict[str, An
     """Return the measures of the same weights on the same prompts and texts, by strength."""
     if not path.exists():
         return {}
-    record = read_json(path)
+    record = read_object(path, "it", made_with=dict, measures=list)
     before = {"adapter": made_with["adapter"]} | record["made_with"]
     for gone in ("strengths", "weights"):  # of earlier versions
         before.pop(gone, None)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rahf.artifacts import identity_of, read_object
 from rahf.data.hub import ask_hub, ask_no_more, near_name
 from rahf.data.pairs import (
     PAIR_FORM_VERSION,
@@ -135,11 +136,8 @@ def local_path(source: DataSource) -> Path | None:
         if not inner.exists():
             raise ValueError(f"{source.path} has no configuration (sub-folder) {source.name!r}.")
         return inner
-    if (
-        source.path.startswith((".", "/", "~"))
-        or source.path.endswith(FILE_SUFFIXES)
-        or source.path.count("/") > 1
-    ):
+    path = source.path
+    if path.startswith((".", "/", "~")) or path.endswith(FILE_SUFFIXES) or path.count("/") > 1:
         raise ValueError(f"There is no file or folder {source.path}.")
     return None
 
@@ -154,7 +152,7 @@ def local_splits(local: Path) -> dict[str, list[Path]]:
             )
         return {"train": [local]}
     if (local / "dataset_dict.json").is_file():
-        saved = json.loads((local / "dataset_dict.json").read_text(encoding="utf-8"))
+        saved = read_object(local / "dataset_dict.json", splits=list)
         return {split: [local / split] for split in saved["splits"]}
     if (local / "state.json").is_file():
         return {"train": [local]}
@@ -186,42 +184,36 @@ def _load_local(
     from datasets import load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
 
-    where = str(local if len(files) > 1 else files[0])
+    where = str(local if files[1:] else files[0])
     if files[0].is_dir():
         raw = load_from_disk(str(files[0]))
+        raw._fingerprint = _fingerprint(files)  # the saved one does not follow the files
         return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)
-    kinds = {file.name.endswith(".parquet") for file in files}
+    names = [str(file) for file in files]
+    kinds = {name.endswith(".parquet") for name in names}
     if len(kinds) > 1:
         raise ValueError(
             f"{local}: the split {source.split!r} is spread over parquet and other files. "
             "Use one kind."
         )
     if kinds == {False}:
-        return _load_records(tuple(map(str, files)), source.columns, cache_dir)
+        return _load_records(tuple(names), source.columns, cache_dir)
     try:
-        names = [str(file) for file in files]
+        options = {"data_files": names, "split": "train", "cache_dir": _text(cache_dir)}
         with _no_bars():
-            raw = load_dataset(
-                "parquet", data_files={"train": names}, split="train", cache_dir=_text(cache_dir)
-            )
+            raw = load_dataset("parquet", _fingerprint(files), **options)
     except (DatasetGenerationError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
     return normalize_pairs(raw, columns=source.columns, where=where, cache_dir=cache_dir)
 
 
 def _load_records(
-    files: tuple[str, ...],
-    columns: Mapping[str, str] | None,
-    cache_dir: str | Path | None,
+    files: tuple[str, ...], columns: Mapping[str, str] | None, cache_dir: str | Path | None
 ) -> "Dataset":
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    stamps = [
-        (str(Path(f).resolve()), Path(f).stat().st_size, Path(f).stat().st_mtime_ns) for f in files
-    ]
     mapping = tuple((columns or {}).items())
-    content = json.dumps(["records", PAIR_FORM_VERSION, stamps, sorted(mapping)])
     try:
         with _no_bars():
             return Dataset.from_generator(
@@ -229,13 +221,20 @@ def _load_records(
                 features=pair_features(),
                 gen_kwargs={"files": files, "columns": mapping},
                 cache_dir=_text(cache_dir),
-                fingerprint=hashlib.sha256(content.encode()).hexdigest()[:32],
+                fingerprint=_fingerprint(files, sorted(mapping)),
             )
     except DatasetGenerationError as error:
         # `datasets` puts its own general sentence around our error, which names the line.
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
+
+
+def _fingerprint(files: Sequence[str | Path], *more: Any) -> str:
+    """Return a key of the content of files, under which what is made of them is found again."""
+    named = [(str(Path(file).resolve()), identity_of(file)) for file in files]
+    content = json.dumps(["records", PAIR_FORM_VERSION, named, *more])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 @contextmanager

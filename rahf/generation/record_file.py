@@ -3,6 +3,7 @@
 Knows files; knows no model.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +16,14 @@ from rahf.artifacts import (
     differences,
     kept_lines,
     other_content,
-    read_json,
+    read_object,
     write_json,
     write_lines,
     write_text,
 )
+
+HASH = "sha256"
+"""Key of the hash of the finished file in its record."""
 
 
 @contextmanager
@@ -43,7 +47,8 @@ class ResumableFile:
     cut off or damaged is named and made again.
 
     Raises:
-        ValueError: the file is there, finished or begun, made with other settings.
+        ValueError: the file is there, finished or begun, made with other settings; it was changed
+            after it was finished.
     """
 
     def __init__(
@@ -58,9 +63,10 @@ class ResumableFile:
         self._made_with = json.loads(json.dumps(made_with))
         self._unfinished = path.with_name(f"{path.name}.unfinished")
         self._run = path.with_name(f"{path.name}.run.json")
-        self.complete = path.exists() and not self._unfinished.exists()
+        there = path.exists() or path.is_symlink()  # also a link to nothing
+        self.complete = there and not self._unfinished.exists()
         if self.complete:
-            self._check(read_json(self._run) if self._run.exists() else None)
+            self._check_finished()
         elif self._unfinished.exists():
             self._go_on()
 
@@ -78,14 +84,28 @@ class ResumableFile:
     def finish(self, text: str, **results: Any) -> None:
         """Write the file, and what it was made with and came to beside it."""
         write_text(self.path, text)
-        write_json(self._run, {**results, **self._made_with})
+        written = {HASH: _hash_of(self.path)}
+        write_json(self._run, {**results, **written, **self._made_with})
         self._unfinished.unlink()
         self.complete = True
 
     def results(self) -> dict[str, Any]:
         """Return the results that `finish` was given."""
-        run = read_json(self._run)
-        return {key: value for key, value in run.items() if key not in self._made_with}
+        own = (HASH, *self._made_with)
+        return {key: value for key, value in self._read_run().items() if key not in own}
+
+    def _check_finished(self) -> None:
+        """Refuse a file that `finish` did not write, or that was made with other settings."""
+        self._check(self._read_run() if self._run.exists() else None)
+        # A record of an earlier version holds no hash.
+        if not self.path.is_file() or self._read_run().get(HASH) not in (None, _hash_of(self.path)):
+            raise ValueError(
+                f"{self.path} has changed since it was written: delete it to make it again, or "
+                "give another name."
+            )
+
+    def _read_run(self) -> dict[str, Any]:
+        return read_object(self._run, f"it and {self.path.name}", settings=dict)
 
     def _go_on(self) -> None:
         kept = kept_lines(self._unfinished, _is_whole)
@@ -115,3 +135,8 @@ class ResumableFile:
 def _is_whole(line: Any) -> bool:
     """Return whether a line is a record of a row, or what the file was begun with."""
     return isinstance(line, dict) and ("row" in line or "settings" in line)
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 
 from rahf.judges import questions
 from rahf.judges.api import Api, ApiJudge
@@ -67,6 +68,15 @@ class NamedJudge:
     def verdicts_in(self, folder: Path) -> Verdicts:
         """Return the verdicts that are kept in `folder`; those of a rule are not kept on disk."""
         return Verdicts(None if parse_judge(self.name).is_rule else folder / VERDICTS_FILE)
+
+
+def sources_of(name: str, encoder: str) -> list[str]:
+    """Return what a judge reads: its file or model, the base of an adapter, an encoder."""
+    kind, of = parse_judge(name)
+    read = {"reward": [of], "choice": [of], "references": [of, encoder]}.get(kind, [])
+    adapters = [path for path in read if Path(path, "adapter_config.json").is_file()]
+    bases = [PeftConfig.from_pretrained(path).base_model_name_or_path for path in adapters]
+    return [*read, *filter(None, bases)]
 
 
 @dataclass(frozen=True)

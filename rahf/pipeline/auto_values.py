@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rahf.alignment import build_alignment
-from rahf.artifacts import CHOICE_FILE, read_json, write_json, write_text
+from rahf.artifacts import CHOICE_FILE, read_object, write_json, write_text
 from rahf.data.tokenization import tokenize_texts
 from rahf.directions.calibration import (
     Calibration,
@@ -49,7 +49,7 @@ def with_choice(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with the chosen values in place of `auto`."""
     if not recipe.method.chooses:
         return recipe
-    taken = read_json(folder / CHOICE_FILE)["taken"]
+    taken = read_object(folder / CHOICE_FILE, taken=dict)["taken"]
     return decided(recipe, target_layers=taken["layers"], alpha=taken["alpha"])
 
 

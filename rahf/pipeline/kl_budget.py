@@ -7,7 +7,7 @@ from typing import NamedTuple
 from accelerate import PartialState
 from peft import PeftModel
 
-from rahf.artifacts import CHOICE_FILE, read_json
+from rahf.artifacts import CHOICE_FILE, read_object
 from rahf.directions.calibration import NeutralText, strength_within
 from rahf.models.adapters import POLICY, frozen_pass, scaled
 
@@ -26,7 +26,7 @@ def kept_to_choice(policy: PeftModel, pad_token_id: int, folder: Path) -> Kept |
     None where no alpha was solved for, or where the policy did not start as the base.
     """
     path = folder / CHOICE_FILE
-    choice = read_json(path) if path.exists() else {}
+    choice = read_object(path) if path.exists() else {}
     if not choice.get("solved") or choice["reference"] != "base":
         return None
     kept = kept_to_budget(policy, choice["neutral"], choice["budget"], pad_token_id)

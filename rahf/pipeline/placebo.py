@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_json, write_lines
+from rahf.artifacts import METRICS_FILE, RECIPE_FILE, read_object, write_lines
 from rahf.data.pairs import whole_pair
 from rahf.pipeline.dpo_baseline import run_dpo
 from rahf.pipeline.inputs import load_split
@@ -47,7 +47,7 @@ def training_of(adapter: Path) -> Training:
     if (adapter / RECIPE_FILE).is_file():
         return Training(load_recipe(adapter / RECIPE_FILE), None)
     metrics = adapter / METRICS_FILE
-    settings = dict(read_json(metrics).get("settings") or {}) if metrics.is_file() else {}
+    settings = dict(read_object(metrics).get("settings") or {}) if metrics.is_file() else {}
     if settings.get("method") != "dpo":
         raise ValueError(
             f"{adapter} holds no {RECIPE_FILE}, so its training cannot be repeated on shuffled "

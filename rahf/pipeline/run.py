@@ -28,6 +28,7 @@ from rahf.artifacts import (
     write_text,
 )
 from rahf.distributed.sharding import take_over_sharding, without_engine
+from rahf.judges.by_name import sources_of
 from rahf.models.adapters import POLICY, pad_id, scaled
 from rahf.pipeline.auto_values import run_choice, with_choice
 from rahf.pipeline.evaluation import evaluate_models
@@ -121,6 +122,8 @@ def stage_sources(recipe: Recipe, name: str) -> dict[str, list[str | Path]]:
         named = ("prompts", "unrelated_text")
         found = {f"evaluation.{key}": getattr(recipe.evaluation, key) for key in named}
         sources["the policy"] = [recipe.output_dir / ADAPTER_FILE]
+        for judge in recipe.evaluation.judges:
+            sources[f"the judge {judge}"] = sources_of(judge, recipe.evaluation.encoder)
     else:
         found = {"retain_dataset_name": method.retain_dataset_name, "directions": method.directions}
     if name == "alignment" and "directions" in recipe.stages:

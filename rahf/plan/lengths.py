@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rahf.artifacts import identity_of
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
 from rahf.recipe.held_out import held_out_count
@@ -160,15 +161,11 @@ def _count(source: DataSource) -> int | None:
     return None if files is None or "[" in source.split else sum(map(_count_file, files))
 
 
-def _stamps(source: DataSource) -> list[list[Any]]:
-    """Return name, size and time of each file of a source: what was measured is measured anew where
+def _stamps(source: DataSource) -> list[list[str | None]]:
+    """Return name and identity of each file of a source: what was measured is measured anew where
     a file changed.
     """
-    inner = (
-        sorted(file.glob("*.arrow")) if file.is_dir() else [file] for file in _files(source) or []
-    )
-    found = [(str(file), file.stat()) for files in inner for file in files]
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in found]
+    return [[str(file), identity_of(file)] for file in _files(source) or []]
 
 
 def _count_file(path: Path) -> int:

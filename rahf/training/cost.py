@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 from transformers import TrainerCallback
 
-from rahf.artifacts import read_json, write_json
+from rahf.artifacts import read_object, write_json
 from rahf.overrides import overrides
 
 CLOCK_FILE = "clock.json"
@@ -36,7 +36,7 @@ class Clock(TrainerCallback):
     def go_on_from(self, checkpoint: str | Path | None) -> None:
         """Count what is kept in `checkpoint`, which may be older than these clocks."""
         path = Path(checkpoint, CLOCK_FILE) if checkpoint else None
-        kept = read_json(path) if path and path.exists() else {}
+        kept = read_object(path) if path and path.exists() else {}
         self.before = kept.get("seconds", 0.0)
         self.loss_before = kept.get("loss") if checkpoint else 0.0
 

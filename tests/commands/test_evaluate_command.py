@@ -63,6 +63,7 @@ def test_a_file_that_is_no_earlier_result_is_never_overwritten(tmp_path, files, 
         (tmp_path / other).write_text(text)
     before = (tmp_path / name).read_text() if name != "v.jsonl" else None
     given = ["--judge", "lexicon", "--output", tmp_path / name, "--verdicts", tmp_path / "v.jsonl"]
+    given += ["--url", "~nobody"]
     status, _, error = evaluated(capsys, "responses", "--responses", files[0], *given)
     assert status == 2
     assert ("names; give another" if before is None or name == "a.jsonl" else "no figures") in error

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import subprocess
 import sys
 
@@ -580,11 +581,42 @@ def test_a_second_process_finds_the_pairs_of_a_file_in_the_cache(tmp_path):
     assert found.stdout.split() == ["3", pairs._fingerprint]
 
 
-def test_a_changed_file_is_read_again(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", numbered(3))
-    assert len(load_pairs(path, cache_dir=tmp_path / "cache")) == 3
-    write_jsonl(path, numbered(4))
-    assert len(load_pairs(path, cache_dir=tmp_path / "cache")) == 4
+@pytest.mark.parametrize("content", ["[1]", "{}", "", '{"splits": 1}'])
+def test_a_damaged_list_of_splits_is_named(tmp_path, content):
+    (tmp_path / "dataset_dict.json").write_text(content)
+    with pytest.raises(ValueError, match=r"dataset_dict\.json is damaged\. Delete the folder"):
+        load_pairs(tmp_path)
+
+
+def saved_folder(path, rows):
+    datasets.Dataset.from_list(rows).save_to_disk(path)
+    state = json.loads((path / "state.json").read_text()) | {"_fingerprint": "the same"}
+    (path / "state.json").write_text(json.dumps(state))
+
+
+SOURCES = {
+    "a.jsonl": write_jsonl,
+    "a.csv": lambda path, rows: datasets.Dataset.from_list(rows).to_csv(path),
+    "a.parquet": lambda path, rows: datasets.Dataset.from_list(rows).to_parquet(path),
+    "saved": saved_folder,
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("columns", [None, {"chosen": "rejected", "rejected": "chosen"}])
+def test_a_changed_file_is_read_again_though_its_size_and_its_times_are_the_same(
+    tmp_path, name, columns
+):
+    path, side = tmp_path / name, "rejected" if columns else "chosen"
+    found = []
+    for text in ("It is warm.", "It is cold.", "It is warm."):
+        SOURCES[name](path, numbered(3, chosen=text))
+        for file in [path, *path.rglob("*")]:
+            os.utime(file, ns=(10**18, 10**18))
+        pairs = load_pairs(path, columns=columns, cache_dir=tmp_path / "cache")
+        found.append(pairs._fingerprint)
+        assert pairs[side][:] == [text] * 3
+    assert found[0] == found[2] != found[1]
 
 
 def test_importing_the_data_modules_loads_neither_torch_nor_datasets():

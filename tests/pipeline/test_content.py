@@ -17,7 +17,8 @@ from tiny_recipes import WORDS, write_lines
 from rahf.artifacts import alone, identity_of
 from rahf.cli import COMMANDS, main
 from rahf.interpret.features.checkpoints import save_dictionary
-from rahf.pipeline.run import stage_record
+from rahf.pipeline.placebo import training_of
+from rahf.pipeline.run import results_text, stage_record
 from rahf.recipe.files import checked_recipe
 
 
@@ -82,6 +83,42 @@ def test_a_stage_made_from_other_content_is_refused_and_the_content_named(
         return
     with pytest.raises(ValueError, match=f"content of {named}: .* there, .* now"):
         stage_record(recipe, stage).is_complete()
+
+
+@pytest.mark.parametrize(
+    ("judge", "change"),
+    [
+        ("references:answers.jsonl", lambda: change_text("answers.jsonl")),
+        ("references:answers.jsonl", lambda: change_weights("encoder")),
+        ("reward:judge", lambda: change_weights("judge")),
+        ("choice:judge", lambda: change_weights("judge")),
+        ("choice:negative", lambda: change_weights("negative", "adapter_model.safetensors")),
+        ("choice:negative", lambda: change_weights("base")),
+        (["length", "reward:judge"], lambda: change_weights("judge")),
+    ],
+)
+def test_an_evaluation_by_a_judge_that_has_changed_is_refused(whole_recipe, judge, change):
+    for name in ("encoder", "judge"):
+        shutil.copytree("base", name)
+    write_lines(Path("answers.jsonl"), [{"prompt": "w1", "right": "w3", "wrong": "w4"}])
+    recipe = yaml.safe_load(whole_recipe.read_text())
+    recipe["evaluation"] |= {"judge": judge, "encoder": "encoder"}
+    whole_recipe.write_text(yaml.safe_dump(recipe))
+    recipe = checked_recipe(whole_recipe)
+    stage_record(recipe, "evaluation").finish()
+    assert stage_record(recipe, "evaluation").is_complete()
+    change()
+    named = judge if isinstance(judge, str) else judge[-1]
+    with pytest.raises(ValueError, match=f"content of the judge {named}: .* there, .* now"):
+        stage_record(recipe, "evaluation").is_complete()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "null", '{"training"'])
+@pytest.mark.parametrize("read", [results_text, training_of])
+def test_damaged_metrics_are_named_with_what_to_delete(tmp_path, read, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"metrics\.json is damaged\. .* folder {tmp_path} "):
+        read(tmp_path)
 
 
 def test_a_finished_stage_of_a_version_without_identities_is_complete(whole_recipe):

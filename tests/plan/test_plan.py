@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -938,8 +939,11 @@ def test_measured_lengths_of_other_settings_are_not_read(place, command):
     assert read_measured(recipe_of("recipe.yaml", "--alpha", "3")) is not None
     assert read_measured(recipe_of("recipe.yaml", "--max_prompt_length", "99")) is None
     pairs = Path("pairs/train.jsonl")
-    pairs.write_text(f"{pairs.read_text()}\n" * 2)
-    assert read_measured(recipe_of("recipe.yaml")) is None
+    stat, text = pairs.stat(), pairs.read_text()
+    for changed in (f"{text}\n" * 2, text.replace("w3", "w4", 1)):
+        pairs.write_text(changed)
+        os.utime(pairs, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert read_measured(recipe_of("recipe.yaml")) is None
 
 
 def test_the_shipped_recipes_can_be_planned(capsys, monkeypatch):

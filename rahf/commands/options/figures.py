@@ -1,6 +1,7 @@
 """The option for figures as a file, beside the table that is printed."""
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -45,7 +46,9 @@ def refuse_other_file(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         # "references:FILE" names a file too.
         texts = [] if name == "output" else [str(value), str(value).partition(":")[2]]
-        if any(text and Path(text).expanduser().resolve() == output.resolve() for text in texts):
+        # os.path, since Path.expanduser fails at a text such as "~x".
+        paths = [os.path.realpath(os.path.expanduser(text)) for text in texts if text]  # noqa: PTH111
+        if str(output.resolve()) in paths:
             raise ValueError(f"--output {output} is what --{name} names; give another file.")
     if output.exists() and not _holds_figures(output):
         raise ValueError(
