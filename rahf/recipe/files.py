@@ -27,6 +27,8 @@ from rahf.recipe.model_files import (
 )
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe
 from rahf.recipe.trackers import missing_trackers
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS, checkpointing_name
+from rahf.recipe.training_values import CONSTANT
 
 ROWS_READ = 200
 
@@ -62,7 +64,28 @@ def not_read(recipe: Recipe) -> list[str]:
                 f"{key}: {given['num_train_epochs']:g} is not read beside {steps}: "
                 f"{given['max_steps']}, which alone decides the length: remove one"
             )
+        held = recipe.teacher_training if section else given
+        found += [
+            f"{full_name(section, key)}: {given[key]} is not read {why}: remove it"
+            for key, why in _without_effect(held).items()
+            if given.get(key)
+        ]
     return found
+
+
+def _without_effect(held: Mapping[str, Any]) -> dict[str, str]:
+    """{key: why} of training keys that have no effect beside these."""
+    reasons = {"label_smoothing_factor": "by the losses of rahf"}
+    scheduler = held.get("lr_scheduler_type", TRAINING_DEFAULTS["lr_scheduler_type"])
+    if scheduler in CONSTANT:
+        reasons["lr_scheduler_kwargs"] = f"by lr_scheduler_type: {scheduler}"
+    if held.get("use_cpu"):
+        reasons |= {"fp16": "on a CPU", "fp16_full_eval": "on a CPU"}
+    switches = ("activation_checkpointing", "gradient_checkpointing")
+    if not any(held.get(name) for name in switches):
+        why = f"without {checkpointing_name()}: true"
+        reasons |= {f"{name}_kwargs": why for name in switches}
+    return reasons
 
 
 def check_files(recipe: Recipe) -> list[str]:
@@ -192,7 +215,7 @@ def _text_problems(recipe: Recipe) -> list[str]:
         "evaluation.unrelated_text": evaluation.unrelated_text,
         "compare.urial": recipe.compare.urial,
         "deepspeed": recipe.training.get("deepspeed"),
-        "fsdp_config": recipe.training.get("fsdp_config"),
+        "accelerator_config": recipe.training.get("accelerator_config"),
     }
     for key, name in files.items():
         if isinstance(name, str):

@@ -89,6 +89,28 @@ STEPS = {"eval_strategy": "steps"}
         ({"target_layers": "0-999999999"}, "target_layers: 0-999999999 is far beyond"),
         ({"target_layers": "9" * 5000}, "target_layers: 999"),
         ({"target_layers": "0.1-0.9:0.0000000001"}, "target_layers: 0.1-0.9:0.0000000001 has a"),
+        ({"parallelism_config": 3}, "parallelism_config: remove it"),
+        ({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: remove it"),
+        ({"fsdp_config": {"a": 1}}, "fsdp_config: remove it"),
+        ({"accelerator_config": {"a": 1}}, "accelerator_config: unknown key 'a', known are split"),
+        ({"accelerator_config": "nowhere"}, "accelerator_config: nowhere does not exist"),
+        ({"lr_scheduler_kwargs": "text"}, "lr_scheduler_kwargs: 'text' is not a mapping"),
+        ({"gradient_checkpointing_kwargs": "text"}, "gradient_checkpointing_kwargs: 'text' is not"),
+        (
+            {"lr_scheduler_type": "cosine", "teachers": {"lr_scheduler_kwargs": {"a": 1}}},
+            "teachers inherit a key: lr_scheduler_kwargs (lr_scheduler_type: cosine): unknown key",
+        ),
+        ({"optim_args": "hello world"}, "optim_args: 'hello world' is not name=value"),
+        ({"ddp_backend": "zz"}, "ddp_backend: 'zz' is not one of nccl"),
+        ({"debug": "text"}, "debug: 'text' is not one of underflow_overflow"),
+        ({"attn_implementation": "hello"}, "attn_implementation: 'hello' is not one of eager"),
+        ({"per_device_train_batch_size": 10**30}, "per_device_train_batch_size: 1000000"),
+        ({"lora_r": 10**30}, "lora_r: 1000000"),
+        ({"num_train_epochs": 0}, "num_train_epochs: 0 trains nothing"),
+        (
+            {"align_weight": 0, "dpo_weight": 0},
+            "align_weight and sft_weight and dpo_weight are 0, so that no term",
+        ),
         ({"target_layers": [10**9]}, "target_layers: 1000000000 is far beyond"),
     ],
     ids=str,
@@ -105,6 +127,42 @@ def test_what_would_stop_a_run_late_is_the_only_problem(write, monkeypatch, keys
     [problem] = problems(write(**keys))
     assert problem.startswith(said)
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"attn_implementation": "flash_attention_3"},
+        {"attn_implementation": "kernels-community/flash-attn2"},
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1}},
+        {"optim": "adafactor", "optim_args": "a=1, b=2"},
+        {"debug": "underflow_overflow"},
+        {"accelerator_config": {"even_batches": False}},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {"align_weight": 0, "sft_weight": 1},
+    ],
+    ids=str,
+)
+def test_what_transformers_takes_is_taken_and_read(write, keys):
+    assert files.not_read(checked_recipe(write(**keys))) == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"label_smoothing_factor": 0.5},
+        {"lr_scheduler_kwargs": {"a": 1}},
+        {"gradient_checkpointing_kwargs": {"a": 1}},
+        {"fp16": True, "use_cpu": True},
+        {"max_steps": 3, "num_train_epochs": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("section", ["", "teachers."])
+def test_what_has_no_effect_is_named(write, keys, section):
+    recipe = checked_recipe(write(), {f"{section}{key}": value for key, value in keys.items()})
+    [line] = files.not_read(recipe)
+    assert any(line.startswith(f"{section}{key}: ") for key in keys)
 
 
 def test_teachers_do_not_inherit_when_the_alignment_is_evaluated(write):
