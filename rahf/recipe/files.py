@@ -16,6 +16,7 @@ from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
 from rahf.recipe.data_options import column_problems, part_problems
+from rahf.recipe.evaluation_files import evaluation_problems, judge_problems
 from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.keys import full_name
 from rahf.recipe.model_files import (
@@ -223,7 +224,7 @@ def _text_problems(recipe: Recipe) -> list[str]:
     answered = evaluation.prompts is not None or evaluation.held_out_prompts
     if answered and evaluation.judge is not None:
         problems += missing_judge("evaluation.judge", evaluation.judge)
-    return problems
+    return problems or evaluation_problems(recipe)
 
 
 def missing_judge(key: str, judge: str | list[str]) -> list[str]:
@@ -240,7 +241,7 @@ def missing_judge(key: str, judge: str | list[str]) -> list[str]:
         return [missing_file(key, model)]
     if kind in ("reward", "choice") and is_local(model) and not Path(model).exists():
         return [missing_file(key, model)]
-    return []
+    return judge_problems(key, judge) if kind in ("references", "reward") else []
 
 
 def _file_problems(key: str, name: str) -> list[str]:

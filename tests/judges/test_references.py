@@ -11,7 +11,8 @@ from rahf.cli import main
 from rahf.judges.by_name import NamedJudge, comparing_judge
 from rahf.judges.judge import Verdicts
 from rahf.judges.names import name_problems
-from rahf.judges.references import load_encoder, read_references
+from rahf.judges.reference_file import read_references
+from rahf.judges.references import load_encoder
 
 CPU = torch.device("cpu")
 OPTIONS = {"dtype": torch.float32, "trust_remote_code": False}
@@ -67,7 +68,7 @@ def test_a_prompt_without_references_is_an_error_that_names_it(judge):
 @pytest.mark.parametrize("given", [None, [], "", [""], 3, ["w4", 3], {}])
 def test_a_record_without_both_sides_is_refused(tmp_path, side, given):
     path = save_lines(tmp_path / "references.jsonl", [ROWS[0], ROWS[0] | {side: given}])
-    with pytest.raises(ValueError, match=rf"references\.jsonl.*{side}: .*no text and no list"):
+    with pytest.raises(ValueError, match=rf"references\.jsonl.*{side}: .*neither text nor a list"):
         read_references(path)
 
 

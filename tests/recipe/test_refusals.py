@@ -6,6 +6,8 @@ import time
 
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from rahf.models.shapes import read_decoder
 from rahf.recipe import files, training_arguments
@@ -233,6 +235,53 @@ def test_what_a_models_files_tell_is_told(write, config, tokenizer, keys, said):
 def test_rotary_positions_and_padding_inside_the_embedding_are_taken(write):
     pad = {"pad_token": "<pad>", "added_tokens_decoder": {"99": {"content": "<pad>"}}}
     checked_recipe(write({"max_position_embeddings": 64}, pad))
+
+
+PROMPTS = [{"prompt": "p1"}, {"prompt": "p2"}]
+REFERENCES = [{**prompt, "right": ["yes"], "wrong": "no"} for prompt in PROMPTS]
+TEXTS = [{"text": "one two"}]
+JUDGE = {"judge": "references:references.jsonl", "encoder": "model"}
+
+
+@pytest.mark.parametrize(
+    ("files", "evaluation", "said"),
+    [
+        ({"texts": [{"a": 1}]}, {}, "unrelated_text: texts.jsonl, line 1: no text; every record"),
+        ({"texts": [{"text": "one"}]}, {}, "unrelated_text: texts.jsonl holds no text of at least"),
+        ({"prompts": [{"q": 1}]}, {}, "prompts: prompts.jsonl, line 1: no prompt; every record"),
+        (
+            {"references": [{"prompt": "p1", "right": ["yes"]}]},
+            JUDGE,
+            "judge: references.jsonl, line 1: wrong: None is",
+        ),
+        ({"references": REFERENCES[:1]}, JUDGE, "judge: references.jsonl has no reference answers"),
+        ({}, {**JUDGE, "encoder": "./nono"}, "encoder: ./nono does not exist"),
+        ({}, {"judge": "reward:model"}, "judge: model is no reward model but a LlamaForCausalLM"),
+        ({}, {"max_new_tokens": 64}, "max_new_tokens: 64 leaves no room for a prompt within"),
+        ({}, {"max_new_tokens": 63, **JUDGE}, None),
+    ],
+)
+def test_what_the_evaluation_would_refuse_is_told_before_the_training(
+    write, tmp_path, monkeypatch, files, evaluation, said
+):
+    monkeypatch.chdir(tmp_path)
+    given = {"texts": TEXTS, "prompts": PROMPTS, "references": REFERENCES, **files}
+    for name, records in given.items():
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    keys = {"prompts": "prompts.jsonl", "unrelated_text": "texts.jsonl", "judge": "length"}
+    path = write(
+        {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64},
+        evaluation={**keys, **evaluation},
+    )
+    words = Tokenizer(WordLevel({"one": 0, "two": 1, "?": 2}, "?"))
+    words.save(str(tmp_path / "model/tokenizer.json"))
+    path.write_text(path.read_text().replace(str(tmp_path / "model"), "model"))
+    if said is None:
+        checked_recipe(path)
+        return
+    [problem] = problems(path)
+    assert problem.startswith(f"evaluation.{said}")
 
 
 @pytest.mark.parametrize(
