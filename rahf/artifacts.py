@@ -53,6 +53,16 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_object(path: Path, **fields: type) -> dict[str, Any]:
+    """Return the JSON object in a file of a result; a file without one, or these, is refused."""
+    found = _record(path.read_bytes())
+    if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in fields.items()):
+        return found
+    raise ValueError(
+        f"{path} is damaged. Delete the folder {path.parent} to make what is in it again."
+    )
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     # Not splitlines(): a text may hold U+2028 and the like, which JSON leaves as they are.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -66,10 +76,15 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         file.write(text.encode())
 
 
-def kept_lines(path: Path, is_whole: Callable[[Any], bool]) -> list[dict[str, Any]]:
+def kept_lines(
+    path: Path, is_whole: Callable[[Any], bool], kind: str | None = None
+) -> list[dict[str, Any]]:
     """Return the records of a file that a run resumes from, after which the file holds no others.
 
     Damaged lines, such as the last one of a killed run, are named; the caller makes them again.
+
+    Args:
+        kind: what the file holds, where a user may have named it; a file without any is refused.
     """
     content, kept, damaged = path.read_bytes(), [], []
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -78,6 +93,8 @@ def kept_lines(path: Path, is_whole: Callable[[Any], bool]) -> list[dict[str, An
             kept.append(record)
         elif line.strip():
             damaged.append(number)
+    if kind is not None and damaged and not kept:
+        raise ValueError(f"{path} is not a file of {kind}; give another name, or delete the file.")
     if damaged:
         named = ", ".join(map(str, damaged[:SHOWN])) + (", ..." if damaged[SHOWN:] else "")
         logger.warning(f"{path}: {len(damaged)} damaged and made again: line {named}")
@@ -130,9 +147,15 @@ def alone(path: Path, *, wait: bool = True) -> Iterator[None]:
 HASHED = 64 * 2**20
 """Bytes up to which a file is identified by its content."""
 
-PARTS_OF_MODEL = (
+WEIGHTS = (
     *("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf", "*.index.json"),
-    *("config.json", "adapter_config.json", "generation_config.json", "tokenizer*", "vocab*"),
+    *("config.json", "adapter_config.json"),
+)
+"""Files that only a folder of a model or an adapter holds."""
+
+PARTS_OF_MODEL = (
+    *WEIGHTS,
+    *("generation_config.json", "tokenizer*", "vocab*"),
     *("merges.txt", "chat_template*", "special_tokens_map.json", "added_tokens.json", "*.model"),
 )
 """Files of a folder that decide what a model or an adapter is."""
@@ -213,11 +236,12 @@ class StageRecord:
 
         Raises:
             ValueError: the folder holds the stage, finished or begun, made with other settings or
-                from other content.
+                from other content; its record is damaged; it holds a model and no record.
         """
         if not self._path.exists():
+            self._refuse_foreign()
             return False
-        record = read_json(self._path)
+        record = self._record()
         if not record["complete"] and list(self.folder.iterdir()) == [self._path]:
             return False
         before = _completed(record["settings"], self._settings, self._defaults)
@@ -231,7 +255,7 @@ class StageRecord:
 
     def damage(self) -> str | None:
         """Return which file of a finished stage is gone or damaged; None where all are whole."""
-        record = read_json(self._path) if self._path.exists() else {"complete": False}
+        record = self._record() if self._path.exists() else {"complete": False}
         for name, content in record.get("files", {}).items() if record["complete"] else ():
             path = self.folder / name
             if not path.is_file():
@@ -242,7 +266,7 @@ class StageRecord:
 
     def begun(self) -> dict[str, Any]:
         """Return the figures that a stopped run has left; none where its settings differ."""
-        record = read_json(self._path) if self._path.exists() else {"settings": {}}
+        record = self._record() if self._path.exists() else {"settings": {}}
         before = _completed(record.pop("settings"), self._settings, self._defaults)
         own = ("complete", "files", "made_from")
         same = before == self._settings
@@ -261,6 +285,18 @@ class StageRecord:
             if self._there.get(path.name) != path.stat().st_mtime_ns
         }
         self._write(True, {**results, "files": files})
+
+    def _record(self) -> dict[str, Any]:
+        return read_object(self._path, complete=bool, settings=dict)
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder with a model that no stage has left: it would be overwritten."""
+        found = sorted(file.name for name in WEIGHTS for file in self.folder.glob(name))
+        if found:
+            raise ValueError(
+                f"{self.folder} holds {found[0]} and no {STAGE_FILE}: it is the folder of another "
+                "model, which would be overwritten. Give another output."
+            )
 
     def _left(self) -> list[Path]:
         found = [path for path in self.folder.glob("[!.]*") if path.suffix in LEFT]

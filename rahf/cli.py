@@ -23,8 +23,8 @@ from rahf.commands.options.parsers import (
 from rahf.foreign_warnings import ignore_foreign_warnings
 from rahf.report.terminal import ReaderGoneError, leave_quietly, plain_output
 
-FROM_CHECKPOINT = "the same command continues from the last checkpoint"
-FROM_FILE = "the same command continues where it stopped"
+FROM_CHECKPOINT = "the same command resumes from the last checkpoint"
+FROM_FILE = "the same command resumes where it stopped"
 FROM_START = "the same command starts from the beginning"
 
 OTHER_COMMANDS = {
@@ -41,9 +41,9 @@ OTHER_COMMANDS = {
 """Names of commands elsewhere, with what does it here."""
 
 STATUSES = """\
-Exit status: 0 done; 1 not valid (validate); 2 cannot be run, the reason is one line on stderr;
-  130 interrupted; 141 what reads the output has closed it. --traceback shows where an error came
-  from."""
+Exit status: 0 done, or a training stopped by SIGTERM with a checkpoint; 1 not valid (validate), or
+  a rank was killed; 2 cannot be run, the reason is one line on stderr; 130 interrupted; 141 what
+  reads the output has closed it; 128 + N signal N. --traceback shows where an error came from."""
 
 
 class Command(NamedTuple):

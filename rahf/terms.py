@@ -132,7 +132,7 @@ DISTANCES = {distance: partial(_distance, distance=distance) for distance in get
 def _similarity(evidence: Evidence) -> Float[Tensor, " responses"]:
     """Return how unlike each other the rejected rows are, each at its first aligned token.
 
-    The only term that couples rows of a batch: it sees the pairs within a process.
+    It couples all rejected rows of a process, as DPO couples the two rows of a pair.
     """
     first, responses = evidence.batch["first_aligned"], len(evidence.batch["row"])
     rejected = evidence.batch["kinds"]["rejected"][:responses]

@@ -45,7 +45,7 @@ class RAHFTrainer(AdapterTrainer):
         model: name or folder of the base, the base itself, or a PEFT model whose adapter `default`
             is the policy.
         args: options; `RAHFConfig("out")` sets every default.
-        train_dataset: preference pairs in any of TRL's formats, or rows that `tokenize_pairs` has
+        train_dataset: pairs in any of TRL's preference formats, or rows that `tokenize_pairs` has
             made.
         eval_dataset: the same, held out.
         processing_class: tokenizer; that of the model where it is None. Saved beside the adapter,

@@ -205,6 +205,36 @@ def test_a_kept_verdict_that_is_no_number_is_given_again(tmp_path, caplog, damag
     assert "1 damaged and made again: line 1" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "content", [b"my notes\n", b'{"prompt": "a", "chosen": "b"}\n', b"[1]\n{}", b"\0" * 9]
+)
+def test_a_file_that_holds_no_verdicts_is_refused_and_left_as_it_is(tmp_path, content):
+    (tmp_path / "v.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"v\.jsonl is not a file of verdicts; give another name"):
+        verdicts_of(tmp_path)
+    assert (tmp_path / "v.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "null", "{}", '{"complete": true}', '{"comple'])
+def test_a_damaged_record_of_a_stage_is_named_with_what_to_delete(tmp_path, content):
+    record = StageRecord(tmp_path, {"lr": 1})
+    record.finish()
+    (tmp_path / "stage.json").write_text(content)
+    for read in (record.is_complete, record.damage, record.begun):
+        with pytest.raises(ValueError, match=r"stage\.json is damaged\. Delete the folder"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "adapter_config.json", "model-00001-of-00002.safetensors", "q.gguf"]
+)
+def test_a_folder_with_a_model_that_no_stage_left_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"holds {name} and no stage"):
+        StageRecord(tmp_path, {"lr": 1}).is_complete()
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
 def test_a_file_whose_first_line_is_damaged_is_not_resumed(tmp_path):
     path = records_of(tmp_path)
     path.write_bytes(path.read_bytes()[3:])

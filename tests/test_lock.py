@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from rahf.recipe.transformers_source import REQUIREMENT
+
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11.0", "3.12.0", "3.13.0")
 
@@ -33,6 +35,10 @@ def locked(python):
         for pin in pins
         if pin.marker is None or pin.marker.evaluate(environment)
     }
+
+
+def test_an_error_that_asks_for_transformers_names_the_declared_range():
+    assert Requirement(REQUIREMENT) in declared()
 
 
 @pytest.mark.parametrize("python", PYTHONS)

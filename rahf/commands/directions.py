@@ -11,7 +11,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _what_is_fitted(parser.add_argument)
     _what_is_measured(parser.add_argument)
     parser.add_argument(
-        "--output", metavar="FOLDER", type=Path, help="default: output_dir/reading/SOURCE"
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the directions (default: output_dir/reading/SOURCE)",
     )
 
 

@@ -14,9 +14,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         type="positive number",
         default=BETA,
-        help=f"of DPO (default: {BETA})",
+        help=f"strength of DPO's tie to the reference (default: {BETA})",
     )
-    option("--output", metavar="FOLDER", type=Path, help="default: dpo in the recipe's output_dir")
+    option(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the adapter (default: dpo in output_dir)",
+    )
 
 
 def run(recipe, options: argparse.Namespace) -> int:

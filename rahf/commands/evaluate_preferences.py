@@ -10,7 +10,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     model_options(parser)
     option("--pairs", required=True, metavar="NAME", help="pairs: a file, a folder or a Hub id")
-    option("--split", metavar="NAME", default="train", help="of the pairs (default: train)")
+    option("--split", metavar="NAME", default="train", help="split of the pairs (default: train)")
     option(
         "--reference",
         metavar="NAME",
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type="count",
         default=2048,
-        help="tokens of a pair's side (2048)",
+        help="tokens of each side of a pair, at most (default: 2048)",
     )
     option("--limit", metavar="N", type="count", help="the first N pairs")
     option("--batch_size", metavar="N", type="count", default=8, help="pairs at once (default: 8)")

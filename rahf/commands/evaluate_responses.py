@@ -30,7 +30,7 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
     """Add --judge, and what it needs."""
     option = parser.add_argument
     option("--judge", required=True, metavar="JUDGE", help="the judge, see below")
-    option("--url", metavar="URL", help="of an api judge, up to and without /chat/completions")
+    option("--url", metavar="URL", help="URL of an api judge, without /chat/completions")
     option("--workers", metavar="N", type="count", default=8, help="requests at once (default: 8)")
     option(
         "--label",
@@ -39,7 +39,12 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="label of a classifier (default: 0)",
     )
-    option("--encoder", metavar="NAME", default=ENCODER, help="of a references judge (%(default)s)")
+    option(
+        "--encoder",
+        metavar="NAME",
+        default=ENCODER,
+        help="encoder of a references judge (default: %(default)s)",
+    )
     option("--batch_size", metavar="N", type="count", default=8, help="texts at once (default: 8)")
     model_options(parser, named=False)
 
@@ -83,7 +88,7 @@ def _wins(options: argparse.Namespace, first, second, verdicts):
     from rahf.judges.by_name import comparing_judge
     from rahf.report.judgements import wins_table
 
-    contests = contests_of(first, second)
+    contests = contests_of(first, second, (str(options.responses), str(options.against)))
     judge = comparing_judge(_named_judge(options))
     outcomes = decide(judge, contests, verdicts)
     figures = win_rates(contests, outcomes, chooser=judge.responses == 2)

@@ -19,11 +19,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--formats",
         metavar="A,B",
         type=_formats,
-        help=f"of {', '.join(FORMATS)} (default: all that apply)",
+        help=f"formats, of {', '.join(FORMATS)} (default: all that apply)",
     )
     option("--base", metavar="NAME", help="base in place of the one that the adapter names")
-    option("--dtype", default="auto", help="number format of the merged weights (default: base's)")
-    option("--alpha", metavar="X", type="number", default=1.0, help="strength put into directions")
+    option(
+        "--dtype", default="auto", help="dtype of the merged weights (default: that of the base)"
+    )
+    option(
+        "--alpha",
+        metavar="X",
+        type="number",
+        default=1.0,
+        help="factor of the directions (default: 1)",
+    )
     option("--layers", metavar="LAYERS", help="layers of the directions, as target_layers")
     option(
         "--increments",

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 from rahf.commands.options.dictionaries import (
     dictionary_of,
@@ -30,12 +31,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=200,
         help="random vectors beside it (default: 200)",
     )
-    option("--seed", metavar="N", type="seed", default=0, help="of the random vectors (default: 0)")
+    option(
+        "--seed",
+        metavar="N",
+        type="seed",
+        default=0,
+        help="seed of the random vectors (default: 0)",
+    )
     option("--model", metavar="NAME", help="model whose logits name the features")
     option("--base", metavar="NAME", help="base in place of the one that the adapter names")
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell(options, _figures)
+
+
+def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.directions.vectors import Directions
     from rahf.interpret.features.pursuit import decomposition_figures, pursue, random_band
     from rahf.report.feature_terms import decomposition_table
@@ -54,8 +65,7 @@ def run(options: argparse.Namespace) -> int:
     figures = {"layer": layer, **decomposition_figures(pursuit, band)}
     if options.model:
         figures["terms"] = with_tokens(figures["terms"], reading(options))
-    tell(options, figures, decomposition_table(figures))
-    return 0
+    return figures, decomposition_table(figures)
 
 
 def _tell_differences(directions, origin) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from rahf.commands.options.dictionaries import dictionary_option, reading, with_tokens
@@ -38,16 +39,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="the same training with another seed; may be given again",
     )
     option("--top", metavar="N", type="count", default=20, help="features listed (default: 20)")
-    option("--seed", metavar="N", type="seed", default=0, help="of the pairs' sides (default: 0)")
-    option("--batch_size", metavar="N", type="count", default=4, help="responses at once (4)")
+    option(
+        "--seed", metavar="N", type="seed", default=0, help="seed of the pairs' sides (default: 0)"
+    )
+    option(
+        "--batch_size", metavar="N", type="count", default=4, help="responses at once (default: 4)"
+    )
     option("--output", metavar="FOLDER", type=Path, help="folder for features.json and the table")
 
 
 def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import alone
+
+    _check(options)
+    with alone(options.output, wait=False) if options.output else nullcontext():
+        print(_shown(options))
+    return 0
+
+
+def _shown(options: argparse.Namespace) -> str:
+    """Return the tables, and write them where a folder is given."""
     from rahf.artifacts import write_json, write_text
     from rahf.report.feature_movement import movement_tables
 
-    _check(options)
     figures = {
         **identity(options),
         "made_from": content(options),
@@ -58,8 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_json(options.output / "features.json", figures)
         write_text(options.output / "features.md", table + "\n")
-    print(table)
-    return 0
+    return table
 
 
 def _figures(options: argparse.Namespace, placebos: list[Path]) -> dict:
@@ -103,7 +116,7 @@ def _check_adapter(options: argparse.Namespace, read) -> None:
 
     if not isinstance(read.model, PeftModel):
         raise ValueError(
-            f"{options.model} is no adapter that could be turned off: give the adapter of the "
+            f"{options.model} is not an adapter that could be turned off: give the adapter of the "
             "aligned model."
         )
     origin = read.dictionary.origin

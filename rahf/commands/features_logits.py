@@ -1,6 +1,7 @@
 """`rahf features logits`: which tokens a feature raises and lowers by itself."""
 
 import argparse
+from typing import Any
 
 from rahf.commands.options.dictionaries import (
     check_features,
@@ -23,10 +24,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell(options, _figures)
+
+
+def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.report.feature_terms import logits_table
 
     read = reading(options)
     check_features(options, read.dictionary)
     rows = with_tokens([{"feature": latent} for latent in options.feature], read)
-    tell(options, {"features": rows}, logits_table(rows))
-    return 0
+    return {"features": rows}, logits_table(rows)

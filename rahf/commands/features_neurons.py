@@ -1,6 +1,7 @@
 """`rahf features neurons`: what the firing of features says, beside neurons that fire as often."""
 
 import argparse
+from typing import Any
 
 from rahf.commands.options.corpora import corpus_options, pieces
 from rahf.commands.options.dictionaries import reading, reading_options, tell
@@ -16,11 +17,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     reading_options(parser)
     corpus_options(parser)
     parser.add_argument(
-        "--units", metavar="N", type="count", default=128, help="of each kind (default: 128)"
+        "--units", metavar="N", type="count", default=128, help="units of each kind (default: 128)"
     )
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell(options, _figures)
+
+
+def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.interpret.features.neurons import compare_neurons
     from rahf.report.feature_units import units_table
 
@@ -34,5 +39,4 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    tell(options, figures, units_table(figures))
-    return 0
+    return figures, units_table(figures)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from rahf.commands.options.dictionaries import reading, reading_options, tell
 
@@ -25,18 +26,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="labelled texts; may be given again",
     )
-    option("--text_column", metavar="NAME", default="text", help="column of the text (text)")
-    option("--label_column", metavar="NAME", default="label", help="column of the label (label)")
-    option("--limit", metavar="N", type="count", default=2000, help="texts of a file (2000)")
+    option("--text_column", metavar="NAME", default="text", help="text column (default: text)")
+    option("--label_column", metavar="NAME", default="label", help="label column (default: label)")
+    option(
+        "--limit",
+        metavar="N",
+        type="count",
+        default=2000,
+        help="texts of a file (default: 2000)",
+    )
     option(
         "--length", metavar="N", type="count", default=128, help="tokens of a text (default: 128)"
     )
-    option("--untrained_seed", metavar="N", type="seed", default=0, help="of the untrained model")
-    option("--seed", metavar="N", type="seed", default=0, help="of the split (default: 0)")
-    option("--batch_size", metavar="N", type="count", default=16, help="texts at once (16)")
+    option(
+        "--untrained_seed",
+        metavar="N",
+        type="seed",
+        default=0,
+        help="seed of the untrained model (default: 0)",
+    )
+    option("--seed", metavar="N", type="seed", default=0, help="seed of the split (default: 0)")
+    option(
+        "--batch_size", metavar="N", type="count", default=16, help="texts at once (default: 16)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell(options, _figures)
+
+
+def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.interpret.features.labelled import read_labelled
     from rahf.interpret.features.probing import split_labels
     from rahf.interpret.features.texts import first_pieces
@@ -59,11 +78,10 @@ def run(options: argparse.Namespace) -> int:
     found = []
     for path, given in sets.items():
         untrained = _read(options, read, firsts[path], given, encode=False)
-        figures = _figures(trained[path], untrained, given.labels, splits[path])
+        figures = _set_figures(trained[path], untrained, given.labels, splits[path])
         found.append({"texts": path.name, "positive": given.positive, **figures})
     tables = "\n\n".join(probe_table(figures) for figures in found)
-    tell(options, {"sets": found}, tables)
-    return 0
+    return {"sets": found}, tables
 
 
 def _tell_omitted(sets, firsts) -> None:
@@ -89,7 +107,7 @@ def _read(options: argparse.Namespace, read, first, given, encode=True):
     return of_texts(batches, encoder, len(given.texts), dictionary.d_model)
 
 
-def _figures(trained, untrained, labels, split) -> dict:
+def _set_figures(trained, untrained, labels, split) -> dict:
     from rahf.interpret.features.probing import (
         probe_densely,
         probe_dimensions,

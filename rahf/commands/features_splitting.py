@@ -1,6 +1,7 @@
 """`rahf features splitting`: what becomes of features when a dictionary grows."""
 
 import argparse
+from typing import Any
 
 from rahf.commands.options.dictionaries import dictionary_of, reading_options, tell
 
@@ -14,11 +15,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         type="share",
         default=0.7,
-        help="of directions that count as one feature, at least (default: 0.7)",
+        help="least cosine of directions that count as one feature (default: 0.7)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell(options, _figures)
+
+
+def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.interpret.features.splitting import check_sizes, splitting, splitting_figures
     from rahf.report.feature_units import splitting_table
 
@@ -27,5 +32,4 @@ def run(options: argparse.Namespace) -> int:
     signed = small.origin.kind == "states"
     found = splitting(small.directions, large.directions, options.cosine, signed=signed)
     figures = {"threshold": options.cosine, **splitting_figures(found)}
-    tell(options, figures, splitting_table(figures))
-    return 0
+    return figures, splitting_table(figures)

@@ -24,9 +24,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     dictionary_option(parser)
     feature_option(parser)
-    option("--how", choices=("pin", "scale", "ablate"), required=True, help="what is done to it")
+    option(
+        "--how",
+        choices=("pin", "scale", "ablate"),
+        required=True,
+        help="what is done to the feature",
+    )
     strength = parser.add_mutually_exclusive_group()
-    strength.add_argument("--strength", metavar="X", type="number", help="value, or factor")
+    strength.add_argument(
+        "--strength", metavar="X", type="number", help="value (pin) or factor (scale)"
+    )
     strength.add_argument(
         "--kl", metavar="NATS", type="positive number", help="solve X for this divergence"
     )
@@ -39,8 +46,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "generated)",
     )
     option("--prompts", required=True, metavar="FILE", type=Path, help="the prompts")
-    option("--output", required=True, metavar="FILE", type=Path, help=".jsonl or .json to write")
-    option("--generator", metavar="NAME", help="name in the file (default: the model's)")
+    option(
+        "--output", required=True, metavar="FILE", type=Path, help="file to write, .jsonl or .json"
+    )
+    option("--generator", metavar="NAME", help="generator named in the file (default: the model)")
     option("--limit", metavar="N", type="count", help="answer the first N prompts")
     option(
         "--batch_size", metavar="N", type="count", default=16, help="prompts at once (default: 16)"

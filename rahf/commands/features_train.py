@@ -37,30 +37,38 @@ def _text_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--dataset", metavar="NAME", help="saved by `datasets`, or of the Hub")
     source.add_argument("--pairs", metavar="NAME", help="preference pairs: their responses")
     option = parser.add_argument
-    option("--split", metavar="NAME", default="train", help="of the data set (default: train)")
-    option("--column", metavar="NAME", default="text", help="of the texts (default: text)")
+    option(
+        "--split", metavar="NAME", default="train", help="split of the data set (default: train)"
+    )
+    option("--column", metavar="NAME", default="text", help="column of the texts (default: text)")
     option(
         "--tokens",
         metavar="N",
         type="count",
         default=5_000_000,
-        help="tokens to train on (5000000); a shorter text is read again",
+        help="tokens to train on (default: 5000000); a shorter text is read again",
     )
     option(
         "--held_out",
         metavar="N",
         type="count",
         default=20_000,
-        help="tokens to measure on, at most a fifth of the text (20000)",
+        help="tokens to measure on, at most a fifth of the text (default: 20000)",
     )
-    option("--length", metavar="N", type="count", default=256, help="tokens of a piece (256)")
+    option(
+        "--length", metavar="N", type="count", default=256, help="tokens of a piece (default: 256)"
+    )
     option("--every_token", action="store_true", help="read first and special tokens too")
-    option("--batch_size", metavar="N", type="count", default=16, help="pieces at once (16)")
+    option(
+        "--batch_size", metavar="N", type="count", default=16, help="pieces at once (default: 16)"
+    )
 
 
 def _state_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    option("--layers", metavar="LAYERS", default="0.5", help="as target_layers (default: 0.5)")
+    option(
+        "--layers", metavar="LAYERS", default="0.5", help="blocks, as target_layers (default: 0.5)"
+    )
     option(
         "--site",
         choices=("residual", "mlp"),
@@ -83,9 +91,11 @@ def _dictionary_options(parser: argparse.ArgumentParser) -> None:
         type="count",
         nargs="+",
         default=[4096],
-        help="size, or several (4096)",
+        help="latents of a dictionary, or several sizes (default: 4096)",
     )
-    option("--k", metavar="N", type="count", default=32, help="active latents a token (32)")
+    option(
+        "--k", metavar="N", type="count", default=32, help="active latents per token (default: 32)"
+    )
     option("--signed", action="store_true", help="latents may be negative (AbsTopK)")
     option(
         "--seeds",
@@ -93,14 +103,14 @@ def _dictionary_options(parser: argparse.ArgumentParser) -> None:
         type="seed",
         nargs="+",
         default=[0, 1],
-        help="of the trainings whose agreement is reported (0 1)",
+        help="seeds of the trainings whose agreement is reported (default: 0 1)",
     )
     option(
         "--learning_rate",
         metavar="X",
         type="positive number",
         default=1e-3,
-        help="of Adam (default: 0.001)",
+        help="learning rate of Adam (default: 0.001)",
     )
     option(
         "--batch_tokens",

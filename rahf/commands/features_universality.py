@@ -1,6 +1,7 @@
 """`rahf features universality`: features that two models share."""
 
 import argparse
+from typing import Any
 
 from rahf.commands.options.corpora import corpus_options, pieces
 from rahf.commands.options.dictionaries import reading, reading_options, tell
@@ -22,6 +23,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return tell(options, _figures)
+
+
+def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.interpret.features.universality import universality_figures
     from rahf.interpret.token_shift.shift import check_same_tokenizer
     from rahf.report.feature_units import universality_table
@@ -30,8 +35,7 @@ def run(options: argparse.Namespace) -> int:
     other = reading(options, options.other_model, options.other_dictionary)
     check_same_tokenizer(ours.tokenizer, other.tokenizer)
     figures = universality_figures(*_read(options, ours, other))
-    tell(options, figures, universality_table(figures))
-    return 0
+    return figures, universality_table(figures)
 
 
 def _read(options: argparse.Namespace, ours, other):

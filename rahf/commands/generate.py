@@ -27,8 +27,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     model_options(parser)
     option("--prompts", required=True, metavar="FILE", type=Path, help="the prompts")
-    option("--output", required=True, metavar="FILE", type=Path, help=".jsonl or .json to write")
-    option("--generator", metavar="NAME", help="name in the file (default: the model's)")
+    option(
+        "--output", required=True, metavar="FILE", type=Path, help="file to write, .jsonl or .json"
+    )
+    option("--generator", metavar="NAME", help="generator named in the file (default: the model)")
     option("--limit", metavar="N", type="count", help="answer the first N prompts")
     option(
         "--urial",
@@ -63,19 +65,23 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         type="number from zero",
         default=0.0,
-        help="0 (default): greedy",
+        help="temperature of the sampling; 0: greedy (default: 0)",
     )
     option(
-        "--top_p", metavar="P", type="share", default=1.0, help="share of probability to draw from"
+        "--top_p",
+        metavar="P",
+        type="share",
+        default=1.0,
+        help="share of probability to draw from (default: 1)",
     )
     option(
         "--top_k",
         metavar="K",
         type="count from zero",
         default=0,
-        help="likeliest tokens to draw from; 0: all",
+        help="likeliest tokens to draw from; 0: all (default: 0)",
     )
-    option("--seed", metavar="N", type="seed", default=0, help="of the sampling (default: 0)")
+    option("--seed", metavar="N", type="seed", default=0, help="seed of the sampling (default: 0)")
 
 
 def run(options: argparse.Namespace) -> int:

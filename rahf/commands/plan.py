@@ -13,7 +13,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--device_memory",
         metavar="GIB",
         type="positive number",
-        help="refuse what does not fit into it",
+        help="memory of a device, in GiB; what does not fit is refused",
     )
     option("--rows", metavar="N", type="count", help="training rows, where they cannot be counted")
     option(

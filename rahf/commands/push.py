@@ -8,7 +8,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("source", metavar="FOLDER", type=Path, help="output_dir of a run, or directions")
     option("repo_id", metavar="USER/NAME", help="repository, made if there is none")
-    option("--public", action="store_true", help="for everybody to see (default: private)")
+    option("--public", action="store_true", help="make the repository public (default: private)")
     option("--base", metavar="NAME", help="the base's name on the Hub, where it was a folder")
     option("--dry_run", action="store_true", help="show the files and the card, send nothing")
     option("--endpoint", metavar="URL", help="another Hub (also: HF_ENDPOINT)")

@@ -34,23 +34,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--model", required=True, metavar="NAME", help="language or reward model to start from")
     option("--pairs", required=True, metavar="NAME", help="pairs: a file, a folder or a Hub id")
-    option("--split", metavar="NAME", default="train", help="that is trained on (default: train)")
-    option("--test_split", metavar="NAME", help="that accuracy is measured on (default: none)")
+    option(
+        "--split", metavar="NAME", default="train", help="split that is trained on (default: train)"
+    )
+    option(
+        "--test_split", metavar="NAME", help="split that accuracy is measured on (default: none)"
+    )
     option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the model")
     option(
         "--lora_r",
         metavar="N",
         type="count from zero",
         default=16,
-        help="rank (16); 0: train all weights",
+        help="rank of the LoRA; 0: train all weights (default: 16)",
     )
-    option("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
-    option("--chat_template", metavar="FILE", help="Jinja text or file in place of the tokenizer's")
+    option(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the weights (default: float32)"
+    )
+    option(
+        "--chat_template",
+        metavar="FILE",
+        help="chat template, Jinja text or file (default: the tokenizer's)",
+    )
     for name, kind in ARGUMENTS.items():
-        option(f"--{name}", metavar="N", type=kind, help="as in TRL's RewardConfig")
-    option("--save_strategy", choices=("no", "steps", "epoch"), help="as in TRL's RewardConfig")
+        option(f"--{name}", metavar="N", type=kind, help=f"{name} of TRL's RewardConfig")
+    option(
+        "--save_strategy",
+        choices=("no", "steps", "epoch"),
+        help="save_strategy of TRL's RewardConfig",
+    )
     for name in SWITCHES:
-        option(f"--{name}", action="store_true", help="as in TRL's RewardConfig")
+        option(f"--{name}", action="store_true", help=f"{name} of TRL's RewardConfig")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -23,7 +23,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--responses", metavar="FILE", type=Path, help="responses to measure")
     option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
     option("--limit", metavar="N", type="count", help="the first N prompts or responses")
-    option("--max_new_tokens", metavar="N", type="count", default=256, help="of a response (256)")
+    option(
+        "--max_new_tokens",
+        metavar="N",
+        type="count",
+        default=256,
+        help="tokens of a response, at most (default: 256)",
+    )
     option(
         "--batch_size", metavar="N", type="count", default=8, help="responses at once (default: 8)"
     )

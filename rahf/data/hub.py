@@ -90,7 +90,10 @@ def refuse_missing(
     name = str(name)
     if exists(name):
         return
-    here = f"{what or f'{name:.200}'}: there is no folder of this name (looked from {Path.cwd()})"
+    here = (
+        f"{what or f'{name:.200}'}: there is no folder of this name "
+        f"(working directory: {Path.cwd()})"
+    )
     if not may_be_on_hub(name):
         raise ValueError(f"{here}{near_name(name)}; {cure}.")
     found = ask_hub(name, revision=revision)
@@ -98,11 +101,11 @@ def refuse_missing(
         return
     if found.there is None:
         if _fetched(name):
-            reason = f"since the Hub cannot be asked ({found.reason})"
+            reason = f"since the Hub cannot be reached ({found.reason})"
             ask_no_more(f"note: {name} is read from the cache, {reason}")
             return
         raise ValueError(
-            f"{here}{near_name(name)}, and the Hub cannot be asked for it ({found.reason}); "
+            f"{here}{near_name(name)}, and the Hub cannot be reached ({found.reason}); "
             f"{cure}, or fetch it where there is a network."
         )
     raise ValueError(f"{here}{near_name(name)}, and {found.reason}; {cure}.")

@@ -113,7 +113,7 @@ def _json_file_records(path: Path, whole_characters: bool) -> Iterator[tuple[str
 
 
 def _holds_records(value: Any) -> bool:
-    """Return whether a value is a list of objects that are no messages."""
+    """Return whether a value is a list of objects that are not messages."""
     return (
         isinstance(value, list)
         and bool(value)

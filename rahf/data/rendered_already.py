@@ -75,7 +75,7 @@ def rendered_already(
             )
     if any(m["role"] == "user" and _between(m["content"], marks) for m in prompt):
         return (
-            f"the prompt stands between {marks[0]!r} and {marks[1]!r}, as if the chat template "
+            f"the prompt is enclosed in {marks[0]!r} and {marks[1]!r}, as if the chat template "
             "had rendered it already: give plain text or messages"
         )
     users = [m["content"] for m in prompt if m["role"] == "user"]

@@ -149,7 +149,7 @@ def local_splits(local: Path) -> dict[str, list[Path]]:
     if local.is_file():
         if not local.name.endswith(FILE_SUFFIXES):
             raise ValueError(
-                f"{local} is no data file: its name should end in one of "
+                f"{local} is not a data file: its name should end in one of "
                 f"{', '.join(FILE_SUFFIXES)}."
             )
         return {"train": [local]}
@@ -298,7 +298,7 @@ def hub_splits(name: str, configuration: str | None = None) -> tuple[str, ...]:
     """Return the splits of a data set of the Hub.
 
     Raises:
-        ValueError: there is no such data set or configuration, or the Hub cannot be asked.
+        ValueError: there is no such data set or configuration, or the Hub cannot be reached.
     """
     from datasets import get_dataset_split_names
 
@@ -309,7 +309,10 @@ def _from_hub(where: str, name: str, get: Callable[[], Any]) -> Any:
     """Return what `get` gets of a data set of the Hub, which is asked for the name first."""
     from datasets.exceptions import DatasetNotFoundError
 
-    found, here = ask_hub(name, "dataset"), f"{name!r} is no file or folder here{near_name(name)}"
+    found, here = (
+        ask_hub(name, "dataset"),
+        f"{name!r} is not a file or folder in the working directory{near_name(name)}",
+    )
     if found.there is False:
         raise ValueError(f"{here}, and {found.reason}; correct the name.")
     if found.there is None:
@@ -319,7 +322,7 @@ def _from_hub(where: str, name: str, get: Callable[[], Any]) -> Any:
     except ValueError as error:  # a split or a configuration that it does not have
         raise ValueError(f"{where}: {error}") from error
     except (DatasetNotFoundError, ConnectionError) as error:
-        why = f"the Hub cannot be asked for it ({found.reason})" if found.reason else f"{error}"
+        why = f"the Hub cannot be reached ({found.reason})" if found.reason else f"{error}"
         raise ValueError(
             f"{here}, and {why}; correct the path, or fetch the data set where there is a network."
         ) from error

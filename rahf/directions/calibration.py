@@ -144,7 +144,7 @@ class NeutralText:
 
 
 class Calibration:
-    """A model, what it is held against, and what is asked of it.
+    """A model, what it is compared with, and what is asked of it.
 
     Args:
         pairs: held-out tokenised pairs.

@@ -1,7 +1,7 @@
 """Contrasting hidden states of a model, batch by batch: what directions are fitted to.
 
-Three sources: chosen against rejected responses, one response under a good and a bad instruction,
-one response said by two adapters. Knows models and rows of ids; fits nothing.
+Three sources: chosen against rejected responses, one response under a positive and a
+negative instruction, one response said by two adapters. Knows models and rows of ids; fits nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class Samples(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Contrasts, padding left out."""
+        """Contrasts, padding omitted."""
         return round(self.difference_weight.sum().item())
 
 

@@ -99,7 +99,7 @@ def find_config(name: str) -> Path:
     known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
     there = f"in {FOLDER} are {', '.join(known)}" if known else f"there is no folder {FOLDER}"
     raise ValueError(
-        f"--accelerate_config {name}: is no file, nor is {FOLDER / name}.yaml; {there}"
+        f"--accelerate_config {name}: is not a file, nor is {FOLDER / name}.yaml; {there}"
     )
 
 

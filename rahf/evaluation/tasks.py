@@ -84,7 +84,7 @@ def check_no_code(folder: Path) -> None:
             nodes = list(_nodes(yaml.compose(path.read_text(encoding="utf-8"))))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             line = " ".join(str(error).split())[:SHOWN]
-            raise ValueError(f"--task_folder: {path} is no YAML: {line}") from None
+            raise ValueError(f"--task_folder: {path} is not YAML: {line}") from None
         for node in nodes:
             if not node.tag.startswith(PLAIN) or node.tag.startswith(f"{PLAIN}python/"):
                 raise ValueError(

@@ -5,7 +5,9 @@ reads each response once. Ties count half. The rate is reported beside the lengt
 estimate of what it would be at equal length. Knows judges and texts; knows no model.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -30,7 +32,11 @@ class Contest(NamedTuple):
     second: str
 
 
-def contests_of(first: Sequence[Response], second: Sequence[Response]) -> list[Contest]:
+def contests_of(
+    first: Sequence[Response],
+    second: Sequence[Response],
+    files: tuple[str, str] = ("the first file", "the second file"),
+) -> list[Contest]:
     """Return the responses of two files, matched by their prompts, in the order of the first.
 
     Raises:
@@ -40,14 +46,22 @@ def contests_of(first: Sequence[Response], second: Sequence[Response]) -> list[C
         {prompt_text(response.messages): response for response in given}
         for given in (first, second)
     )
-    if len(mine) < len(first) or len(other) < len(second):
-        raise ValueError("a prompt stands twice in one file, so it cannot be said what to compare")
-    if mine.keys() != other.keys():
-        alone = sorted(mine.keys() ^ other.keys())
-        raise ValueError(
-            f"the files answer different prompts: {len(alone)} are in one of them only, for "
-            f"instance {alone[0][:120]!r}"
-        )
+    for file, given in zip(files, (first, second), strict=True):
+        counts = Counter(prompt_text(each.messages) for each in given)
+        for prompt, number in counts.items():
+            if number == 1:
+                continue
+            raise ValueError(
+                f"{file}: the prompt {prompt[:120]!r} has {number} responses, so it is not known "
+                "which to compare: keep one"
+            )
+    for (file, keys), (against, others) in permutations(zip(files, (mine, other), strict=True)):
+        alone = sorted(keys.keys() - others.keys())
+        if alone:
+            raise ValueError(
+                f"{file} answers prompts that {against} does not ({len(alone)}, for instance "
+                f"{alone[0][:120]!r}): give responses to the same prompts"
+            )
     return [
         Contest(response.messages, response.text, other[prompt].text)
         for prompt, response in mine.items()
@@ -156,7 +170,7 @@ def rate_at_equal_length(
     `P(win) = sigmoid(a + b tanh(d))`, d the difference of the lengths in characters over its
     standard deviation; reported is sigmoid(a). The form of length control in AlpacaEval 2 (Dubois
     et al. 2024, arXiv 2404.04475) without its term for the difficulty of each instruction, so not
-    to be held against figures of that benchmark.
+    to be compared with figures of that benchmark.
     """
     values, differences = np.asarray(values), np.diff(np.asarray(lengths), axis=1)[:, 0] * -1.0
     scale = differences.std() or 1.0

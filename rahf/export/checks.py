@@ -31,7 +31,10 @@ EXPORTED = ("adapter_config.json", "directions.safetensors")
 def nothing_there(folder: Path) -> str:
     """Return why a folder holds nothing to export or push, and what to do."""
     if not folder.exists():
-        return f"there is no folder {folder} (looked from {Path.cwd()}); give that of an adapter."
+        return (
+            f"there is no folder {folder} (working directory: {Path.cwd()}); give that of an "
+            "adapter."
+        )
     told = f"{folder} holds neither an adapter nor directions"
     inside = sorted(
         path.parent
@@ -42,7 +45,7 @@ def nothing_there(folder: Path) -> str:
     cure = "give the folder of one"
     if begun:
         told += ": its training has not ended"
-        cure = "the same rahf align continues it"
+        cure = "the same rahf align command resumes it"
     if inside:
         cure += f", or give one that is inside: {', '.join(map(str, inside[:4]))}"
     return f"{told}; {cure}."
@@ -102,7 +105,7 @@ def _check_ranks(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     path, config = folder / WEIGHTS_FILE, read_mapping(folder / "adapter_config.json")
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"{folder}/adapter_config.json: r: {rank!r} is no rank of a LoRA.")
+        raise ValueError(f"{folder}/adapter_config.json: r: {rank!r} is not a rank of a LoRA.")
     own_ranks = config.get("rank_pattern") or config.get("target_parameters")
     for name, shape in shapes.items():
         if not name.endswith((".lora_A.weight", ".lora_B.weight")):

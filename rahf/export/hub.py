@@ -86,9 +86,9 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no name of a repository: give USER/NAME.")
+        raise ValueError(f"{repo_id!r} is not the name of a repository: {error}") from None
+    if repo_id.count("/") != 1 or repo_id != repo_id.strip():  # a line break passes some releases
+        raise ValueError(f"{repo_id!r} is not the name of a repository: give USER/NAME.")
 
 
 def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
@@ -137,7 +137,7 @@ def shared_name(base: str | None) -> str:
     """Return the base's name, if others can load it from the Hub."""
     if not base or Path(base).exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
         raise ValueError(
-            f"the base is {base!r}, which is no name on the Hub: others could not load it. Give "
+            f"the base is {base!r}, which is not a name on the Hub: others could not load it. Give "
             "--base with the name of the repository it came from."
         )
     check_repo_id(base)
@@ -166,7 +166,7 @@ def push(upload: Upload, repo_id: str, *, private: bool = True, endpoint: str | 
     except HfHubHTTPError as error:
         raise ValueError(push_refusal(error.response.status_code, repo_id, endpoint)) from None
     except RuntimeError as error:  # a large file did not arrive
-        raise ValueError(f"{error} Run the same command again to continue.") from None
+        raise ValueError(f"{error} The same command resumes the upload.") from None
 
 
 def _send(api: "HfApi", upload: Upload, repo_id: str, private: bool) -> str:

@@ -87,15 +87,15 @@ def write_merged(
 ) -> Difference:
     """Merge `adapter` into its base and write the model, once it is shown to be the same.
 
-    The written files are loaded anew for the comparison: number format and serialisation are part
+    The written files are loaded anew for the comparison: dtype and serialisation are part
     of what is compared.
 
     Raises:
-        ValueError: `adapter` is no adapter; the merged model differs by more than `TOLERANCE`.
+        ValueError: `adapter` is not an adapter; the merged model differs by more than `TOLERANCE`.
     """
     model = load_model(adapter, {"dtype": dtype}, base=base)
     if not isinstance(model, PeftModel):
-        raise ValueError(f"{adapter} is no adapter, so there is nothing to merge.")
+        raise ValueError(f"{adapter} is not an adapter, so there is nothing to merge.")
     ids = _ids_of_texts(tokenizer)
     before = logits_of(model, ids)
     _check_finite(before, f"{adapter} on {base or base_of(adapter)}")
@@ -111,7 +111,7 @@ def write_merged(
         shutil.rmtree(staging)
         raise ValueError(
             f"the merged model differs from base and adapter: {found}. Nothing was written; merge "
-            "in another number format (--dtype float32). Where that does not help, the model reads "
+            "in another dtype (--dtype float32). Where that does not help, the model reads "
             "a matrix past its adapter: export the adapter only (--formats adapter)."
         )
     shutil.rmtree(folder, ignore_errors=True)

@@ -133,7 +133,7 @@ class Unfinished:
         if not logits.amax().isfinite():  # the largest is NaN where any is
             raise ValueError(
                 "the model predicts NaN or infinity, so it writes nothing: check its weights and "
-                "number format (dtype)."
+                "dtype."
             )
         return logits
 

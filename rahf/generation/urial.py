@@ -1,7 +1,7 @@
 """Alignment without training: an instruction and a few examples in front of a base model (URIAL,
 Lin et al. 2023, arXiv 2312.01552, section 4).
 
-A prompt is plain text: `# Instruction`, then `# Query:` and `# Answer:` by turns, their bodies
+A prompt is plain text: `# Instruction`, then `# Query:` and `# Answer:` alternately, their bodies
 between triple backticks, ending with an answer that is open. Earlier turns of a chat stand in the
 same form. Knows text and tokenizers; knows no model.
 """
@@ -50,8 +50,8 @@ class Urial:
         if len(turns) % 2 == 0 or [turn["role"] for turn in turns] != list(wanted[: len(turns)]):
             roles = ", ".join(message["role"] for message in messages)
             raise ValueError(
-                "URIAL's form takes user and assistant by turns and ends with the user; the chat "
-                f"has {roles}."
+                "URIAL's form takes user and assistant alternately and ends with the user; the "
+                f"chat has {roles}."
             )
         turns[0]["content"] = "\n\n".join([*system, turns[0]["content"]])
         texts = [turn["content"] for turn in turns]
@@ -80,8 +80,8 @@ def urial_prompt_form(tokenizer: "PreTrainedTokenizerBase", urial: Urial) -> Pro
 def answer_body(written: str) -> str:
     """Return the answer without the fence that closes it; fences of code inside it are kept.
 
-    Fences open and close by turns, so the last line closes the answer where their number is odd. An
-    answer that was cut off within a block of code has an odd number too, but no fence at its end.
+    Fences open and close alternately, so the last line closes the answer where their number is odd.
+    An answer cut off within a block of code has an odd number too, but no fence at its end.
     """
     lines = written.rstrip().split("\n")
     fences = sum(line.startswith(FENCE) for line in lines)
@@ -108,7 +108,7 @@ def read_urial(path: str | Path) -> Urial:
         found = ", ".join(f"# {name}" for name in markers) or "none"
         raise ValueError(
             f"{path}: the headings found are {found}. "
-            "Give # Instruction, then # Query: and # Answer: by turns, at least once, each on a "
+            "Give # Instruction, then # Query: and # Answer: alternately, at least once, each on a "
             "line of its own and nothing before them."
         )
     fenced = [_unfenced(body, f"{path}, part {n}") for n, body in enumerate(bodies[1:], start=2)]
@@ -118,5 +118,8 @@ def read_urial(path: str | Path) -> Urial:
 def _unfenced(body: str, place: str) -> str:
     text = body.strip()
     if not (text.startswith(f"{FENCE}\n") and text.endswith(f"\n{FENCE}") and len(text) > 8):
-        raise ValueError(f"{place} does not stand between lines of triple backticks: {text[:60]!r}")
+        raise ValueError(
+            f"{place} is not enclosed in lines of triple backticks: {text[:60]!r}. Put a line of "
+            "three backticks before and after it."
+        )
     return text[len(FENCE) + 1 : -len(FENCE) - 1]

@@ -1,1 +1,1 @@
-"""What changed between a base and an aligned model, and how it can be read."""
+"""Token shift between a base and an aligned model, and features: sparse dictionaries."""

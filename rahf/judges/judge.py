@@ -54,7 +54,7 @@ class Judge(Protocol):
 
 
 def id_of_model(name: str, dtype: str, *bases: str | None) -> str:
-    """Return the id of a local model as judge: name, number format, content of its files here."""
+    """Return the id of a local model as judge: name, dtype, content of its files here."""
     content = identity_of(*filter(None, (name, *bases)))
     return " ".join(filter(None, (name, dtype, content)))
 
@@ -65,13 +65,16 @@ class Verdicts:
     Args:
         path: a file that may be there already, and may hold verdicts of several judges; None: they
             are kept in memory.
+
+    Raises:
+        ValueError: the file holds something, but no verdict.
     """
 
     def __init__(self, path: Path | None = None):
         self._path = path
         self._known: dict[str, Verdict] = {}
         if path is not None and path.exists():
-            for record in kept_lines(path, _is_kept_verdict):
+            for record in kept_lines(path, _is_kept_verdict, "verdicts"):
                 key = record["judge"], record["prompt_hash"]
                 self._known[key] = Verdict(record["value"], record["said"])
 
@@ -88,7 +91,7 @@ class Verdicts:
             if not is_finite(verdict.value):
                 raise ValueError(
                     f"judge {judge.id}: the verdict on text {place} of {len(new)} is not finite "
-                    f"({verdict.value}): check the judge's weights and number format. The text: "
+                    f"({verdict.value}): check the judge's weights and dtype. The text: "
                     f"{new[key][:SHOWN]!r}"
                 )
             self._known[key] = verdict

@@ -3,7 +3,6 @@
 All that adds, starts, switches or checks an adapter. Knows peft; knows no loss and no data.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,21 +12,17 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.data.hub import refuse_missing
-from rahf.distributed.sharding import load_placed, refuse_incomplete, without_engine
+from rahf.distributed.sharding import load_placed, without_engine
+from rahf.models.adapter_files import POLICY, put_adapter, refuse_trainable_tokens
+from rahf.models.base_weights import keeping_base, refuse_trainable_base
 from rahf.models.capture import find_blocks
 from rahf.models.lora_targets import on_blocks, report_untouched_experts
 from rahf.models.own_training import turn_off_dropout, turn_off_router_logits
-
-POLICY = "default"
-"""PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
-looks for it.
-"""
 
 
 def base_name(model: str | nn.Module) -> str:
@@ -64,7 +59,7 @@ def load_model(
         base: replaces the base that the adapter's configuration names.
 
     Raises:
-        ValueError: `base` is given for what is no adapter; an adapter that names no base.
+        ValueError: `base` is given for what is not an adapter; an adapter that names no base.
     """
     if is_adapter(name):
         model = put_adapter(base_model(base or base_of(name), init_kwargs), name)
@@ -89,41 +84,6 @@ def base_of(name: str | Path) -> str | None:
     cure = "give --base, or write the folder into adapter_config.json"
     refuse_missing(base, what=f"{name}: the base {base!r} of this adapter", cure=cure)
     return base
-
-
-def put_adapter(
-    model: PreTrainedModel | PeftModel,
-    folder: str | Path,
-    name: str = POLICY,
-    *,
-    trainable: bool = False,
-) -> PeftModel:
-    """Put every tensor of the adapter in `folder` on `model`.
-
-    Raises:
-        ValueError: tensors of the adapter are missing, not finite, or belong to no module of
-            `model`.
-    """
-    files = [Path(folder) / file for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)]
-    if Path(folder).is_dir() and not any(file.exists() for file in files):
-        raise ValueError(
-            f"{folder} holds an adapter_config.json but no {files[0].name}; give the folder of a "
-            "finished training."
-        )
-    options = {"adapter_name": name, "is_trainable": trainable}
-    if not isinstance(model, PeftModel):
-        with warnings.catch_warnings():  # what is missing is an error below
-            warnings.filterwarnings("ignore", "Found missing adapter keys")
-            model = PeftModel.from_pretrained(model, str(folder), **options)
-    report = model.load_adapter(str(folder), **options)
-    missing = {key for key in report.missing_keys if f".{name}." in key}
-    refuse_incomplete(
-        folder, {"missing_keys": missing, "unexpected_keys": set(report.unexpected_keys)}
-    )
-    for key, parameter in model.named_parameters():
-        if f".{name}." in key and not parameter.isfinite().all():
-            raise ValueError(f"the adapter {folder}: {key} has NaN or infinity; train it again.")
-    return model
 
 
 def load_tokenizer_of(
@@ -191,7 +151,7 @@ def attach_policy(
 
     Raises:
         ValueError: `start` is a full model, or an adapter of another base; a pattern of modules
-            that matches nothing in the blocks.
+            that matches nothing in the blocks; a LoRA that changes or trains the base's weights.
     """
     if isinstance(base, PeftModel):
         model = base
@@ -200,8 +160,11 @@ def attach_policy(
         model = _copy_of(start, base)
     else:
         blocks = find_blocks(base).modules
-        model = get_peft_model(base, on_blocks(config, base, blocks, layers), POLICY)
+        with keeping_base(base, POLICY, "the policy's LoRA (peft_config)"):
+            model = get_peft_model(base, on_blocks(config, base, blocks, layers), POLICY)
         report_untouched_experts(blocks[: layers.stop])
+    refuse_trainable_tokens(model.peft_config[POLICY], "the policy's LoRA (peft_config)")
+    refuse_trainable_base(model, POLICY)
     for parameter in trainable(model):
         # Pure bfloat16 weights hardly move at usual learning rates.
         parameter.data = parameter.data.float()

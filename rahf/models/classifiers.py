@@ -32,8 +32,8 @@ def load_classifier(
     model, new_head = _load_body(base, {**labels, **init_kwargs})
     if new_head and not (adapter and _brings(str(name), new_head)):
         raise ValueError(
-            f"{name} is no reward model: it has no weights for {', '.join(sorted(new_head))}, so "
-            "that its scores would be random. Give a sequence classifier, as rahf reward "
+            f"{name} is not a reward model: it has no weights for {', '.join(sorted(new_head))}, "
+            "so that its scores would be random. Give a sequence classifier, as rahf reward "
             "trains, or use the language model as choice:NAME."
         )
     return (put_adapter(model, name) if adapter else model).eval().to(device)
@@ -48,7 +48,7 @@ def load_to_train(name: str, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
     if is_adapter(name):
         raise ValueError(
             f"{name} is an adapter: merge it into its base (rahf export --formats merged) and "
-            "train on what that writes."
+            "train on the merged model."
         )
     return _load_body(name, {"num_labels": 1, **init_kwargs})[0]
 

@@ -7,7 +7,7 @@ TRL's DPO turns it off for the same reason. Dropout of the adapters (`lora_dropo
 
 import logging
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def turn_off_dropout(model: nn.Module) -> float:
     adapters = {
         module
         for layer in model.modules()
-        if isinstance(layer, BaseTunerLayer)
+        if isinstance(layer, LoraLayer)
         for module in layer.lora_dropout.modules()
     }
     found = [0.0]

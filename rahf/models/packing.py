@@ -212,7 +212,7 @@ def _refuse_packed_pass(module: nn.Module, key: Tensor, mask: Tensor | None) -> 
     if mask is not None and mask.shape[-1] == 1 < key.shape[2]:
         raise ValueError(
             f"{type(module).__name__} got no row_spans in a packed pass: the blocks of this model "
-            "do not hand on what packing needs. Set packing: false."
+            "do not pass on `row_spans`. Set packing: false."
         )
 
 

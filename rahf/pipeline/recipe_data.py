@@ -47,7 +47,7 @@ def _splits(recipe: Recipe) -> list[str]:
 
 
 def fill_cache(recipe: Recipe) -> str:
-    """Tokenise every split into the cache; return a line a split with the place and the time.
+    """Tokenise every split into the cache; return one line per split with the place and the time.
 
     Raises:
         ValueError: another process writes into the output folder.

@@ -21,8 +21,8 @@ from rahf.artifacts import (
     RECIPE_FILE,
     StageRecord,
     identity_of,
-    read_json,
     read_lines,
+    read_object,
     write_json,
     write_lines,
     write_text,
@@ -237,7 +237,7 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
 def run_evaluation(recipe: Recipe) -> dict[str, Any]:
     """Measure base, teachers and policy on the same held-out data."""
     is_main = PartialState().is_main_process
-    metrics = read_json(recipe.output_dir / METRICS_FILE) if is_main else {}
+    metrics = read_object(recipe.output_dir / METRICS_FILE) if is_main else {}
     with without_engine():
         models = evaluate_models(recipe, stage_folder(recipe, "evaluation"), metrics)
     if is_main:
@@ -265,7 +265,7 @@ def save_log(trainer: Trainer) -> dict[str, Any]:
 
 def results_text(folder: Path) -> str:
     """Return the tables that the run in `folder` ends with, read from its files."""
-    metrics, parts = read_json(folder / METRICS_FILE), []
+    metrics, parts = read_object(folder / METRICS_FILE), []
     if "models" in metrics:
         parts += [models_table(metrics["models"]), *judges_tables(metrics["models"])]
     if "eval_repr/reached" in metrics:

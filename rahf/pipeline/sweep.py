@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 
-from rahf.artifacts import METRICS_FILE, read_json, write_json, write_text
+from rahf.artifacts import METRICS_FILE, read_object, write_json, write_text
 from rahf.pipeline.inputs import teachers_of
 from rahf.pipeline.run import run_pipeline, run_stage
 from rahf.pipeline.stages import output_of_one_run
@@ -45,7 +45,7 @@ def read_grid(overrides: Sequence[str]) -> Grid:
     """Return overrides as a grid: several values, `--alpha 1,2,5`, are an axis; a YAML list is one.
 
     Raises:
-        ValueError: nothing is varied; an override without a value.
+        ValueError: nothing is varied; an override without a value; a key or a value twice.
     """
     axes, fixed, waiting = {}, [], list(overrides)
     while waiting:
@@ -55,13 +55,26 @@ def read_grid(overrides: Sequence[str]) -> Grid:
                 raise ValueError(f"{name}: give every key with its value or values: --alpha 1,2,5")
             value = waiting.pop(0)
         values = [part.strip() for part in value.split(",")]
+        key = name.removeprefix("--")
+        if key in axes or name in fixed[::2]:
+            raise ValueError(f"{name} is given twice: give all its values at once, {name} 1,2,5")
         if len(values) > 1 and not value.lstrip().startswith(("[", "{")):
-            axes[name.removeprefix("--")] = values
+            if len(set(map(_read, values))) < len(values):
+                raise ValueError(f"{name} {value}: a value is given twice; give each one once")
+            axes[key] = values
         else:
             fixed += [name, value]
     if not axes:
         raise ValueError("nothing is varied: give at least one key several values, --alpha 1,2,5")
     return Grid(axes, fixed)
+
+
+def _read(value: str) -> float | str:
+    """Return a number as a number, so that 1 and 1.0 are the same."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def sweep(path: Path, overrides: Sequence[str]) -> None:
@@ -84,7 +97,7 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
             if shared:
                 recipe = with_teachers(recipe, whole)
             run_pipeline(recipe, quiet=True)
-            figures = point_figures(read_json(folder / METRICS_FILE))
+            figures = point_figures(read_object(folder / METRICS_FILE))
             results.append({"point": point, "results": figures})
             if PartialState().is_main_process:
                 _save(results, grid, home)

@@ -75,7 +75,7 @@ def _config_path(recipe: Recipe, given: Path | None) -> Path:
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except OSError as error:  # also those of the Hub and of the connection
         raise ValueError(
-            f"the config.json of {name} cannot be had from the Hub ({error}): {cure}"
+            f"the config.json of {name} cannot be fetched from the Hub ({error}): {cure}"
         ) from error
 
 
@@ -109,7 +109,7 @@ def _lengths(recipe: Recipe, options: PlanOptions) -> tuple[Lengths, int | None,
             f"{data.max_length}): `rahf data` measures them, --mean_tokens sets them"
         )
     if options.mean_tokens is not None:
-        told = f"{options.mean_tokens:g} tokens a row (--mean_tokens); memory: {told}"
+        told = f"{options.mean_tokens:g} tokens per row (--mean_tokens); memory: {told}"
     if options.rows is not None:
         rows = options.rows
     elif rows is None:

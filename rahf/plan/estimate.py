@@ -73,7 +73,7 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
 
 
 def formats_of(case: Case, stage: str) -> Formats:
-    """Return the number formats of a stage, from the keys of model, stage and launch."""
+    """Return the dtypes of a stage, from the keys of model, stage and launch."""
     model, launch = case.recipe.model, case.launch
     own = stage in ALL_TEACHERS
     training = case.recipe.teacher_training if own else case.recipe.training

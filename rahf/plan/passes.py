@@ -41,7 +41,7 @@ class Stage(NamedTuple):
 
 
 def stages_of(case: Case) -> tuple[Stage, ...]:
-    """Return the stages of the recipe that a model is run in, evaluation left out."""
+    """Return the stages of the recipe that a model is run in, evaluation omitted."""
     made = []
     for name in case.recipe.stages:
         if name in case.recipe.method.facts.teachers:

@@ -86,7 +86,7 @@ def _stages(plan: Sequence[StagePlan]) -> str:
         "tokens, padding too": [_known(part.tokens, _count) for part in plan],
         "FLOPs a step": [_count(part.step) for part in plan],
         "FLOPs": [_known(part.flops, _count) for part in plan],
-        "GiB a device:": ["" for _ in plan],
+        "GiB per device:": ["" for _ in plan],
         "  weights": [_gib(part.resident.weights) for part in plan],
         "  gradients": [_gib(part.resident.gradients) for part in plan],
         "  optimiser": [_gib(part.resident.optimiser) for part in plan],
@@ -161,7 +161,7 @@ def refusal(case: Case, device_gib: float) -> str | None:
         settings, most = found
         cure = f"it fits with {' and '.join(setting.text for setting in settings)}"
         cure += f" ({_gib(most)} GiB)"
-    return f"does not fit into --device_memory {device_gib:g} GiB a device: {over}; {cure}"
+    return f"does not fit into --device_memory {device_gib:g} GiB per device: {over}; {cure}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

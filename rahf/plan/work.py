@@ -96,7 +96,7 @@ def block_backward(decoder: Decoder, lora: Lora, made: Pass) -> float:
 
 def first_block_backward(decoder: Decoder, lora: Lora, made: Pass) -> float:
     """The same where the block's input, a frozen embedding, asks for no gradient: what stands
-    below the lowest adapter is left out.
+    below the lowest adapter is omitted.
     """
     flops = _Gradients(lora, made.tokens)
     reached = dict.fromkeys(("q", "k", "v"), False)

@@ -62,8 +62,8 @@ def not_read(recipe: Recipe) -> list[str]:
         if "num_train_epochs" in given and given.get("max_steps", -1) > 0:
             key, steps = (full_name(section, n) for n in ("num_train_epochs", "max_steps"))
             found.append(
-                f"{key}: {given['num_train_epochs']:g} is not read beside {steps}: "
-                f"{given['max_steps']}, which alone decides the length: remove one"
+                f"{key}: {given['num_train_epochs']:g} has no effect beside {steps}: "
+                f"{given['max_steps']}, which sets the length of the training: remove one"
             )
         held = recipe.teacher_training if section else given
         found += [

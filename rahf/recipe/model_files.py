@@ -1,5 +1,5 @@
 """A recipe against the folders of its model and of its teachers, as far as their JSON files tell,
-and what the Hub answers about the names that are no paths here.
+and what the Hub answers about the names that are not paths on this machine.
 
 Knows neither torch nor a GPU, reads no weights and fetches nothing.
 """
@@ -56,7 +56,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def missing_file(key: str, path: str | Path) -> str:
-    return f"{key}: {path} does not exist (looked from {Path.cwd()}){near_name(path)}"
+    return f"{key}: {path} does not exist (working directory: {Path.cwd()}){near_name(path)}"
 
 
 def model_problems(recipe: Recipe) -> list[str]:
@@ -233,7 +233,7 @@ class HubName(NamedTuple):
 
 
 def hub_names(recipe: Recipe) -> list[HubName]:
-    """Return the names that are no paths here."""
+    """Return the names that are not paths on this machine."""
     return [named for named in _names(recipe) if not is_local(named.name)]
 
 
@@ -278,4 +278,4 @@ def ask_for_names(recipe: Recipe) -> tuple[list[str], list[str]]:
 def _left(found: Finding, kind: Kind) -> str:
     if found.there:
         return f"the Hub has the name, and {LEFT[kind]}"
-    return f"the Hub cannot be asked for it ({found.reason})"
+    return f"the Hub cannot be reached ({found.reason})"

@@ -122,7 +122,7 @@ REPLACED = {
     "jit_mode_eval": "remove it",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "no_cuda": "use use_cpu",
-    "overwrite_output_dir": "remove it; a run continues in the folder it finds",
+    "overwrite_output_dir": "remove it; a run resumes in the folder that it finds",
     "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
     "per_gpu_train_batch_size": "use per_device_train_batch_size",
     "push_to_hub_model_id": "use hub_model_id",

@@ -9,6 +9,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Literal, Union
 
+REQUIREMENT = "transformers>=5.23,<6"
+"""As setup.cfg declares it."""
+
 SIMPLE = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict, "list": list}
 
 
@@ -18,13 +21,13 @@ def parse_source(name: str) -> ast.Module:
     if not folders:
         raise RuntimeError(
             "transformers is not installed, so the training keys of a recipe are unknown: "
-            'pip install "transformers>=5.16,<6"'
+            f'pip install "{REQUIREMENT}"'
         )
     path = Path(folders[0], name)
     if not path.is_file():
         raise RuntimeError(
             f"{path} does not exist: this release of transformers is laid out differently; "
-            'pip install "transformers>=5.16,<6"'
+            f'pip install "{REQUIREMENT}"'
         )
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""The table of a comparison: quality beside cost, one row a method. Reads figures, no model."""
+"""The table of a comparison: quality beside cost, one row per method. Reads figures, no model."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev

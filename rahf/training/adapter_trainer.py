@@ -139,7 +139,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
 
     @overrides(Trainer)
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        # transformers averages over batches, which are filled up to equally many rows a rank.
+        # transformers averages over batches, which are filled up to equally many rows per rank.
         self._held_out_batches = 0
         self._held_out = [0.0, 0]  # sum of the loss, and items
         result = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)

@@ -85,7 +85,7 @@ class ResumableTrainer(Trainer):
             if self.is_world_process_zero():
                 print(
                     f"stopped by SIGTERM after step {self.state.global_step}; the same command "
-                    f"continues from {self.last_checkpoint()}",
+                    f"resumes from {self.last_checkpoint()}",
                     file=sys.stderr,
                 )
             raise SystemExit(0)

@@ -151,8 +151,7 @@ class TargetCache:
             states = load_file(path)
             if path not in self._whole and checksum_in(path) != checksum(states):
                 raise ValueError(
-                    f"{path} is not what was written, since its checksum is another: delete "
-                    f"{self.folder}."
+                    f"{path} is damaged: its checksum does not match. Delete {self.folder}."
                 )
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}): delete {self.folder}.") from error
@@ -246,7 +245,7 @@ def open_cache(
         teachers: adapter folders or full models by name, as the alignment was built with.
         rows: tokenised pairs that are trained on.
         retained: ids of the texts of the retain term.
-        autocast: number format that passes run in where it is not the weights' own.
+        autocast: dtype that passes run in where it is not the weights' own.
         collator: what makes the training's batches.
     """
     options, base = alignment.options, alignment.model.get_base_model()

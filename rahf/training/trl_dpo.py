@@ -1,4 +1,4 @@
-"""DPO on a recipe's rows by TRL's DPOTrainer: the baseline that an alignment is held against.
+"""DPO on a recipe's rows by TRL's DPOTrainer: the baseline that an alignment is compared with.
 
 The rows, the LoRA and the lengths are those of the recipe, so that nothing but the method differs.
 Knows rows and TRL; knows no recipe.

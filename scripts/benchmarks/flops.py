@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/flops.py --shape docs/shapes/mistral-7b.json --pairs 8
 
-The rows are those of `benchmark.py` with the same pairs, steps, warmup, repetitions and seed.
+The rows are those of `step_time.py` with the same pairs, steps, warmup, repetitions and seed.
 """
 
 import argparse

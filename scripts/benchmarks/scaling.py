@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
     options = parser.parse_args()
     seconds = clock_of(options.clock, options.device)
-    print("| tokens a row | rows | s/step | ms/token | MFLOP/token |\n|---|---|---|---|---|")
+    print("| tokens per row | rows | s/step | ms/token | MFLOP/token |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         workload = Workload(
             folder=Path(folder),

@@ -7,7 +7,7 @@ Variants: naive (as the published scripts work), published (with activation chec
 launch files have it), rahf (this package, same objective), rahf-mean (its default shift, one mean a
 layer), rahf-keeping and rahf-cached (with target_cache, in its first epoch and in later ones), dpo
 (TRL's DPOTrainer with the same LoRA). In a repetition all are trained on the same rows, each in a
-process of its own, by turns; the next one has other rows, so that its spread is the rows' too.
+process of its own, alternately; the next one has other rows, so that its spread is the rows' too.
 Writes benchmark.json, benchmark.md and benchmark.png; what they mean: docs/performance.md.
 """
 

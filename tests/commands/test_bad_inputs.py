@@ -260,7 +260,7 @@ NOT_FOUND = {
     "org/planned": ("plan", "recipe.yaml", "--model_name_or_path", "org/planned"),
     "org/start": ("reward", "--pairs", "pairs.jsonl", "--output", "out", "--model", "org/start"),
 }
-"""A name that is no path here -> a command that is given it."""
+"""A name that is not a path here -> a command that is given it."""
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_an_unreachable_hub_is_told_at_once(hub_names, monkeypatch, capsys, name
     assert time.perf_counter() - start < 15  # each file of a name would be tried for 23 s
     assert name in line
     assert "refused" in line
-    assert "the Hub cannot be asked for it" in line
+    assert "the Hub cannot be reached" in line
     assert ("--base" in line) == (name in ("org/none", "some/base"))
 
 
@@ -309,7 +309,7 @@ def test_what_was_fetched_earlier_is_used_without_a_network(hub_names, monkeypat
     start = time.perf_counter()
     assert main([*GENERATE, "--model", "org/kept"]) == 0
     assert time.perf_counter() - start < 15
-    told = "note: org/kept is read from the cache, since the Hub cannot be asked"
+    told = "note: org/kept is read from the cache, since the Hub cannot be reached"
     assert capsys.readouterr().err.count(told) == 1
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -199,7 +200,7 @@ HUB_NAMES = {
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (Finding(None, "HF_HUB_OFFLINE is set"), "cannot be asked for it (HF_HUB_OFFLINE is set)"),
+        (Finding(None, "HF_HUB_OFFLINE is set"), "cannot be reached (HF_HUB_OFFLINE is set)"),
         (Finding(True), "the Hub has the name, and its "),
     ],
 )
@@ -232,9 +233,9 @@ def test_validate_shows_what_a_user_needs_before_all_values(place, capsys):
     assert first.startswith("ok: recipe.yaml\n")
     title, *lines = unread.splitlines()
     assert title == "Not read"
-    assert lines[0].startswith("- num_train_epochs: 2 is not read beside max_steps: 3")
+    assert lines[0].startswith("- num_train_epochs: 2 has no effect beside max_steps: 3")
     assert lines[1].startswith(
-        "- teachers.num_train_epochs: 1 is not read beside teachers.max_steps"
+        "- teachers.num_train_epochs: 1 has no effect beside teachers.max_steps"
     )
     title, *lines = given.splitlines()
     assert title == "Given, and no default"
@@ -246,7 +247,7 @@ def test_validate_shows_what_a_user_needs_before_all_values(place, capsys):
 
 def test_a_command_that_runs_a_recipe_notes_what_is_not_read(place, pipeline, capsys):
     assert main(["align", recipe(num_train_epochs=2)]) == 0
-    assert capsys.readouterr().err.startswith("note: num_train_epochs: 2 is not read beside max")
+    assert capsys.readouterr().err.startswith("note: num_train_epochs: 2 has no effect beside max")
 
 
 def test_validate_tells_problems_of_keys_and_of_files_at_once(place, capsys):
@@ -355,7 +356,7 @@ def test_a_single_file_is_the_train_split(place, capsys):
         ("a.json", "[3]", "a.json, item 0: a int"),
         ("a.jsonl", json.dumps({**PAIR, "chosen": 3}), "a.jsonl, line 1: chosen is int"),
         ("a.jsonl", json.dumps({**PAIR, "chosen": ""}), "none of the first 1 rows can be used"),
-        ("a.txt", "a", "is no data file"),
+        ("a.txt", "a", "is not a data file"),
     ],
 )
 def test_the_first_rows_of_a_data_file_are_read(place, capsys, name, content, said):
@@ -618,7 +619,12 @@ def test_every_command_has_a_help(name, capsys):
         with pytest.raises(SystemExit) as end:
             main([name, *([kind] if kind else []), "--help"])
         assert end.value.code == 0
-        assert "--traceback" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "--traceback" in printed
+        # A help names what the option holds, and its default as such.
+        texts = re.findall(r"^  -\S.*?\s{2,}(\S.*)$", printed, re.MULTILINE)
+        bare = re.compile(r"(of|that|as|for|default:)\b|.*\(\d+\)")
+        assert [text for text in texts if bare.match(text)] == []
 
 
 def test_only_the_named_command_is_imported():

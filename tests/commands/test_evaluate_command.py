@@ -57,6 +57,19 @@ def files(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "notes.txt", "list.json", "data.json", "v.jsonl"])
+def test_a_file_that_is_no_earlier_result_is_never_overwritten(tmp_path, files, capsys, name):
+    for other, text in (("notes.txt", "precious"), ("list.json", "[1]"), ("data.json", '{"a": 1}')):
+        (tmp_path / other).write_text(text)
+    before = (tmp_path / name).read_text() if name != "v.jsonl" else None
+    given = ["--judge", "lexicon", "--output", tmp_path / name, "--verdicts", tmp_path / "v.jsonl"]
+    status, _, error = evaluated(capsys, "responses", "--responses", files[0], *given)
+    assert status == 2
+    assert ("names; give another" if before is None or name == "a.jsonl" else "no figures") in error
+    assert (tmp_path / name).exists() == (before is not None)
+    assert before is None or (tmp_path / name).read_text() == before
+
+
 def test_a_judge_decides_between_two_files(tmp_path, files, capsys):
     output, verdicts = tmp_path / "out.json", tmp_path / "verdicts.jsonl"
     options = ["--judge", "lexicon", "--output", output, "--verdicts", verdicts]

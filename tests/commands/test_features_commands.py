@@ -236,7 +236,7 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
         (*diff, "--dictionary", "foreign"): "with the fingerprint",
         (*diff, "--dictionary", "narrow"): "reads hidden states of 12 dimensions",
         (*diff, "--dictionary", "nowhere"): "nowhere holds no dictionary",
-        (*diff[:3], "--model", base, "--dictionary", "dictionary"): "is no adapter",
+        (*diff[:3], "--model", base, "--dictionary", "dictionary"): "is not an adapter",
         ("diff", "--responses", "empty.jsonl", "--model", adapter, "--dictionary", "dictionary"): (
             "holds no responses"
         ),

@@ -49,7 +49,7 @@ def test_an_option_refuses_what_is_no_number_of_its_kind(words, option, kind, ca
             main([*words, f"{option}={text}"])
         assert end.value.code == 2
         printed = capsys.readouterr().err
-        assert f"argument {option}: {text[:40]!r} is no " in printed
+        assert f"argument {option}: {text[:40]!r} is not a " in printed
         assert "Traceback" not in printed
 
 

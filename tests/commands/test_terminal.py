@@ -98,6 +98,7 @@ CONTINUED = {
     "reward": "checkpoint",
     "dpo": "checkpoint",
     "compare": "checkpoint",
+    "features steer": "where it stopped",
     "features train": "checkpoint",
     "sweep": "checkpoint",
     "generate": "where it stopped",

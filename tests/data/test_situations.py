@@ -278,7 +278,7 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
         (
             {**PAIR, "prompt": f"[INST] {QUESTION} [/INST]"},
             {"tokenizer": llama_tokenizer()},
-            r"the prompt stands between '\[INST\]' and '\[/INST\]'",
+            r"the prompt is enclosed in '\[INST\]' and '\[/INST\]'",
         ),
         *(
             ({**PAIR, "prompt": prompt}, {}, f"the prompt holds '{re.escape(start)}' and ends with")
@@ -292,7 +292,7 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
         (
             {**PAIR, "prompt": f"Question: {QUESTION}\n\nAnswer:"},
             {"tokenizer": gpt2_tokenizer()},
-            "the prompt stands between 'Question:' and 'Answer:'",
+            "the prompt is enclosed in 'Question:' and 'Answer:'",
         ),
         ({**PAIR, "prompt": "[{'role': 'user'}\n {'role': 'x'}]"}, {}, "prompt holds messages wri"),
         ({**PAIR, "prompt": '[{"from": "human", "value": "x"}]'}, {}, "prompt holds messages writ"),

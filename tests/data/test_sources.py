@@ -153,7 +153,7 @@ def test_a_path_without_anything_is_an_error_that_needs_no_network(tmp_path):
     with pytest.raises(ValueError, match="no file or folder"):
         load_pairs(tmp_path / "missing.jsonl")
     write_jsonl(tmp_path / "pairs.txt", numbered(1))
-    with pytest.raises(ValueError, match=r"no data file.*\.parquet"):
+    with pytest.raises(ValueError, match=r"not a data file.*\.parquet"):
         load_pairs(tmp_path / "pairs.txt")
     (tmp_path / "bare").mkdir()
     with pytest.raises(ValueError, match="neither a data set saved"):

@@ -132,9 +132,9 @@ RIGHT = torch.ones(4)
         ({"layer.99": RIGHT}, {"depth": "4"}, "hold layer 99, the model 4 blocks"),
         ({"layer.x": RIGHT}, {}, "no tensors named 'layer.N'"),
         ({"layer.1": RIGHT * 0, "layer.2": RIGHT * 0}, {}, "zero and change nothing"),
-        ({"layer.1": RIGHT}, {"depth": "many"}, "depth: 'many', which is no number of blocks"),
-        ({"layer.1": RIGHT}, {"depth": 4}, "metadata are no texts by name"),
-        ({"layer.1": RIGHT}, ["depth"], "metadata are no texts by name"),
+        ({"layer.1": RIGHT}, {"depth": "many"}, "depth: 'many', which is not a number of blocks"),
+        ({"layer.1": RIGHT}, {"depth": 4}, "metadata are not texts by name"),
+        ({"layer.1": RIGHT}, ["depth"], "metadata are not texts by name"),
     ],
 )
 def test_directions_that_cannot_be_right_are_refused_with_their_file(

@@ -308,7 +308,7 @@ def test_sigterm_saves_and_exits_with_0_so_that_the_run_can_go_on(uneven_recipe,
     assert status == 0, told[-3000:]
     step = last_step("stopped")
     assert told.count("stopped by SIGTERM") == 1
-    assert f"after step {step}; the same command continues from stopped/checkpoint-{step}" in told
+    assert f"after step {step}; the same command resumes from stopped/checkpoint-{step}" in told
     assert not Path("stopped/adapter_model.safetensors").exists()
     assert_goes_on_as_if_never_stopped(uneven_recipe)
 

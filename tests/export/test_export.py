@@ -172,15 +172,15 @@ def test_formats_that_do_not_apply_are_refused(family, tmp_path, capsys, formats
     ("files", "said"),
     [
         ([], "{0} holds neither an adapter nor directions; give the folder of one."),
-        (None, "there is no folder {0} (looked from "),
+        (None, "there is no folder {0} (working directory: "),
         (["stage.json"], "{0} holds neither an adapter nor directions: its training has not ended"),
         (
             ["checkpoint-5/adapter_config.json"],
-            "its training has not ended; the same rahf align continues it.",
+            "its training has not ended; the same rahf align command resumes it.",
         ),
         (
             ["teachers/positive/adapter_config.json", "teachers/positive/stage.json"],
-            "continues it, or give one that is inside: {0}/teachers/positive.",
+            "resumes it, or give one that is inside: {0}/teachers/positive.",
         ),
         (
             ["some/directions.safetensors"],
@@ -324,12 +324,12 @@ def test_a_refusal_is_explained_and_never_shows_the_token(run_folder, hub, capsy
 def test_a_name_that_is_none_is_refused(run_folder, hub, capsys):
     options = ("--base", BASE, "--endpoint", hub.address)
     assert main(["push", str(run_folder), "me/we/all", *options]) == 2
-    assert "no name of a repository" in capsys.readouterr().err
+    assert "not the name of a repository" in capsys.readouterr().err
 
 
 def test_a_base_that_only_this_machine_has_is_refused(run_folder, capsys):
     assert push(run_folder, "--dry_run") == 2
-    assert "no name on the Hub" in capsys.readouterr().err
+    assert "not a name on the Hub" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, family, capsys):
@@ -346,7 +346,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, family, capsys):
 def test_a_dry_run_refuses_a_name_that_is_none(run_folder, capsys, name):
     assert main(["push", str(run_folder), name, "--base", BASE, "--dry_run"]) == 2
     printed = capsys.readouterr()
-    assert "no name of a repository" in printed.err
+    assert "not the name of a repository" in printed.err
     assert len(printed.err.splitlines()) == 1
     assert printed.out == ""
 
@@ -400,7 +400,7 @@ BAD_ADAPTERS = {
         "lora_B.weight; train the adapter again",
     ),
     "another rank": (setting(r=4), "size mismatch", "has rank 2, but adapter_config.json r: 4"),
-    "no rank": (setting(r="two"), "adapter", "r: 'two' is no rank"),
+    "no rank": (setting(r="two"), "adapter", "r: 'two' is not a rank"),
     "an infinite scale": (
         setting(lora_alpha=float("inf")),
         "predicts NaN or infinity",

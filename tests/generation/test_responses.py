@@ -136,7 +136,7 @@ def test_the_command_tells_users_errors_before_it_loads_a_model(tmp_path, prompt
     with pytest.raises(SystemExit) as end:
         main([*arguments, "--output", "out.json", "--top_p", "2"])
     assert end.value.code == 2
-    assert "--top_p: '2' is no number above 0 and at most 1" in capsys.readouterr().err
+    assert "--top_p: '2' is not a number above 0 and at most 1" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"top_p is 2\.0; give above 0 and at most 1"):
         Decoding(top_p=2.0)
 
@@ -144,7 +144,7 @@ def test_the_command_tells_users_errors_before_it_loads_a_model(tmp_path, prompt
 def test_a_base_for_what_is_no_adapter_is_refused(tmp_path, prompts, family, capsys):
     arguments = ["--model", str(family.base), "--base", str(tmp_path), "--prompts", str(prompts)]
     assert main(["generate", *arguments, "--output", str(tmp_path / "o.jsonl")]) == 2
-    assert f"is no adapter, so it takes no base ({tmp_path})" in capsys.readouterr().err
+    assert f"is not an adapter, so it takes no base ({tmp_path})" in capsys.readouterr().err
 
 
 def generate(family, prompts, output, *options):

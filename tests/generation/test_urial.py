@@ -84,7 +84,7 @@ def test_system_text_stands_in_front_of_the_first_query():
     [[], [user("a"), user("b")], [assistant("a"), user("b")], [user("a"), assistant("b")]],
 )
 def test_speakers_have_to_take_turns(chat):
-    with pytest.raises(ValueError, match="user and assistant by turns"):
+    with pytest.raises(ValueError, match="user and assistant alternately"):
         SMALL.prompt(chat)
 
 
@@ -116,8 +116,8 @@ def test_blank_lines_around_the_parts_of_a_users_file_do_not_matter(tmp_path):
         ("# Instruction\nx\n# Query:\n```\na\n```\n", "found are # Instruction, # Query:"),
         ("# Query:\n```\na\n```\n# Answer:\n```\nb\n```", "# Query:, # Answer:"),
         ("x\n" + SMALL_TEXT, "nothing before them"),
-        (SMALL_TEXT.replace("```\nHi\n```", "Hi"), "part 2 does not stand between"),
-        (SMALL_TEXT.replace("```\nHello!\n```", "```\nHello!"), "part 3 does not stand between"),
+        (SMALL_TEXT.replace("```\nHi\n```", "Hi"), "part 2 is not enclosed"),
+        (SMALL_TEXT.replace("```\nHello!\n```", "```\nHello!"), "part 3 is not enclosed"),
     ],
 )
 def test_a_file_of_another_form_is_told(tmp_path, text, said):

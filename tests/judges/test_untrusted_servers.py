@@ -175,7 +175,8 @@ def test_the_search_for_json_in_an_answer_is_bounded(text):
 
 
 HANGING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
 from rahf.judges.api import Api, ApiJudge
 judge = ApiJudge(Api(sys.argv[1], "wise", first_wait=60), 1, lambda m, a: a, float)
 print("asking", flush=True)

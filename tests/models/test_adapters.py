@@ -12,6 +12,7 @@ from rahf.models.adapters import (
     frozen_pass,
     is_adapter,
     load_blocks,
+    put_adapter,
     trainable,
 )
 from rahf.models.capture import record
@@ -322,3 +323,101 @@ def test_dropout_of_the_adapters_stays():
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         assert not torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)
+
+
+CHANGES_THE_BASE = [
+    *({"init_lora_weights": name} for name in ("pissa", "pissa_niter_4", "olora")),
+    {"layer_replication": [[0, 3], [1, 4]]},
+    {"bias": "all"},
+    {"bias": "lora_only"},
+]
+KEEPS_THE_BASE = [
+    *({"init_lora_weights": name} for name in (True, False, "gaussian", "orthogonal")),
+    {"use_dora": True},
+    {"use_rslora": True},
+    {"lora_bias": True},
+    {"modules_to_save": ["lm_head"]},
+    {"modules_to_save": ["input_layernorm"]},
+    {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 1}},
+]
+
+
+@pytest.mark.parametrize("options", CHANGES_THE_BASE)
+def test_a_policy_that_changes_or_trains_the_base_is_refused(options):
+    message = r"peft_config\) (changes|trains) the base's own weights \(.*Set .*bias: none"
+    with pytest.raises(ValueError, match=message):
+        attach_policy(tiny_model("qwen2"), lora(**options), range(3))
+
+
+@pytest.mark.parametrize("name", ["default", "positive"])
+@pytest.mark.parametrize("options", CHANGES_THE_BASE)
+def test_a_finished_adapter_that_changes_the_base_is_refused(options, name, tmp_path):
+    changing = get_peft_model(tiny_model("qwen2"), lora(**options))
+    for key, parameter in changing.named_parameters():
+        if key.endswith(".bias"):
+            parameter.data += 1
+    changing.save_pretrained(tmp_path)
+    model = tiny_model("qwen2")
+    if name != "default":
+        model = attach_policy(model, lora(), range(3))
+    with pytest.raises(ValueError, match=f"{tmp_path} changes the base's own.*full model"):
+        put_adapter(model, tmp_path, name)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT's, for a bias beside a LoRA
+@pytest.mark.parametrize("options", KEEPS_THE_BASE)
+def test_the_base_and_a_teacher_speak_the_same_under_and_beside_every_other_lora(options, tmp_path):
+    expected = states_of(tiny_model("qwen2"))
+    teacher = get_peft_model(tiny_model("qwen2"), lora(**options))
+    randomize(teacher, "default", seed=1)
+    teacher.save_pretrained(tmp_path)
+    spoken = states_of(teacher.eval())
+    model = attach_policy(tiny_model("qwen2"), lora(**options), range(3))
+    add_teachers(model, {"positive": tmp_path}, DEPTH)
+    with frozen_pass(model, None):
+        assert torch.equal(states_of(model), expected)
+    with frozen_pass(model, "positive"):
+        torch.testing.assert_close(states_of(model), spoken)
+    assert not [key for key in trainable_names(model) if "default" not in key.split(".")]
+
+
+TOKENS = {"trainable_token_indices": [3]}
+
+
+def saved(folder, model=None, **options):
+    model = get_peft_model(model or tiny_model(), lora(**options))
+    randomize(model, "default", seed=1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_trainable_tokens_are_refused_beside_another_adapter_and_in_a_policy(tmp_path):
+    tokens, plain = saved(tmp_path / "tokens", **TOKENS), saved(tmp_path / "plain")
+    alone = put_adapter(tiny_model(), tokens)
+    message = r"trainable_token_indices.*modules_to_save"
+    with pytest.raises(ValueError, match=message):
+        attach_policy(tiny_model(), lora(**TOKENS), range(3))
+    with pytest.raises(ValueError, match=message):
+        attach_policy(tiny_model(), lora(), range(3), start=tokens)
+    with pytest.raises(ValueError, match=message):
+        attach_policy(get_peft_model(tiny_model(), lora(**TOKENS)), lora(), range(3))
+    with pytest.raises(ValueError, match=message):
+        put_adapter(attach_policy(tiny_model(), lora(), range(3)), tokens, "positive")
+    with pytest.raises(ValueError, match=message):
+        put_adapter(alone, plain, "positive")
+
+
+def test_an_adapter_of_a_grown_vocabulary_names_both_sizes_and_the_cure(tmp_path):
+    grown = tiny_model()
+    grown.resize_token_embeddings(44)
+    saved(tmp_path, grown, modules_to_save=["embed_tokens", "lm_head"])
+    message = r"\[44, 16\] in the adapter.*\[40, 16\] in the model.*resize_token_embeddings\(44\)"
+    with pytest.raises(ValueError, match=message):
+        put_adapter(tiny_model(), tmp_path)
+
+
+def test_an_adapter_of_another_rank_names_both_sizes(tmp_path):
+    config = saved(tmp_path) / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 2', '"r": 4'))
+    with pytest.raises(ValueError, match=r"lora_A.* \[2, 16\] in the adapter.*\[4, 16\] in the mo"):
+        put_adapter(tiny_model(), tmp_path)

@@ -105,7 +105,7 @@ def test_an_adapter_with_other_tensors_is_refused(family, tmp_path, case):
 
 def test_a_language_model_is_no_reward_model(family):
     for name in (family.base, family.adapters["positive"]):
-        with pytest.raises(ValueError, match=r"no reward model.*score.weight.*choice:"):
+        with pytest.raises(ValueError, match=r"not a reward model.*score.weight.*choice:"):
             load_classifier(name, {}, CPU)
 
 
@@ -125,7 +125,7 @@ def test_an_adapter_is_a_reward_model_with_its_head_only(family, tmp_path, with_
     headless = rewritten(
         tmp_path / "reward", tmp_path / "headless", lambda tensors: without(tensors, "score.weight")
     )
-    with pytest.raises(ValueError, match="no reward model"):
+    with pytest.raises(ValueError, match="not a reward model"):
         load_classifier(headless, {}, CPU)
 
 

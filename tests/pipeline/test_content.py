@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from peft import AutoPeftModelForCausalLM
+from planted_dictionaries import random_dictionary
 from safetensors.torch import load_file, save_file
 from tiny_recipes import WORDS, write_lines
 
 from rahf.artifacts import alone, identity_of
 from rahf.cli import COMMANDS, main
+from rahf.interpret.features.checkpoints import save_dictionary
 from rahf.pipeline.run import stage_record
 from rahf.recipe.files import checked_recipe
 
@@ -175,6 +177,23 @@ WRITES = {
     "compare": ("out/compare", "recipe.yaml --dataset_test_split test --compare.judge length"),
     "export": ("exported", "positive --output exported"),
     "push": ("positive", "positive me/mine --base me/base"),
+    "features train": ("feats", "--model base --pairs pairs --output feats"),
+    "features decompose": ("f.json", "vectors --dictionary d --output f.json"),
+    "features diff": ("moved", "--model positive --dictionary d --pairs pairs --output moved"),
+    "features steer": (
+        "said.jsonl",
+        f"{MODEL} --dictionary dictionary --feature 1 --how ablate --prompts pairs/test.jsonl "
+        "--output said.jsonl",
+    ),
+    "features probe": ("f.json", f"{MODEL} --dictionary d --texts t.jsonl --output f.json"),
+    "features logits": ("f.json", f"{MODEL} --dictionary d --feature 1 --output f.json"),
+    "features neurons": ("f.json", f"{MODEL} --dictionary d --text t.jsonl --output f.json"),
+    "features universality": (
+        "f.json",
+        f"{MODEL} --dictionary d --text t.jsonl --other_model base --other_dictionary e "
+        "--output f.json",
+    ),
+    "features splitting": ("f.json", "--dictionary d --larger e --output f.json"),
     "sweep": ("grid/sweep", "recipe.yaml --alpha 1,2 --output_dir grid"),
 }
 """What every command writes, or sends, and its arguments."""
@@ -194,8 +213,9 @@ def test_the_output_of_every_command_is_known():
 
 
 @pytest.mark.parametrize("command", WRITES)
-def test_a_second_process_is_told_who_holds_the_output(whole_recipe, capsys, command):
+def test_a_second_process_is_told_who_holds_the_output(whole_recipe, family, capsys, command):
     output, arguments = WRITES[command]
+    save_dictionary(random_dictionary(family.load_base()), Path("dictionary"))
     before = {path for path in Path().rglob("*") if not path.name.startswith(".")}
     held = [sys.executable, "-c", HOLD, output]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -23,7 +23,15 @@ def test_keys_with_several_values_are_axes():
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [(["--alpha", "1"], "nothing is varied"), (["--alpha"], "give every key with its value")],
+    [
+        (["--alpha", "1"], "nothing is varied"),
+        (["--alpha"], "give every key with its value"),
+        (["--alpha", "1,2,1"], "--alpha 1,2,1: a value is given twice"),
+        (["--alpha=1, 1.0"], "a value is given twice"),
+        (["--seed", "1,2", "--alpha", "a,a"], "--alpha a,a: a value is given twice"),
+        (["--alpha", "1,2", "--alpha", "3,4"], "--alpha is given twice"),
+        (["--alpha", "1", "--alpha", "3,4"], "--alpha is given twice"),
+    ],
 )
 def test_what_is_no_grid_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):

@@ -671,7 +671,7 @@ def test_a_configuration_that_says_nothing_known_is_refused(tmp_path, content):
 
 def test_an_unknown_name_is_refused_with_those_that_are_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="--accelerate_config zero9: is no file"):
+    with pytest.raises(ValueError, match="--accelerate_config zero9: is not a file"):
         read_launch("zero9")
     Path("accelerate_configs").mkdir()
     Path("accelerate_configs/ddp.yaml").write_text("distributed_type: MULTI_GPU")
@@ -880,7 +880,7 @@ def test_what_does_not_fit_is_refused_with_the_setting_that_makes_it(place, caps
     assert main([*arguments, *keys]) == 2
     printed = capsys.readouterr()
     assert "at most" in printed.out
-    assert printed.err.startswith("error: does not fit into --device_memory 60 GiB a device: pos")
+    assert printed.err.startswith("error: does not fit into --device_memory 60 GiB per device: pos")
     assert "it fits with activation_checkpointing: true (" in printed.err
     assert main([*arguments, *keys, "--activation_checkpointing", "true"]) == 0
 

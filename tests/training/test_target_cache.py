@@ -276,7 +276,7 @@ def test_states_whose_values_were_altered_are_noticed_wherever_they_are_read(
     kept = {"checksum": checksum_in(path)} if keeps_checksum else None
     states["shift"][0, 0, 0] += 1e-3  # less than what rounding may make
     save_file(states, path, kept)
-    with pytest.raises(ValueError, match="is not what was written, since its checksum"):
+    with pytest.raises(ValueError, match="is damaged: its checksum does not match"):
         run(family, tmp_path / "second", tmp_path / "cache", max_steps=2)
 
 

@@ -106,7 +106,7 @@ def test_a_stopped_run_goes_on_and_a_complete_one_is_left_alone(family, tmp_path
     with pytest.raises(SystemExit) as left:
         main([*given, str(folder)])
     assert left.value.code == 0
-    assert "the same command continues from" in capsys.readouterr().err
+    assert "the same command resumes from" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3", "stage.json"]
     kept = folder / "checkpoint-3"
     (kept / MANIFEST).unlink()

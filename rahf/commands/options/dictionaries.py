@@ -1,7 +1,7 @@
 """Options of the commands that read a model through a dictionary, and what they name, loaded."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rahf.commands.options.figures import figures_option, tell_figures
@@ -103,6 +103,16 @@ def check_features(options: argparse.Namespace, dictionary) -> None:
             )
 
 
-def tell(options: argparse.Namespace, figures: Mapping[str, Any], table: str) -> None:
-    """Write the figures where --output names a file, and print the table."""
-    tell_figures(options, {"dictionary": options.dictionary, **figures}, table)
+def tell(
+    options: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], tuple[Mapping[str, Any], str]],
+) -> int:
+    """Measure, write the figures with the dictionary's name where --output names a file, and print
+    the table.
+    """
+
+    def named(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+        figures, table = measure(options)
+        return {"dictionary": options.dictionary, **figures}, table
+
+    return tell_figures(options, named)

@@ -6,6 +6,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+FIGURES = ({"judge"}, {"dictionary"}, {"model", "dtype"})
+"""Keys by which figures of an earlier run are known: they may be overwritten."""
+
 
 def figures_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="JSON file for the figures")
@@ -21,13 +24,41 @@ def tell_figures(
         measure: options -> figures and table; runs while the file is locked.
 
     Raises:
-        ValueError: another process makes the file.
+        ValueError: another process makes the file; it holds something other than figures, or is
+            named by another option.
     """
     from rahf.artifacts import alone, write_json
 
+    if options.output:
+        refuse_other_file(options)
     with alone(options.output, wait=False) if options.output else nullcontext():
         figures, table = measure(options)
         if options.output:
             write_json(options.output, figures)
     print(table)
     return 0
+
+
+def refuse_other_file(options: argparse.Namespace) -> None:
+    """Refuse an --output that another option names, or that holds no figures."""
+    output = options.output
+    for name, value in vars(options).items():
+        # "references:FILE" names a file too.
+        texts = [] if name == "output" else [str(value), str(value).partition(":")[2]]
+        if any(text and Path(text).expanduser().resolve() == output.resolve() for text in texts):
+            raise ValueError(f"--output {output} is what --{name} names; give another file.")
+    if output.exists() and not _holds_figures(output):
+        raise ValueError(
+            f"{output} is there already, and holds no figures of this command; give another "
+            "--output, or delete it."
+        )
+
+
+def _holds_figures(path: Path) -> bool:
+    from rahf.artifacts import read_json
+
+    try:
+        found = read_json(path)
+    except (ValueError, RecursionError):
+        return not path.read_bytes().strip()
+    return isinstance(found, dict) and any(keys <= found.keys() for keys in FIGURES)

@@ -10,7 +10,7 @@ def held_out_options(parser: argparse.ArgumentParser) -> None:
     option, given = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--pairs", metavar="NAME", help="held-out pairs: a file, folder or Hub id")
     given.add_argument("--responses", metavar="FILE", type=Path, help="held-out responses")
-    option("--split", metavar="NAME", default="test", help="of the pairs (default: test)")
+    option("--split", metavar="NAME", default="test", help="split of the pairs (default: test)")
     option("--limit", metavar="N", type="count", default=200, help="prompts at most (default: 200)")
     option(
         "--max_length",

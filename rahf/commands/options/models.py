@@ -1,4 +1,4 @@
-"""Options of the commands that load a model: which one, in which number format, where."""
+"""Options of the commands that load a model: which one, in which dtype, where."""
 
 import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,14 +28,14 @@ def model_options(parser: argparse.ArgumentParser, *, named: bool = True) -> Non
         option(
             "--chat_template",
             metavar="FILE",
-            help="Jinja text or file in place of the tokenizer's",
+            help="chat template, Jinja text or file (default: the tokenizer's)",
         )
         parser.set_defaults(check=check_names)
     option(
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="number format of the weights (auto: that of the checkpoint)",
+        help="dtype of the weights; auto: that of the checkpoint (default: auto)",
     )
     option(
         "--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
@@ -88,7 +88,7 @@ def device(options: argparse.Namespace) -> "torch.device":
         chosen = torch.device(options.device)
     except RuntimeError:
         raise ValueError(
-            f"--device {options.device!r} is no device; give cpu, cuda, cuda:1, ..."
+            f"--device {options.device!r} is not a device; give cpu, cuda, cuda:1, ..."
         ) from None
     if chosen.type == "cuda" and (chosen.index or 0) >= there:
         here = f"cuda:0 to cuda:{there - 1}" if there else "none"

@@ -18,7 +18,7 @@ def _whole(least: int, most: int, kind: str) -> Callable[[str], int]:
     def read(text: str) -> int:
         # int() would take 1_000 and digits of other scripts too, and thousands of digits slowly.
         if not _WHOLE.fullmatch(text) or len(text) > 20 or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {kind}")
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a {kind}")
         return int(text)
 
     return read
@@ -31,7 +31,7 @@ def _real(right: Callable[[float], bool], kind: str) -> Callable[[str], float]:
         except ValueError:
             number = math.nan
         if not abs(number) <= LARGEST or not right(number):
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no {kind}")
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a {kind}")
         return number
 
     return read

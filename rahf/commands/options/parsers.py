@@ -68,8 +68,12 @@ def recipe_file_command(commands, name: str, summary: str, run: Run) -> argparse
 def launch_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the number of processes and their engine."""
     add = parser.add_argument
-    add("--accelerate_config", metavar="NAME", help="a file, or NAME of accelerate_configs/")
-    add("--num_processes", metavar="N", type="count", help="processes, one a device")
+    add(
+        "--accelerate_config",
+        metavar="NAME",
+        help="configuration: a file, or NAME of accelerate_configs/",
+    )
+    add("--num_processes", metavar="N", type="count", help="processes, one per device")
 
 
 def plain_command(commands, name: str, summary: str, run: Run) -> argparse.ArgumentParser:

@@ -39,7 +39,11 @@ def steering_options(parser: argparse.ArgumentParser) -> None:
         help="tokens of the response from the one that predicts it, or the prompt's too (default: "
         "generated)",
     )
-    option("--steered_layers", metavar="LAYERS", help="as target_layers (default: all there are)")
+    option(
+        "--steered_layers",
+        metavar="LAYERS",
+        help="blocks, as target_layers (default: all that the directions have)",
+    )
 
 
 def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContextManager:

@@ -17,7 +17,7 @@ def fingerprint_of(model: nn.Module) -> str:
     """Return what tells the weights of models apart, whatever adapter is on them.
 
     It holds name, shape and values spread over each weight, rounded to bfloat16: a folder that is
-    copied, or loaded in another number format, has the same fingerprint.
+    copied, or loaded in another dtype, has the same fingerprint.
     """
     base, omitted = model, ()
     if isinstance(model, PeftModel):

@@ -155,7 +155,7 @@ def checked_weights(weights: Weights, k: int, path: Path) -> Weights:
     if shapes != wanted or not 0 < k <= latents:
         raise ValueError(
             f"{path}: with k {k}, encoder {shapes.encoder}, encoder bias {shapes.encoder_bias}, "
-            f"directions {shapes.directions} and bias {shapes.bias} are no dictionary."
+            f"directions {shapes.directions} and bias {shapes.bias} do not form a dictionary."
         )
     for name, part in weights._asdict().items():
         if not part.isfinite().all():

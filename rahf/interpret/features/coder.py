@@ -64,7 +64,7 @@ class Coder:
         """
         if k > latents:
             raise ValueError(
-                f"{k} active latents a token of {latents}: give a k of at most the latents."
+                f"{k} active latents per token of {latents}: give a k of at most the latents."
             )
         mean, width = states.mean(0), states.shape[1]
         scale = (states - mean).norm(dim=1).mean() / width**0.5

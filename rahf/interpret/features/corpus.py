@@ -231,7 +231,7 @@ def _dataset(path: str, local: Path, split: str) -> Iterable[Mapping[str, Any]]:
         return load_dataset(path, split=split, streaming=True)
     except (DatasetNotFoundError, FileNotFoundError, KeyError, ConnectionError) as error:
         raise ValueError(
-            f"{path!r} is no file, no folder saved by `datasets` with the split {split!r}, and no "
+            f"{path!r} is not a file, a folder saved by `datasets` with the split {split!r}, or a "
             f"data set of the Hub that can be reached: {error}"
         ) from error
 

@@ -36,7 +36,7 @@ class Fit(NamedTuple):
     """How a dictionary fits states."""
 
     tokens: int
-    l0: float  # active latents a token
+    l0: float  # active latents per token
     explained: float  # share of the variance
     silent: float  # share of latents that are active in none of these tokens
     density: list[int]  # latents by share of tokens: below, between and above `DENSITIES`

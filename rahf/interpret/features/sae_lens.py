@@ -117,6 +117,6 @@ def _origin(sae: Any, name: str) -> Origin:
         if (found := pattern.fullmatch(hook)) and int(found[1]) + added >= 0:
             return Origin(str(metadata.model_name), None, int(found[1]) + added, site)
     raise ValueError(
-        f"{name} reads {hook!r}, which is no output of a decoder block or of its MLP; give a "
+        f"{name} reads {hook!r}, which is not an output of a decoder block or of its MLP; give a "
         "dictionary of one of these, or an origin."
     )

@@ -77,7 +77,7 @@ class TopKDictionary:
 
     origin: Origin
     weights: Weights
-    k: int  # active latents a token, at most
+    k: int  # active latents per token, at most
     signed: bool = False  # latents may be negative
 
     @property

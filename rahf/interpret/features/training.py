@@ -48,7 +48,7 @@ class Settings:
     """How dictionaries are trained."""
 
     latents: tuple[int, ...]  # sizes
-    k: int  # active latents a token
+    k: int  # active latents per token
     seeds: tuple[int, ...]
     signed: bool = False  # latents may be negative
     learning_rate: float = 1e-3

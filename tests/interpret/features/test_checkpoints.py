@@ -118,7 +118,7 @@ def test_a_name_of_the_registry_is_asked_for_as_it_is_written(monkeypatch):
     assert found.origin == Origin("tiny", None, 3, "mlp")
     for hook in ("blocks.0.hook_resid_pre", "blocks.3.attn.hook_z"):
         sae.cfg.metadata.hook_name = hook
-        with pytest.raises(ValueError, match=f"{hook}.* is no output of a decoder block"):
+        with pytest.raises(ValueError, match=f"{hook}.* is not an output of a decoder block"):
             load_dictionary("sae-lens:a-release:layer_3")
 
 

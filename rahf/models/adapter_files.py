@@ -1,0 +1,100 @@
+"""Read a finished adapter from its folder and put it on a model, beside those it has.
+
+The base and the other adapters stay as they are. Knows peft; knows no loss and no data.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers import PreTrainedModel
+
+from rahf.distributed.sharding import refuse_incomplete
+from rahf.models.base_weights import belongs_to, keeping_base
+
+POLICY = "default"
+"""PEFT writes the adapter of this name to the root of the folder, where `AutoPeftModelForCausalLM`
+looks for it.
+"""
+
+
+def put_adapter(
+    model: PreTrainedModel | PeftModel,
+    folder: str | Path,
+    name: str = POLICY,
+    *,
+    trainable: bool = False,
+) -> PeftModel:
+    """Put every tensor of the adapter in `folder` on `model`.
+
+    Raises:
+        ValueError: tensors of the adapter are missing, not finite, or belong to no module of
+            `model`; the adapter changes the base, or cannot stand beside others.
+    """
+    files = [Path(folder) / file for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)]
+    if Path(folder).is_dir() and not any(file.exists() for file in files):
+        raise ValueError(
+            f"{folder} holds an adapter_config.json but no {files[0].name}; give the folder of a "
+            "finished training."
+        )
+    if isinstance(model, PeftModel):
+        for config in (PeftConfig.from_pretrained(str(folder)), *model.peft_config.values()):
+            refuse_trainable_tokens(config, f"the adapter {folder}")
+    with keeping_base(model, name, f"the adapter {folder}"), _naming_sizes(folder):
+        return _loaded(model, folder, name, trainable)
+
+
+def refuse_trainable_tokens(config: PeftConfig, what: str) -> None:
+    """Refuse single trained tokens beside another adapter, because PEFT cannot switch them.
+
+    Raises:
+        ValueError: `config` has `trainable_token_indices`.
+    """
+    if getattr(config, "trainable_token_indices", None):
+        raise ValueError(
+            f"{what}: trainable_token_indices cannot be switched between adapters that do not all "
+            "have them. Train without them, or with modules_to_save: [embed_tokens]; merge a "
+            "finished adapter into its base and give the full model."
+        )
+
+
+@contextmanager
+def _naming_sizes(folder: str | Path) -> Iterator[None]:
+    """Name the two shapes, and what to do, where a tensor of the adapter has another shape."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]", str(error))
+        if found is None:
+            raise
+        key, given, wanted = found.groups()
+        raise ValueError(
+            f"the adapter {folder} does not fit: {key} has the shape [{given}] in the adapter, and "
+            f"[{wanted}] in the model. If the vocabulary was grown for the adapter, give a base "
+            f"saved after resize_token_embeddings({given.partition(',')[0]}), or the merged model. "
+            "Otherwise give the base and the configuration that it was trained with."
+        ) from error
+
+
+def _loaded(
+    model: PreTrainedModel | PeftModel, folder: str | Path, name: str, trainable: bool
+) -> PeftModel:
+    options = {"adapter_name": name, "is_trainable": trainable}
+    with warnings.catch_warnings():  # what is missing or changes the base is an error
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        warnings.filterwarnings("ignore", ".*changes the base weights")
+        if not isinstance(model, PeftModel):
+            model = PeftModel.from_pretrained(model, str(folder), **options)
+        report = model.load_adapter(str(folder), **options)
+    missing = {key for key in report.missing_keys if belongs_to(key, name)}
+    refuse_incomplete(
+        folder, {"missing_keys": missing, "unexpected_keys": set(report.unexpected_keys)}
+    )
+    for key, parameter in model.named_parameters():
+        if belongs_to(key, name) and not parameter.isfinite().all():
+            raise ValueError(f"the adapter {folder}: {key} has NaN or infinity; train it again.")
+    return model
