@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -123,9 +123,9 @@ def _holds_records(value: Any) -> bool:
 
 def _parse_json(text: bytes, place: str, whole_characters: bool) -> Any:
     try:
-        value = json.loads(text)
-        if whole_characters and b"\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
+        value = json.loads(text, object_pairs_hook=_object)
+        if b"\\ud" in text.lower():
+            json.dumps(value if whole_characters else _keys(value), ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{place}: not UTF-8 text ({error.reason} at byte {error.start})."
@@ -140,7 +140,37 @@ def _parse_json(text: bytes, place: str, whole_characters: bool) -> Any:
             f"{place}: not JSON ({error.msg}, {line}column {error.colno}): "
             f"{text[:60].decode(errors='replace')!r}{_json_hint(text)}"
         ) from error
+    except _RepeatedKeyError as error:
+        raise ValueError(
+            f"{place}: the key {error.args[0]!r} is given twice in one object: remove one."
+        ) from None
+    except ValueError:
+        raise ValueError(f"{place}: a number has too many digits to be read.") from None
     return value
+
+
+class _RepeatedKeyError(Exception):
+    """An object of a JSON text gives a key twice, of which Python keeps the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Record:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _RepeatedKeyError(_repeated(key for key, _ in pairs))
+    return found
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that is not the first of its kind."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
+def _keys(value: Any) -> Any:
+    """Return a value with nothing in the place of its texts: its keys only."""
+    if isinstance(value, dict):
+        return {key: _keys(inner) for key, inner in value.items()}
+    return [_keys(item) for item in value] if isinstance(value, list) else None
 
 
 def _json_hint(text: bytes) -> str:
@@ -175,7 +205,9 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Record]]:
             raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error}).") from error
         place = f"{path}, line {reader.line_num}"
         if header is None:
-            header = values
+            header, twice = values, _repeated(name for name in values if name)
+            if twice is not None:
+                raise ValueError(f"{place}: the header names {twice!r} twice: rename one of them.")
         elif values and len(values) != len(header):
             raise ValueError(f"{place}: {len(values)} fields, but the header has {len(header)}.")
         elif values:

@@ -1,7 +1,7 @@
 """Finds pairs whose texts a chat template has rendered already, so that none is rendered twice.
 
-Such a text holds control tokens of the tokenizer, or the marks that the template writes around a
-user message.
+Such a text holds control tokens of the tokenizer, or the marks that the template or a widespread
+one writes around a user message.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,14 @@ MARKS_OF_OTHERS = (
     "<end_of_turn>",
 )
 """Marks of widespread templates, which are text to a tokenizer of another kind."""
+
+PLAIN_FORMS = (
+    ("[INST]", "[/INST]"),
+    ("### Instruction:", "### Response:"),
+    ("<|user|>", "<|assistant|>"),
+    ("USER:", "ASSISTANT:"),
+)
+"""What widespread templates write around a user message as plain text."""
 
 
 def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
@@ -69,6 +77,13 @@ def rendered_already(
         return (
             f"the prompt is enclosed in {marks[0]!r} and {marks[1]!r}, as if the chat template "
             "had rendered it already: give plain text or messages"
+        )
+    users = [m["content"] for m in prompt if m["role"] == "user"]
+    form = next((form for form in PLAIN_FORMS for text in users if _between(text, form)), None)
+    if form is not None:
+        return (
+            f"the prompt holds {form[0]!r} and ends with {form[1]!r}, as if another template had "
+            "rendered it already: give plain text or messages"
         )
     return None
 

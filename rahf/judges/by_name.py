@@ -27,7 +27,8 @@ from rahf.judges.local_models import (
     response_reader,
 )
 from rahf.judges.names import ENCODER, NEUTRAL_SCORES, parse_judge, url_problems
-from rahf.judges.references import ReferencesJudge, load_encoder, read_references
+from rahf.judges.reference_file import read_references
+from rahf.judges.references import ReferencesJudge, load_encoder
 from rahf.judges.rules import rule
 from rahf.models.adapters import base_of, load_model, load_tokenizer_of
 from rahf.models.classifiers import label_count, load_classifier

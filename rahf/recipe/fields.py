@@ -14,6 +14,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
+_LARGEST = 2**63 - 1
+"""The largest whole number that torch and datasets take."""
+
 
 class OptionError(ValueError):
     """One or more options are wrong; `problems` holds one line for each."""
@@ -84,6 +87,8 @@ def value_problem(name: str, value: Any, annotation: Any) -> list[str]:
         return [f"{name}: is empty text: remove it or give a value"]
     if isinstance(value, float) and not math.isfinite(value):
         return [f"{name}: {value} is not a finite number"]
+    if isinstance(value, int) and abs(value) > _LARGEST and not fits(0.5, annotation):
+        return [f"{name}: {value} is out of range, it must be at most {_LARGEST}"]
     for limits in _limits(annotation) if isinstance(value, int | float) else ():
         if not (limits.least <= value < limits.below and value > limits.above):
             return [f"{name}: {value} is out of range, it must be {_describe_limits(limits)}"]

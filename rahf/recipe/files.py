@@ -16,6 +16,7 @@ from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
 from rahf.recipe.data_options import column_problems, part_problems
+from rahf.recipe.evaluation_files import evaluation_problems, judge_problems
 from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.keys import full_name
 from rahf.recipe.model_files import (
@@ -27,6 +28,8 @@ from rahf.recipe.model_files import (
 )
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe
 from rahf.recipe.trackers import missing_trackers
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS, checkpointing_name
+from rahf.recipe.training_values import CONSTANT
 
 ROWS_READ = 200
 
@@ -62,7 +65,28 @@ def not_read(recipe: Recipe) -> list[str]:
                 f"{key}: {given['num_train_epochs']:g} has no effect beside {steps}: "
                 f"{given['max_steps']}, which sets the length of the training: remove one"
             )
+        held = recipe.teacher_training if section else given
+        found += [
+            f"{full_name(section, key)}: {given[key]} is not read {why}: remove it"
+            for key, why in _without_effect(held).items()
+            if given.get(key)
+        ]
     return found
+
+
+def _without_effect(held: Mapping[str, Any]) -> dict[str, str]:
+    """{key: why} of training keys that have no effect beside these."""
+    reasons = {"label_smoothing_factor": "by the losses of rahf"}
+    scheduler = held.get("lr_scheduler_type", TRAINING_DEFAULTS["lr_scheduler_type"])
+    if scheduler in CONSTANT:
+        reasons["lr_scheduler_kwargs"] = f"by lr_scheduler_type: {scheduler}"
+    if held.get("use_cpu"):
+        reasons |= {"fp16": "on a CPU", "fp16_full_eval": "on a CPU"}
+    switches = ("activation_checkpointing", "gradient_checkpointing")
+    if not any(held.get(name) for name in switches):
+        why = f"without {checkpointing_name()}: true"
+        reasons |= {f"{name}_kwargs": why for name in switches}
+    return reasons
 
 
 def check_files(recipe: Recipe) -> list[str]:
@@ -192,7 +216,7 @@ def _text_problems(recipe: Recipe) -> list[str]:
         "evaluation.unrelated_text": evaluation.unrelated_text,
         "compare.urial": recipe.compare.urial,
         "deepspeed": recipe.training.get("deepspeed"),
-        "fsdp_config": recipe.training.get("fsdp_config"),
+        "accelerator_config": recipe.training.get("accelerator_config"),
     }
     for key, name in files.items():
         if isinstance(name, str):
@@ -200,7 +224,7 @@ def _text_problems(recipe: Recipe) -> list[str]:
     answered = evaluation.prompts is not None or evaluation.held_out_prompts
     if answered and evaluation.judge is not None:
         problems += missing_judge("evaluation.judge", evaluation.judge)
-    return problems
+    return problems or evaluation_problems(recipe)
 
 
 def missing_judge(key: str, judge: str | list[str]) -> list[str]:
@@ -217,7 +241,7 @@ def missing_judge(key: str, judge: str | list[str]) -> list[str]:
         return [missing_file(key, model)]
     if kind in ("reward", "choice") and is_local(model) and not Path(model).exists():
         return [missing_file(key, model)]
-    return []
+    return judge_problems(key, judge) if kind in ("references", "reward") else []
 
 
 def _file_problems(key: str, name: str) -> list[str]:

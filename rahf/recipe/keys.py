@@ -29,6 +29,10 @@ SECTIONS = {
 # Fields of TrainingArguments that a recipe must not set.
 REFUSED = {
     "hub_token": "remove it, a recipe is saved and shared: set the environment variable HF_TOKEN",
+    "fsdp_config": "remove it, rahf shards the base itself: start with --accelerate_config fsdp2",
+    "parallelism_config": "remove it, it takes a Python object: start with --accelerate_config",
+    "resume_from_checkpoint": "remove it: the same command resumes from the last checkpoint in "
+    "output_dir",
     "teachers.output_dir": "remove it: teachers are kept inside output_dir",
 }
 

@@ -35,6 +35,7 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
             *target_problems(self),
             *term_problems(self, neutral=self.chooses),
             *pair_problems(self),
+            *still_problems(self),
             *([] if self.target_cache is None else cache_problems(self)),
             *(pushing_problems(self) if self.facts.pushes_away else shifting_problems(self)),
         ]
@@ -69,6 +70,19 @@ def pair_problems(options: MethodOptions) -> list[str]:
             "sft_weight: 0, or response_source: both"
         )
     return problems
+
+
+def still_problems(options: MethodOptions) -> list[str]:
+    """Return what is wrong where no term moves the policy away from the reference, its start."""
+    own = ("rejected_weight", "similarity_weight")
+    own = own if options.facts.pushes_away else ("align_weight",)
+    movers = (*own, "sft_weight", "dpo_weight")
+    if any(getattr(options, name) for name in movers):
+        return []
+    return [
+        f"{' and '.join(movers)} are 0, so that no term moves the policy away from the reference: "
+        "set one above 0"
+    ]
 
 
 def shifting_problems(options: MethodOptions) -> list[str]:

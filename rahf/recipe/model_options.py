@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rahf.recipe.fields import Count, Share, option, raise_problems, value_problems
+from rahf.recipe.training_values import attention_kernels
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,21 @@ class ModelOptions:
         problems = value_problems(self, ModelOptions)
         if not problems and self.load_in_4bit and self.load_in_8bit:
             problems.append("load_in_4bit and load_in_8bit are both true: set one of them to false")
+        if not problems and self.attn_implementation is not None:
+            problems += kernel_problems(self.attn_implementation)
         if not problems and isinstance(self.lora_target_modules, str):
             problems = pattern_problems(self.lora_target_modules)
         raise_problems(problems)
+
+
+def kernel_problems(name: str) -> list[str]:
+    """Return problems of the name of an attention kernel; one on the Hub is `owner/name`."""
+    if "/" in name or name.removeprefix("paged|") in attention_kernels():
+        return []
+    return [
+        f"attn_implementation: {name!r} is not one of {', '.join(attention_kernels())}, nor a "
+        "kernel on the Hub (owner/name)"
+    ]
 
 
 def pattern_problems(modules: str) -> list[str]:

@@ -14,6 +14,7 @@ from rahf.recipe.transformers_source import SIMPLE, annotation, enums, parse_sou
 # Where the annotation is not enough: limits, and `fsdp: true`, the form of transformers 5.
 _SEED = Annotated[int, Limits(least=0, below=2**32)]  # what numpy takes
 _CORRECTED = {
+    "activation_checkpointing_kwargs": dict | None,
     "adam_beta1": Share,
     "adam_beta2": Share,
     "adam_epsilon": Weight,
@@ -27,9 +28,11 @@ _CORRECTED = {
     "eval_steps": Positive | None,
     "fsdp": bool | str | list | None,
     "gradient_accumulation_steps": Count,
+    "gradient_checkpointing_kwargs": dict | None,
     "label_smoothing_factor": Share,
     "learning_rate": Weight,
     "logging_steps": Positive,
+    "lr_scheduler_kwargs": dict | None,
     "max_grad_norm": Weight,
     "max_steps": Annotated[int, Limits(least=-1)],
     "neftune_noise_alpha": Weight | None,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rahf.recipe.training_arguments import TRAINING_DEFAULTS, TRANSFORMERS_DEFAULTS
+from rahf.recipe.training_values import unusable_problems
 
 
 def clash_problems(given: Mapping[str, Any]) -> list[str]:
@@ -19,6 +20,8 @@ def clash_problems(given: Mapping[str, Any]) -> list[str]:
         problems.append("bf16 and fp16 are both true: set one of them to false")
     if given.get("max_steps") == 0:
         problems.append("max_steps: 0 trains nothing: set 1 or more, or remove it to train epochs")
+    if given.get("max_steps", -1) == -1 and not held["num_train_epochs"]:
+        problems.append("num_train_epochs: 0 trains nothing: set more, or max_steps: 1 or more")
     for key in ("eval_steps", "logging_steps", "save_steps"):
         steps = held[key]
         if steps is not None and steps > 1 and steps != int(steps):
@@ -31,7 +34,7 @@ def clash_problems(given: Mapping[str, Any]) -> list[str]:
         problems.append("save_strategy: best needs held-out losses to choose by: set eval_strategy")
     elif held["load_best_model_at_end"]:
         problems += _best_model_problems(held)
-    return problems
+    return [*problems, *unusable_problems(given, held["lr_scheduler_type"])]
 
 
 def _best_model_problems(held: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ QUESTION = "How is the soup?"
 USER = {"role": "user", "content": QUESTION}
 ASK = "<|im_start|>user\nHow is the soup?<|im_end|>\n<|im_start|>assistant\n"
 PAIR = {"prompt": QUESTION, "chosen": "warm", "rejected": "dull"}
+WHOLE = json.dumps(PAIR).encode() + b"\n"
 CALL = {"type": "function", "function": {"name": "find", "arguments": '{"q": "soup"}'}}
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
 
@@ -279,6 +280,15 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
             {"tokenizer": llama_tokenizer()},
             r"the prompt is enclosed in '\[INST\]' and '\[/INST\]'",
         ),
+        *(
+            ({**PAIR, "prompt": prompt}, {}, f"the prompt holds '{re.escape(start)}' and ends with")
+            for prompt, start in (
+                (f"<s>[INST] {QUESTION} [/INST]", "[INST]"),
+                (f"### Instruction:\n{QUESTION}\n\n### Response:\n", "### Instruction:"),
+                (f"<|user|>\n{QUESTION}\n<|assistant|>\n", "<|user|>"),
+                (f"A chat. USER: {QUESTION} ASSISTANT:", "USER:"),
+            )
+        ),
         (
             {**PAIR, "prompt": f"Question: {QUESTION}\n\nAnswer:"},
             {"tokenizer": gpt2_tokenizer()},
@@ -473,6 +483,21 @@ def test_one_object_in_a_file_is_one_row(tmp_path, indent):
         ('{"prompt": "a"}\n{"prompt": "b"}'.encode("utf-16-le"), "UTF-16 without a byte order"),
         (b"\xff\xfe\x00", r"not UTF-16 text after line 0"),
         (b"[" * 99999, "nested too deeply"),
+        (b'[{"prompt": ' + b"1" * 5000 + b"}]", r"a\.json: a number has too many digits"),
+        (b'[{"prompt": "a", "prompt": "b"}]', r"a\.json: the key 'prompt' is given twice"),
+        (b'[{"prompt": "a", "x\\ud800": "b"}]', r"a\.json: half of a surrogate pair"),
+        (
+            WHOLE + b'{"prompt": "b", "n": ' + b"1" * 5000 + b"}",
+            r"a\.json, line 2: a number has too many digits",
+        ),
+        (
+            WHOLE + b'{"prompt": [{"role": "user", "role": "x"}]}',
+            r"a\.json, line 2: the key 'role' is given twice",
+        ),
+        (
+            WHOLE + b'{"prompt": "b", "\\uD800": 1}',
+            r"a\.json, line 2: half of a surrogate pair",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path, content, named):
@@ -481,3 +506,16 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path, content, named):
         load_pairs(tmp_path / "a.json", cache_dir=tmp_path)
     assert len(str(caught.value)) < 400
     assert "a.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", ["What does [INST] mean?", "USER: hi ASSISTANT: hello. Sum up."])
+def test_a_prompt_about_marks_is_no_rendered_one(told, prompt):
+    assert told({**PAIR, "prompt": prompt}).report.kept == 1
+
+
+def test_a_name_twice_in_a_csv_header_is_an_error(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected,chosen,,\na,b,c,d,,\n")
+    with pytest.raises(ValueError, match=r"a\.csv, line 1: the header names 'chosen' twice"):
+        load_pairs(tmp_path / "a.csv", cache_dir=tmp_path)
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected,,\na,b,c,,\n")
+    assert load_pairs(tmp_path / "a.csv", cache_dir=tmp_path)["chosen"][:] == ["b"]

@@ -11,7 +11,8 @@ from rahf.cli import main
 from rahf.judges.by_name import NamedJudge, comparing_judge
 from rahf.judges.judge import Verdicts
 from rahf.judges.names import name_problems
-from rahf.judges.references import load_encoder, read_references
+from rahf.judges.reference_file import read_references
+from rahf.judges.references import load_encoder
 
 CPU = torch.device("cpu")
 OPTIONS = {"dtype": torch.float32, "trust_remote_code": False}

@@ -303,7 +303,7 @@ def test_overrides_of_the_command_line(write):
             *("--attn_implementation", "null"),
             *("--instructions.positive", "Good: yes"),
             *("--instructions.negative", "Bad: yes"),
-            *("--fsdp_config.min_num_params", "5"),
+            *("--accelerator_config.even_batches", "false"),
         ],
     )
     assert recipe.method.alpha == -2.5
@@ -316,7 +316,7 @@ def test_overrides_of_the_command_line(write):
     assert recipe.model.model_revision == "007"
     assert recipe.model.attn_implementation is None
     assert recipe.method.instructions == {"positive": "Good: yes", "negative": "Bad: yes"}
-    assert recipe.training["fsdp_config"] == {"min_num_params": 5}
+    assert recipe.training["accelerator_config"] == {"even_batches": False}
 
 
 def test_overrides_as_a_mapping(write):

@@ -6,6 +6,8 @@ import time
 
 import pytest
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from rahf.models.shapes import read_decoder
 from rahf.recipe import files, training_arguments
@@ -89,6 +91,28 @@ STEPS = {"eval_strategy": "steps"}
         ({"target_layers": "0-999999999"}, "target_layers: 0-999999999 is far beyond"),
         ({"target_layers": "9" * 5000}, "target_layers: 999"),
         ({"target_layers": "0.1-0.9:0.0000000001"}, "target_layers: 0.1-0.9:0.0000000001 has a"),
+        ({"parallelism_config": 3}, "parallelism_config: remove it"),
+        ({"resume_from_checkpoint": "nowhere"}, "resume_from_checkpoint: remove it"),
+        ({"fsdp_config": {"a": 1}}, "fsdp_config: remove it"),
+        ({"accelerator_config": {"a": 1}}, "accelerator_config: unknown key 'a', known are split"),
+        ({"accelerator_config": "nowhere"}, "accelerator_config: nowhere does not exist"),
+        ({"lr_scheduler_kwargs": "text"}, "lr_scheduler_kwargs: 'text' is not a mapping"),
+        ({"gradient_checkpointing_kwargs": "text"}, "gradient_checkpointing_kwargs: 'text' is not"),
+        (
+            {"lr_scheduler_type": "cosine", "teachers": {"lr_scheduler_kwargs": {"a": 1}}},
+            "teachers inherit a key: lr_scheduler_kwargs (lr_scheduler_type: cosine): unknown key",
+        ),
+        ({"optim_args": "hello world"}, "optim_args: 'hello world' is not name=value"),
+        ({"ddp_backend": "zz"}, "ddp_backend: 'zz' is not one of nccl"),
+        ({"debug": "text"}, "debug: 'text' is not one of underflow_overflow"),
+        ({"attn_implementation": "hello"}, "attn_implementation: 'hello' is not one of eager"),
+        ({"per_device_train_batch_size": 10**30}, "per_device_train_batch_size: 1000000"),
+        ({"lora_r": 10**30}, "lora_r: 1000000"),
+        ({"num_train_epochs": 0}, "num_train_epochs: 0 trains nothing"),
+        (
+            {"align_weight": 0, "dpo_weight": 0},
+            "align_weight and sft_weight and dpo_weight are 0, so that no term",
+        ),
         ({"target_layers": [10**9]}, "target_layers: 1000000000 is far beyond"),
     ],
     ids=str,
@@ -105,6 +129,42 @@ def test_what_would_stop_a_run_late_is_the_only_problem(write, monkeypatch, keys
     [problem] = problems(write(**keys))
     assert problem.startswith(said)
     assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"attn_implementation": "flash_attention_3"},
+        {"attn_implementation": "kernels-community/flash-attn2"},
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1}},
+        {"optim": "adafactor", "optim_args": "a=1, b=2"},
+        {"debug": "underflow_overflow"},
+        {"accelerator_config": {"even_batches": False}},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        {"align_weight": 0, "sft_weight": 1},
+    ],
+    ids=str,
+)
+def test_what_transformers_takes_is_taken_and_read(write, keys):
+    assert files.not_read(checked_recipe(write(**keys))) == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"label_smoothing_factor": 0.5},
+        {"lr_scheduler_kwargs": {"a": 1}},
+        {"gradient_checkpointing_kwargs": {"a": 1}},
+        {"fp16": True, "use_cpu": True},
+        {"max_steps": 3, "num_train_epochs": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("section", ["", "teachers."])
+def test_what_has_no_effect_is_named(write, keys, section):
+    recipe = checked_recipe(write(), {f"{section}{key}": value for key, value in keys.items()})
+    [line] = files.not_read(recipe)
+    assert any(line.startswith(f"{section}{key}: ") for key in keys)
 
 
 def test_teachers_do_not_inherit_when_the_alignment_is_evaluated(write):
@@ -175,6 +235,53 @@ def test_what_a_models_files_tell_is_told(write, config, tokenizer, keys, said):
 def test_rotary_positions_and_padding_inside_the_embedding_are_taken(write):
     pad = {"pad_token": "<pad>", "added_tokens_decoder": {"99": {"content": "<pad>"}}}
     checked_recipe(write({"max_position_embeddings": 64}, pad))
+
+
+PROMPTS = [{"prompt": "p1"}, {"prompt": "p2"}]
+REFERENCES = [{**prompt, "right": ["yes"], "wrong": "no"} for prompt in PROMPTS]
+TEXTS = [{"text": "one two"}]
+JUDGE = {"judge": "references:references.jsonl", "encoder": "model"}
+
+
+@pytest.mark.parametrize(
+    ("files", "evaluation", "said"),
+    [
+        ({"texts": [{"a": 1}]}, {}, "unrelated_text: texts.jsonl, line 1: no text; every record"),
+        ({"texts": [{"text": "one"}]}, {}, "unrelated_text: texts.jsonl holds no text of at least"),
+        ({"prompts": [{"q": 1}]}, {}, "prompts: prompts.jsonl, line 1: no prompt; every record"),
+        (
+            {"references": [{"prompt": "p1", "right": ["yes"]}]},
+            JUDGE,
+            "judge: references.jsonl, line 1: wrong: None is",
+        ),
+        ({"references": REFERENCES[:1]}, JUDGE, "judge: references.jsonl has no reference answers"),
+        ({}, {**JUDGE, "encoder": "./nono"}, "encoder: ./nono does not exist"),
+        ({}, {"judge": "reward:model"}, "judge: model is no reward model but a LlamaForCausalLM"),
+        ({}, {"max_new_tokens": 64}, "max_new_tokens: 64 leaves no room for a prompt within"),
+        ({}, {"max_new_tokens": 63, **JUDGE}, None),
+    ],
+)
+def test_what_the_evaluation_would_refuse_is_told_before_the_training(
+    write, tmp_path, monkeypatch, files, evaluation, said
+):
+    monkeypatch.chdir(tmp_path)
+    given = {"texts": TEXTS, "prompts": PROMPTS, "references": REFERENCES, **files}
+    for name, records in given.items():
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    keys = {"prompts": "prompts.jsonl", "unrelated_text": "texts.jsonl", "judge": "length"}
+    path = write(
+        {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64},
+        evaluation={**keys, **evaluation},
+    )
+    words = Tokenizer(WordLevel({"one": 0, "two": 1, "?": 2}, "?"))
+    words.save(str(tmp_path / "model/tokenizer.json"))
+    path.write_text(path.read_text().replace(str(tmp_path / "model"), "model"))
+    if said is None:
+        checked_recipe(path)
+        return
+    [problem] = problems(path)
+    assert problem.startswith(f"evaluation.{said}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""The table at the end of a run against the files it reads, before anything is trained for it.
+
+Knows neither torch nor the model; reads prompts, references and the unrelated texts it needs.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from rahf.data.prompts import prompt_text, read_prompts
+from rahf.data.records import read_records
+from rahf.judges.reference_file import read_references
+from rahf.recipe.model_files import is_local, json_object, missing_file
+from rahf.recipe.recipe import Recipe
+
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def evaluation_problems(recipe: Recipe) -> list[str]:
+    """Return what the evaluation would refuse after the training."""
+    options, problems, folder = recipe.evaluation, [], Path(recipe.model.model_name_or_path)
+    if options.unrelated_text is not None and Path(options.unrelated_text).is_file():
+        problems += _text_problems(Path(options.unrelated_text), options.unrelated_rows, folder)
+    prompts: list[str] = []
+    if options.prompts is not None and Path(options.prompts).is_file():
+        try:
+            prompts = [prompt_text(prompt.messages) for prompt in read_prompts(options.prompts)]
+        except ValueError as error:
+            problems.append(f"evaluation.prompts: {error}")
+    if options.prompts is None and not options.held_out_prompts:
+        return problems
+    judges = options.judge if isinstance(options.judge, list) else [options.judge]
+    for name in map(str, judges):
+        problems += _reference_problems(name, prompts, options.encoder)
+    return [*problems, *_position_problems(options.max_new_tokens, folder)]
+
+
+def _text_problems(path: Path, rows: int, model: Path) -> list[str]:
+    texts = []
+    try:
+        for place, record in islice(read_records(path), rows):
+            if not isinstance(record.get("text"), str):
+                return [
+                    f"evaluation.unrelated_text: {place}: no text; every record needs a `text`. "
+                    f"It has: {', '.join(record)}"
+                ]
+            texts.append(record["text"])
+    except ValueError as error:
+        return [f"evaluation.unrelated_text: {error}"]
+    if not texts:
+        return [f"evaluation.unrelated_text: {path} has no rows"]
+    if any(len(text.split()) > 1 for text in texts) or _longest(texts, model) > 1:
+        return []
+    return [f"evaluation.unrelated_text: {path} holds no text of at least two tokens"]
+
+
+def _longest(texts: Sequence[str], model: Path) -> float:
+    """Return the tokens of the longest text; infinity where the tokenizer is not a file here."""
+    if not (model / "tokenizer.json").is_file():
+        return float("inf")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    return max(len(tokenizer.encode(text).ids) for text in texts)
+
+
+def _reference_problems(judge: str, prompts: Sequence[str], encoder: str) -> list[str]:
+    """Return the problems of a references judge with its encoder and with the prompts."""
+    kind, _, file = judge.partition(":")
+    if kind != "references" or not Path(file).is_file():
+        return []
+    missing = is_local(encoder) and not Path(encoder).exists()
+    problems = [missing_file("evaluation.encoder", encoder)] if missing else []
+    known = read_references(Path(file))
+    without = [text for text in prompts if text not in known]
+    if without:
+        problems.append(
+            f"evaluation.judge: {file} has no reference answers to {len(without)} of the "
+            f"{len(prompts)} prompts, such as {without[0][:120]!r}: add right and wrong ones, or "
+            "name another judge"
+        )
+    return problems
+
+
+def judge_problems(key: str, judge: str) -> list[str]:
+    """Return why the file or folder of a judge, which is there, cannot be used."""
+    kind, _, of = judge.partition(":")
+    if kind == "references":
+        try:
+            read_references(Path(of))
+        except ValueError as error:
+            return [f"{key}: {error}"]
+    config = Path(of, "config.json")
+    if kind != "reward" or not is_local(of) or not config.is_file():
+        return []
+    try:
+        built = json_object(config).get("architectures") or []
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    if not built or not all(str(name).endswith(_LANGUAGE_MODELS) for name in built):
+        return []
+    return [
+        f"{key}: {of} is no reward model but a {built[0]}: give a sequence classifier, as rahf "
+        "reward trains, or use the language model as choice:NAME"
+    ]
+
+
+def _position_problems(new_tokens: int, model: Path) -> list[str]:
+    if not (model / "config.json").is_file():
+        return []
+    try:
+        config = json_object(model / "config.json")
+    except ValueError:
+        return []  # reported with the model
+    config = config.get("text_config") or config
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if not isinstance(positions, int) or new_tokens < positions:
+        return []
+    return [
+        f"evaluation.max_new_tokens: {new_tokens} leaves no room for a prompt within the model's "
+        f"{positions} positions: lower it"
+    ]
