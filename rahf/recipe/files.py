@@ -99,8 +99,9 @@ def _engine_problems(recipe: Recipe) -> list[str]:
 
 
 def _data_problems(data: Any) -> list[str]:
-    problems, template = [], data.chat_template
-    if template is not None and "{" not in template and not Path(template).expanduser().is_file():
+    problems, template = [], "{" if data.chat_template is None else data.chat_template
+    name = template.replace("-", "_").isidentifier()  # of one of the tokenizer's templates, perhaps
+    if not name and "{" not in template and not Path(template).expanduser().is_file():
         problems.append(f"chat_template: {template!r} is neither Jinja text nor a file")
     if data.dataset_name is not None:
         columns = None if column_problems("columns", data.columns) else data.columns

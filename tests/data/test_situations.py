@@ -257,6 +257,28 @@ def test_empty_arguments_of_a_call_are_kept(told, arguments):
     assert result.report.ignored == ()
 
 
+def test_of_several_templates_the_default_is_read_and_the_one_for_tools_where_there_are_some(told):
+    tokenizer, bare = chatml_tokenizer(), {**IN_CONTEXT, "tools": None}
+    tokenizer.chat_template = {"default": CHATML, "tool_use": TOOLS}
+    result = told(PAIR, IN_CONTEXT, bare, tokenizer=tokenizer)
+    plain, with_tools = result.rows
+    assert plain["prompt_ids"].endswith(ASK)
+    assert with_tools["prompt_ids"].startswith('tools: [{"type": "function"')
+    assert list(result.dropped.values()) == [(2,)]  # calls, and no tools for the other template
+    [read] = told(bare, tokenizer=tokenizer, template="tool_use").rows
+    assert '<call>find{"q": "soup"}</call>' in read["prompt_ids"]
+    tokenizer.chat_template = {"tool_use": TOOLS, "rag": CHATML}
+    with pytest.raises(
+        ValueError, match=r"several chat templates \(rag, tool_use\) and none of the"
+    ):
+        told(PAIR, tokenizer=tokenizer)
+    with pytest.raises(
+        ValueError, match=r"chat_template is 'rga': .* with a name are: rag, tool_use"
+    ):
+        told(PAIR, tokenizer=tokenizer, template="rga")
+    assert told(PAIR, tokenizer=tokenizer, template="rag").rows[0]["prompt_ids"].endswith(ASK)
+
+
 def test_a_generated_response_reads_the_tools_and_calls_too():
     form = chat_prompt_form(chatml_tokenizer(), TOOLS)
     user, call, tool = IN_CONTEXT["prompt"]
