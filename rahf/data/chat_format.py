@@ -8,12 +8,12 @@ without a chat template get a plain one. Knows no pair and no model; needs a fas
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from rahf.data.messages import Message, answered, with_parsed_arguments
+from rahf.data.named_templates import given_template, named_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,14 +92,19 @@ class ChatFormat:
 def resolve_chat_template(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None
 ) -> str:
-    """Return the template's text: the one given (text or a file), else the tokenizer's, else the
-    plain one.
+    """Return the template's text: the one given (text, a file, or the name of one of the
+    tokenizer's), else the tokenizer's (of several the default), else the plain one.
 
     The plain template begins with the BOS token where the tokenizer adds one by itself;
     any other template is responsible for its own, as in transformers.
     """
     if chat_template is not None:
-        return _given_template(chat_template)
+        return given_template(tokenizer, chat_template)
+    if (named := named_templates(tokenizer)) and "default" not in named:
+        raise ValueError(
+            f"the tokenizer has several chat templates ({', '.join(sorted(named))}) and none of "
+            "the name default: set chat_template to one of these names."
+        )
     if tokenizer.chat_template is not None:
         return tokenizer.get_chat_template()
     if tokenizer.eos_token is None:
@@ -113,13 +118,13 @@ def resolve_chat_template(
 def with_chat_template(
     tokenizer: "PreTrainedTokenizerBase", chat_template: str | None
 ) -> "PreTrainedTokenizerBase":
-    """Return a copy of the tokenizer that carries and saves the template (text or a file), or the
-    tokenizer itself where none is given.
+    """Return a copy of the tokenizer that carries and saves the template (text, a file or a name),
+    or the tokenizer itself where none is given.
     """
     if chat_template is None:
         return tokenizer
     tokenizer = copy(tokenizer)
-    tokenizer.chat_template = _given_template(chat_template)
+    tokenizer.chat_template = given_template(tokenizer, chat_template)
     return tokenizer
 
 
@@ -233,6 +238,9 @@ def _render(
     tools = next((m["tools"] for m in messages if isinstance(m.get("tools"), list)), None)
     if tools is not None:
         options = {"tools": tools, **options}
+        named = named_templates(tokenizer)
+        if template == named.get("default"):
+            template = named.get("tool_use", template)
         messages = [{key: m[key] for key in m if key != "tools"} for m in messages]
     try:
         return tokenizer.apply_chat_template(
@@ -291,17 +299,6 @@ def prompt_messages(
     first = next(message for message in others if message["role"] == "user")
     first["content"] = f"{text}\n\n{first['content']}"
     return others
-
-
-def _given_template(chat_template: str) -> str:
-    if "{" in chat_template:
-        return chat_template
-    path = Path(chat_template).expanduser()
-    if not path.is_file():
-        raise ValueError(
-            f"chat_template is {chat_template!r}: neither Jinja text (no braces in it) nor a file."
-        )
-    return path.read_text(encoding="utf-8")
 
 
 def _system_role(

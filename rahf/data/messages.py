@@ -21,8 +21,13 @@ _MARKER = r"(Human|Assistant):"
 _TURN = re.compile(rf"(?:\A|(?:\r?\n){{2}}){_MARKER}")
 _TURN_BY_LINE = re.compile(rf"(?:\A|\r?\n){_MARKER}")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+_KNOWN_ROLES = ("system", "user", "assistant", "tool", "developer", "function")
+_SHAREGPT_ROLES = (*_KNOWN_ROLES, "human", "gpt", "function_call", "observation")
 _WRITTEN = re.compile(
     r"""\s*(array\()?\[?\s*\{\s*["'](role|content|from|value|tool_calls|name)["']\s*:"""
+)
+_LIST_WITH_ROLE = re.compile(
+    r"""\s*(array\()?\[\s*\{\s*["']((role|from)|\w+["']\s*:.*["'](role|from))["']\s*:""", re.DOTALL
 )
 
 
@@ -59,45 +64,59 @@ def as_messages(value: str | list[dict] | None, role: str) -> list[Message]:
 
 def _message(given: Mapping[str, Any]) -> Message:
     others = {key: value for key, value in given.items() if key not in ("role", "content")}
-    return {"role": given["role"], "content": given.get("content") or "", **without_empty(others)}
+    others = {key: inner for key, inner in without_none(others).items() if inner not in ("", [])}
+    return {"role": given["role"], "content": given.get("content") or "", **others}
 
 
-def without_empty(value: Any) -> Any:
-    """Return the value without keys that hold nothing: Arrow gives every row the keys of all."""
+def without_none(value: Any) -> Any:
+    """Return the value without keys that are None: Arrow gives every row the keys of all."""
     if isinstance(value, Mapping):
-        kept = {key: without_empty(inner) for key, inner in value.items()}
-        return {key: inner for key, inner in kept.items() if inner not in (None, "", [])}
-    return [without_empty(inner) for inner in value] if isinstance(value, list) else value
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+    return [without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
 def written_messages(text: str) -> list[dict] | None:
     """Return the messages that a text holds as JSON or as Python's repr; None for other text.
 
+    JSON that is no list of messages (nor one message) is text.
+
     Raises:
-        ValueError: the text begins like messages, but cannot be read as such.
+        ValueError: the text is like messages, but cannot be read as such.
     """
     if not _WRITTEN.match(text):
         return None
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        value = [value] if isinstance(value, dict) else value
-        if isinstance(value, list) and all(_is_message(item) for item in value):
-            return value
+    parsed, value = _parsed(text.strip())
+    if parsed:
+        items = [value] if isinstance(value, dict) else value
+        if not isinstance(items, list) or not items or not all(map(_is_message, items)):
+            return None
+        if all("role" in m and isinstance(m.get("content"), str | None) for m in items):
+            return items
+    elif not _LIST_WITH_ROLE.match(text):
+        return None
     raise ValueError(
         "messages written as text, which can be read neither as JSON nor as Python: write a list "
         "of {role, content} as JSON"
     )
 
 
+def _parsed(text: str) -> tuple[bool, Any]:
+    """Return whether a text is JSON or Python's repr, and its value."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return True, parse(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return False, None
+
+
 def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("role"), str)
-        and isinstance(value.get("content"), str | None)
-    )
+    """Return whether a value is a message, of ShareGPT's form or with other content than text
+    too."""
+    if not isinstance(value, dict):
+        return False
+    known = value.get("role") in _KNOWN_ROLES and ("content" in value or "tool_calls" in value)
+    return known or (value.get("from") in _SHAREGPT_ROLES and "value" in value)
 
 
 def answered(messages: Sequence[Message], response: Message) -> list[Message]:
@@ -147,7 +166,7 @@ def with_tools(messages: Sequence[Message], tools: Any, name: str) -> list[Messa
         raise ValueError(f"{name} is {tools!r:.60}, expected a list of JSON schemas of functions")
     place = next((i for i, m in enumerate(messages) if m["role"] != "system"), 0)
     return [
-        {**message, "tools": without_empty(tools)} if i == place else message
+        {**message, "tools": without_none(tools)} if i == place else message
         for i, message in enumerate(messages)
     ]
 

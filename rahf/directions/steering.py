@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rahf.directions.vectors import Directions
-from rahf.generation.decoding import PrefixCache
+from rahf.generation.reading import reading_of
+from rahf.generation.unfinished import PrefixCache
 from rahf.models.capture import find_blocks
 from rahf.models.kv_cache import cache_name, given_cache
 
@@ -122,7 +123,7 @@ def steer(
         yield
         return
     if start is not None:
-        cache_name(blocks.owner)  # refused before the first token, where it cannot be read
+        _check_generation(model, blocks.owner)
     columns = Columns(start)
     with ExitStack() as hooks:
         note = blocks.owner.register_forward_pre_hook(columns.note, with_kwargs=True)
@@ -131,6 +132,12 @@ def steer(
             hook = blocks.modules[layer].register_forward_hook(steered(change, columns))
             hooks.enter_context(removed_afterwards(hook))
         yield
+
+
+def _check_generation(model: nn.Module, owner: nn.Module) -> None:
+    """Check before the first token, and unsteered, that the cache can be read and how rows are."""
+    cache_name(owner)
+    reading_of(model)
 
 
 def changes(

@@ -10,7 +10,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rahf.generation.decoding import Decoding, Prefix, decode, row_uniforms
+from rahf.generation.decoding import Decoding, decode, row_uniforms
+from rahf.generation.reading import reading_of
+from rahf.generation.unfinished import Prefix
 from rahf.models.adapters import pad_id
 
 
@@ -88,9 +90,11 @@ WORTH_SHARING = 16
 
 
 def _shared_prefix(model: nn.Module, prompts: Sequence[list[int]]) -> Prefix | None:
-    """Compute the beginning that all prompts share, where that is worth it."""
+    """Compute the beginning that all prompts share, where it is worth it and the cache allows."""
     shared = shared_beginning(prompts)
-    return Prefix(model, prompts[0][:shared]) if shared >= WORTH_SHARING else None
+    if shared < WORTH_SHARING or not reading_of(model).shares:
+        return None
+    return Prefix(model, prompts[0][:shared])
 
 
 def shared_beginning(prompts: Sequence[list[int]]) -> int:

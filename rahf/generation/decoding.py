@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
 
-from rahf.models.kv_cache import kept_cache, with_cache
+from rahf.generation.reading import reading_of
+from rahf.generation.unfinished import Prefix, Unfinished
 
 
 @dataclass(frozen=True)
@@ -39,114 +39,6 @@ class Decoding:
                 raise ValueError(f"{name} is {getattr(self, name)}; give {wanted}.")
 
 
-def left_padded(
-    rows: Sequence[list[int]], pad_token_id: int
-) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
-    """Return ids and attention mask with the padding on the left, as generation needs them."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_token_id] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
-
-
-class PrefixCache(DynamicCache):
-    """Filled by a forward after which nothing is generated; what steers generation asks for it."""
-
-
-class Prefix:
-    """Ids that all prompts begin with, and the keys and values a model computes for them, once."""
-
-    def __init__(self, model: nn.Module, ids: Sequence[int]):
-        self.ids = list(ids)
-        # Without a config every layer keeps all columns, also one with a sliding window.
-        cache = PrefixCache()
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            model(
-                input_ids=torch.tensor([self.ids], device=device),
-                position_ids=torch.arange(len(self.ids), device=device)[None],
-                logits_to_keep=1,
-                **with_cache(model, cache),
-            )
-        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
-
-    def cache(self, padding: Int[Tensor, " rows"]) -> DynamicCache:
-        """Return the first `len(ids)` columns of left-padded rows that begin with the prefix.
-
-        A row with 3 columns of padding gets 3 empty columns and then all but the last 3 ids of the
-        prefix: those stand among the columns that are still to be computed.
-        """
-        source = torch.arange(len(self.ids), device=padding.device) - padding[:, None]
-        source = source.clamp(min=0).to(self._layers[0][0].device)
-        return DynamicCache(
-            [
-                tuple(states[0][:, source].transpose(0, 1) for states in layer)
-                for layer in self._layers
-            ]
-        )
-
-
-@dataclass
-class Unfinished:
-    """The rows of a batch that are still being written."""
-
-    ids: Int[Tensor, "rows seq"]  # to be read by the next forward
-    mask: Int[Tensor, "rows columns"]  # of all columns so far
-    positions: Int[Tensor, "rows seq"]
-    cache: Cache | None = None
-
-    @classmethod
-    def prompts(
-        cls,
-        prompts: Sequence[list[int]],
-        pad_token_id: int,
-        device: torch.device,
-        prefix: Prefix | None,
-    ) -> "Unfinished":
-        """Return the prompts, of which the prefix has been read where it is no shorter than the
-        padding.
-        """
-        ids, mask = (tensor.to(device) for tensor in left_padded(prompts, pad_token_id))
-        rows = cls(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
-        padding = (mask == 0).sum(1)
-        if prefix is not None and int(padding.max()) < len(prefix.ids):
-            rows.cache = prefix.cache(padding)
-            rows.ids = ids[:, len(prefix.ids) :]
-            rows.positions = rows.positions[:, len(prefix.ids) :]
-        return rows
-
-    def logits(self, model: nn.Module) -> Float[Tensor, "rows vocab"]:
-        """Return the logits of each row's next token.
-
-        Raises:
-            ValueError: one of them is NaN or infinite.
-        """
-        output = model(
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.positions,
-            logits_to_keep=1,
-            **with_cache(model, self.cache),
-        )
-        self.cache = kept_cache(model, output)
-        logits = output.logits[:, -1]
-        if not logits.amax().isfinite():  # the largest is NaN where any is
-            raise ValueError(
-                "the model predicts NaN or infinity, so it writes nothing: check its weights and "
-                "dtype."
-            )
-        return logits
-
-    def extend(self, tokens: Int[Tensor, " rows"], staying: Sequence[int]) -> None:
-        """Append a token to each row and keep the rows at the places `staying`."""
-        if len(staying) < len(tokens):
-            kept = torch.tensor(staying, device=tokens.device)
-            self.cache.batch_select_indices(kept)
-            self.mask, tokens = self.mask[kept], tokens[kept]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        self.ids, self.positions = tokens[:, None], self.mask.sum(1, keepdim=True) - 1
-
-
 @torch.no_grad()
 def decode(
     model: nn.Module,
@@ -167,23 +59,33 @@ def decode(
         prefix: what every prompt begins with, followed by at least one id of its own.
         later: ids that are not written among the first tokens, and how many tokens those are.
     """
-    device = next(model.parameters()).device
-    rows = Unfinished.prompts(prompts, pad_token_id, device, prefix)
+    device, reading = next(model.parameters()).device, reading_of(model)
     written: list[list[int]] = [[] for _ in prompts]
-    going = list(range(len(prompts)))
-    for step in range(decoding.max_new_tokens):
-        logits = rows.logits(model)
-        if step < later[1]:
-            logits[:, list(later[0])] = -torch.inf
-        tokens = next_tokens(logits, decoding, uniforms[going, step].to(device))
-        for row, token in zip(going, tokens.tolist(), strict=True):
-            written[row].append(token)
-        staying = [place for place, row in enumerate(going) if not ended(written[row])]
-        if not staying:
-            break
-        rows.extend(tokens, staying)
-        going = [going[place] for place in staying]
+    for batch in [list(range(len(prompts)))] if reading.pads else _of_one_length(prompts):
+        given = [prompts[row] for row in batch]
+        rows = Unfinished.prompts(given, pad_token_id, device, prefix, reading.caches)
+        going, places = batch, batch  # rows still written; the row at each place of the batch
+        for step in range(decoding.max_new_tokens):
+            logits = rows.logits(model)
+            if step < later[1]:
+                logits[:, list(later[0])] = -torch.inf
+            tokens = next_tokens(logits, decoding, uniforms[places, step].to(device))
+            for row, token in zip(places, tokens.tolist(), strict=True):
+                if row in going:
+                    written[row].append(token)
+            going = [row for row in going if not ended(written[row])]
+            if not going:
+                break
+            kept = [place for place, row in enumerate(places) if row in going or not reading.drops]
+            rows.extend(tokens, kept)
+            places = [places[place] for place in kept]
     return written
+
+
+def _of_one_length(prompts: Sequence[list[int]]) -> list[list[int]]:
+    """Return the places of the prompts, those of one length together."""
+    lengths = sorted({len(prompt) for prompt in prompts})
+    return [[i for i, p in enumerate(prompts) if len(p) == length] for length in lengths]
 
 
 def next_tokens(

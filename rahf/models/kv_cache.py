@@ -10,12 +10,16 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from rahf.models.capture import without_adapters
 
 NAMES = ("cache", "past_key_values")
 """The newest name first."""
+
+KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Layers of a cache that hold keys and values, a column for each token."""
 
 
 def cache_name(module: nn.Module) -> str:
@@ -77,3 +81,25 @@ def kept_cache(model: nn.Module, output: Mapping[str, Any]) -> Cache:
             "use_cache was on: answers cannot be generated with it."
         )
     return cache
+
+
+def takes_cache(module: nn.Module) -> bool:
+    """Return whether `module.forward` takes a cache under one of the known names."""
+    return not set(NAMES).isdisjoint(inspect.signature(type(module).forward).parameters)
+
+
+def only_keys_and_values(cache: Any) -> bool:
+    """Return whether every layer of the cache holds the keys and values of columns, nothing else.
+
+    Such a cache can be filled with a part of another one.
+    """
+    return type(cache) is DynamicCache and all(
+        type(layer) in KEYS_AND_VALUES for layer in cache.layers
+    )
+
+
+def only_recurrent(cache: Any) -> bool:
+    """Return whether no layer of the cache holds columns: each holds one state for all it read."""
+    return type(cache) is DynamicCache and not any(
+        isinstance(layer, CacheLayerMixin) for layer in cache.layers
+    )

@@ -122,12 +122,17 @@ def what_packing_breaks(model: PreTrainedModel) -> str | None:
             return f"its forward fails on packed rows ({type(error).__name__}: {error})"
     expected = torch.cat(alone)
     difference = ((packed - expected).norm(dim=-1) / expected.norm(dim=-1)).mean().item()
-    exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-    if difference <= (TOLERANCE if exact else COARSE_TOLERANCE):
+    if difference <= tolerance(model):
         return None
     return (
         f"a packed row has other logits than the row alone (relative difference {difference:.2g})"
     )
+
+
+def tolerance(model: nn.Module) -> float:
+    """Return the relative difference of logits that is rounding for `model`."""
+    exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    return TOLERANCE if exact else COARSE_TOLERANCE
 
 
 def _logits(model: nn.Module, ids: Tensor, positions: Tensor, **inputs: Any) -> Tensor:

@@ -59,8 +59,8 @@ class DataOptions:
     )
     chat_template: str | None = option(
         None,
-        "Jinja text, or a file with it; null: the tokenizer's own, or the plain template where it "
-        "has none.",
+        "Jinja text, a file with it, or the name of one of the tokenizer's; null: the tokenizer's "
+        "own, or the plain template where it has none.",
     )
     dataset_num_proc: Count | None = option(None, "Processes that tokenise; null: one.")
     split_between_stages: bool = option(

@@ -28,7 +28,7 @@ from rahf.recipe.model_files import (
 )
 from rahf.recipe.recipe import Recipe, RecipeError, load_recipe
 from rahf.recipe.trackers import missing_trackers
-from rahf.recipe.training_arguments import TRAINING_DEFAULTS, checkpointing_name
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS
 from rahf.recipe.training_values import CONSTANT
 
 ROWS_READ = 200
@@ -84,7 +84,7 @@ def _without_effect(held: Mapping[str, Any]) -> dict[str, str]:
         reasons |= {"fp16": "on a CPU", "fp16_full_eval": "on a CPU"}
     switches = ("activation_checkpointing", "gradient_checkpointing")
     if not any(held.get(name) for name in switches):
-        why = f"without {checkpointing_name()}: true"
+        why = "without activation_checkpointing: true"
         reasons |= {f"{name}_kwargs": why for name in switches}
     return reasons
 
@@ -123,8 +123,9 @@ def _engine_problems(recipe: Recipe) -> list[str]:
 
 
 def _data_problems(data: Any) -> list[str]:
-    problems, template = [], data.chat_template
-    if template is not None and "{" not in template and not Path(template).expanduser().is_file():
+    problems, template = [], "{" if data.chat_template is None else data.chat_template
+    name = template.replace("-", "_").isidentifier()  # of one of the tokenizer's templates, perhaps
+    if not name and "{" not in template and not Path(template).expanduser().is_file():
         problems.append(f"chat_template: {template!r} is neither Jinja text nor a file")
     if data.dataset_name is not None:
         columns = None if column_problems("columns", data.columns) else data.columns

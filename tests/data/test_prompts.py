@@ -33,6 +33,7 @@ def saved(tmp_path, *records, name="file.jsonl"):
     [
         ({"prompt": "Hello"}, SAID),
         ({"prompt": TURNS}, TURNS),
+        ({"prompt": '{"name": 3} valid?'}, [{"role": "user", "content": '{"name": 3} valid?'}]),
         ({"messages": TURNS}, TURNS),
         ({"prompt": "Human: Hello\n\nAssistant: Hi\n\nHuman: And?\n\nAssistant:"}, TURNS),
         ({"prompt": json.dumps(TURNS)}, TURNS),

@@ -162,6 +162,31 @@ def test_a_row_whose_meaning_is_certain_is_read_as_meant(told, row, prompt, chos
     assert read["chosen_ids"] == f"{chosen}<|im_end|>"
 
 
+JSON_TEXTS = [
+    '{"name": "Ann", "age": 3}',
+    '[{"name": "get_weather", "arguments": {"city": "Rome"}}]',
+    '{"content": "a", "value": [1, "b"]}',
+    '{"role": "admin", "id": 3}',
+    '[{"role": "admin", "content": "x"}, {"role": "user", "content": "y"}]',
+    '[{"role": "user"}]',
+    '{"role": ["user"], "content": "x"}',
+    "[{'from': 'Rome', 'value': 3}]",
+    '{"name": "Ann", "age": 3} is this valid JSON?',
+    '[{"value": x} for x in range(3)]',
+    "{{ name }}",
+    "[]",
+]
+
+
+@pytest.mark.parametrize("text", JSON_TEXTS)
+def test_json_that_is_no_messages_is_text(told, text):
+    [read] = told({**PAIR, **sides(text, "or " + text)}).rows
+    assert read["chosen_ids"] == f"{text}<|im_end|>"
+    assert read["rejected_ids"] == f"or {text}<|im_end|>"
+    [read] = told({**PAIR, "prompt": text}).rows
+    assert f"user\n{text}<|im_end|>" in read["prompt_ids"]
+
+
 def test_a_response_that_continues_the_prompt_makes_one_turn_in_every_view(told):
     row = {"prompt": [USER, assistant("The soup is")], **sides(" warm", " dull")}
     [read] = told(row, instructions={"positive": "You praise."}).rows
@@ -211,6 +236,48 @@ def test_tools_may_be_json_text_and_arguments_stay_text_where_the_template_wants
     [read] = told({**IN_CONTEXT, "tools": json.dumps([TOOL])}, template=template).rows
     assert read["prompt_ids"].startswith('tools: [{"type": "function"')
     assert '<call>find{"q": "soup"}</call>' in read["prompt_ids"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"note": "", "tags": [], "n": 1},
+        {"commands": ["a", "", "b"], "others": [[], {"q": ""}]},
+        {},
+        {"old": "x", "new": ""},
+    ],
+)
+def test_empty_arguments_of_a_call_are_kept(told, arguments):
+    call = {"type": "function", "function": {"name": "save", "arguments": arguments}}
+    chosen = [assistant("", tool_calls=[call])]
+    row = {"prompt": [USER], "chosen": chosen, "rejected": [assistant("no", tool_calls=[])]}
+    result = told(row, template=TOOLS)
+    [read] = result.rows
+    assert read["chosen_ids"] == f"<call>save{json.dumps(arguments)}</call><|im_end|>"
+    assert read["rejected_ids"] == "no<|im_end|>"
+    assert result.report.ignored == ()
+
+
+def test_of_several_templates_the_default_is_read_and_the_one_for_tools_where_there_are_some(told):
+    tokenizer, bare = chatml_tokenizer(), {**IN_CONTEXT, "tools": None}
+    tokenizer.chat_template = {"default": CHATML, "tool_use": TOOLS}
+    result = told(PAIR, IN_CONTEXT, bare, tokenizer=tokenizer)
+    plain, with_tools = result.rows
+    assert plain["prompt_ids"].endswith(ASK)
+    assert with_tools["prompt_ids"].startswith('tools: [{"type": "function"')
+    assert list(result.dropped.values()) == [(2,)]  # calls, and no tools for the other template
+    [read] = told(bare, tokenizer=tokenizer, template="tool_use").rows
+    assert '<call>find{"q": "soup"}</call>' in read["prompt_ids"]
+    tokenizer.chat_template = {"tool_use": TOOLS, "rag": CHATML}
+    with pytest.raises(
+        ValueError, match=r"several chat templates \(rag, tool_use\) and none of the"
+    ):
+        told(PAIR, tokenizer=tokenizer)
+    with pytest.raises(
+        ValueError, match=r"chat_template is 'rga': .* with a name are: rag, tool_use"
+    ):
+        told(PAIR, tokenizer=tokenizer, template="rga")
+    assert told(PAIR, tokenizer=tokenizer, template="rag").rows[0]["prompt_ids"].endswith(ASK)
 
 
 def test_a_generated_response_reads_the_tools_and_calls_too():
@@ -296,6 +363,12 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
         ),
         ({**PAIR, "prompt": "[{'role': 'user'}\n {'role': 'x'}]"}, {}, "prompt holds messages wri"),
         ({**PAIR, "prompt": '[{"from": "human", "value": "x"}]'}, {}, "prompt holds messages writ"),
+        ({**PAIR, "prompt": '[{"role": "user", "content": [1]}]'}, {}, "prompt holds messages w"),
+        (
+            {**PAIR, "prompt": "[{'content': 'x', 'role': 'user'}\n {'content': 'y'}]"},
+            {},
+            "prompt holds messages written",
+        ),
         ({**PAIR, "system": 3}, {}, "system is int, expected text"),
         ({**PAIR, "tools": "find"}, {}, "tools is text, but not JSON"),
         ({**PAIR, "tools": ["find"]}, {}, r"tools is \['find'\], expected a list of JSON schemas"),

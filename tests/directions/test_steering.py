@@ -10,7 +10,8 @@ from rahf.data.rows import sequence_rows
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
 from rahf.generation.answers import WORTH_SHARING, answers
-from rahf.generation.decoding import Decoding, Prefix, left_padded
+from rahf.generation.decoding import Decoding
+from rahf.generation.unfinished import Prefix, left_padded
 from rahf.models.capture import record
 from rahf.models.likelihood import model_inputs
 

@@ -4,13 +4,13 @@ from tiny_models import EOS, tiny_model
 
 from rahf.generation.decoding import (
     Decoding,
-    Prefix,
     _drawn_from_likeliest,
     decode,
-    left_padded,
     next_tokens,
     row_uniforms,
 )
+from rahf.generation.reading import reading_of
+from rahf.generation.unfinished import Prefix, left_padded
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14, 15, 16, 17], [18, 19], [2, 3], [4, 3]]
 ENDS = set(range(1, 40, 6))  # many, so that rows end at different places
@@ -89,6 +89,7 @@ def test_a_prefix_computed_once_changes_nothing(architecture, length):
 
 def test_columns_of_the_prefix_are_not_computed_again():
     model, lengths = tiny_model(), []
+    assert all(reading_of(model))  # checked before the forwards are counted
     prefix = Prefix(model, list(range(10, 30)))
     model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -109,6 +110,7 @@ def test_a_model_that_predicts_nothing_finite_writes_nothing(value, temperature)
 
 def test_a_row_that_has_ended_leaves_the_batch():
     model, rows = tiny_model(), []
+    assert all(reading_of(model))  # checked before the forwards are counted
     model.register_forward_pre_hook(
         lambda _, args, kwargs: rows.append(kwargs["input_ids"].shape[0]), with_kwargs=True
     )

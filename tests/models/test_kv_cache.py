@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
-from rahf.generation.decoding import Prefix
+from rahf.generation.unfinished import Prefix
 from rahf.models.capture import find_blocks
 from rahf.models.kv_cache import NAMES, cache_name, given_cache, with_cache
 
