@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from rahf.cli import main
 from rahf.generation.answers import WORTH_SHARING, answers
 from rahf.generation.decoding import Decoding
+from rahf.generation.unfinished import left_padded
 from rahf.models.adapters import attach_policy, put_adapter
 from rahf.recipe.methods import METHODS
 from rahf.trainer import RAHFTrainer
@@ -138,7 +139,8 @@ def test_what_a_family_is_exported_as_says_what_its_adapter_says(family, tmp_pat
 @pytest.mark.parametrize(
     ("family", "broken", "said"),
     [
-        ("mamba", "rahf.generation.unfinished.only_recurrent", "unlike lengths are read apart"),
+        ("lfm2_moe", "rahf.generation.unfinished.left_padded", "unlike lengths are read apart"),
+        ("mamba", "rahf.generation.unfinished.only_recurrent", "rows are read from their first"),
         ("lfm2_moe", "transformers.cache_utils.Cache.reorder_cache", "finished rows stay in the"),
         ("qwen3_next", "rahf.generation.unfinished.kept_cache", "rows are read from their first"),
     ],
@@ -147,11 +149,14 @@ def test_a_way_to_be_fast_that_is_not_exact_is_left_and_named(
     family, broken, said, monkeypatch, caplog
 ):
     def fails(*_):
-        if broken.endswith("only_recurrent"):
-            return False  # so that padding is read as tokens
         raise NotImplementedError
 
-    monkeypatch.setattr(broken, fails)
+    def without_mask(rows, pad_token_id):  # padding is read as tokens
+        ids, mask = left_padded(rows, pad_token_id)
+        return ids, torch.ones_like(mask)
+
+    wrong = {"only_recurrent": lambda _: False, "left_padded": without_mask}
+    monkeypatch.setattr(broken, wrong.get(broken.rpartition(".")[2], fails))
     test_a_family_writes_beside_other_rows_what_it_writes_alone(family)
     assert said in caplog.text
     assert caplog.text.count("generation is slower for this model") == 1
