@@ -238,7 +238,7 @@ class StageRecord:
                 from other content; its record is damaged; it holds a model and no record.
         """
         if not self._path.exists():
-            self._refuse_foreign()
+            self.refuse_foreign()
             return False
         record = self._record()
         if not record["complete"] and list(self.folder.iterdir()) == [self._path]:
@@ -288,10 +288,10 @@ class StageRecord:
     def _record(self) -> dict[str, Any]:
         return read_object(self._path, complete=bool, settings=dict)
 
-    def _refuse_foreign(self) -> None:
+    def refuse_foreign(self) -> None:
         """Refuse a folder with a model that no stage has left: it would be overwritten."""
         found = sorted(file.name for name in WEIGHTS for file in self.folder.glob(name))
-        if found:
+        if found and not self._path.exists():
             raise ValueError(
                 f"{self.folder} holds {found[0]} and no {STAGE_FILE}: it is the folder of another "
                 "model, which would be overwritten. Give another output."

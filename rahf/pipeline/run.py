@@ -71,7 +71,10 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
             f"this recipe has no stage {stage!r}; its stages are {', '.join(recipe.stages)}"
         )
     with output_of_one_run(recipe.output_dir, recipe.training.get("use_cpu", False)):
-        for name in recipe.stages if stage is None else (stage,):
+        names = recipe.stages if stage is None else (stage,)
+        for name in names:  # before any of them takes hours
+            stage_record(recipe, name).refuse_foreign()
+        for name in names:
             run_stage(recipe, name)
     if PartialState().is_main_process and stage in (None, "evaluation") and not quiet:
         print(results_text(recipe.output_dir))

@@ -121,6 +121,23 @@ def test_damaged_metrics_are_named_with_what_to_delete(tmp_path, read, content):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["base", "positive"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "align recipe.yaml --output_dir",
+        "align recipe.yaml --teachers.positive null --output_dir",
+        "reward --model base --pairs pairs --use_cpu --output",
+        "dpo recipe.yaml --output",
+    ],
+)
+def test_a_training_never_overwrites_the_folder_of_a_model(whole_recipe, capsys, command, folder):
+    before = identity_of(folder), sorted(Path(folder).rglob("[!.]*"))
+    assert main([*command.split(), folder]) == 2
+    assert "and no stage.json: it is the folder of another model" in capsys.readouterr().err
+    assert (identity_of(folder), sorted(Path(folder).rglob("[!.]*"))) == before
+
+
 def test_a_finished_stage_of_a_version_without_identities_is_complete(whole_recipe):
     recipe = checked_recipe(whole_recipe)
     stage_record(recipe, "alignment").finish()
