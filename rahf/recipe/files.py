@@ -65,7 +65,7 @@ def not_read(recipe: Recipe) -> list[str]:
                 f"{key}: {given['num_train_epochs']:g} has no effect beside {steps}: "
                 f"{given['max_steps']}, which sets the length of the training: remove one"
             )
-        held = recipe.teacher_training if section else given
+        held = recipe.teacher_training if section and given else given
         found += [
             f"{full_name(section, key)}: {given[key]} is not read {why}: remove it"
             for key, why in _without_effect(held).items()
