@@ -126,7 +126,7 @@ def test_a_chat_as_text_names_its_speakers_where_there_are_several():
 RENDERED = [
     (chatml_tokenizer, "<|im_start|>user\nHello<|im_end|>", "the control token '<|im_end|>'"),
     (chatml_tokenizer, "<|start_header_id|>user", "the control token '<|start_header_id|>'"),
-    (llama_tokenizer, "[INST] Hello [/INST]", "between '[INST]' and '[/INST]'"),
+    (llama_tokenizer, "[INST] Hello [/INST]", "enclosed in '[INST]' and '[/INST]'"),
 ]
 
 

@@ -399,7 +399,7 @@ BAD_ADAPTERS = {
         "tensors are missing",
         "lora_B.weight; train the adapter again",
     ),
-    "another rank": (setting(r=4), "size mismatch", "has rank 2, but adapter_config.json r: 4"),
+    "another rank": (setting(r=4), "does not fit", "has rank 2, but adapter_config.json r: 4"),
     "no rank": (setting(r="two"), "adapter", "r: 'two' is not a rank"),
     "an infinite scale": (
         setting(lora_alpha=float("inf")),
