@@ -28,7 +28,7 @@ def keeping_base(model: nn.Module, adapter: str, what: str) -> Iterator[None]:
             the model.
     """
     before = [
-        (f"{path}.{name}", module, name, _sample(parameter))
+        (f"{path}.{name}", module, name, isinstance(parameter, DTensor), _sample(parameter))
         for path, module in model.named_modules()
         for name, parameter in module.named_parameters(recurse=False)
         if not belongs_to(f"{path}.{name}", adapter)
@@ -37,8 +37,13 @@ def keeping_base(model: nn.Module, adapter: str, what: str) -> Iterator[None]:
     inside = set(model.modules())
     changed = [
         key
-        for key, module, name, values in before
-        if module not in inside or not torch.equal(values, _sample(getattr(module, name)))
+        for key, module, name, in_shards, values in before
+        # What FSDP2 gathers or shards again in between is another part of the same tensor.
+        if module not in inside
+        or (
+            isinstance(getattr(module, name), DTensor) == in_shards
+            and not torch.equal(values, _sample(getattr(module, name)))
+        )
     ]
     if changed:
         raise ValueError(
