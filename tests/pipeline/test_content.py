@@ -12,6 +12,7 @@ import yaml
 from peft import AutoPeftModelForCausalLM
 from planted_dictionaries import random_dictionary
 from safetensors.torch import load_file, save_file
+from tiny_models import classifier
 from tiny_recipes import WORDS, write_lines
 
 from rahf.artifacts import alone, identity_of
@@ -100,7 +101,11 @@ def test_a_stage_made_from_other_content_is_refused_and_the_content_named(
 def test_an_evaluation_by_a_judge_that_has_changed_is_refused(whole_recipe, judge, change):
     for name in ("encoder", "judge"):
         shutil.copytree("base", name)
-    write_lines(Path("answers.jsonl"), [{"prompt": "w1", "right": "w3", "wrong": "w4"}])
+    if "reward:judge" in judge:
+        classifier().save_pretrained("judge")
+    rows = map(json.loads, Path("pairs/test.jsonl").read_text().splitlines())
+    answers = [{"prompt": row["prompt"], "right": "w3", "wrong": "w4"} for row in rows]
+    write_lines(Path("answers.jsonl"), answers)
     recipe = yaml.safe_load(whole_recipe.read_text())
     recipe["evaluation"] |= {"judge": judge, "encoder": "encoder"}
     whole_recipe.write_text(yaml.safe_dump(recipe))
