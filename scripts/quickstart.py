@@ -45,13 +45,21 @@ def main() -> None:
 
 
 def turned(row: dict[str, Any]) -> dict[str, Any]:
-    """A row measured with the sides swapped, as it reads with the sides as they are."""
+    """Return a row that was measured with the sides swapped, as it reads with the sides as they
+    are, intervals included.
+    """
+    low, high = row["preference_accuracy_interval"]
+    sides = {"shows_wanted": "shows_opposite", "shows_opposite": "shows_wanted"}
     return row | {
         "preference_accuracy": 1 - row["preference_accuracy"],
+        "preference_accuracy_interval": [1 - high, 1 - low],
         "preference_margin": -row["preference_margin"],
-        "shows_wanted": row["shows_opposite"],
-        "shows_opposite": row["shows_wanted"],
+        **{f"{side}{end}": row[f"{other}{end}"] for side, other in sides.items() for end in ENDS},
     }
+
+
+ENDS = ("", "_interval")
+"""What follows the name of a share in a row: the share, and its interval."""
 
 
 def joined_answers(outputs: dict[str, Path]) -> list[dict[str, Any]]:

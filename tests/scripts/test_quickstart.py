@@ -1,0 +1,27 @@
+"""The quickstart's own arithmetic: the rows of the policy whose sides were swapped."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import pytest
+from quickstart import turned
+
+
+def test_intervals_turn_with_their_shares():
+    row = {
+        "preference_accuracy": 0.7,
+        "preference_accuracy_interval": [0.6, 0.9],
+        "preference_margin": 0.4,
+        "shows_wanted": 0.8,
+        "shows_wanted_interval": [0.7, 0.95],
+        "shows_opposite": 0.1,
+        "shows_opposite_interval": [0.05, 0.2],
+    }
+    seen = turned(row)
+    for name in ("preference_accuracy", "shows_wanted", "shows_opposite"):
+        low, high = seen[f"{name}_interval"]
+        assert low < seen[name] < high
+    assert seen["shows_opposite"] == 0.8
+    assert turned(seen) == {name: pytest.approx(value) for name, value in row.items()}
