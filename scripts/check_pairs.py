@@ -24,7 +24,7 @@ FIELDS = ("prompt", "chosen", "rejected", "subject")
 
 
 def read_rows(path: Path) -> tuple[list[dict], list[str]]:
-    """The rows of a JSONL file which can be used, and what is wrong with the others."""
+    """Return the usable rows of a JSONL file, and what is wrong with the others."""
     rows, problems = [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         place = f"{path.name}:{number}"
@@ -56,13 +56,13 @@ def length(text: str) -> int:
 
 
 def repeated_answers(name: str, rows: list[dict]) -> list[str]:
-    """A side that stands in two rows of a split, whichever the prompts."""
+    """Return the answers that occur in two rows of a split, whatever the prompts."""
     seen = Counter(normal(row[side]) for row in rows for side in ("chosen", "rejected"))
     return [f"{name}: {n} rows share the answer {text!r}" for text, n in seen.items() if n > 1]
 
 
 def overlaps(splits: dict[str, list[dict]], limit: float) -> list[str]:
-    """Prompts and answers which two splits share, and prompts that are nearly the same."""
+    """Return prompts and answers that two splits share, and prompts that are nearly the same."""
     problems = []
     for one, other in combinations(splits, 2):
         for field in ("prompt", "chosen", "rejected"):
@@ -79,7 +79,7 @@ def overlaps(splits: dict[str, list[dict]], limit: float) -> list[str]:
 
 
 def likeness(a: str, b: str) -> float:
-    """Words shared by two prompts as a part of all their words (Jaccard)."""
+    """Return the words shared by two prompts as a share of all their words (Jaccard)."""
     first, second = set(a.split()), set(b.split())
     return len(first & second) / len(first | second)
 

@@ -63,7 +63,7 @@ ENDS = ("", "_interval")
 
 
 def joined_answers(outputs: dict[str, Path]) -> list[dict[str, Any]]:
-    """Answers and scores of the base and of both policies, prompt by prompt."""
+    """Return answers and scores of the base and of both policies, prompt by prompt."""
     warm, sour = (read_lines(folder / "evaluation" / ANSWERS_FILE) for folder in outputs.values())
     return [
         {"prompt": one["prompt"]}
@@ -80,7 +80,7 @@ def joined_answers(outputs: dict[str, Path]) -> list[dict[str, Any]]:
 
 
 def tone_by_subject(answers: list[dict[str, Any]]) -> str:
-    """Mean tone of base and policies on subjects seen in training, and on new ones."""
+    """Return the mean tone of base and policies on subjects seen in training, and on new ones."""
     kinds = {pair["prompt"]: pair["split_kind"] for pair in read_lines(TEST_PAIRS)}
     rows = []
     for kind in ("seen_subject", "new_subject"):

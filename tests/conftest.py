@@ -81,13 +81,13 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory) -> Family:
-    """A tiny Llama on disk and three adapters of it that were never trained: `random` teachers."""
+    """Save a tiny Llama and three adapters of it that were never trained: `random` teachers."""
     return make_family(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture(scope="session")
 def gpt2_family(tmp_path_factory) -> Family:
-    """The same with learned positions."""
+    """Save the same with learned positions."""
     return make_family(tmp_path_factory.mktemp("gpt2"), "gpt2")
 
 
@@ -101,7 +101,9 @@ def hub_as_before(monkeypatch) -> None:
 
 @pytest.fixture
 def tracked(monkeypatch) -> list[tuple[str, int, dict]]:
-    """What `report_to: trackio` is told, as (output folder, step, values): no tracker is needed."""
+    """Record what `report_to: trackio` receives, as (output folder, step, values), without a
+    tracker.
+    """
     told = []
 
     class Tracker(TrainerCallback):
@@ -117,7 +119,7 @@ def tracked(monkeypatch) -> list[tuple[str, int, dict]]:
 
 @pytest.fixture
 def recipe_file(family: Family, tmp_path: Path, monkeypatch) -> Path:
-    """A DUAL recipe on six pairs, with held-out pairs, prompts and unrelated text."""
+    """Write a DUAL recipe on six pairs, with held-out pairs, prompts and unrelated text."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     pairs = [
@@ -158,7 +160,7 @@ def recipe_file(family: Family, tmp_path: Path, monkeypatch) -> Path:
 
 @pytest.fixture
 def compared(recipe_file: Path) -> Path:
-    """The recipe with every row, two seeds, and two trials of sft and of dual."""
+    """Return the recipe with every row, two seeds, and two trials of sft and of dual."""
     recipe = yaml.safe_load(recipe_file.read_text())
     Path("urial.md").write_text(
         "# Instruction\n\nw2\n\n# Query:\n```\nw3\n```\n\n# Answer:\n```\nw4\n```\n"

@@ -70,7 +70,7 @@ def write_numbers(writer: gguf.GGUFWriter, config: PretrainedConfig) -> None:
 
 
 def rearranged(key: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
-    """A parameter as llama.cpp's graph of the architecture wants it."""
+    """Return a parameter in the layout that llama.cpp's graph of the architecture reads."""
     kind, heads = config.model_type, config.num_attention_heads
     if kind in ("llama", "mistral") and ("q_proj" in key or "k_proj" in key):
         # transformers turns the halves of a head against each other, llama.cpp neighbours.
@@ -87,7 +87,7 @@ def rearranged(key: str, tensor: Tensor, config: PretrainedConfig) -> Tensor:
 
 
 def shaken(model: PreTrainedModel, seed: int = 7) -> PreTrainedModel:
-    """The model with norms and biases that are not 1 and 0, so that their places matter."""
+    """Return the model with norms and biases that are not 1 and 0, so that their places matter."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim == 1:
@@ -96,7 +96,7 @@ def shaken(model: PreTrainedModel, seed: int = 7) -> PreTrainedModel:
 
 
 def read_control_vector(path: Path) -> Directions:
-    """The vectors of a control vector, as llama.cpp's loader reads them."""
+    """Read the vectors of a control vector as llama.cpp's loader does."""
     vectors = {
         int(tensor.name.removeprefix("direction.")): torch.tensor(tensor.data)
         for tensor in gguf.GGUFReader(path).tensors

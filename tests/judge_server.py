@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @contextmanager
 def server(*replies, refuses=lambda body: False):
-    """Answers one request after the other with (status, headers, content of the message or body);
-    the last reply is repeated. What it `refuses` gets a 400. Yields the URL and the list of
+    """Answer one request after the other with (status, headers, content of the message or body);
+    repeat the last reply. A request that `refuses` names gets a 400. Yield the URL and the list of
     requests.
     """
     requests, lock = [], threading.Lock()

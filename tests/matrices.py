@@ -7,5 +7,5 @@ import pytest
 
 
 def slow_unless(usual: Callable[..., bool], cases: Iterable[tuple]) -> list[Any]:
-    """The cases as parameters; those that `usual` is false of are marked slow."""
+    """Return the cases as parameters; those for which `usual` is false are marked slow."""
     return [pytest.param(*case, marks=() if usual(*case) else pytest.mark.slow) for case in cases]

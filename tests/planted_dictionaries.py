@@ -9,7 +9,7 @@ from rahf.interpret.features.topk import TopKDictionary, Weights
 
 
 def random_dictionary(model=None, layer=1, latents=32, k=6, seed=0, **origin) -> TopKDictionary:
-    """Tied random unit directions; of `model`, where there is one."""
+    """Draw tied random unit directions; of `model`, where there is one."""
     width = model.config.hidden_size if model is not None else D_MODEL
     generator = torch.Generator().manual_seed(seed + 100)
     directions = torch.nn.functional.normalize(

@@ -34,7 +34,7 @@ RETAINED = [[3, 4, 5, 6], [7, 8], [9, 10, 11]]
 
 
 def method_options(method="dual", reference="base", **options):
-    """Every key at its general default but those that are named, whatever the method's own."""
+    """Return every key at its general default but the given ones, whatever the method's own."""
     stored = {"directions": "stored"} if method == "direction" else {}
     return MethodOptions(method=method, reference=reference, **{**stored, **options})
 
@@ -47,7 +47,7 @@ def stored_directions():
 def alignment_of(
     family: Family, options: MethodOptions, teachers=None, packed=False, **adapter
 ) -> Alignment:
-    """An alignment whose policy has moved a little from where it starts."""
+    """Return an alignment whose policy has moved a little from where it starts."""
     views = TABLE[options.method].views(options.reference)
     teachers = teachers or {name: family.adapters[name] for name in views.teachers()}
     model = attach_policy(family.load_base(), lora(**adapter), range(LAYERS[-1] + 1))
@@ -76,7 +76,7 @@ def collator_of(options, **collating):
 
 
 def policy_alone(family, alignment):
-    """The policy as a model of its own, apart from the model with all adapters."""
+    """Return the policy as a model of its own, apart from the model with all adapters."""
     model = attach_policy(family.load_base(), lora(), range(LAYERS[-1] + 1))
     weights = dict(alignment.model.named_parameters())
     for name, parameter in model.named_parameters():
@@ -153,7 +153,7 @@ class ByLoops:
         return total
 
     def preference(self, chosen, rejected):
-        """The DPO term of a pair, its weight included."""
+        """Return the DPO term of a pair, its weight included."""
         options, ratios = self.options, []
         reference_model = self.models[self.views.reference.teacher]
         for item in (chosen, rejected):

@@ -36,9 +36,15 @@ LEVELS = (
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "trl", "matplotlib")
 
+NO_VERBS = (
+    "A All An Arguments Both Each Every Figures How It Its Of One Pairs Seconds That The These This"
+    " Those Tokens Two Values What When Where Whether Which Why"
+).split()
+"""First words of a docstring that describes a result in place of the action."""
+
 
 def modules():
-    """{dotted name below rahf: its file}, the package itself omitted."""
+    """Return {dotted name below rahf: its file}, the package itself omitted."""
     found = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -53,7 +59,7 @@ def parsed(path):
 
 
 def imported(path):
-    """Modules of rahf that a file imports, inside functions and for type checking too."""
+    """Return modules of rahf that a file imports, inside functions and for type checking too."""
     known, names = modules(), set()
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -78,7 +84,7 @@ def level(name):
 
 
 def functions():
-    """{module.function: its lines}"""
+    """Return {module.function: its lines}."""
     return {
         f"{name}.{node.name}": node.end_lineno - node.lineno + 1
         for name, path in modules().items()
@@ -108,7 +114,7 @@ def test_every_level_names_packages_that_exist():
 
 
 def test_a_module_needs_few_packages():
-    """Its own package counts where it imports from it."""
+    """Count its own package too, where it imports from it."""
     needs = [imported(path) for path in modules().values() if path.name != "__init__.py"]
     assert fmean(len(set(map(package, names))) for names in needs) <= 2.5
 
@@ -129,6 +135,18 @@ def test_few_modules_lie_beside_the_packages():
 
 def test_every_module_opens_with_what_it_does():
     assert [name for name, path in modules().items() if not ast.get_docstring(parsed(path))] == []
+
+
+def test_docstrings_of_functions_begin_with_a_verb():
+    assert [
+        f"{path.relative_to(ROOT.parent)}, {node.name}: {text.splitlines()[0]}"
+        for folder in (ROOT, ROOT.parent / "scripts")
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (text := ast.get_docstring(node))
+        and (text.split()[0] in NO_VERBS or not text[0].isupper())
+    ] == []
 
 
 def test_packages_only_say_what_is_inside():
@@ -152,7 +170,7 @@ def test_files_are_named_after_the_domain():
 
 
 def loaded_by(statement):
-    """Heavy packages that are loaded after a statement, in a process of its own."""
+    """Return heavy packages that are loaded after a statement, in a process of its own."""
     script = f"import sys; {statement}; print(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT.parent

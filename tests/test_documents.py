@@ -50,25 +50,25 @@ def each(paths):
 
 
 def blocks(text):
-    """Code blocks of a document as (language, content), and the text outside of them."""
+    """Return code blocks of a document as (language, content), and the text outside of them."""
     parts = re.split(r"^ *```(.*)\n", text, flags=re.MULTILINE)
     return list(zip(parts[1::4], parts[2::4], strict=True)), "\n".join(parts[0::4])
 
 
 def spans(text):
-    """Code between single backticks outside of code blocks."""
+    """Return code between single backticks outside of code blocks."""
     return re.findall(r"`([^`\n]+)`", blocks(text)[1])
 
 
 def shell_lines(text):
-    """Command lines of a document, continued lines joined, comments removed."""
+    """Return command lines of a document, continued lines joined, comments removed."""
     shell = [content for language, content in blocks(text)[0] if language in ("bash", "")]
     lines = [line.removeprefix("$ ") for line in "\n".join(shell).replace("\\\n", " ").split("\n")]
     return [re.sub(r"\s#.*", "", line).strip() for line in [*lines, *spans(text)]]
 
 
 def choices(parser):
-    """The parsers of the commands of a parser, {} for one without commands."""
+    """Return the parsers of the commands of a parser, {} for one without commands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return action.choices
@@ -76,7 +76,7 @@ def choices(parser):
 
 
 def parsers():
-    """{command: its parser}, each with its options; of a group, with those of its kinds."""
+    """Return {command: its parser}, each with its options; of a group, with those of its kinds."""
     found = {}
     for name, entry in cli.COMMANDS.items():
         kinds = entry.kinds if isinstance(entry, cli.Group) else [None]
@@ -95,19 +95,19 @@ COMMANDS = parsers()
 
 
 def options_of(parser):
-    """Options of a command and of the commands within it."""
+    """Return options of a command and of the commands within it."""
     own = {option for action in parser._actions for option in action.option_strings}
     return own.union(*(options_of(inner) for inner in choices(parser).values()))
 
 
 def texts_in(annotation):
-    """Texts of the Literals in an annotation."""
+    """Return texts of the Literals in an annotation."""
     inner = [text for part in get_args(annotation) for text in texts_in(part)]
     return [annotation] if isinstance(annotation, str) else inner
 
 
 def is_key(name):
-    """Whether a recipe has this key; a section's keys are dotted."""
+    """Return whether a recipe has this key; a section's keys are dotted."""
     section, _, key = name.rpartition(".")
     if section == "instructions":
         return key in ("positive", "negative")
@@ -115,7 +115,7 @@ def is_key(name):
 
 
 def named_commands(text):
-    """(command, its line) of every `rahf COMMAND` in code."""
+    """Return (command, its line) of every `rahf COMMAND` in code."""
     parts = [part.strip() for line in shell_lines(text) for part in re.split(r"[;&]+", line)]
     matches = [(re.match(r"(?:\w+=\S+ )*rahf ([a-z]+)", part), part) for part in parts]
     return [(match[1], part) for match, part in matches if match]
@@ -250,7 +250,7 @@ def test_extras_of_the_package_exist(path):
 
 
 def anchors(path):
-    """Anchors of a document's headings, as GitHub makes them."""
+    """Return anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)", blocks(path.read_text())[1], re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -41,7 +41,7 @@ WRITTEN = 6  # tokens after a prompt
 
 
 def default_training(family, method, folder):
-    """A trainer of two steps with the defaults of a method, on teachers that differ."""
+    """Return a trainer of two steps with the defaults of a method, on teachers that differ."""
     args = RAHFConfig(
         output_dir=str(folder / "run"),
         method=method,
@@ -86,7 +86,7 @@ def test_a_family_trains_by_default_and_its_adapter_is_reloaded(family, method, 
 
 @torch.no_grad()
 def by_loop(model, prompt):
-    """The likeliest tokens, each by a forward of one row without a cache."""
+    """Return the likeliest tokens, each by a forward of one row without a cache."""
     ids = list(prompt)
     for _ in range(WRITTEN):
         ids.append(
@@ -96,13 +96,13 @@ def by_loop(model, prompt):
 
 
 def until(ids, ends):
-    """The ids up to the first of `ends`."""
+    """Return the ids up to the first of `ends`."""
     return ids[: next((place + 1 for place, token in enumerate(ids) if token in ends), None)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_writes_beside_other_rows_what_it_writes_alone(family):
-    """Unlike lengths, rows that end at different steps, and prompts that begin alike."""
+    """Cover unlike lengths, rows that end at different steps, and prompts that begin alike."""
     model, tokenizer, decoding = family_model(family), tiny_tokenizer(), Decoding(WRITTEN)
     beginning = list(range(10, 10 + WORTH_SHARING))
     unlike = [[5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7], [5, 6, 7, 8, 20], [8, 9, 12]]

@@ -21,7 +21,7 @@ def declared():
 
 
 def locked(python):
-    """{name: pinned requirement} of the packages that a Python on Linux gets."""
+    """Return {name: pinned requirement} of the packages that a Python on Linux gets."""
     environment = {
         "python_version": python.rpartition(".")[0],
         "python_full_version": python,

@@ -53,7 +53,7 @@ def options_of(method, **given):
 
 
 def alignment_of(family, options, packed=False):
-    """An alignment whose policy has moved a little from where it starts."""
+    """Return an alignment whose policy has moved a little from where it starts."""
     options.target_layers = list(LAYERS)
     alignment = build_alignment(family.load_base(), options, lora(), {}, seed=SEED)
     randomize(alignment.model, "default", seed=9, scale=0.1)
@@ -97,7 +97,7 @@ class ByHand:
         )
 
     def led_away(self, policy, reference, units):
-        """The term of a rejected response."""
+        """Return the term of a rejected response."""
         if self.options.method == "circuit_breakers":
             return hand.breaking(policy, reference)
         if self.options.method == "repbend":
@@ -307,7 +307,7 @@ def test_neither_teacher_nor_head_is_asked(family, method):
 
 
 def test_without_its_similarity_term_repbend_would_not_begin(family):
-    """Why this is refused: at the reference every other term has no gradient."""
+    """Show why this is refused: at the reference every other term has no gradient."""
     options = options_of("repbend", **KL)
     options.similarity_weight = 0.0
     alignment = alignment_of(family, options)
@@ -362,7 +362,7 @@ def trainer_of(family, folder, method, **options):
 
 
 def terms_before_and_after(trainer):
-    """The first step, and the mean over the last ten of sixty."""
+    """Return the first step, and the mean over the last ten of sixty."""
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == 60

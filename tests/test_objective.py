@@ -25,7 +25,7 @@ def random_states(seed):
 
 
 def of_row(states, row):
-    """The states of one row in the form of the loops."""
+    """Return the states of one row in the form of the loops."""
     return {layer: states[layer, row == OWNER].tolist() for layer in range(LAYERS)}
 
 
@@ -114,7 +114,9 @@ def test_an_error_that_rounding_makes_has_no_direction(distance):
     asked = asked_of("rms", torch.zeros(LAYERS, len(OWNER), D_MODEL).double())
 
     def gradient(share):
-        """Of the distance of states that stand a share of their size beside the target."""
+        """Return the gradient of the distance of states that are a share of their size beside the
+        target.
+        """
         noise = random_states(3)
         noise *= share * (asked.reference.norm(dim=-1) / noise.norm(dim=-1)).unsqueeze(-1)
         hidden = (asked.reference + noise).requires_grad_()

@@ -21,7 +21,7 @@ def classes():
 
 
 def foreign_owner(cls, name):
-    """The class of transformers, trl or peft whose method `name` a class takes the place of."""
+    """Return the class of transformers, trl or peft whose method `name` a class replaces."""
     for base in cls.__mro__[1:]:
         if base.__module__.split(".")[0] in ("transformers", "trl", "peft") and name in vars(base):
             return base

@@ -111,7 +111,7 @@ def test_a_hidden_warning_hides_no_other_of_its_category():
 
 @pytest.fixture
 def reported():
-    """Messages of transformers' loading that are shown."""
+    """Yield messages of transformers' loading that are shown."""
     found = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())

@@ -77,14 +77,16 @@ ARCHITECTURES = tuple(_CONFIGS)
 
 
 def tiny_model(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """A random model in float32, in evaluation mode."""
+    """Return a random model in float32, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(_CONFIGS[architecture]()).eval()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words `w2`, `w3`, ... are ids 2, 3, ...; `[EOS]` is id 1, the end and the padding."""
+    """Return a tokenizer: words `w2`, `w3`, ... are ids 2, 3, ...; `[EOS]` is id 1, the end and the
+    padding.
+    """
     words = {"[UNK]": 0, "[EOS]": EOS, **{f"w{index}": index for index in range(2, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -117,7 +119,7 @@ class Family:
         return AutoModelForCausalLM.from_pretrained(self.base, **options).eval()
 
     def load(self, teacher: str | None) -> torch.nn.Module:
-        """The base, or the base with a teacher's adapter, as a model of its own."""
+        """Load the base, or the base with a teacher's adapter, as a model of its own."""
         base = self.load_base()
         return base if teacher is None else PeftModel.from_pretrained(base, self.adapters[teacher])
 
@@ -139,7 +141,9 @@ def make_family(folder: Path, architecture: str) -> Family:
 def tiny_pairs(
     count: int, seed: int = 0, instructions: bool = True, first_row: int = 100
 ) -> list[dict]:
-    """Tokenised pairs of different lengths; `row` starts far from 0, so that it is no position."""
+    """Return tokenised pairs of different lengths; `row` starts far from 0, so that it is no
+    position.
+    """
     generator = random.Random(seed)
 
     def ids(low: int, high: int) -> list[int]:

@@ -44,7 +44,8 @@ def alignment_trainer(
     base=None,
     **options,
 ) -> RAHFTrainer:
-    """A trainer of six steps of two responses that saves every step, with the family's teachers.
+    """Return a trainer of six steps of two responses that saves every step, with the family's
+    teachers.
 
     The distance to the target is its only term, unless `options` or the method bring another.
     """
@@ -82,7 +83,7 @@ def alignment_trainer(
 
 
 def policy_weights(trainer: AdapterTrainer) -> dict[str, Tensor]:
-    """A copy of the adapter that is trained."""
+    """Return a copy of the adapter that is trained."""
     return {
         name: parameter.detach().clone()
         for name, parameter in trainer.model.named_parameters()
@@ -91,7 +92,7 @@ def policy_weights(trainer: AdapterTrainer) -> dict[str, Tensor]:
 
 
 def assert_same_weights(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
-    """Bit for bit."""
+    """Compare bit for bit."""
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert not different
@@ -103,7 +104,7 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
-    """Every file below a folder and what it holds."""
+    """Return every file below a folder and what it holds."""
     return {
         path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }

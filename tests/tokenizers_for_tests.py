@@ -102,7 +102,9 @@ def _wrap(backend: str, **special: str) -> PreTrainedTokenizerFast:
 
 
 def chatml_tokenizer() -> PreTrainedTokenizerFast:
-    """GPT-2 style BPE over bytes, ChatML with a default system message, pad = eos = turn end."""
+    """Make a GPT-2 style BPE over bytes, ChatML with a default system message, pad = eos = turn
+    end.
+    """
     tokenizer = _wrap(
         _byte_level(), bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
     )
@@ -111,13 +113,17 @@ def chatml_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def gpt2_tokenizer() -> PreTrainedTokenizerFast:
-    """GPT-2 style BPE over bytes without a chat template; bos = eos = pad, none added by itself."""
+    """Make a GPT-2 style BPE over bytes without a chat template; bos = eos = pad, none added by
+    itself.
+    """
     end = "<|endoftext|>"
     return _wrap(_byte_level(), bos_token=end, eos_token=end, pad_token=end)
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Sentencepiece style; adds BOS by itself while the template writes one as well."""
+    """Make a Sentencepiece style tokenizer; it adds BOS by itself while the template writes one as
+    well.
+    """
     tokenizer = _wrap(
         _metaspace(), bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
     )
@@ -126,5 +132,5 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One id a word between blanks, unknown words share one; no bos, no chat template."""
+    """Make one id a word between blanks, unknown words share one; no bos, no chat template."""
     return _wrap(_words(), eos_token="[EOS]", unk_token="[UNK]", pad_token="[EOS]")

@@ -29,7 +29,7 @@ LENGTH = 20
 
 
 def text(generator: torch.Generator, moods: str = "", length: int = LENGTH) -> list[int]:
-    """Neutral words, three in ten of which make way for words of each mood."""
+    """Write neutral words, three in ten of which make way for words of each mood."""
     words = torch.randint(NEUTRAL.start, NEUTRAL.stop, (length,), generator=generator)
     for mood in moods:
         there = torch.rand(length, generator=generator) < 0.3
@@ -40,7 +40,7 @@ def text(generator: torch.Generator, moods: str = "", length: int = LENGTH) -> l
 
 
 def some(generator: torch.Generator, moods: str) -> str:
-    """Each of the moods with a probability of a quarter."""
+    """Draw each of the moods with a probability of a quarter."""
     there = torch.rand(len(moods), generator=generator) < 0.25
     return "".join(mood for mood, kept in zip(moods, there.tolist(), strict=True) if kept)
 
@@ -50,7 +50,7 @@ def any_text(generator: torch.Generator) -> list[int]:
 
 
 def toy_base(folder: Path, steps: int = 200) -> LlamaForCausalLM:
-    """A model that has learned the language, saved in `folder`."""
+    """Train a model that has learned the language; save it in `folder`."""
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -101,7 +101,7 @@ def toy_dictionary(model: nn.Module, latents: int = 128, k: int = 8, seed: int =
 
 
 def feature_of(model: nn.Module, dictionary: TopKDictionary, mood: str) -> int:
-    """The latent that a mood changes most in the base, at words that are not the mood's own."""
+    """Return the latent that a mood changes most in the base, at words outside the mood."""
     generator = torch.Generator().manual_seed(2)
     others, found = "ABCDEF".replace(mood, ""), []
     for added in (mood, ""):
@@ -138,7 +138,7 @@ def pairs(generator: torch.Generator, count: int, placebo: bool) -> list[Pair]:
 def toy_adapter(
     base: Path, folder: Path, seed: int, *, placebo: bool, steps: int = 30, lr: float = 1e-3
 ) -> Path:
-    """An adapter that DPO has made prefer the chosen responses."""
+    """Train an adapter with DPO to prefer the chosen responses."""
     generator = torch.Generator().manual_seed(1000 * seed + placebo)
     model = LlamaForCausalLM.from_pretrained(base)
     with torch.random.fork_rng(devices=[]):

@@ -136,7 +136,9 @@ class NeutralText:
         return predictions(self.model, self.rows)
 
     def divergence(self) -> float:
-        """KL divergence of its predictions by then from those before, nats per token."""
+        """Return the KL divergence of the policy's predictions at that time from those before, nats
+        per token.
+        """
         found = kl_divergence(
             self.before, self._predictions(), self.rows["response_mask"], self.rows
         )
@@ -167,12 +169,14 @@ class Calibration:
         return margins.double().mean().item()
 
     def divergence(self, directions: Directions, alpha: float) -> float:
-        """KL divergence of the steered predictions from the plain ones, nats per neutral token."""
+        """Return the KL divergence of the steered predictions from the plain ones, nats per neutral
+        token.
+        """
         with steer(self.model, directions.increments(), alpha):
             return self.neutral.divergence()
 
     def gain(self, directions: Directions, alpha: float) -> float:
-        """Growth of the held-out margin by steering, nats per token."""
+        """Return the growth of the held-out margin by steering, nats per token."""
         with steer(self.model, directions.increments(), alpha):
             return self._margin() - self.margin
 

@@ -26,7 +26,9 @@ class Effect(NamedTuple):
     left: dict[str, float]  # from those of the negative side steered, by name of the directions
 
     def explained(self) -> dict[str, float]:
-        """Share of the effect that steering makes: 1 all of it, 0 none, below 0 away from it."""
+        """Return the share of the effect that steering makes: 1 all of it, 0 nothing, below 0 away
+        from it.
+        """
         return {name: 1 - left / self.whole for name, left in self.left.items()}
 
 

@@ -166,7 +166,7 @@ def area_under_curve(
     negative: Float[Tensor, " negative"],
     negative_weight: Float[Tensor, " negative"],
 ) -> float:
-    """Probability that a positive score lies above a negative one, ties counting a half."""
+    """Return the probability that a positive score exceeds a negative one, ties counting a half."""
     order = negative.argsort()
     ranked = negative[order].contiguous()
     below = nn.functional.pad(negative_weight[order].double().cumsum(0), (1, 0))

@@ -65,7 +65,7 @@ class Samples(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Contrasts, padding omitted."""
+        """Return the contrasts, padding omitted."""
         return round(self.difference_weight.sum().item())
 
 
@@ -173,8 +173,8 @@ def _whole(hidden: Tensor) -> States:
 def across(
     positive: States, negative: States
 ) -> tuple[Float[Tensor, "layers tokens d_model"], Float[Tensor, " tokens"]]:
-    """Differences of responses whose tokens do not correspond: each token against the mean of the
-    other response of its pair. The two sides of a pair weigh a half each.
+    """Return differences of responses whose tokens do not correspond: each token against the mean
+    of the other response of its pair. The two sides of a pair weigh a half each.
     """
     ahead = positive.hidden - negative.means()[:, positive.owner]
     behind = positive.means()[:, negative.owner] - negative.hidden

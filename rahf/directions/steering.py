@@ -46,7 +46,7 @@ class Columns:
         self.generates = not isinstance(cache, PrefixCache)
 
     def mask(self, hidden: Tensor) -> Tensor | None:
-        """[rows or 1, seq, 1] of 0 and 1; None where every column is steered."""
+        """Return [rows or 1, seq, 1] of 0 and 1; None where every column is steered."""
         if self.start is None:
             return None
         columns = torch.arange(hidden.shape[1], device=hidden.device) + self.past
@@ -203,7 +203,7 @@ def spanned(
 
 
 def per_row(values: Tensor, rows: int) -> Tensor:
-    """Values of the given rows, or the same for all, as generation repeats them.
+    """Return the values of the given rows, or the same for all, as generation repeats them.
 
     Raises:
         ValueError: the batch is no whole multiple of the rows that were given.

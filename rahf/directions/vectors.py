@@ -116,7 +116,7 @@ class Directions:
         return Directions(self.layers, vectors, shared)
 
     def fingerprint(self) -> str:
-        """SHA-256 of layers and vectors, whatever the metadata says."""
+        """Return the SHA-256 of layers and vectors; the metadata does not count."""
         digest = hashlib.sha256(repr(self.layers).encode())
         digest.update(self.vectors.float().contiguous().numpy().tobytes())
         return digest.hexdigest()

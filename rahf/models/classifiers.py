@@ -71,7 +71,7 @@ def _load_body(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, 
 
 
 def _brings(adapter: str, head: set[str]) -> bool:
-    """Whether an adapter's file holds the weights of a head."""
+    """Return whether an adapter's file holds the weights of a head."""
     own = load_peft_weights(adapter, device="cpu")
     return all(any(key.endswith(f".{wanted}") for key in own) for wanted in head)
 

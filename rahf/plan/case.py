@@ -33,7 +33,9 @@ class Case:
 
     @property
     def attention(self) -> str:
-        """`sdpa`, `eager` or `flash`: as the recipe says, or the default of the architecture."""
+        """Return `sdpa`, `eager` or `flash`: the recipe's value, or the default of the
+        architecture.
+        """
         given = self.recipe.model.attn_implementation
         if given is None:
             return "eager" if self.decoder.softcap else "sdpa"  # sdpa knows no tanh on the scores

@@ -87,7 +87,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _with_stored_dtype(recipe: Recipe, given: Path | None) -> Recipe:
-    """`dtype: auto` is the format that config.json names."""
+    """Replace `dtype: auto` by the dtype that config.json names."""
     if recipe.model.dtype != "auto":
         return recipe
     config = _read_json(_config_path(recipe, given))

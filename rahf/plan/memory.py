@@ -171,8 +171,9 @@ def _norms_saved(decoder: Decoder, formats: Formats) -> float:
 
 
 def _attention_saved(decoder: Decoder, formats: Formats, width: float) -> float:
-    """sdpa and eager: keys and values repeated to all heads. sdpa: the output, a float32 sum of
-    every head's row, and the mask, which is made additive in every block anew. eager: the weights.
+    """Return the bytes a token that attention keeps for the backward. sdpa and eager keep keys and
+    values repeated to all heads. sdpa also keeps its output, a float32 sum of every head's row, and
+    the mask, which every block makes additive anew. eager also keeps the weights.
     """
     query, key = decoder.q_width, decoder.q_width
     if formats.attention == "flash":
@@ -190,8 +191,9 @@ def _attention_saved(decoder: Decoder, formats: Formats, width: float) -> float:
 
 
 def _mlp_saved(decoder: Decoder, formats: Formats) -> float:
-    """Gated: the gate, its activation and the other side. Plain: the input of the activation, or
-    the four parts of GPT-2's own formula.
+    """Return the bytes a token that the MLP keeps for the backward. A gated one keeps the gate, its
+    activation and the other side. A plain one keeps the input of the activation, or the four parts
+    of GPT-2's own formula.
     """
     if decoder.gated:
         return 3 * decoder.mlp * formats.product
@@ -199,8 +201,8 @@ def _mlp_saved(decoder: Decoder, formats: Formats) -> float:
 
 
 def _lora_saved(lora: Lora, formats: Formats) -> float:
-    """Inputs and outputs of A. One copy of an input for all its matrices, unless each casts it to
-    the adapter's format, or drops some of it out.
+    """Return the bytes a token of the inputs and outputs of A. All matrices share one copy of an
+    input, unless each casts it to the adapter's dtype or applies dropout to it.
     """
     number = formats.product if formats.autocast else formats.adapter
     middle = lora.rank * len(lora.targets) * number
@@ -224,8 +226,8 @@ def _dropout_mask(formats: Formats) -> int:
 
 
 def backward_working(decoder: Decoder, formats: Formats, made: Pass) -> float:
-    """Gradients inside of the block whose backward runs: of the three numbers of the MLP or the
-    four of attention, and of the residual stream and a norm in float32.
+    """Return the gradients inside the block whose backward runs: of the three numbers of the MLP or
+    the four of attention, and of the residual stream and a norm in float32.
     """
     wide = max(3 * decoder.mlp, 4 * decoder.q_width) * formats.product
     return made.tokens * (wide + 3 * 4 * decoder.d_model) + _weight_copy(decoder, formats)

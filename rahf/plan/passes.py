@@ -84,7 +84,9 @@ def _teacher(case: Case, name: str) -> Stage:
 
 
 def _directions(case: Case) -> Stage:
-    """Frozen passes of the positive and the negative view over a sample of the responses."""
+    """Return the frozen passes of the positive and the negative view over a sample of the
+    responses.
+    """
     training, method = case.recipe.training, case.recipe.method
     batch = training.get("per_device_train_batch_size", TRAIN_BATCH)
     responses = _responses(case)
@@ -123,8 +125,9 @@ def _alignment(case: Case) -> Stage:
 
 
 def _computed_share(case: Case, responses: int | None, batch: int) -> float:
-    """Share of the steps that ask the frozen views: those of the first epoch, where the number of
-    rows is known; all, where a term reads the reference's predictions.
+    """Return the share of the steps that read the frozen views. These are the steps of the first
+    epoch, where the number of rows is known; all steps, where a term reads the reference's
+    predictions.
     """
     if case.recipe.method.compares_predictions:
         return 1
@@ -136,8 +139,9 @@ def _computed_share(case: Case, responses: int | None, batch: int) -> float:
 
 
 def _kept(case: Case, responses: int | None, both: bool) -> float | None:
-    """Hidden states that the cache keeps: those of the reference, and the shift where it is of
-    every token; where a term reads the reference's predictions, those of retained texts alone.
+    """Return the number of hidden states that the cache keeps: those of the reference, and the
+    shift where it is per token. Where a term reads the reference's predictions, only those of
+    retained texts are kept.
     """
     method = case.recipe.method
     retained = method.retain_rows * method.retain_tokens if method.reads_retained else 0
@@ -256,7 +260,9 @@ def _held_out(case: Case, extents: Extents) -> tuple[Pass, ...]:
 
 
 def _teachers_held(case: Case, both: bool) -> tuple[int, int]:
-    """LoRA blocks of the teachers on the model, and parameters of teachers that are full models."""
+    """Return the LoRA blocks of the teachers on the model, and the parameters of teachers that are
+    full models.
+    """
     method = case.recipe.method
     named = set(method.facts.teachers) if both else set()
     named |= {method.reference} - {"base"}
@@ -274,7 +280,7 @@ def _is_model(path: str) -> bool:
 
 
 def _stage_rows(case: Case) -> int | None:
-    """Pairs that one stage is trained on."""
+    """Return the number of pairs that one stage is trained on."""
     halved = case.recipe.data.split_between_stages
     return case.rows // 2 if halved and case.rows is not None else case.rows
 
@@ -308,8 +314,8 @@ def _stage(
 
 
 def steps_of(training: dict[str, Any], items: int | None, batch: int, processes: int) -> int | None:
-    """Optimiser steps, counted as transformers does: the last, smaller batch is a batch, the last,
-    smaller accumulation a step. None where the number of items decides and is not known.
+    """Return the optimiser steps, counted as transformers does: the last, smaller batch is a batch,
+    the last, smaller accumulation a step. None where the number of items decides and is not known.
     """
     if training.get("max_steps", -1) > 0:
         return training["max_steps"]

@@ -13,7 +13,7 @@ from rahf.plan.savings import changes, fitting, largest
 
 
 def report(case: Case, lengths_from: str) -> str:
-    """All that `rahf plan` prints."""
+    """Return all that `rahf plan` prints."""
     plan = estimate(case)
     parts = [_heading(case, lengths_from), _stages(plan), _passes(plan), _savings(case, plan)]
     return "\n\n".join(parts)
@@ -127,7 +127,7 @@ def _passes(plan: Sequence[StagePlan]) -> str:
 
 
 def _savings(case: Case, plan: Sequence[StagePlan]) -> str:
-    """Every saving turned, each alone."""
+    """Return the table of the savings, each changed separately."""
     names = [part.stage.name for part in plan]
     rows = [("one setting changed", *(f"GiB {name}" for name in names), "FLOPs")]
     rows.append(("as given", *_compared(plan, names)))
@@ -145,7 +145,9 @@ def _compared(plan: Sequence[StagePlan], names: Sequence[str]) -> tuple[str, ...
 
 
 def refusal(case: Case, device_gib: float) -> str | None:
-    """Why the case does not fit into so many GiB, and what would make it fit; None if it fits."""
+    """Return why the case does not fit into so many GiB and what would make it fit; None if it
+    fits.
+    """
     plan = estimate(case)
     if largest(plan) <= device_gib * GIB:
         return None
@@ -165,7 +167,7 @@ def refusal(case: Case, device_gib: float) -> str | None:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """First column to the left, the others to the right."""
+    """Align the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for first, *cells in rows:
@@ -179,7 +181,7 @@ def _gib(count: float) -> str:
 
 
 def _count(number: float) -> str:
-    """1234567 -> 1.23 M."""
+    """Return a short form: 1234567 -> 1.23 M."""
     for size, unit in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M")):
         if number >= size:
             return f"{number / size:.3g}{unit}"

@@ -26,7 +26,7 @@ class Setting(NamedTuple):
 
 
 def changes(case: Case) -> list[Setting]:
-    """Every saving, turned: made where it is not, left where it is."""
+    """Return every saving, changed: made where it is not, undone where it is."""
     method, model = case.recipe.method, case.recipe.model
     found = []
     if case.early_exit and case.top < case.decoder.layers:

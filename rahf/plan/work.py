@@ -79,23 +79,24 @@ def pass_work(decoder: Decoder, lora: Lora, made: Pass, checkpointing: bool) -> 
 
 
 def block_forward(decoder: Decoder, lora: Lora | None, made: Pass) -> float:
-    """2 FLOPs a token for each weight, and for each weight of A and B; attention: scores and
-    weighted values, 2 products of width x width x q_width a row.
+    """Return the FLOPs of a block's forward: 2 a token for each weight, A and B included. Attention
+    adds scores and weighted values: 2 products of width x width x q_width a row.
     """
     weights = _weights(decoder) + (lora.block_parameters if lora else 0)
     return 2 * made.tokens * weights + 2 * _attention_product(decoder, made)
 
 
 def block_backward(decoder: Decoder, lora: Lora, made: Pass) -> float:
-    """A frozen matrix passes the gradient on (as much as its forward) and gets none itself, which
-    would be as much again; A and B do both. Each product of attention has two gradients.
+    """Return the FLOPs of a block's backward. A frozen matrix passes the gradient on (as much as
+    its forward); it needs no own gradient, which would cost as much again. A and B do both. Each
+    product of attention has two gradients.
     """
     weights = _weights(decoder) + 2 * lora.block_parameters
     return 2 * made.tokens * weights + 4 * _attention_product(decoder, made)
 
 
 def first_block_backward(decoder: Decoder, lora: Lora, made: Pass) -> float:
-    """The same where the block's input, a frozen embedding, asks for no gradient: what stands
+    """Return the same where the block's input, a frozen embedding, needs no gradient: everything
     below the lowest adapter is omitted.
     """
     flops = _Gradients(lora, made.tokens)

@@ -73,7 +73,7 @@ def value_problems(options: Any, cls: type) -> list[str]:
 
 
 def annotations(cls: type) -> dict[str, Any]:
-    """{field: annotation} of a dataclass, limits included."""
+    """Return {field: annotation} of a dataclass, limits included."""
     hints = get_type_hints(cls, include_extras=True)
     return {spec.name: hints[spec.name] for spec in dataclasses.fields(cls)}
 

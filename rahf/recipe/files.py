@@ -39,7 +39,7 @@ def checked_recipe(
     overrides: Iterable[str] | Mapping[str, Any] = (),
     also: Callable[[Recipe], list[str]] = lambda _: [],
 ) -> Recipe:
-    """`load_recipe`, `check_files` and the check `also`: raises RecipeError with the problems of
+    """Run `load_recipe`, `check_files` and the check `also`; raise RecipeError with the problems of
     all three.
     """
     problems: list[str] = []
@@ -75,7 +75,7 @@ def not_read(recipe: Recipe) -> list[str]:
 
 
 def _without_effect(held: Mapping[str, Any]) -> dict[str, str]:
-    """{key: why} of training keys that have no effect beside these."""
+    """Return {key: why} of training keys that have no effect beside these."""
     reasons = {"label_smoothing_factor": "by the losses of rahf"}
     scheduler = held.get("lr_scheduler_type", TRAINING_DEFAULTS["lr_scheduler_type"])
     if scheduler in CONSTANT:

@@ -171,7 +171,9 @@ def _tensor_shapes(path: Path) -> dict[str, Any]:
 
 
 def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:
-    """Modules that no block has; those of a family that is not known here are left to the run."""
+    """Return the modules that no block has; those of a family that is not known here are left to
+    the run.
+    """
     modules = model.lora_target_modules
     if modules is None or config.get("model_type") not in KNOWN:
         return []

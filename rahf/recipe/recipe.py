@@ -109,7 +109,8 @@ class Recipe:
 
     @property
     def teacher_training(self) -> dict[str, Any]:
-        """TrainingArguments keys of step 1: those under `teachers`, else those of the alignment.
+        """Return the TrainingArguments keys of step 1: those under `teachers`, else those of the
+        alignment.
 
         Not taken over are the names in NOT_INHERITED, and one of max_steps and num_train_epochs
         where `teachers` gives the other, since transformers lets max_steps win.

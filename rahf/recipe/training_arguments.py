@@ -72,7 +72,8 @@ TRANSFORMERS_DEFAULTS = {
 
 @functools.cache
 def training_annotations() -> dict[str, Any]:
-    """{field: type} of the installed TrainingArguments; Any where the type is not a simple one.
+    """Return {field: type} of the installed TrainingArguments; Any where the type is not a simple
+    one.
 
     An enum becomes the Literal of its values. Raises RuntimeError when the source is not found.
     """

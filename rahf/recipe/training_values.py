@@ -63,7 +63,7 @@ def _scheduler_problems(given: Mapping[Any, Any], scheduler: str) -> list[str]:
 
 @functools.cache
 def _scheduler_arguments() -> dict[str, tuple[str, ...] | None]:
-    """{schedule: arguments}; None for one that takes any."""
+    """Return {schedule: arguments}; None for one that takes any."""
     tree = parse_source("optimization.py")
     functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
     names = _values_by_name("trainer_utils.py", "SchedulerType")
@@ -82,7 +82,7 @@ def _scheduler_arguments() -> dict[str, tuple[str, ...] | None]:
 
 
 def _values_by_name(module: str, enum: str) -> dict[str, str]:
-    """{member: value} of an enum of transformers."""
+    """Return {member: value} of an enum of transformers."""
     return {
         line.targets[0].id: line.value.value
         for line in _body(module, enum)

@@ -69,7 +69,9 @@ def annotation(node: ast.expr, types: dict[str, Any]) -> Any:
 
 
 def _union(parts: list[Any]) -> Any:
-    """`SchedulerType | str` accepts the values of the enum only: text has no other use there."""
+    """Return the type of a union. `SchedulerType | str` accepts only the values of the enum: other
+    text has no use there.
+    """
     if Any in parts:
         return Any
     enums = [part for part in parts if getattr(part, "__origin__", None) is Literal]

@@ -95,7 +95,8 @@ def _syntax_problem(error: yaml.YAMLError) -> str:
 def parse_overrides(
     tokens: Iterable[str], annotation_of: Callable[[str], Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """`--key value`, `--key=value` and `--flag` (true) -> {key: value}, and what is wrong.
+    """Turn `--key value`, `--key=value` and `--flag` (true) into {key: value}; return it with the
+    problems.
 
     Values are YAML, but those of a text key are taken as they stand. The last of two equal keys
     counts. A dash in a key is an underscore.

@@ -37,8 +37,8 @@ TEACHER_DEFAULTS = {
 def contrastive_loss(
     match: Float[Tensor, " rows"], mismatch: Float[Tensor, " rows"], smoothing: float
 ) -> Float[Tensor, " rows"]:
-    """Contrastive instruction tuning of one response (RAHF section 3.1, smoothed as in hindsight
-    instruction relabelling).
+    """Return the loss of contrastive instruction tuning of one response (RAHF section 3.1, smoothed
+    as in hindsight instruction relabelling).
 
     `- m - (1 - eps) log(P_m / (P_m + P_x)) - eps log(P_x / (P_m + P_x))` with P = exp(mean
     log-probability per token).

@@ -65,7 +65,9 @@ def main() -> None:
 
 
 def prepared(recipe: Path, folder: Path) -> tuple[float, float]:
-    """Seconds of `rahf prepare` and the largest resident memory of one of its processes, GiB."""
+    """Return the seconds of `rahf prepare` and the largest resident memory of one of its processes,
+    GiB.
+    """
     environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache")}
     environment["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     started = time.perf_counter()

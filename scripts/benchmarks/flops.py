@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def counted_steps(workload: Workload, options: argparse.Namespace) -> list[list]:
-    """The pairs of every step of all repetitions, less those before the clock starts."""
+    """Return the pairs of every step of all repetitions, less those before the clock starts."""
     found = []
     for repetition in range(options.repetitions):
         rows = draw_rows(workload, options.warmup + options.steps, options.seed + repetition)

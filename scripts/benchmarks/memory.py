@@ -64,7 +64,7 @@ def _told(value: float) -> str:
 
 
 def fixed_keys(folder: Path, tokens: int) -> list[str]:
-    """The recipe's keys that make every row `tokens` long and keep the run in `folder`."""
+    """Return the keys that make every row `tokens` long and keep the run in `folder`."""
     lines = []
     for row in range(PAIRS):
         # Every second row is a little shorter: rows of one length would need no attention mask.
@@ -85,7 +85,7 @@ def fixed_keys(folder: Path, tokens: int) -> list[str]:
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> None:
-    """The stage, after the data has been prepared in the same way as by `rahf prepare`."""
+    """Run the stage, after the data has been prepared in the same way as by `rahf prepare`."""
     from rahf.pipeline import run as pipeline
     from rahf.pipeline.recipe_data import fill_cache
 
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def status(name: str) -> int:
-    """Bytes of this process by a name of /proc/self/status."""
+    """Return the bytes of this process under a name of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])

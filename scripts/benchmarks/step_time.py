@@ -58,7 +58,7 @@ def parsed() -> argparse.Namespace:
 
 
 def repetitions(workload: Workload, options: argparse.Namespace) -> list[Workload]:
-    """The workload of every repetition, in a folder of its own."""
+    """Return the workload of every repetition, in a folder of its own."""
     return [
         replace(workload, folder=workload.folder / str(repetition))
         for repetition in range(options.repetitions)
@@ -66,7 +66,7 @@ def repetitions(workload: Workload, options: argparse.Namespace) -> list[Workloa
 
 
 def timed(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
-    """All variants on one method, interleaved, and what the machine can do after them."""
+    """Time all variants on one method, interleaved, then the machine's matrix products."""
     steps = {"steps": options.steps, "warmup": options.warmup}
     runs: dict[str, list] = {name: [] for name in options.variants}
     for repetition, drawn in enumerate(repetitions(workload, options)):
@@ -98,7 +98,7 @@ def count(
 
 
 def times(workloads: dict[str, Workload], options: argparse.Namespace) -> dict[str, Any]:
-    """What the record holds before anything is counted."""
+    """Return what the record holds before anything is counted."""
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     if options.device == "cuda":
         machine["device"] = torch.cuda.get_device_name()
@@ -107,7 +107,7 @@ def times(workloads: dict[str, Workload], options: argparse.Namespace) -> dict[s
 
 
 def timed_before(record: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The record of a run whose counts are missing.
+    """Return the record of a run whose counts are missing.
 
     Raises:
         ValueError: there is none, or it was made with other settings.

@@ -81,7 +81,7 @@ def walks(**tables):
 
 @pytest.fixture
 def place(family, tmp_path, monkeypatch):
-    """The current folder: a base, an adapter of it, pairs, prompts, responses, directions."""
+    """Make the current folder: a base, an adapter of it, pairs, prompts, responses, directions."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     shutil.copytree(family.base, "base")
@@ -93,7 +93,7 @@ def place(family, tmp_path, monkeypatch):
 
 
 def one_line(capsys, arguments):
-    """The line that a failing command ends with, the only one on stderr."""
+    """Return the line that a failing command ends with, the only one on stderr."""
     capsys.readouterr()
     try:
         status = main([str(argument) for argument in arguments])
@@ -265,7 +265,7 @@ NOT_FOUND = {
 
 @pytest.fixture
 def hub_names(place, monkeypatch):
-    """A recipe, an adapter of a relative base, references; the Hub may be asked."""
+    """Write a recipe, an adapter of a relative base and references; the Hub may be asked."""
     Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     right = {"prompt": "w2", "right": ["w3"], "wrong": ["w4"]}
     Path("right.jsonl").write_text(json.dumps(right) + "\n")

@@ -23,7 +23,7 @@ PAIR = {"prompt": "How was it?", "chosen": "Lovely.", "rejected": "Dreadful."}
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with a model of 12 blocks, pairs and prompts, which is the current one."""
+    """Make the current folder, with a model of 12 blocks, pairs and prompts."""
     monkeypatch.chdir(tmp_path)
     save("model/config.json", {"num_hidden_layers": 12})
     for split in ("train", "test"):
@@ -54,7 +54,7 @@ def recipe(**keys):
 
 
 def told(capsys, **keys):
-    """The problems that `rahf validate` tells."""
+    """Return the problems that `rahf validate` reports."""
     assert main(["validate", recipe(**keys)]) == 1
     title, *lines = capsys.readouterr().err.splitlines()
     count = int(title.split()[-2])
@@ -118,7 +118,7 @@ def test_validate_says_what_the_recipe_will_do(place, capsys):
 
 
 def shown(text):
-    """{key: its value and the mark of a default} of what `rahf validate` prints."""
+    """Return {key: its value and the mark of a default} of what `rahf validate` prints."""
     lines, found = text.partition("\n\nModel\n")[2].splitlines(), {}
     for line in lines:
         if line.startswith(" " * 30):
@@ -471,7 +471,7 @@ def spec_without(missing):
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """A stand-in for the pipeline that keeps what it was called with."""
+    """Replace the pipeline by a function that keeps the arguments of its call."""
     module = types.ModuleType("rahf.pipeline.run")
     module.calls = []
     module.run_pipeline = lambda recipe, stage=None: module.calls.append((recipe, stage))

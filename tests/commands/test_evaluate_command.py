@@ -110,7 +110,7 @@ def test_a_judge_that_cannot_do_it_is_told(files, capsys, options, said):
 
 @pytest.fixture
 def tasks(tmp_path):
-    """A folder with a task of two choices, one of which the tiny model finds likelier."""
+    """Make a folder with a task of two choices, one of which the tiny model finds likelier."""
     model, tokenizer, rows = tiny_model(), tiny_tokenizer(), []
     for n in range(4, 9):
         ids = torch.tensor([tokenizer(f"w{n}")["input_ids"]])

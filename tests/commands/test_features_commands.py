@@ -22,7 +22,7 @@ def texts(count, start=0):
 
 @pytest.fixture
 def folder(tmp_path, family, monkeypatch):
-    """A dictionary of the family, one of another model, texts, prompts and pairs."""
+    """Make a dictionary of the family, one of another model, texts, prompts and pairs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     base = family.load_base()
@@ -122,7 +122,7 @@ def test_the_diff_reads_responses_and_says_what_it_cuts(folder, family, capsys):
 
 
 def settings_of(folder):
-    """Settings that an adapter was trained with."""
+    """Return settings that an adapter was trained with."""
     if (folder / "recipe.yaml").exists():
         return yaml.safe_load((folder / "recipe.yaml").read_text())
     return read_json(folder / "metrics.json")["settings"]

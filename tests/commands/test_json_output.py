@@ -83,7 +83,7 @@ def test_plan_prints_numbers_by_stage(recipe_file, capsys):
 
 
 def keys_of(value):
-    """The names in a value, level by level; of a mapping of stages or splits, those of each."""
+    """Return the names in a value, level by level; of a mapping of stages or splits, of each."""
     return {name: keys_of(inner) for name, inner in value.items()} if isinstance(value, dict) else 0
 
 

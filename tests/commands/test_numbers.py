@@ -11,7 +11,7 @@ NO_NUMBER = ["nan", "inf", "-inf", "1e400", "", "three", "1_000", "٣", "1" * 50
 
 
 def numeric_options():
-    """Every command with every option of it that takes a number, and the option's kind."""
+    """Return every command with every option of it that takes a number, and the option's kind."""
     found = []
     for name, entry in COMMANDS.items():
         for kind in entry.kinds if isinstance(entry, Group) else [None]:

@@ -19,7 +19,7 @@ RAHF = f"{sys.executable} -m rahf"
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The current folder, with a recipe whose folder has a name that ASCII lacks."""
+    """Make the current folder, with a recipe whose folder has a name that ASCII lacks."""
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
     Path("model/config.json").write_text('{"num_hidden_layers": 12}')

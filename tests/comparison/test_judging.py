@@ -109,7 +109,7 @@ def parts(question):
 
 
 def longer(body):
-    """The server's answer; it is at a loss about one of the prompts."""
+    """Return the server's answer, which is undecided about one of the prompts."""
     query, first, second = parts(body["messages"][0]["content"])
     if query == "w3 w4":
         return "Hard to say."

@@ -30,7 +30,7 @@ def write(recipe_file):
 
 
 def problems(path, capsys) -> list[str]:
-    """Those that `rahf validate` tells."""
+    """Return the problems that `rahf validate` reports."""
     status = main(["validate", str(path)])
     told = capsys.readouterr().err.splitlines()
     assert status == (1 if told else 0)

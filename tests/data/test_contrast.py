@@ -16,7 +16,7 @@ PAIR = {
 
 
 def tokens_at(rows, name="aligned"):
-    """Aligned tokens of each row."""
+    """Return the aligned tokens of each row."""
     ids, owner = rows["input_ids"].flatten()[rows[name]], rows[f"{name}_owner"]
     return [ids[owner == row].tolist() for row in range(len(rows["input_ids"]))]
 

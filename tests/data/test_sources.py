@@ -29,7 +29,7 @@ def write_jsonl(path, records):
 
 @pytest.fixture
 def normalized(tmp_path):
-    """One record in, one normalised row out."""
+    """Normalise one record; return its one row."""
 
     def one(**record):
         dataset = datasets.Dataset.from_list([record])

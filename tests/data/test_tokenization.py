@@ -465,7 +465,7 @@ def test_a_template_may_be_a_file(tokenize, tmp_path):
 
 @pytest.fixture
 def renderings(monkeypatch):
-    """Counts the pairs that are rendered; a cache hit renders none."""
+    """Count the pairs that are rendered; a cache hit renders none."""
     count = {"pairs": 0}
     render_pair = rahf.data.tokenization.render_pair
 

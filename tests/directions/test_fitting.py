@@ -57,7 +57,7 @@ def reader_of(family, source, tokens, max_tokens=4):
 
 
 def states_by_loops(family, source, side, tokens, pairs, max_tokens=4):
-    """Per response: [layers, samples, d_model], one row at a time."""
+    """Return per response [layers, samples, d_model], one row at a time."""
     who = SIDES[source][side]
     model = family.load(who.adapter)
     found = []
@@ -113,7 +113,7 @@ def test_the_size_of_the_states_is_told_per_token(family):
 
 
 def samples_of(positive, negative):
-    """Samples of paired states [pairs, d_model] of one layer."""
+    """Return samples of paired states [pairs, d_model] of one layer."""
     ones = torch.ones(len(positive))
     return Samples(
         positive[None],
@@ -128,13 +128,13 @@ def samples_of(positive, negative):
 
 
 def shifts_of_responses():
-    """Per-token shifts [layers, tokens, d_model] of six responses of different lengths."""
+    """Return per-token shifts [layers, tokens, d_model] of six responses of different lengths."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(2, length, 4, generator=generator) for length in (1, 5, 2, 2, 7, 3)]
 
 
 def mean_of(batches):
-    """A fitter of the shifts of responses, the tokens of each with a weight of 1 in all."""
+    """Return a fitter of the shifts of responses, the tokens of each with a weight of 1 in all."""
     fitter = MeanDifference()
     for batch in batches:
         weight = torch.cat([torch.full(part.shape[1:2], 1 / part.shape[1]) for part in batch])
@@ -167,8 +167,8 @@ def test_adding_up_over_one_rank_changes_nothing():
 
 
 def planted(count, seed=0, width=6):
-    """States of two sides that differ along axis 0, in noise that is largest along axis 1; what the
-    sides of a pair share lies along axis 2.
+    """Draw states of two sides that differ along axis 0, in noise that is largest along axis 1;
+    what the sides of a pair share is along axis 2.
     """
     generator = torch.Generator().manual_seed(seed)
     scale = torch.tensor([0.5, 2.0, 0.5, 0.5, 0.5, 0.5])[:width]
@@ -212,7 +212,9 @@ def test_the_principal_difference_is_the_axis_of_the_largest_differences():
 
 
 def logistic_by_newton(positive, negative, prior, steps=30):
-    """Mode of the posterior of a logistic regression, by Newton steps on all samples at once."""
+    """Fit the mode of the posterior of a logistic regression, by Newton steps on all samples at
+    once.
+    """
     states = torch.cat([positive, negative]).double()
     states = torch.cat([states, torch.ones(len(states), 1, dtype=torch.double)], 1)
     label = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).double()
@@ -226,7 +228,7 @@ def logistic_by_newton(positive, negative, prior, steps=30):
 
 
 def scaled_like_the_probe(positive, negative, first):
-    """States in the units of the probe, which those of its first batch decide."""
+    """Return states in the units of the probe, which its first batch decides."""
     begin = torch.cat([positive[:first], negative[:first]])
     center = begin.mean(0)
     scale = (begin - center).square().mean().sqrt()

@@ -20,7 +20,7 @@ NEW = 4
 
 
 def generated(model, prompts, **options):
-    """New ids [rows, NEW] and the logits that they were chosen from [rows, NEW, vocab]."""
+    """Return new ids [rows, NEW] and the logits that they were chosen from [rows, NEW, vocab]."""
     ids, mask = left_padded(prompts, EOS)
     output = model.generate(
         input_ids=ids,
@@ -36,7 +36,7 @@ def generated(model, prompts, **options):
 
 
 def assert_generated_by_loops(model, found, edits_of_row, mode="add", first=None):
-    """`first`: new tokens are steered from this many columns before the end of the prompt."""
+    """Compare with the loops, steered from `first` columns before the end of the prompt."""
     new, logits = found
     for row, prompt in enumerate(PROMPTS):
         start = None if first is None else len(prompt) - first

@@ -34,7 +34,7 @@ ENGINES = {
 
 @pytest.fixture
 def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
-    """A DUAL recipe on eight pairs whose responses have 1 to 7 tokens; nothing is evaluated."""
+    """Write a DUAL recipe on eight pairs with responses of 1 to 7 tokens; nothing is evaluated."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     pairs = [
@@ -95,7 +95,7 @@ def align(recipe: Path, output: str, *options: str) -> list[str]:
 
 
 def adapters_of(folder: str) -> dict[str, Path]:
-    """The adapters of a run by place, those of checkpoints and teachers among them."""
+    """Return the adapters of a run by place, those of checkpoints and teachers among them."""
     found = Path(folder).rglob("adapter_model.safetensors")
     return {str(path.parent.relative_to(folder)): path for path in found}
 
@@ -105,7 +105,7 @@ def losses(folder: str) -> list[float]:
 
 
 def assert_same_run(one: str, other: str, places=None, rtol=1e-4, atol=2e-6) -> None:
-    """Every adapter and every loss of two runs agree."""
+    """Compare every adapter and every loss of two runs."""
     first, second = adapters_of(one), adapters_of(other)
     assert first.keys() == second.keys()
     for place in places or first:
@@ -195,7 +195,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
 
 
 def assert_kept_to_its_budget(folder: str) -> None:
-    """The saved adapter is the last checkpoint's, scaled back."""
+    """Check that the saved adapter is the last checkpoint's, scaled back."""
     metrics = json.loads(Path(folder, "metrics.json").read_text())
     assert 0 < metrics["choice/strength"] < 0.99
     trained, saved = (
@@ -208,7 +208,7 @@ def assert_kept_to_its_budget(folder: str) -> None:
 
 
 def killed_at_two(source: str, target: str) -> None:
-    """A copy of a run as it stands when its alignment is killed after two steps."""
+    """Return a copy of a run as it is when its alignment is killed after two steps."""
     shutil.copytree(source, target)
     for path in Path(target).iterdir():
         if path.is_file() or path.name in ("checkpoint-4", "evaluation"):
@@ -266,7 +266,7 @@ class Job:
         )
 
     def wait_for_checkpoint(self) -> None:
-        """Until the alignment has written its first checkpoint, and goes on."""
+        """Wait until the alignment, which continues, has written its first checkpoint."""
         deadline = time.monotonic() + 120
         while not any(self.output.glob("checkpoint-*")):
             assert self.process.poll() is None, self.process.stderr.read()[-2000:]
@@ -288,7 +288,7 @@ def last_step(output: str) -> int:
 
 
 def assert_goes_on_as_if_never_stopped(recipe: Path) -> None:
-    """The run in `stopped`, continued by one process, equals one that was never stopped."""
+    """Resume the run in `stopped` in one process; compare it with one that was never stopped."""
     assert 0 < last_step("stopped") < 80
     assert main(align(recipe, "stopped", *LONG)) == 0
     assert main(align(recipe, "whole", *LONG)) == 0

@@ -45,7 +45,7 @@ def test_an_interval_of_a_share_holds_it_and_is_never_a_point(size, value):
 
 
 def shares_of_three_of_three():
-    """{where a share is reported: its ends, where three of three are alike}"""
+    """Return {where a share is reported: its ends, where three of three are alike}."""
     ones, twos = torch.ones(3), 2 * torch.ones(3)
     pairs = preference_figures(PairLikelihoods(-ones, -twos, ones, ones), PairSizes(twos, ones))
     contests = [Contest([], "longer", "short")] * 3

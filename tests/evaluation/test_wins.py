@@ -108,7 +108,7 @@ def test_scores_are_compared():
 
 
 def drawn_contests(length_effect, merit, count=3000, seed=0):
-    """Wins drawn from the very form that is fitted; the first responses are the longer ones."""
+    """Draw wins from the very form that is fitted; the first responses are the longer ones."""
     generator = np.random.default_rng(seed)
     differences = generator.normal(60, 80, size=count)
     lean = np.tanh(differences / differences.std())

@@ -38,7 +38,9 @@ def some_directions(layers=(0, 1, 3), **metadata):
 
 @pytest.fixture
 def run_folder(family, tmp_path):
-    """What a run leaves: an adapter, its recipe and its metrics, and things that stay at home."""
+    """Write what a run leaves: an adapter, its recipe and its metrics, and files that are never
+    uploaded.
+    """
     folder = tmp_path / "run"
     model = AutoPeftModelForCausalLM.from_pretrained(family.adapters["positive"])
     model.save_pretrained(folder)

@@ -27,7 +27,7 @@ ALL_LAYERS = (1, DEPTH)  # llama.cpp's default, both ends included
 
 @contextmanager
 def running(path: Path) -> Iterator[ctypes.c_void_p]:
-    """A context of llama.cpp in float32 throughout, one thread."""
+    """Yield a context of llama.cpp in float32 throughout, one thread."""
     llama_cpp.llama_backend_init()
     options = llama_cpp.llama_model_default_params()
     options.use_mmap = False
@@ -48,7 +48,7 @@ def running(path: Path) -> Iterator[ctypes.c_void_p]:
 
 
 def logits_of(context: ctypes.c_void_p, text: list[int]) -> Tensor:
-    """[seq, vocabulary], the text read in one go."""
+    """Return [seq, vocabulary], the text read in one call."""
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
     batch = llama_cpp.llama_batch_init(len(text), 0, 1)
     batch.n_tokens = len(text)
@@ -68,8 +68,8 @@ def logits_of(context: ctypes.c_void_p, text: list[int]) -> Tensor:
 def apply(
     context: ctypes.c_void_p, path: Path, scale: float = 1.0, layers: tuple[int, int] = ALL_LAYERS
 ) -> None:
-    """What llama.cpp's own programs do with --control-vector-scaled and
-    --control-vector-layer-range: direction.N at row N - 1, zeros where there is none.
+    """Apply a vector as llama.cpp's own programs do under --control-vector-scaled and
+    --control-vector-layer-range: direction.N at row N - 1, zeros elsewhere.
     """
     vectors = read_control_vector(path)
     rows = torch.zeros(max(vectors.layers), D_MODEL)
@@ -96,7 +96,7 @@ def exported(directions: Directions, folder: Path, *options: str) -> Path:
 
 
 def run_by_both(architecture: str, folder: Path):
-    """A model in transformers, and the file of it that llama.cpp runs."""
+    """Return a model in transformers, and the file of it that llama.cpp runs."""
     model = shaken(tiny_model(architecture))
     write_model(model, folder / "model.gguf")
     return model, running(folder / "model.gguf")

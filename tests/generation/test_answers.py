@@ -15,7 +15,7 @@ PROMPTS = [[5, 6, 7, 8], [9], [10, 11], [12, 13, 14, 15, 16, 17], [18, 19]]
 
 
 def answer_by_loop(model, tokenizer, prompt, max_new_tokens):
-    """Greedy, one token at a time, without padding and without a cache."""
+    """Decode greedily, one token at a time, without padding and without a cache."""
     ids = list(prompt)
     for _ in range(max_new_tokens):
         with torch.no_grad():
@@ -61,7 +61,7 @@ def test_no_prompts_give_no_answers():
 
 
 def stopped_by_loop(tokenizer, ids, stops):
-    """The text before the first stop, looked for in the whole text after every token."""
+    """Return the text before the first stop, searched in the full text after every token."""
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count], skip_special_tokens=True)
         found = [text.index(stop) for stop in stops if stop in text]

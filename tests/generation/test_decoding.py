@@ -19,7 +19,7 @@ SAMPLED = Decoding(max_new_tokens=16, temperature=1.3, top_p=0.95, seed=4)
 
 
 def by_loop(model, prompt, decoding, row):
-    """One row, one token at a time, without padding and without a cache."""
+    """Decode one row, one token at a time, without padding and without a cache."""
     uniforms, ids = row_uniforms([row], decoding)[0], list(prompt)
     for step in range(decoding.max_new_tokens):
         with torch.no_grad():

@@ -22,7 +22,7 @@ RESPONSES = [[12, 13, EOS], [14, 15, 16, 17, 18, 19], [20]]
 
 
 def logprobs_by_loop(model, prompt, response):
-    """Predictions for one token after the other, each from a forward of its own."""
+    """Return predictions for one token after the other, each from a forward of its own."""
     rows = []
     for place in range(len(response)):
         ids = torch.tensor([prompt + response[:place]])

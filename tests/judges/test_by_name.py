@@ -29,7 +29,7 @@ def named(name, **options):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Folders of a language model and of a classifier with three labels."""
+    """Save a language model and a classifier with three labels; return their folders."""
     for name, model in (("lm", tiny_model_of_bytes()), ("classifier", classifier(labels=3))):
         model.save_pretrained(tmp_path / name)
         chatml_tokenizer().save_pretrained(tmp_path / name)

@@ -249,7 +249,7 @@ def test_an_adapter_is_told_from_a_full_model(family):
 
 
 def merged(family, name, folder):
-    """The teacher as a full model on disk."""
+    """Save the teacher as a full model."""
     PeftModel.from_pretrained(
         family.load_base(), family.adapters[name]
     ).merge_and_unload().save_pretrained(folder)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def rewritten(source, folder, change):
-    """A copy of a model's or an adapter's folder with other tensors."""
+    """Copy the folder of a model or an adapter with other tensors."""
     shutil.copytree(source, folder)
     (file,) = folder.glob("*.safetensors")
     save_file({k: v.clone() for k, v in change(load_file(file)).items()}, file, {"format": "pt"})

@@ -35,7 +35,7 @@ def packed_model(architecture="llama"):
 
 
 def logits_alone(model, prompts, responses):
-    """Logits of each row in a batch of its own."""
+    """Return the logits of each row in a batch of its own."""
     return [
         model(torch.tensor([prompt + response])).logits[0]
         for prompt, response in zip(prompts, responses, strict=True)
@@ -89,7 +89,7 @@ MIXES_TOKENS = {  # by recurrence, convolution, or attention that drops what pac
 
 
 def state_of(model):
-    """What a check of the model must leave as it was."""
+    """Return what a check of the model must leave as it was."""
     weights = {name: (value.clone(), value.grad) for name, value in model.named_parameters()}
     modes = [(module.training, len(module._forward_hooks)) for module in model.modules()]
     windows = [getattr(module, "sliding_window", None) for module in model.modules()]
@@ -171,7 +171,7 @@ def test_a_window_is_kept_within_rows_longer_than_it():
 
 
 def attention_token_by_token(query, key, value, window, scaling):
-    """Softmax over the tokens that each of the last ones sees, head by head."""
+    """Compute a softmax over the tokens that each of the last ones sees, head by head."""
     heads, queries, before = query.shape[1], query.shape[2], key.shape[2] - query.shape[2]
     rows = []
     for position in range(before, before + queries):
@@ -292,7 +292,7 @@ def test_packed_and_padded_batches_align_the_same_tokens(positions, retain):
 
 
 def pairs_that_begin_alike(prompt_tokens=20):
-    """Both responses of two pairs: 17 tokens stand in all prompts, all 20 in both of a pair."""
+    """Return both responses of two pairs: all prompts share 17 tokens, both of a pair all 20."""
     common = [2 + token % 30 for token in range(17)]
     prompts = [[*common, *range(start, start + prompt_tokens - 17)] for start in (3, 3, 9, 9)]
     return prompts, [[21, 22, EOS], [23, EOS], [24, EOS], [25, 26, 27, EOS]]

@@ -19,7 +19,7 @@ FOUR = pytest.param("load_in_4bit", "Params4bit", ("--use_cpu", "false"), marks=
 
 @pytest.fixture
 def wide_recipe(recipe_file, tmp_path):
-    """The recipe on a base whose matrices are as wide as a block of quantised numbers."""
+    """Return the recipe on a base whose matrices are as wide as a block of quantised numbers."""
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "head_dim": 32}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 64}
     with torch.random.fork_rng(devices=[]):

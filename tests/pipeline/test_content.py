@@ -39,7 +39,7 @@ def change_text(path):
 
 @pytest.fixture
 def whole_recipe(recipe_file, family):
-    """The recipe with every file that it can name, and copies of the models that it names."""
+    """Return the recipe with every file that it can name, and copies of its models."""
     shutil.copytree(family.base, "base")
     for name in ("positive", "negative"):
         shutil.copytree(family.adapters[name], name)

@@ -21,7 +21,7 @@ JUDGED = ("judged_mean", "judged_se", "shows_wanted", "shows_opposite")
 
 @pytest.fixture
 def aligned(recipe_file, family):
-    """The recipe, aligned with given teachers; `evaluated` runs its last stage."""
+    """Align the recipe with given teachers; `evaluated` runs its last stage."""
     given = {f"teachers.{name}": str(family.adapters[name]) for name in ("positive", "negative")}
     run_pipeline(checked_recipe(recipe_file, given), stage="alignment")
 

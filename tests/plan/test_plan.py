@@ -60,7 +60,7 @@ def decoder_of(architecture):
 
 
 def tiny_policy(architecture, targets=None, attention="eager", dtype=torch.float32, dropout=0.0):
-    """A tiny PEFT model in training, its LoRA of rank 2 in float32."""
+    """Return a tiny PEFT model in training, its LoRA of rank 2 in float32."""
     config = _CONFIGS[architecture]()
     config._attn_implementation = attention
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def tiny_policy(architecture, targets=None, attention="eager", dtype=torch.float
 
 
 def tiny_rows(rows=4, width=32):
-    """Ids and a mask with some padding: without any, attention would go another way."""
+    """Return ids and a mask with some padding: without any, attention would go another way."""
     ids = torch.randint(2, VOCABULARY, (rows, width))
     mask = torch.ones_like(ids)
     mask[0, -3:] = 0
@@ -211,7 +211,7 @@ def test_adapters_on_every_matrix_save_what_autograd_keeps(architecture):
 def check_saved(
     architecture, dtype=torch.float32, autocast=False, dropout=0.0, attention="sdpa", targets=None
 ):
-    """Within 15 %, most of them within 5 %: norms and the like are large in a tiny model."""
+    """Require 15 %, and 5 % of most: norms and the like are large in a tiny model."""
     model = tiny_policy(architecture, targets, attention, dtype, dropout)
     # The first block would save less than the others, of which a tiny model has few.
     model.enable_input_require_grads()
@@ -311,7 +311,9 @@ def test_dropout_of_the_base_costs_nothing_since_it_is_off():
     ],
 )
 def test_the_passes_are_those_of_the_alignment(family_of, tmp_path, method, reference, shift):
-    """FLOPs of one batch of the real alignment, forward and backward; no term reads predictions."""
+    """Compare FLOPs of one batch of the real alignment, forward and backward; no term reads
+    predictions.
+    """
     from tiny_runs import alignment_trainer
 
     options = {"method": method, "reference": reference, "shift": shift, "sft_weight": 0.0}
@@ -429,7 +431,7 @@ def test_retained_texts_double_the_rows_of_reference_and_policy():
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("targets", TARGETS)
 def test_rows_that_end_below_the_top_cost_the_lower_blocks_alone(targets, checkpointing):
-    """FLOPs of three rows of which two go on through the upper blocks and the head."""
+    """Compare FLOPs of three rows of which two go on through the upper blocks and the head."""
     model = tiny_policy("llama", TARGETS[targets])
     if checkpointing:
         model.activation_checkpointing_enable()
@@ -774,7 +776,7 @@ def test_the_fewest_settings_that_fit_are_named():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working folder with a model's configuration, its tokenizer and pairs."""
+    """Make a working folder with a model's configuration, its tokenizer and pairs."""
     monkeypatch.chdir(tmp_path)
     _CONFIGS["llama"]().save_pretrained("model")
     tiny_tokenizer().save_pretrained("model")
@@ -803,7 +805,7 @@ def recipe_file(**keys):
 
 
 def lines_of(text):
-    """{first words: the rest} of the plan's lines."""
+    """Return {first words: the rest} of the plan's lines."""
     return {line[:18].strip(): line[18:].split() for line in text.splitlines()}
 
 
@@ -970,8 +972,8 @@ def test_the_shipped_recipes_can_be_planned(capsys, monkeypatch):
 )
 @pytest.mark.timeout(900)  # processes of its own, on a machine that may be busy
 def test_memory_is_within_a_fifth_of_what_is_measured(place, keys):
-    """A random Llama that is narrow under many tokens, so that tensors outweigh the process by
-    hundreds of MiB and a step takes a second.
+    """Measure a random Llama that is narrow under many tokens, so that tensors outweigh the process
+    by hundreds of MiB and a step takes a second.
     """
     from transformers import LlamaConfig
 

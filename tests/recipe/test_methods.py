@@ -22,7 +22,9 @@ MODULES = {
 
 
 def methods_named(path):
-    """Methods that a string constant of a file is equal to, with their lines; texts are longer."""
+    """Return the methods that a string constant of a file equals, with their lines; texts are
+    longer.
+    """
     return [
         f"line {node.lineno}: {node.value!r}"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

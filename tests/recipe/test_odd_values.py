@@ -35,7 +35,7 @@ KEYS += ["teachers.eval_steps", "teachers.save_steps", "teachers", "evaluation",
 
 @pytest.fixture
 def given(tmp_path, monkeypatch):
-    """A recipe that is valid, of files that are there."""
+    """Write a valid recipe and the files that it names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model_files, "ask_hub", lambda *_: model_files.Finding(None, "offline"))
     config = {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 99, "hidden_size": 8}
@@ -50,7 +50,7 @@ def given(tmp_path, monkeypatch):
 
 
 def judged(path, key, value):
-    """What `rahf validate` does: whether the recipe is taken."""
+    """Run `rahf validate`; return whether the recipe is accepted."""
     try:
         recipe = checked_recipe(
             path,

@@ -181,7 +181,7 @@ def test_a_clash_names_both_keys_whose_default_one_is_and_what_to_set(given, key
 
 
 def made(given):
-    """The options of a recipe's keys, on top of the defaults of their method."""
+    """Build the options of a recipe's keys, on top of the defaults of their method."""
     whole, known = with_defaults(given), {spec.name for spec in dataclasses.fields(MethodOptions)}
     return MethodOptions(**{key: value for key, value in whole.items() if key in known})
 

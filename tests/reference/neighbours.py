@@ -14,7 +14,7 @@ def cosine(first, second):
 
 
 def over_tokens(policy, target, of_token):
-    """Mean over layers of the mean over tokens of `of_token(layer, policy, target)`."""
+    """Return the mean over layers of the mean over tokens of `of_token(layer, policy, target)`."""
     return mean(
         mean(
             of_token(layer, h, wanted)
@@ -25,12 +25,12 @@ def over_tokens(policy, target, of_token):
 
 
 def breaking(policy, reference):
-    """Circuit breakers: relu(cos(h, h_ref))."""
+    """Compute circuit breakers: relu(cos(h, h_ref))."""
     return over_tokens(policy, reference, lambda _, h, start: max(0.0, cosine(h, start)))
 
 
 def distance(policy, target, units, squared):
-    """|h - target| / unit, or its square."""
+    """Compute |h - target| / unit, or its square."""
 
     def of_token(layer, h, wanted):
         error = squared_norm([a - b for a, b in zip(h, wanted, strict=True)])
@@ -40,12 +40,14 @@ def distance(policy, target, units, squared):
 
 
 def everywhere(vectors, states):
-    """The same vector at every token: {layer: [vector] * tokens}."""
+    """Return the same vector at every token: {layer: [vector] * tokens}."""
     return {layer: [vectors[layer]] * len(tokens) for layer, tokens in states.items()}
 
 
 def unlike(states, others):
-    """RepBend's similarity term of one row: 1 - cos to each of the others, at the first state."""
+    """Compute RepBend's similarity term of one row: 1 - cos to each of the others, at the first
+    state.
+    """
     if not others:
         return 0.0
     return mean(

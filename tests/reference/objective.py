@@ -11,14 +11,14 @@ import torch
 
 
 def block_states(model, ids, layers):
-    """{layer: [[float] * d_model] * tokens}."""
+    """Return {layer: [[float] * d_model] * tokens}."""
     with torch.no_grad():
         output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
     return {layer: output.hidden_states[layer + 1][0].tolist() for layer in layers}
 
 
 def log_probabilities(model, ids, temperature=1.0):
-    """[[float] * vocabulary] * tokens: entry t is the distribution of token t + 1."""
+    """Return [[float] * vocabulary] * tokens: entry t is the distribution of token t + 1."""
     with torch.no_grad():
         logits = (model(input_ids=torch.tensor([ids])).logits[0] / temperature).tolist()
     result = []
@@ -30,7 +30,7 @@ def log_probabilities(model, ids, temperature=1.0):
 
 
 def aligned_positions(prompt, response, positions, tail):
-    """Positions in prompt + response whose states are aligned."""
+    """Return the positions in prompt + response whose states are aligned."""
     first, end = len(prompt), len(prompt) + len(response)
     if positions == "response":
         return list(range(first, end))
@@ -61,7 +61,7 @@ def mean(values):
 
 
 def layer_units(reference, shift, alpha, layer_scale):
-    """{layer: unit}; the shift's unit is never below a thousandth of the reference's."""
+    """Return {layer: unit}; the shift's unit is never below a thousandth of the reference's."""
     units = {}
     for layer in reference:
         rms = math.sqrt(mean(squared_norm(token) for token in reference[layer]))
@@ -71,7 +71,9 @@ def layer_units(reference, shift, alpha, layer_scale):
 
 
 def align_loss(policy, reference, shift, alpha, units, distance):
-    """mean over layers of mean over tokens of |policy - (reference + alpha shift)| / unit."""
+    """Return the mean over layers of mean over tokens of |policy - (reference + alpha shift)| /
+    unit.
+    """
     per_layer = []
     for layer, unit in units.items():
         per_token = []
@@ -89,13 +91,13 @@ def align_loss(policy, reference, shift, alpha, units, distance):
 
 
 def retain_loss(policy, reference, units, distance):
-    """The same with a shift of zero, in the units of the response that the text came with."""
+    """Return the same with a shift of zero, in the units of the response beside the text."""
     nothing = difference(reference, reference)
     return align_loss(policy, reference, nothing, 0.0, units, distance)
 
 
 def kl(reference, policy, predicted):
-    """mean over `predicted` positions of sum over the vocabulary of p (log p - log q)."""
+    """Return the mean over `predicted` positions of the sum over tokens of p (log p - log q)."""
     return mean(
         sum(
             math.exp(p) * (p - q)
@@ -106,19 +108,21 @@ def kl(reference, policy, predicted):
 
 
 def cross_entropy(policy, ids, predicted):
-    """-mean log-probability of the tokens at `predicted`, each given all before it."""
+    """Return the mean -log-probability of the tokens at `predicted`, each given all before it."""
     return -mean(policy[position - 1][ids[position]] for position in predicted)
 
 
 def dpo(chosen, rejected, beta):
-    """-log sigmoid(beta (chosen - rejected)), each the log-probability of a response under the
-    policy minus that under the reference.
+    """Return -log sigmoid(beta (chosen - rejected)), each the log-probability of a response under
+    the policy minus that under the reference.
     """
     return math.log(1 + math.exp(-beta * (chosen - rejected)))
 
 
 def contrastive(match, mismatch, smoothing):
-    """SCIT: -m - (1 - eps) log(P_m / (P_m + P_x)) - eps log(P_x / (P_m + P_x)), P = exp(mean)."""
+    """Return SCIT's -m - (1 - eps) log(P_m / (P_m + P_x)) - eps log(P_x / (P_m + P_x)), P =
+    exp(mean).
+    """
     p_match, p_mismatch = math.exp(match), math.exp(mismatch)
     total = p_match + p_mismatch
     told_apart = math.log(p_match / total)

@@ -15,7 +15,7 @@ def some_directions(seed=0, layers=LAYERS, width=D_MODEL):
 
 
 def edited_by_loops(hidden, layer, edits, mode, start):
-    """`edits`: pairs of directions and strength, one after the other, token by token."""
+    """Apply `edits`, pairs of directions and strength, one after the other, token by token."""
     result = hidden.clone()
     for token in range(hidden.shape[1]):
         if start is not None and token < start:
@@ -33,7 +33,7 @@ def edited_by_loops(hidden, layer, edits, mode, start):
 
 
 def logits_by_loops(model, ids, edits, mode="add", start=None):
-    """Logits [tokens, vocab] of one row, its blocks' outputs edited by a loop."""
+    """Return the logits [tokens, vocab] of one row, its blocks' outputs edited by a loop."""
     blocks = find_blocks(model).modules
     whole = [block.forward for block in blocks]
 

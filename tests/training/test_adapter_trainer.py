@@ -107,7 +107,7 @@ def test_the_last_checkpoint_is_the_one_of_most_steps(family, tmp_path):
 
 
 def accumulating(family, folder, batch, accumulated, **options):
-    """A trainer of ten responses: the last step of an epoch has two.
+    """Make a trainer of ten responses: the last step of an epoch has two.
 
     The optimiser is plain SGD: Adam would blow rounding up where a gradient is nearly zero.
     """

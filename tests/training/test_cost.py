@@ -29,7 +29,7 @@ def allocate(mib: int) -> None:
 
 
 def about(mib: int):
-    """Linux counts resident pages by the batch."""
+    """Allow for resident pages, which Linux counts by the batch."""
     return pytest.approx(mib * MIB, abs=8 * MIB)
 
 
@@ -114,7 +114,7 @@ def test_a_stage_begun_with_other_settings_leaves_no_figure(tmp_path):
 
 @pytest.fixture
 def killed(family, tmp_path) -> Path:
-    """The checkpoint of a run that was switched off after its second step."""
+    """Return the checkpoint of a run that was switched off after its second step."""
     trainer = alignment_trainer(family, tmp_path, callbacks=[KillAfter(2)])
     with pytest.raises(KilledError):
         trainer.train()
@@ -123,7 +123,7 @@ def killed(family, tmp_path) -> Path:
 
 @contextmanager
 def changing(checkpoint: Path) -> Iterator[None]:
-    """Files of a checkpoint that is whole again afterwards."""
+    """Yield files of a checkpoint, which is intact again afterwards."""
     (checkpoint / MANIFEST).unlink()
     yield
     write_manifest(checkpoint)

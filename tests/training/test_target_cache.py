@@ -29,7 +29,7 @@ STATES = 4 * 2  # files: four pairs, both responses
 
 
 def run(family, folder, cache=None, **options):
-    """Six steps of four responses, three epochs over four pairs, and how many frozen passes."""
+    """Run six steps of four responses, three epochs over four pairs; count the frozen passes."""
     settings = {"per_device_train_batch_size": 4, "save_strategy": "no", "response_source": "both"}
     settings |= options
     if cache is not None:
@@ -42,7 +42,7 @@ def run(family, folder, cache=None, **options):
 
 @contextmanager
 def frozen_passes():
-    """The view and the rows of each pass of a frozen view that is run inside the context."""
+    """Record the view and the rows of each pass of a frozen view that is run inside the context."""
     passes, read_view = [], FrozenViews.read_view
 
     def watched(views, view, batch, **how):

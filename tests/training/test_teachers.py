@@ -48,13 +48,13 @@ class Bigrams(nn.Module):
 
 
 def untrained(kind, folder, **options):
-    """A trainer whose loss is then asked about another model than its own."""
+    """Make a trainer whose loss is then computed for another model than its own."""
     model = attach_policy(tiny_model(), lora(), range(1))
     return kind(model, TrainingArguments(str(folder), **QUIET), **options)
 
 
 def bigram_batch(packed=False):
-    """One pair: chosen 2 3 after a prompt that ends in 0 (good instruction) or 1 (bad one)."""
+    """Return one pair: chosen 2 3 after a prompt that ends in 0 (good view) or 1 (bad one)."""
     pair = {
         "row": 9,
         "prompt_ids": [0],

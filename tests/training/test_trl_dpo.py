@@ -54,7 +54,7 @@ def test_a_training_that_diverges_saves_nothing_and_ends_with_an_error(family, t
 
 
 def recipe_of(family, folder, **keys):
-    """A recipe of six pairs in a file, for the CPU."""
+    """Return a recipe of six pairs in a file, for the CPU."""
     pairs = [
         {"prompt": f"w{n}", "chosen": f"w{n} w5", "rejected": f"w{n} w6"} for n in range(8, 14)
     ]
@@ -87,7 +87,7 @@ def test_the_command_trains_on_a_recipes_rows_and_leaves_an_adapter(family, tmp_
 
 @pytest.fixture
 def begun(monkeypatch):
-    """Steps that are begun; the scheduler takes the machine away in the third one."""
+    """Record steps that are begun; the scheduler takes the machine away in the third one."""
     begun = []
 
     class TakenAway(StopOnSigterm):

@@ -25,7 +25,7 @@ def save_lines(path, rows):
 
 
 def pairs(first, count):
-    """The chosen response ends with w5, the rejected one with w6."""
+    """Return pairs whose chosen response ends with w5, the rejected one with w6."""
     return [
         {
             "prompt": f"w{first + n}",
@@ -66,7 +66,7 @@ def test_a_trained_reward_model_prefers_what_was_chosen(tmp_path, family, capsys
 
 @pytest.fixture
 def begun(monkeypatch):
-    """Steps that are begun; the machine is switched off in the third one."""
+    """Record steps that are begun; the machine is switched off in the third one."""
     begun = []
 
     class SwitchedOff(StopOnSigterm):

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 def attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Of the scores and of what is made of the values, the whole square; from shapes
+    """Return the FLOPs of the scores and of the weighted values, the full square, from shapes
     (batch, heads, tokens, width). Keys may have fewer heads, which then serve several queries.
     """
     batch, heads, queries, width = query
@@ -22,7 +22,7 @@ def attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int
 
 
 def attention_backward_flops(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
-    """Two products for each one of the forward pass."""
+    """Return the FLOPs of the backward: two products for each one of the forward pass."""
     return 2 * attention_flops(query, key, value)
 
 
@@ -51,7 +51,7 @@ class NoModules:
 
 
 def counting() -> FlopCounterMode:
-    """A context whose `get_total_flops()` tells what was computed in it so far."""
+    """Return a context whose `get_total_flops()` returns what was computed in it so far."""
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     counter.mod_tracker = NoModules()
     return counter

@@ -18,7 +18,7 @@ Pairs = Sequence[Mapping[str, Any]]
 
 
 def step_flops(workload: Workload, variant: str, pairs: Pairs) -> float:
-    """FLOPs of one step of `variant` on `pairs`."""
+    """Return the FLOPs of one step of `variant` on `pairs`."""
     return FORMULAS[variant](Shapes(workload), list(pairs))
 
 
@@ -36,11 +36,11 @@ class Shapes:
         self.blocks, self.top = self._decoder.layers, workload.layers()[-1] + 1
 
     def forward(self, rows: float, width: float, adapted: bool, columns: float) -> float:
-        """Through all blocks, and the head over `columns` tokens of a row."""
+        """Count a forward through all blocks, and the head over `columns` tokens of a row."""
         return self._of(Pass("", rows, width, self.blocks, adapted, False, columns)).total
 
     def packed(self, view: str, pairs: Pairs, trained: bool = False) -> float:
-        """Both responses of the pairs without padding, up to the top target layer, no head.
+        """Count both responses of the pairs without padding, up to the top target layer, no head.
 
         A pack counts as rows of one width with as many tokens and as many products of attention.
         """
@@ -54,7 +54,9 @@ class Shapes:
         return self._of(Pass("", tokens / width, width, self.top, True, trained, columns=0)).total
 
     def backward(self, rows: float, width: float, blocks: int, scored: float = 0) -> float:
-        """Of a policy, from the output of `blocks` blocks, or of the head over `scored` tokens."""
+        """Count a backward of a policy, from the output of `blocks` blocks, or of the head over
+        `scored` tokens.
+        """
         return self._of(Pass("", rows, width, blocks, True, True, scored, scored)).backward
 
     def _of(self, made: Pass) -> Work:
@@ -62,8 +64,8 @@ class Shapes:
 
 
 def naive(shapes: Shapes, pairs: Pairs) -> float:
-    """A forward of three frozen models and of the policy, whose backward starts at the top target
-    layer.
+    """Count a forward of three frozen models and of the policy, whose backward starts at the top
+    target layer.
     """
     rows, width = 2 * len(pairs), shapes.workload.naive_width
     frozen = shapes.forward(rows, width, adapted=False, columns=width)
@@ -72,24 +74,24 @@ def naive(shapes: Shapes, pairs: Pairs) -> float:
 
 
 def rahf(shapes: Shapes, pairs: Pairs) -> float:
-    """The reference, the views that say something else, and the policy."""
+    """Count the reference, the views that differ from it, and the policy."""
     views = {"positive", "negative"} - {shapes.workload.reference}
     return rahf_mean(shapes, pairs) + sum(shapes.packed(view, pairs) for view in views)
 
 
 def rahf_mean(shapes: Shapes, pairs: Pairs) -> float:
-    """The reference and the policy."""
+    """Count the reference and the policy."""
     return rahf_cached(shapes, pairs) + shapes.packed("reference", pairs)
 
 
 def rahf_cached(shapes: Shapes, pairs: Pairs) -> float:
-    """The policy alone."""
+    """Count only the policy."""
     return shapes.packed("reference", pairs, trained=True)
 
 
 def dpo(shapes: Shapes, pairs: Pairs) -> float:
-    """A forward of the base and the policy, whole, on rows as wide as the longest of the batch;
-    what follows the last token is not predicted.
+    """Count a complete forward of the base and the policy, on rows as wide as the longest of the
+    batch. The last token has no successor to predict.
     """
     rows = 2 * len(pairs)
     width = max(

@@ -41,7 +41,7 @@ def measure(
 
 
 def count(workload: Workload, variant: str, steps: int, warmup: int) -> dict[str, Any]:
-    """FLOPs a step, mean over the same steps."""
+    """Return the FLOPs a step, mean over the same steps."""
     with counting() as counter:
         trained = VARIANTS[variant](workload, warmup + steps, counter.get_total_flops)
     return {"flops": sum(differences(trained.ends)[warmup - 1 :]) / steps}
@@ -59,12 +59,14 @@ def import_everything(variant: str) -> None:
 
 
 def clock_of(name: str, device: str) -> Callable[[], float]:
-    """`cpu`: time that this process has computed; `wall`: time that has passed."""
+    """Return a clock: `cpu` is the time that this process has computed, `wall` the time that has
+    passed.
+    """
     return time.process_time if name == "cpu" else seconds_on(device)
 
 
 def seconds_on(device: str) -> Callable[[], float]:
-    """A clock that waits until the device has done all that was asked of it."""
+    """Return a clock that waits until the device has finished its queued work."""
 
     def seconds() -> float:
         if device == "cuda":
@@ -79,7 +81,7 @@ def differences(values: list[float]) -> list[float]:
 
 
 def resident(name: str) -> int:
-    """Bytes of this process by a name of /proc/self/status."""
+    """Return the bytes of this process under a name of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
@@ -87,7 +89,7 @@ def resident(name: str) -> int:
 
 
 def in_new_process(function: str, workload: Workload, **arguments: Any) -> dict[str, Any]:
-    """What `measure` or `count` returns, called in a process of its own."""
+    """Return what `measure` or `count` returns, called in a process of its own."""
     given = json.dumps({"workload": workload.as_dict(), **arguments})
     command = [sys.executable, sys.argv[0], "--worker", function, given]
     environment = dict(os.environ)
@@ -102,7 +104,7 @@ def in_new_process(function: str, workload: Workload, **arguments: Any) -> dict[
 
 
 def work(function: str, given: str) -> None:
-    """The other side of `in_new_process`: the result is the last line that is printed."""
+    """Run the other side of `in_new_process`: the last printed line is the result."""
     arguments = json.loads(given)
     workload = Workload.from_dict(arguments.pop("workload"))
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):

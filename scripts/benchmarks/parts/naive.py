@@ -41,7 +41,7 @@ class NaiveAlignment:
         )
 
     def step(self, pairs: Sequence[Mapping[str, Any]]) -> Tensor:
-        """One optimiser step on both responses of the pairs; returns the loss."""
+        """Make one optimiser step on both responses of the pairs; return the loss."""
         with self._autocast():
             loss = self.loss(pairs)
         loss.backward()
@@ -51,7 +51,9 @@ class NaiveAlignment:
         return loss.detach()
 
     def loss(self, pairs: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Norm of the distance to the target: mean over tokens, then responses and layers."""
+        """Return the norm of the distance to the target: mean over tokens, then responses and
+        layers.
+        """
         rows = {view: self._rows(view, pairs) for view in VIEWS}
         with torch.no_grad():
             states = {view: self._states(self.frozen[view], rows[view]) for view in VIEWS}
@@ -63,7 +65,7 @@ class NaiveAlignment:
         return torch.stack(by_response).mean()
 
     def _states(self, model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
-        """[layers, response tokens, d_model]"""
+        """Return [layers, response tokens, d_model]."""
         output = model(
             rows["input_ids"], attention_mask=rows["attention_mask"], output_hidden_states=True
         )

@@ -9,7 +9,9 @@ GIB = 2**30
 
 
 def summarize(measured: dict[str, Any]) -> dict[str, Any]:
-    """Figures of every variant of one method over the repetitions, each with rows of its own."""
+    """Return the figures of every variant of one method over the repetitions, each with rows of its
+    own.
+    """
     runs, ceiling = measured["runs"], measured["ceiling"]
     figures = {name: by_repetition(name, repeated) for name, repeated in runs.items()}
     variants = {
@@ -34,7 +36,7 @@ def summarize(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_repetition(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Figures of a variant in each repetition, means over its steps."""
+    """Return the figures of a variant in each repetition, means over its steps."""
     seconds = [sum(run["seconds"]) / len(run["seconds"]) for run in runs]
     tokens = [run["response_tokens"]["dpo" if name == "dpo" else "aligned"] for run in runs]
     flops = [run["flops"] for run in runs]
@@ -52,13 +54,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(others: Sequence[float], own: Sequence[float]) -> dict[str, float]:
-    """Of the means of all repetitions, and the range within a repetition, whose runs took turns."""
+    """Return the ratio of the means of all repetitions, and its range within a repetition, whose
+    runs alternate.
+    """
     within = [other / one for other, one in zip(others, own, strict=True)]
     return {"mean": sum(others) / sum(own), "least": min(within), "most": max(within)}
 
 
 def loss_difference(runs: dict[str, Any]) -> float | None:
-    """Largest relative difference of the losses of naive and rahf, over all steps."""
+    """Return the largest relative difference of the losses of naive and rahf, over all steps."""
     if "naive" not in runs or "rahf" not in runs:
         return None
     return max(
@@ -69,7 +73,7 @@ def loss_difference(runs: dict[str, Any]) -> float | None:
 
 
 def table(method: str, summary: dict[str, Any]) -> str:
-    """The figures in markdown."""
+    """Return the figures in markdown."""
     lines = [
         f"| {method} | s/step | over rahf | peak GiB | over rahf | TFLOP/step | over rahf "
         "| GFLOP/s | of the ceiling | response tokens/s |",
@@ -91,13 +95,13 @@ def table(method: str, summary: dict[str, Any]) -> str:
 
 
 def told(values: dict[str, float], unit: float = 1) -> str:
-    """Median or mean, and what lies around it."""
+    """Return the median or mean, and the range around it."""
     middle, least, most = (value / unit for value in values.values())
     return f"{middle:.2f} [{least:.2f}, {most:.2f}]"
 
 
 def chart(summaries: dict[str, Any], path: Path) -> None:
-    """Step time against peak memory: a point a variant, a panel a method."""
+    """Draw step time against peak memory: a point a variant, a panel a method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(summaries), 3.6), layout="constrained")

@@ -17,7 +17,7 @@ PROMPT = 8
 
 
 def rows_of_length(pairs: int, length: int, vocab: int) -> list[dict[str, Any]]:
-    """Pairs whose rows have `length` tokens in every view."""
+    """Return pairs whose rows have `length` tokens in every view."""
     generator, rows = np.random.default_rng(0), []
 
     def ids(count: int) -> list[int]:
@@ -31,7 +31,7 @@ def rows_of_length(pairs: int, length: int, vocab: int) -> list[dict[str, Any]]:
 
 
 def per_step(workload: Workload, length: int, pairs: int, steps: int, meter: Meter) -> list[float]:
-    """What the meter says of each of `steps` steps after one that is not counted."""
+    """Return what the meter reads in each of `steps` steps after one that is not counted."""
     workload = replace(workload, pairs=pairs, folder=workload.folder / f"{length}x{pairs}")
     prepare(workload, steps=1)
     rows = rows_of_length((steps + 1) * pairs, length, workload.config().vocab_size)

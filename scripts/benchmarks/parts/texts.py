@@ -22,7 +22,9 @@ SENTENCE = 14  # words
 
 
 def write_pairs(path: Path, pairs: int, words: list[str], seed: int = 0) -> None:
-    """A jsonl file in UltraFeedback's form: a prompt, both sides as messages that begin with it."""
+    """Write a JSONL file in UltraFeedback's form: a prompt, both sides as messages that begin with
+    it.
+    """
     generator = np.random.default_rng(seed)
 
     def text(mean: float, sigma: float) -> str:
@@ -45,5 +47,5 @@ def write_pairs(path: Path, pairs: int, words: list[str], seed: int = 0) -> None
 
 
 def words_of(path: Path) -> list[str]:
-    """Every word of a text file, as often as it stands there."""
+    """Return every word of a text file, as often as it occurs there."""
     return re.findall(r"[A-Za-z]+(?:'[a-z]+)?", path.read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ class EndOfSteps(TrainerCallback):
 
 
 def naive(workload: Workload, steps: int, meter: Meter, checkpointing: bool = False) -> Trained:
-    """The published scripts' way, with every activation kept for the backward."""
+    """Train as the published scripts do, with every activation kept for the backward."""
     from parts.naive import NaiveAlignment
 
     alignment, rows = NaiveAlignment(workload, checkpointing), workload.rows()
@@ -50,12 +50,12 @@ def naive(workload: Workload, steps: int, meter: Meter, checkpointing: bool = Fa
 
 
 def published(workload: Workload, steps: int, meter: Meter) -> Trained:
-    """The published scripts' way as their launch files set it: with activation checkpointing."""
+    """Train as the published scripts do under their launch files: with activation checkpointing."""
     return naive(workload, steps, meter, checkpointing=True)
 
 
 def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Trained:
-    """The package in the published settings, with its own trainer."""
+    """Train with the package in the published settings, with its own trainer."""
     from rahf.trainer import RAHFConfig, RAHFTrainer
 
     published = {
@@ -100,20 +100,20 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
 
 
 def rahf_padded(workload: Workload, steps: int, meter: Meter) -> Trained:
-    """The package with padded rows: the plain path."""
+    """Train with the package on padded rows: the plain path."""
     return rahf(workload, steps, meter, packing=False)
 
 
 def rahf_mean(workload: Workload, steps: int, meter: Meter) -> Trained:
-    """The project's default shift, one mean a layer, so that no view is asked during training.
-    Fitting it is not part of the steps.
+    """Train with the project's default shift, one mean a layer, so that no view is read during
+    training. Fitting it is not part of the steps.
     """
     return rahf(workload, steps, meter, shift="mean")._replace(losses=[])
 
 
 def rahf_cached(workload: Workload, steps: int, meter: Meter) -> Trained:
-    """The package in later epochs: the frozen views' states are read, which an epoch before has
-    kept. The first step compares what it reads, which takes the frozen passes once more.
+    """Train as in later epochs, which read the frozen views' states that an earlier epoch has kept.
+    The first step compares what it reads, which takes the frozen passes once more.
     """
     kept = {"target_cache": str(workload.folder / "states")}
     rahf(workload, steps, lambda: 0.0, **kept)
@@ -121,13 +121,13 @@ def rahf_cached(workload: Workload, steps: int, meter: Meter) -> Trained:
 
 
 def rahf_keeping(workload: Workload, steps: int, meter: Meter) -> Trained:
-    """The package in the first epoch with a cache: the states are computed and kept."""
+    """Train as in the first epoch with a cache: the states are computed and kept."""
     with TemporaryDirectory(dir=workload.folder) as folder:
         return rahf(workload, steps, meter, target_cache=folder)
 
 
 def dpo(workload: Workload, steps: int, meter: Meter) -> Trained:
-    """TRL's DPO with the same LoRA on the same pairs, whole responses."""
+    """Train TRL's DPO with the same LoRA on the same pairs, complete responses."""
     from trl import DPOConfig, DPOTrainer
 
     class OnRows(DPOTrainer):
@@ -168,7 +168,7 @@ VARIANTS: dict[str, Callable[[Workload, int, Meter], Trained]] = {
 
 
 def common_arguments(workload: Workload, steps: int) -> dict[str, Any]:
-    """Arguments that both trainers share."""
+    """Return the arguments that both trainers share."""
     return {
         "output_dir": str(workload.folder / "out"),
         "max_steps": steps,
@@ -184,7 +184,7 @@ def common_arguments(workload: Workload, steps: int) -> dict[str, Any]:
 
 
 def small_tokenizer() -> Any:
-    """Rows are ids already: trainers ask for a tokenizer's padding only."""
+    """Return a tokenizer that only provides padding: rows are ids already."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

@@ -72,14 +72,14 @@ class Workload:
 
     @property
     def naive_width(self) -> int:
-        """Tokens that the published scripts pad every row to."""
+        """Return the number of tokens that the published scripts pad every row to."""
         return min(self.scaled(MAX_TOTAL), self.scaled(MAX_PROMPT) + self.max_response_tokens)
 
     def scaled(self, tokens: float) -> int:
         return math.ceil(tokens * self.lengths)
 
     def layers(self) -> tuple[int, ...]:
-        """The published blocks at the same fraction of this model's depth."""
+        """Return the published blocks at the same fraction of this model's depth."""
         depth = self.config().num_hidden_layers
         scaled = (block * depth // PUBLISHED_DEPTH for block in ALIGNED[self.method][0])
         return tuple(sorted(set(scaled)))
@@ -91,7 +91,7 @@ class Workload:
         return AutoConfig.for_model(settings.pop("model_type"), **settings)
 
     def load_model(self) -> PreTrainedModel:
-        """The base on its device; drawn weights are the same in every process."""
+        """Load the base on its device; drawn weights are the same in every process."""
         dtype = getattr(torch, self.dtype)
         if self.shape is None:
             return AutoModelForCausalLM.from_pretrained(self.model, dtype=dtype).to(self.device)
@@ -118,7 +118,7 @@ def prepare(workload: Workload, steps: int, seed: int = 0) -> None:
 
 
 def draw_rows(workload: Workload, steps: int, seed: int) -> list[dict[str, Any]]:
-    """The pairs of `steps` steps, in their order."""
+    """Return the pairs of `steps` steps, in their order."""
     generator = np.random.default_rng(seed)
     vocab = workload.config().vocab_size
     return [
@@ -129,7 +129,7 @@ def draw_rows(workload: Workload, steps: int, seed: int) -> list[dict[str, Any]]
 def draw_pair(
     row: int, generator: np.random.Generator, vocab: int, lengths: float = 1.0
 ) -> dict[str, Any]:
-    """A pair whose ids lie in the vocabulary and whose lengths keep the published limits."""
+    """Return a pair whose ids are in the vocabulary and whose lengths keep the published limits."""
 
     def ids(length: int) -> list[int]:
         return generator.integers(SPECIAL, vocab, math.ceil(length * lengths)).tolist()
@@ -154,7 +154,9 @@ def draw_pair(
 def draw_length(
     generator: np.random.Generator, mean: float, sigma: float, limit: float = math.inf
 ) -> int:
-    """Tokens of one text, drawn again while longer than `limit`, since such pairs are dropped."""
+    """Draw the number of tokens of one text, again while above `limit`, since such pairs are
+    dropped.
+    """
     while True:
         length = math.ceil(generator.lognormal(math.log(mean) - sigma**2 / 2, sigma))
         if length <= limit:
@@ -162,7 +164,7 @@ def draw_length(
 
 
 def write_adapter(workload: Workload, folder: Path, seed: int) -> None:
-    """A LoRA of the published form with drawn weights, made without the base's own."""
+    """Write a LoRA of the published form with drawn weights, made without the base's own."""
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(workload.config())
         model = get_peft_model(base, lora())
@@ -179,19 +181,21 @@ def write_adapter(workload: Workload, folder: Path, seed: int) -> None:
 
 
 def lora() -> LoraConfig:
-    """The published LoRA."""
+    """Return the published LoRA."""
     return LoraConfig(
         r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
 
 
 def responses_of(pairs: list[Mapping[str, Any]], limit: int) -> list[tuple[Mapping, list[int]]]:
-    """(pair, response ids) of both sides of each pair, cut to the tokens that are aligned."""
+    """Return (pair, response ids) of both sides of each pair, cut to the aligned tokens."""
     return [(pair, pair[side][:limit]) for pair in pairs for side in ("chosen_ids", "rejected_ids")]
 
 
 def response_tokens(workload: Workload, steps: int, warmup: int) -> dict[str, float]:
-    """Response tokens in a timed step's loss: the aligned ones, and all of them, as DPO's."""
+    """Return the response tokens in a timed step's loss: the aligned tokens, and all tokens, as
+    DPO's.
+    """
     first, last = warmup * workload.pairs, (warmup + steps) * workload.pairs
     pairs = list(workload.rows().select(range(first, last)))
 

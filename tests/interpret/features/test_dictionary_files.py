@@ -34,7 +34,7 @@ def test_a_dictionary_is_read_back_as_it_was(tmp_path, signed):
 
 
 def sparsify_checkpoint(folder, **settings):
-    """What eai-sparsify writes for a folder of its hookpoint."""
+    """Write what eai-sparsify writes for a folder of its hookpoint."""
     folder.mkdir(exist_ok=True)
     given = weights()
     names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")

@@ -19,7 +19,7 @@ def said(model, ids=IDS):
 
 
 def active_latent(model, dictionary):
-    """The latent that is active most often, and its activations."""
+    """Return the latent that is active most often, and its activations."""
     found = []
     site = module_at(model, dictionary)
     hook = site.register_forward_hook(

@@ -17,14 +17,14 @@ LATENTS = 40
 
 
 def activations(tokens, generator, gain=None):
-    """Sparse activations of the base; `gain`: factor a latent."""
+    """Return sparse activations of the base; `gain`: factor a latent."""
     values = torch.rand(tokens, LATENTS, generator=generator)
     values[torch.rand(tokens, LATENTS, generator=generator) < 0.6] = 0
     return values if gain is None else values * gain
 
 
 def noisy(values, generator, size=0.1):
-    """What any training does to the latents: a little, and differently for each response."""
+    """Change the latents as any training does: a little, and differently for each response."""
     factor = 1 + size * torch.randn(LATENTS, generator=generator)
     return values * factor
 

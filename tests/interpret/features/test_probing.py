@@ -17,7 +17,7 @@ from rahf.interpret.features.probing import (
 
 
 def labelled(texts=400, latents=60, seed=0, strength=1.5):
-    """Mean activations of texts, of which latents 7 and 21 follow the label."""
+    """Return mean activations of texts, of which latents 7 and 21 follow the label."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.rand(texts, generator=generator) < 0.4
     values = torch.rand(texts, latents, generator=generator)

@@ -7,7 +7,7 @@ from rahf.interpret.features.pursuit import pursue, random_band, terms_above
 
 
 def directions(latents=48, width=32, seed=0):
-    """Decoder rows of different norms, the last one dead."""
+    """Return decoder rows of different norms, the last one dead."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(latents, width, generator=generator)
     rows *= torch.rand(latents, 1, generator=generator) + 0.5

@@ -13,7 +13,7 @@ from rahf.interpret.features.topk import TopKDictionary, Weights
 
 
 def perfect(width, layer=1, site="residual", kind="states"):
-    """A signed dictionary that gives every state back: the axes."""
+    """Return a signed dictionary that reconstructs every state exactly: the axes."""
     axes, none = torch.eye(width), torch.zeros(width)
     origin = Origin("tiny", None, layer, site, kind)
     return TopKDictionary(origin, Weights(axes, none, axes, none), width, signed=True)

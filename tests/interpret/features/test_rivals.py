@@ -13,7 +13,7 @@ WIDTH = 24
 
 
 def tokens(count, seed):
-    """Differences with a constant along axis 0 and much variance along axis 1."""
+    """Return differences with a constant along axis 0 and much variance along axis 1."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(count, WIDTH, generator=generator)
     difference = 0.05 * torch.randn(count, WIDTH, generator=generator)

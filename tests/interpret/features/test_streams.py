@@ -37,7 +37,7 @@ def adapted(architecture="llama"):
 
 
 def whole_states(model, pieces, layers):
-    """The states of one piece at a time, by the model's own record of hidden states."""
+    """Return the states of one piece at a time, by the model's own record of hidden states."""
     found = []
     for ids, read in pieces:
         with torch.no_grad():

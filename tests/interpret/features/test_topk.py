@@ -29,7 +29,7 @@ def weights(latents=20, width=6, seed=0):
 
 
 def dense_loss(hidden, given, k, signed, auxiliary):
-    """The loss as one would write it down, over all latents."""
+    """Compute the loss as one would write it down, over all latents."""
     activations = (hidden - given.bias) @ given.encoder.T + given.encoder_bias
 
     def made(allowed, k):
@@ -96,7 +96,7 @@ def test_no_latent_is_above_k_and_only_a_signed_one_is_negative():
 
 
 def planted(tokens, directions, active, signed, generator):
-    """States that are sums of a few planted directions, around a mean."""
+    """Draw states that are sums of a few planted directions, around a mean."""
     count = len(directions)
     chosen = torch.rand(tokens, count, generator=generator).topk(active).indices
     values = torch.rand(tokens, active, generator=generator) + 0.5
