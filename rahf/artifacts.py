@@ -115,7 +115,7 @@ def alone(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Keep other processes from making the same file or folder, by `.NAME.lock` beside it.
 
     The lock of a process that is killed goes with it. `.NAME.holder` names the process. Where
-    nothing can be written beside a folder, as beside a mounted one, both lie in it.
+    nothing can be written beside a folder, as beside a mounted one, both are in it.
 
     Raises:
         ValueError: another process holds the lock, and `wait` is false.

@@ -43,7 +43,7 @@ _COMMON = {
     "bos_token_id": EOS,
     "eos_token_id": EOS,
     "pad_token_id": EOS,
-    # Large enough for differences to stand far above rounding.
+    # Large enough for differences to be far above rounding.
     "initializer_range": 0.3,
 }
 

@@ -17,7 +17,7 @@ QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
 
 
 class KilledError(BaseException):
-    """Stands for the machine being switched off."""
+    """Simulates that the machine is switched off."""
 
 
 class KillAfter(TrainerCallback):

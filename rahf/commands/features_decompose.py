@@ -14,7 +14,7 @@ from rahf.commands.options.dictionaries import (
 
 EPILOG = """\
 The direction is that of the dictionary's layer. Compare its R2 with that of random vectors: only
-what lies above their range says something about the direction. With --model each feature is shown
+a share above their range is evidence about the direction. With --model each feature is shown
 with the tokens whose logits it raises."""
 
 

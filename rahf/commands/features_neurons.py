@@ -7,9 +7,9 @@ from rahf.commands.options.corpora import corpus_options, pieces
 from rahf.commands.options.dictionaries import reading, reading_options, tell
 
 EPILOG = """\
-Each feature that is drawn stands beside a neuron of the same layer's MLP and a neuron of an
+Each feature that is drawn is compared with a neuron of the same layer's MLP and a neuron of an
 untrained model, both thresholded to fire as often. The current token explains much of the firing of
-an untrained model's neurons as well; what is said of the next token is harder to get."""
+an untrained model's neurons as well; information about the next token is harder to get."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,1 +1,1 @@
-"""Preference pairs from where they lie to batches of token ids. Knows no method, no model."""
+"""Preference pairs from their source to batches of token ids. Knows no method, no model."""

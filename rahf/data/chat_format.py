@@ -1,4 +1,4 @@
-"""Chats -> the text a model reads, by its chat template, and where the response lies in that text.
+"""Chats -> the text a model reads, by its chat template, and where the response is in that text.
 
 `chat_format` looks at a template once, by rendering a probe, and freezes what it found: whether
 there is a system role, what the template writes after a response, and where a turn ends. Models
@@ -141,8 +141,8 @@ def chat_format(
     response begins or ends."""
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where in the text a "
-            "token lies. Load the fast one: AutoTokenizer.from_pretrained(..., use_fast=True)."
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not report where in the text a "
+            "token is. Load the fast one: AutoTokenizer.from_pretrained(..., use_fast=True)."
         )
     template = resolve_chat_template(tokenizer, chat_template)
     user = [{"role": "user", "content": _PROBE_USER}]

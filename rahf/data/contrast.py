@@ -1,6 +1,6 @@
 """Contrasting views of one response: from tokenised pairs to the batch that the alignment reads.
 
-A response stands in up to three blocks of rows. `reference` is the prompt as it is. `positive` and
+A response occurs in up to three blocks of rows. `reference` is the prompt as it is. `positive` and
 `negative` hold the same response ids after a prompt that carries an instruction. They are omitted
 where the views differ only in their adapter (DUAL). Retained texts follow the responses in the
 `reference` block. Knows no model and no loss.
@@ -22,7 +22,7 @@ A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one 
     reference.scored          0 1 1, 0 1 0, ...     tokens whose prediction a term of the loss reads
     reference.columns         0 1                   columns whose logits predict them
 
-With `packed` the rows stand one after the other in a single one, without padding and without an
+With `packed` the rows follow one another in a single one, without padding and without an
 attention mask; `spans` tells them apart, and where rows begin alike they share that beginning:
 
     reference.input_ids       5 8 9 6 7 3 4 3 2 1   position_ids    0 1 2 0 1 0 1 0 1 2
@@ -220,7 +220,7 @@ class ContrastCollator:
         return aligned_mask(rows, self.positions, self.tail_tokens)
 
     def retained_rows(self, texts: Sequence[list[int]]) -> Rows:
-        """Return a block of retained texts only, as they stand behind responses in `reference`."""
+        """Return a block of retained texts only, as they follow responses in `reference`."""
         rows = self._rows([[] for _ in texts], list(texts))
         return with_aligned(rows, rows["response_mask"])
 

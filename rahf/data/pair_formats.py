@@ -77,7 +77,7 @@ def pair_of(
     except UnusablePairError as error:
         if str(error) != NO_PROMPT:
             raise
-        # The prompt may stand in a column of another name; that is a fault of the data set.
+        # The prompt may be in a column of another name; that is a fault of the data set.
         text = f"{given['chosen']}\n{given['rejected']}"
         for name in PROMPT_LIKE_COLUMNS:
             _check_unread(name, unread.get(name), text, where)
@@ -123,7 +123,7 @@ def no_prompt(unread: Iterable[str]) -> str:
 
 
 def _check_unread(name: str, value: Any, text: str, where: str) -> None:
-    """Raise ValueError for a column with text that stands nowhere in `text`, as in the prompt."""
+    """Raise ValueError for a column with text that occurs nowhere in `text`, as in the prompt."""
     stack = [value]
     while stack:
         value = stack.pop()

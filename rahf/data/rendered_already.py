@@ -33,7 +33,7 @@ PLAIN_FORMS = (
 def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
     """Return the tokens that no text should hold, by their first two characters.
 
-    Marks of thinking are not among them: they may stand in a response.
+    Marks of thinking are not among them: they may occur in a response.
     """
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special}

@@ -1,6 +1,6 @@
 """Chats and their responses -> token ids, with the boundary between them in the right place.
 
-A prompt and its response are rendered together and tokenised once. The response is what lies after
+A prompt and its response are rendered together and tokenised once. The response is what follows
 the rendered prompt, up to and including the token that ends the turn. So there is one BOS at most,
 no marker is cut off, and every view of a prompt has the same response ids. Knows no data set.
 """
@@ -87,7 +87,7 @@ def _response_text(whole: str, prompt: str, chat: ChatFormat) -> str:
 
 
 def _writes(text: str, content: str) -> bool:
-    """Return whether the content stands in the text, blanks and the escapes of JSON aside."""
+    """Return whether the content occurs in the text, blanks and the escapes of JSON aside."""
     content = content.strip()
     if content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text:
         return True

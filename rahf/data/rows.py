@@ -1,6 +1,6 @@
 """Blocks of rows of ids, padded or packed: what a forward pass reads, and what is read from it.
 
-A row is a prompt and a response. Padded rows are [rows, seq]; packed rows stand one after the other
+A row is a prompt and a response. Padded rows are [rows, seq]; packed rows follow one another
 in a single line. Knows ids and masks; knows no view, no model and no loss.
 """
 

@@ -119,7 +119,7 @@ def describe(
 ) -> str:
     """Return the report as text, with a few rows as the model reads them.
 
-    What stands between `[[` and `]]` are the response tokens; every view of the prompt is shown.
+    Between `[[` and `]]` are the response tokens; every view of the prompt is shown.
     Texts over `_WIDTH` characters lose their middle.
     """
     parts = [

@@ -3,7 +3,7 @@
 Windows of blocks are compared at the same cost: for each, the strength is solved for at which the
 predictions on neutral text move by a stated divergence. The window that then raises the margin of
 held-out pairs more than its neighbours over the depth is taken. Steering by the share of a shift
-that training reaches stands for training, which costs many times more. Knows a model and
+that training reaches is a proxy for training, which costs many times more. Knows a model and
 directions; knows no recipe.
 """
 
@@ -26,10 +26,10 @@ from rahf.terms import kl_divergence
 WINDOWS = ("0.2-0.5", "0.35-0.65", "0.5-0.8", "0.65-0.95")
 """As `target_layers` says them; the lowest blocks have no semantic directions."""
 
-NEAR_BEST = 0.1  # a window whose AUC lies further below the best is not tried
+NEAR_BEST = 0.1  # a window whose AUC is further below the best is not tried
 REACHED = 0.3
-"""Share of a shift whose steering stands for a policy that is trained towards the whole: after 8
-steps beside a retain term, predictions on neutral text had moved as steering by 0.2 to 0.3 of the
+"""Share of a shift whose steering is a proxy for a policy that is trained towards all of it. After
+8 steps beside a retain term, predictions on neutral text had moved as steering by 0.2 to 0.3 of the
 shift moves them (recipes/LOG.md). Longer trainings go further; the policy is measured after it."""
 
 FIRST_SHARE = 0.8

@@ -30,11 +30,11 @@ class Columns:
     """Which columns of the running forward are steered; kept up to date by the decoder's hook."""
 
     start: Start  # first steered column of the whole text
-    past: int = 0  # columns that stand in the key-value cache already
+    past: int = 0  # columns that are in the key-value cache already
     generates: bool = True  # whether a token is chosen after the running forward
 
     def note(self, decoder: nn.Module, args: tuple, given: Mapping[str, Any]) -> None:
-        if self.start is None:  # every column, whatever stands in the cache
+        if self.start is None:  # every column, whatever is in the cache
             return
         cache = given_cache(decoder, args, given)
         if self.start == "generated" and given.get("use_cache") is False:
@@ -68,7 +68,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Minus alpha times the part of a state that lies in the space of the basis."""
+    """Minus alpha times the part of a state in the space of the basis."""
 
     basis: Float[Tensor, "basis d_model"]  # orthonormal
     alpha: Float[Tensor, "rows 1"]

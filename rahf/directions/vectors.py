@@ -82,7 +82,7 @@ class Directions:
         return nn.functional.cosine_similarity(self.vectors, self._same(other), dim=-1)
 
     def project(self, onto: "Directions") -> "Directions":
-        """Return the part that lies along `onto`, layer by layer; what is left is `self -
+        """Return the part along `onto`, layer by layer; what is left is `self -
         projection`.
         """
         axes = nn.functional.normalize(self._same(onto), dim=-1)

@@ -25,7 +25,7 @@ class Launch(NamedTuple):
 
     engine: str = "single"  # single, ddp, zero2, zero3 or fsdp2
     processes: int = 1
-    offloads_parameters: bool = False  # frozen and trained weights stand in the host's memory
+    offloads_parameters: bool = False  # frozen and trained weights are in the host's memory
     offloads_optimiser: bool = False
     mixed_precision: str = "no"  # no, bf16 or fp16
     cpu: bool = False

@@ -1,6 +1,6 @@
 """How far judges agree over answers: whether they call the same changes an improvement.
 
-Length stands beside them as a judge that prefers the longer answer: what agrees with it nearly
+Length is reported beside them as a judge that prefers the longer answer: what agrees with it nearly
 always, or nearly never, may be reading length only. Knows numbers only.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from rahf.evaluation.intervals import share_estimate
 
 LENGTH = "length"
-"""The rule that stands beside several judges: characters of an answer."""
+"""The rule reported beside several judges: characters of an answer."""
 
 Scores = Sequence[Sequence[float | None]]
 """A score a prompt, for each model that answered the prompts."""

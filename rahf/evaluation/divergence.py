@@ -24,7 +24,7 @@ class TextFigures(NamedTuple):
 
     losses: Float[Tensor, " texts"]  # nats, summed over the text
     divergences: Float[Tensor, " texts"]  # KL(base || model), nats, summed over the text
-    tokens: Int[Tensor, " texts"]  # that something stands before
+    tokens: Int[Tensor, " texts"]  # that have a token before them
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def _check_measures(measures: Measures) -> None:
 
 
 def model_figures(measures: Measures, judged: Mapping[str, float | None]) -> dict[str, Any]:
-    """Return a row of the table at the end of a run; None stands for what was not measured.
+    """Return a row of the table at the end of a run; None marks what was not measured.
 
     Args:
         judged: what the judge makes of the answers (`scores.judged_figures`).

@@ -39,7 +39,7 @@ def preference_figures(
 ) -> dict[str, Any]:
     """Return accuracy and mean margin (nats) under each measure, with intervals over pairs.
 
-    `longer_is_chosen` stands beside them: what a judge would reach that looks at length only.
+    `longer_is_chosen` is reported beside them: what a judge would reach that looks at length only.
 
     Raises:
         ValueError: a log-probability is not finite.

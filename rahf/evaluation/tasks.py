@@ -187,7 +187,7 @@ def _check_samples(by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
 
 
 def _numbers(values: Any) -> Iterator[float]:
-    """Yield the numbers in lists of lists; a log-likelihood stands beside whether it is greedy."""
+    """Yield the numbers in lists of lists; a log-likelihood comes with whether it is greedy."""
     if isinstance(values, list | tuple):
         for value in values:
             yield from _numbers(value)

@@ -34,7 +34,7 @@ DIRECTION_FILES = (FILE_NAME, "control_vector.gguf", "evidence.json", "evidence.
 
 
 class Upload(NamedTuple):
-    """What goes to the Hub: text as it is made here, files as they lie on the disk."""
+    """What goes to the Hub: text as it is made here, files as they are on the disk."""
 
     files: dict[str, Path | bytes]
 

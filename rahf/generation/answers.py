@@ -83,7 +83,7 @@ def _ending(
 
 
 TAIL_TOKENS = 8
-"""A stop of n bytes lies in the last n tokens, but for tokens that write nothing."""
+"""A stop of n bytes is within the last n tokens, but for tokens that write nothing."""
 
 WORTH_SHARING = 16
 """Ids that all prompts begin with, from which on computing them once is worth the copying."""

@@ -1,6 +1,6 @@
 """How a model reads rows while they are written, checked when it first writes any.
 
-Rows of unlike lengths stand side by side, finished ones leave the batch, and a beginning that all
+Rows of unlike lengths form one batch, finished ones leave the batch, and a beginning that all
 prompts share is read once: these are ways to be fast, and a model takes those that change none of
 its logits. Knows models; knows no prompt and no text.
 """
@@ -26,7 +26,7 @@ class Reading(NamedTuple):
     """The ways to be fast that are exact for a model."""
 
     caches: bool  # what it has read is kept from token to token
-    pads: bool  # rows of unlike lengths stand side by side, the shorter ones padded
+    pads: bool  # rows of unlike lengths form one batch, the shorter ones padded
     drops: bool  # a finished row leaves the batch
     shares: bool  # a beginning that all prompts share is read once
 

@@ -42,7 +42,7 @@ def record_file(
 class ResumableFile:
     """Keep the records of a file one by one, and write the file when all are there.
 
-    Beside `FILE` stand `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
+    Beside `FILE` are `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
     with, when it is complete. A killed run resumes with the records that are whole; one that was
     cut off or damaged is named and made again.
 
@@ -128,7 +128,7 @@ class ResumableFile:
         if changed:
             raise ValueError(
                 f"{self.path} was made, or begun, with other settings:\n{changed}"
-                f"Give another name, or delete it and what stands beside it ({self.path.name}.*)."
+                f"Give another name, or delete it and the files beside it ({self.path.name}.*)."
             )
 
 

@@ -1,6 +1,6 @@
 """Prompts of a file -> responses of a model in a file, resumable.
 
-Takes a model as it stands: whether adapters, steering hooks or nothing is on it is the caller's
+Takes a model as it is: whether adapters, steering hooks or nothing is on it is the caller's
 context. Knows no method.
 """
 

@@ -49,7 +49,7 @@ class Prefix:
         """Return the first `len(ids)` columns of left-padded rows that begin with the prefix.
 
         A row with 3 columns of padding gets 3 empty columns and then all but the last 3 ids of the
-        prefix: those stand among the columns that are still to be computed.
+        prefix: those are among the columns that are still to be computed.
         """
         source = torch.arange(len(self.ids), device=padding.device) - padding[:, None]
         source = source.clamp(min=0).to(self._layers[0][0].device)

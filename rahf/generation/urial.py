@@ -2,7 +2,7 @@
 Lin et al. 2023, arXiv 2312.01552, section 4).
 
 A prompt is plain text: `# Instruction`, then `# Query:` and `# Answer:` alternately, their bodies
-between triple backticks, ending with an answer that is open. Earlier turns of a chat stand in the
+between triple backticks, ending with an answer that is open. Earlier turns of a chat are in the
 same form. Knows text and tokenizers; knows no model.
 """
 

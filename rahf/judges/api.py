@@ -139,7 +139,7 @@ class Api:
 class ApiJudge:
     """A chooser or scorer whose question and reading are functions.
 
-    A text that the server refuses has no verdict, and the refusal stands in place of the judge's
+    A text that the server refuses has no verdict, and the refusal replaces the judge's
     words, once the server is seen to answer another; where it refuses everything, that is an error.
     """
 

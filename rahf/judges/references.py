@@ -1,4 +1,4 @@
-"""A judge that measures how near an answer lies to right rather than to wrong reference answers.
+"""A judge that measures how near an answer is to right rather than to wrong reference answers.
 
 Any encoder gives the embeddings: its last hidden states, averaged over the tokens of a text. Knows
 an encoder and texts; knows no rule of what is right but the references.
@@ -25,7 +25,7 @@ from rahf.judges.reference_file import References
 class ReferencesJudge:
     """A scorer: similarity to the nearest right reference less that to the nearest wrong one.
 
-    A similarity is a cosine, so that a score lies between -2 and 2; above 0 is nearer to right.
+    A similarity is a cosine, so that a score is between -2 and 2; above 0 is nearer to right.
     """
 
     id: str  # of the encoder: a text that is read holds the references

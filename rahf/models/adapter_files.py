@@ -33,7 +33,7 @@ def put_adapter(
 
     Raises:
         ValueError: tensors of the adapter are missing, not finite, or belong to no module of
-            `model`; the adapter changes the base, or cannot stand beside others.
+            `model`; the adapter changes the base, or cannot be loaded beside others.
     """
     files = [Path(folder) / file for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)]
     if Path(folder).is_dir() and not any(file.exists() for file in files):

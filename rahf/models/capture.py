@@ -2,7 +2,7 @@
 knows the layer index.
 
 Layer `l` is decoder block `l`, counted from 0; its hidden state is the residual stream after it,
-before any final norm. Knows models, not losses. Recording taps stand around a block, outside of its
+before any final norm. Knows models, not losses. Recording taps wrap a block, outside of its
 activation checkpointing, so that nothing is recorded twice when the block is recomputed.
 """
 
@@ -62,7 +62,7 @@ def _lists(owner: nn.Module, depth: int) -> list[Blocks]:
 
 
 class AroundBlock(nn.Module):
-    """Stands in a decoder's loop in the place of the block inside."""
+    """Replaces the block inside in a decoder's loop."""
 
     def __init__(self, block: nn.Module):
         super().__init__()

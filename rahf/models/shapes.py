@@ -27,7 +27,7 @@ class Decoder(NamedTuple):
     """One decoder: `layers` equal blocks between an embedding and a language-model head."""
 
     family: str
-    prefix: str  # where the blocks stand in the model, "model.layers"
+    prefix: str  # path of the blocks in the model, "model.layers"
     layers: int
     d_model: int
     heads: int

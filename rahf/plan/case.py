@@ -43,7 +43,7 @@ class Case:
 
     @property
     def packed(self) -> bool:
-        """Return whether rows stand in a batch without padding."""
+        """Return whether rows form a batch without padding."""
         return self.recipe.method.packing and self.attention == "sdpa"
 
     @property

@@ -90,7 +90,7 @@ def bounds(recipe: Recipe, mean: float | None = None) -> Lengths:
     """Return the limits of a recipe."""
     data, method = recipe.data, recipe.method
     longest = max((len(text.encode()) for text in method.instructions.values()), default=0)
-    # A token stands for a byte at least, so that an instruction has no more tokens than bytes.
+    # A token holds a byte at least, so that an instruction has no more tokens than bytes.
     instruction = longest + INSTRUCTION_MARKERS
     return Lengths((), data.max_prompt_length, data.max_length, instruction, mean)
 

@@ -125,7 +125,7 @@ def _span(text: str) -> _Span:
         )
     if isinstance(first, Fraction) and not (first <= 1 and last <= 1):
         raise ValueError(
-            f"target_layers: {text} has an end above 1.0: a fraction lies between 0.0 and 1.0"
+            f"target_layers: {text} has an end above 1.0: a fraction is between 0.0 and 1.0"
         )
     if first > last:
         raise ValueError(f"target_layers: {text} runs backwards: the lower end comes first")

@@ -256,7 +256,7 @@ def hub_names(recipe: Recipe) -> list[HubName]:
 
 def _names(recipe: Recipe) -> Iterator[HubName]:
     model, data = recipe.model, recipe.data
-    if "model_name_or_path" in recipe.given:  # required; what stands in for it names nothing
+    if "model_name_or_path" in recipe.given:  # required; its placeholder names nothing
         yield HubName("model_name_or_path", model.model_name_or_path, "model", model.model_revision)
     if data.dataset_name is not None:
         yield HubName("dataset_name", data.dataset_name, "dataset")

@@ -98,7 +98,7 @@ def parse_overrides(
     """Turn `--key value`, `--key=value` and `--flag` (true) into {key: value}; return it with the
     problems.
 
-    Values are YAML, but those of a text key are taken as they stand. The last of two equal keys
+    Values are YAML, but those of a text key are taken literally. The last of two equal keys
     counts. A dash in a key is an underscore.
     """
     tokens, overrides, problems = list(tokens), {}, []

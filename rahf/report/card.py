@@ -14,7 +14,7 @@ from rahf.report.tables import layers_table, models_table
 PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
 
 MOVED = "moved towards what the chosen responses of {data} share and the rejected ones lack"
-PUSHED_AWAY = "pushed away from where they stood on the rejected responses of {data}"
+PUSHED_AWAY = "pushed away from their values on the rejected responses of {data}"
 
 
 def model_card(

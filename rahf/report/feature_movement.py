@@ -44,11 +44,11 @@ def _movement_heading(figures: Mapping[str, Any]) -> str:
     )
     if figures["placebo_band"] is None:
         return (
-            f"{text} WARNING: no placebo stands beside it, and training on shuffled pairs moves "
-            "many features too: give --placebo."
+            f"{text} WARNING: there is no placebo to compare with, and training on shuffled pairs "
+            "moves many features too: give --placebo."
         )
     return (
-        f"{text} 95 % of the placebo's sizes lie within {figures['placebo_band']:.3f}; "
+        f"{text} 95 % of the placebo's sizes are within {figures['placebo_band']:.3f}; "
         f"{figures['beyond_placebo']} features moved beyond that."
     )
 

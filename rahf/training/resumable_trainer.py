@@ -1,6 +1,6 @@
 """A training that may be killed at any time: checkpoints that are whole or not there, and SIGTERM.
 
-Knows transformers' Trainer and stands above any of its kind; knows no method and no adapter.
+Knows transformers' Trainer and extends any of its kind; knows no method and no adapter.
 """
 
 import logging
@@ -60,7 +60,7 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 class ResumableTrainer(Trainer):
     """Trainer whose run is resumed by `train(resume_from_checkpoint=last_checkpoint())`.
 
-    Given as the first base, it stands before another library's trainer.
+    Given as the first base, it precedes another library's trainer.
     """
 
     def __init__(self, *args, **kwargs):

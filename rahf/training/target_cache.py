@@ -51,7 +51,7 @@ class TargetCache:
     """The states of one training, in a folder that others may use too.
 
     Args:
-        folder: what all keys stand in.
+        folder: the folder of all keys.
         key: all that the states follow from.
         needed: bytes of the states of all items.
         responses: whether the states of responses are kept, beside those of retained texts.
@@ -294,7 +294,7 @@ DECIDING = ("response_source", "max_response_tokens", "positions", "tail_tokens"
 
 
 def weights_of(model: str | Path | PreTrainedModel) -> list[str]:
-    """Return what tells weights apart: their content, wherever it lies, or a name of the Hub."""
+    """Return what identifies weights: their content, wherever it is, or a name of the Hub."""
     if isinstance(model, PreTrainedModel):
         commit = getattr(model.config, "_commit_hash", None)
         return [str(commit), *weights_of(model.name_or_path)]

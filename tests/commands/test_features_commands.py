@@ -96,7 +96,7 @@ def test_the_diff_stands_beside_placebo_seeds_and_rivals(folder, family, capsys)
     assert "Token KL" in out
     assert "WARNING: no placebo" not in out
     assert features(*options, "--pairs", "pairs", "--device", "cpu") == 0
-    assert "WARNING: no placebo stands beside it" in capsys.readouterr().out
+    assert "WARNING: there is no placebo to compare with" in capsys.readouterr().out
 
 
 def test_the_diff_reads_responses_and_says_what_it_cuts(folder, family, capsys):

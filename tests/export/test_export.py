@@ -234,7 +234,7 @@ def test_an_adapter_is_pushed_with_its_card_and_without_what_stays_at_home(run_f
     assert yaml.safe_load(card.split("---")[1])["base_model"] == BASE
     for text in ('from_pretrained("me/warm")', "RAHF-DUAL", "data: pairs", "target layers: 1"):
         assert text in card
-    # Nothing tells where the base lies on this machine.
+    # Nothing reveals where the base is on this machine.
     assert not any(str(run_folder.parent).encode() in text for text in repository["files"].values())
     told = capsys.readouterr()
     assert "(private)" in told.out

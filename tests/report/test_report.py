@@ -82,7 +82,7 @@ def test_the_figure_of_a_method_without_a_shift_shows_its_terms(tmp_path):
     ("method", "said", "paper"),
     [
         ("dual", "were moved towards what the chosen responses of `org/pairs` share", "2312.15997"),
-        ("rmu", "pushed away from where they stood on the rejected responses", "2403.03218"),
+        ("rmu", "pushed away from their values on the rejected responses", "2403.03218"),
     ],
 )
 def test_the_card_says_what_the_method_did_and_where_it_is_from(method, said, paper):

@@ -53,7 +53,7 @@ def test_memory_that_an_earlier_stage_has_used_counts_again():
     for _ in range(3):
         memory = PeakMemory(CPU)
         blocks = [torch.ones(64 * 1024 // 4) for _ in range(512)]
-        last.append(blocks[-1])  # what lies above the freed blocks keeps them in the process
+        last.append(blocks[-1])  # the block above the freed ones keeps them in the process
         del blocks
         assert memory.so_far() == about(32)
 

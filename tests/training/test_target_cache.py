@@ -336,7 +336,7 @@ def test_more_than_the_disk_has_free_is_refused_before_anything_is_trained(
     assert not files_in(tmp_path / "cache")
     free.free = 2**30
     run(family, tmp_path / "first", tmp_path / "cache")
-    # What stands there already is not counted twice.
+    # What is there already is not counted twice.
     free.free = round(0.01 * sum(path.stat().st_size for path in files_in(tmp_path / "cache")))
     run(family, tmp_path / "again", tmp_path / "cache")
     with pytest.raises(ValueError, match="target_cache: the states of this training take"):

@@ -8,7 +8,7 @@ from rahf.commands.options.figures import figures_option, tell_figures
 from rahf.commands.options.models import device, load, model_options
 
 TOKENS = 6
-"""Tokens that stand for a feature in a table."""
+"""Tokens that represent a feature in a table."""
 
 
 class Reading(NamedTuple):

@@ -1,4 +1,4 @@
-"""Numbers of the command line: what may stand for a count, a seed, a strength or a share.
+"""Numbers of the command line: what is accepted as a count, a seed, a strength or a share.
 
 `parsers` registers them, so that an option names its kind: `type="count"`.
 """

@@ -30,7 +30,7 @@ def steering_options(parser: argparse.ArgumentParser) -> None:
         "--steering",
         choices=("add", "ablate"),
         default="add",
-        help="add the directions, or take out what lies along them (default: add)",
+        help="add the directions, or remove the part along them (default: add)",
     )
     option(
         "--steered_tokens",

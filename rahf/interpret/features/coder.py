@@ -144,6 +144,6 @@ class Coder:
 def keep_turning(
     gradients: Float[Tensor, "latents d_model"], directions: Float[Tensor, "latents d_model"]
 ) -> None:
-    """Remove from gradients what lies along their directions, whose length is fixed."""
+    """Remove from gradients the part along their directions, whose length is fixed."""
     for part, rows in zip(gradients.split(ROWS), directions.split(ROWS), strict=True):
         part.addcmul_(rows, (part * rows).sum(1, keepdim=True), value=-1)

@@ -67,7 +67,7 @@ def corpus_of_texts(
 ) -> Corpus:
     """Return the pieces of texts, until `tokens` tokens are read or the texts end.
 
-    What the tokenizer puts before a text stands before each of its pieces.
+    What the tokenizer puts before a text is put before each of its pieces.
 
     Args:
         length: tokens of a piece, at most.

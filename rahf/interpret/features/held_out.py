@@ -164,7 +164,7 @@ def check_held_out(held_out: Sequence[HeldOut]) -> None:
 def batches(held_out: Sequence[HeldOut], batch_size: int) -> Iterator[tuple[bool, list[HeldOut]]]:
     """Return batches of the half that rivals are fitted to, then of the half that is measured.
 
-    Responses to one prompt follow one another and lie in one half.
+    Responses to one prompt follow one another and are in one half.
     """
     prompts = list(dict.fromkeys(each.prompt for each in held_out))
     for measured in (False, True):

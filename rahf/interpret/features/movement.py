@@ -1,8 +1,8 @@
 """Which latents moved between a base and its aligned models, on the same responses.
 
-The effect of a latent is the mean change of its activation over response tokens. Beside it stand
-what a placebo does to the same latent, and whether training with other seeds moves it alike. Knows
-codes; knows no model and no file.
+The effect of a latent is the mean change of its activation over response tokens. Beside it
+are what a placebo does to the same latent, and whether training with other seeds moves it alike.
+Knows codes; knows no model and no file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ LEAST_PROMPTS = 5
 """Prompts in which a latent has to be active to be tested: below, an interval means nothing."""
 
 BAND = 0.95
-"""Share of the latents whose size under the placebo lies in its band."""
+"""Share of the latents whose size under the placebo is within its band."""
 
 FALSE_DISCOVERIES = 0.05
 POSITION_BINS = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513, 1025)
@@ -137,7 +137,7 @@ class Movement:
             self._divergence.add((after - before) / tokens, said.divergence)
 
     def _place(self, codes: SparseCodes) -> None:
-        """Add activations to the ranges of positions that they stand in."""
+        """Add activations to the ranges of their positions."""
         edges = torch.tensor(POSITION_BINS)
         indices, values = _entries(codes)
         ranges = torch.bucketize(codes.owners().cpu(), edges, right=True)
@@ -206,7 +206,7 @@ def _entries(codes: SparseCodes) -> tuple[Int[Tensor, " entries"], Float64[Tenso
 def ranked(moved: Moved) -> Int[Tensor, " latents"]:
     """Return the tested latents: those that moved first, by what goes beyond the placebo.
 
-    A latent moved where its q value is below 0.05 and its size lies outside of the placebo's band.
+    A latent moved where its q value is below 0.05 and its size is outside the placebo's band.
     """
     change = next(iter(moved.changes.values()))
     found = change.q < FALSE_DISCOVERIES
@@ -223,7 +223,7 @@ def moved_count(change: Change) -> int:
 
 
 def outside(sizes: Float[Tensor, " latents"], moved: Moved) -> float:
-    """Return the share of the tested latents whose size lies outside of the placebo's band."""
+    """Return the share of the tested latents whose size is outside the placebo's band."""
     return (sizes[moved.tested].abs() > moved.band).double().mean().item()
 
 

@@ -82,7 +82,7 @@ def pooled(codes: SparseCodes, owners: Int[Tensor, " tokens"], texts: int) -> Sp
 def ranked_latents(
     codes: SparseCodes, labels: Bool[Tensor, " texts"], train: Int[Tensor, " train"]
 ) -> Int[Tensor, " latents"]:
-    """Return latents by how far their means of both labels lie apart, in standard deviations.
+    """Return latents by how far apart their means of both labels are, in standard deviations.
 
     Latents that are active in no training text are omitted.
     """

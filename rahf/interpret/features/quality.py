@@ -43,7 +43,7 @@ class Fit(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the model still says when the reconstruction stands in place of the states.
+    """Predictions of the model when the reconstruction replaces the states.
 
     For states, in nats per token of the loss; for differences, of the divergence from the aligned
     model's predictions.

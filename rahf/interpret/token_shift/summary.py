@@ -96,7 +96,7 @@ def by_position(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 
 def top_shifted(tokens: Sequence[Token], top: int) -> list[dict[str, Any]]:
-    """Return the tokens that most often stand where the base would not have written them.
+    """Return the tokens that most often occur where the base would not have written them.
 
     Blanks around a token are ignored. Each comes with how often it occurs, and with the base's most
     frequent choice in its place.

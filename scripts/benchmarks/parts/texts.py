@@ -1,6 +1,6 @@
 """Preference pairs as text, of UltraFeedback's lengths: what data preparation is timed on.
 
-Words of the project's own texts, drawn as often as they stand there, so that a tokenizer makes
+Words of the project's own texts, drawn as often as they occur there, so that a tokenizer makes
 about as many tokens of a character as of English. Knows no tokenizer.
 """
 

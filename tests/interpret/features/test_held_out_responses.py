@@ -1,5 +1,5 @@
 """Movement between real models: adapter off is the base, batches change nothing, a side effect that
-was planted is found, and a placebo lies in the band of another.
+was planted is found, and a placebo is within the band of another.
 """
 
 import pytest
