@@ -76,7 +76,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def kept_lines(
-    path: Path, is_whole: Callable[[Any], bool], kind: str | None = None
+    path: Path, is_intact: Callable[[Any], bool], kind: str | None = None
 ) -> list[dict[str, Any]]:
     """Return the records of a file that a run resumes from, after which the file holds no others.
 
@@ -88,7 +88,7 @@ def kept_lines(
     content, kept, damaged = path.read_bytes(), [], []
     for number, line in enumerate(content.split(b"\n"), 1):
         record = _record(line)
-        if record is not None and is_whole(record):
+        if record is not None and is_intact(record):
             kept.append(record)
         elif line.strip():
             damaged.append(number)
@@ -229,7 +229,7 @@ class StageRecord:
         self._there: dict[str, int] = {}
 
     def is_complete(self) -> bool:
-        """Return whether the stage is done with these very settings and all its files are whole.
+        """Return whether the stage is done with these very settings and all its files are intact.
 
         A stage that stopped before it left anything beside its record counts as never begun.
 
@@ -253,7 +253,7 @@ class StageRecord:
         return record["complete"] and self.damage() is None
 
     def damage(self) -> str | None:
-        """Return which file of a finished stage is gone or damaged; None where all are whole."""
+        """Return which file of a finished stage is gone or damaged; None where all are intact."""
         record = self._record() if self._path.exists() else {"complete": False}
         for name, content in record.get("files", {}).items() if record["complete"] else ():
             path = self.folder / name

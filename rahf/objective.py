@@ -4,8 +4,8 @@ A response is read under a positive and a negative view; their difference is the
 of the policy is the state of the reference, moved by `alpha` times the shift (RAHF, arXiv
 2312.15997, section 3.3). Knows tensors; knows no model, no batch and no weight of a term.
 
-All tensors are packed: `hidden` is [layers, tokens, d_model] over the aligned tokens of a whole
-batch, and `owner` [tokens] is the row that each token belongs to, so no padding can enter a mean.
+All tensors are packed: `hidden` is [layers, tokens, d_model] over all aligned tokens of a batch,
+and `owner` [tokens] is the row that each token belongs to, so no padding can enter a mean.
 """
 
 from typing import Literal, NamedTuple
@@ -136,7 +136,7 @@ def dpo_loss(
     """Return the loss of DPO (arXiv 2305.18290, equation 7) of each pair.
 
     Args:
-        own: log-probability (nats) of each whole response, the chosen one of a pair before the
+        own: log-probability (nats) of each complete response, the chosen one of a pair before the
             rejected one.
         base: the same under the base.
     """

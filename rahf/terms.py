@@ -170,7 +170,7 @@ def kl_divergence(
     rows: Rows,
     temperature: float = 1.0,
 ) -> Float[Tensor, " rows"]:
-    """Return KL(reference || policy) over the whole vocabulary, in nats, mean over a row's tokens.
+    """Return KL(reference || policy) over the full vocabulary, in nats, mean over a row's tokens.
 
     Args:
         scored: the tokens that the logits predict, packed row by row.

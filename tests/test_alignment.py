@@ -124,7 +124,7 @@ class ByLoops:
         units = loops.layer_units(reference, shift, options.alpha, options.layer_scale)
         total = loops.align_loss(policy, reference, shift, options.alpha, units, options.distance)
 
-        # Terms that read predictions read whole responses.
+        # Terms that read predictions read complete responses.
         whole = ids = prompt + item["response_ids"]
         predicted = range(len(prompt), len(ids))
         if "retain_ids" in item:

@@ -1,4 +1,4 @@
-"""Files of a run are written whole or not at all, and a stage knows what it was made with."""
+"""Files of a run are written completely or not at all; a stage records what made it."""
 
 import errno
 import threading

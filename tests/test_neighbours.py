@@ -198,7 +198,7 @@ def test_dissimilarity_by_hand():
     assert dissimilarity(states, alone).tolist() == [0.0] * 4
 
 
-# The whole alignment.
+# The complete alignment.
 
 
 def check_by_hand(family, options, retain=(), elapsed=1.0, **collating):

@@ -72,7 +72,7 @@ def _byte_level() -> str:
 def _metaspace() -> str:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False, fuse_unk=True))
     tokenizer.normalizer = normalizers.NFC()
-    # Trained on words, so that no piece reaches over a blank; applied to whole texts, as Llama's.
+    # Trained on words, so that no piece reaches over a blank; applied to full texts, as Llama's.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
     trainer = trainers.BpeTrainer(

@@ -22,7 +22,7 @@ FULL_DISK = "no space left on the disk; free some and give the same command agai
 NO_NETWORK = "check the network, the address and the token, then give the same command again"
 
 KINDS = {
-    "SafetensorError": "not a whole safetensors file ({text}); fetch or write it again",
+    "SafetensorError": "not a complete safetensors file ({text}); fetch or write it again",
     "UnpicklingError": "holds pickled objects, which are never loaded; give safetensors",
     "JSONDecodeError": "not JSON ({text}); fetch or write it again",
     "UnicodeDecodeError": "not UTF-8 text ({text}); save it as UTF-8",

@@ -148,7 +148,7 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
         )
     if PartialState(cpu=recipe.training.get("use_cpu", False)).num_processes > 1:
         raise ValueError("rahf compare runs in one process; start it without accelerate launch")
-    # Parts are made by several processes at once, the whole and its tables by one.
+    # Parts are made by several processes at once, the complete result and its tables by one.
     with nullcontext() if only else alone(recipe.output_dir / "compare", wait=False):
         _compare(Comparison(recipe), only)
 

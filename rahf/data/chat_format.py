@@ -141,8 +141,9 @@ def chat_format(
     response begins or ends."""
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which does not report where in the text a "
-            "token is. Load the fast one: AutoTokenizer.from_pretrained(..., use_fast=True)."
+            f"{type(tokenizer).__name__} is a slow tokenizer, which does not report where in "
+            "the text a token is. "
+            "Load the fast one: AutoTokenizer.from_pretrained(..., use_fast=True)."
         )
     template = resolve_chat_template(tokenizer, chat_template)
     user = [{"role": "user", "content": _PROBE_USER}]

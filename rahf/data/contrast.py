@@ -178,7 +178,7 @@ class ContrastCollator:
         retained = [item["retain_ids"] for item in items if "retain_ids" in item]
         kinds = kinds_of_rows(items, len(retained))
         read = sum((kinds[kind] for kind in self.scored), torch.zeros(len(items) + len(retained)))
-        # A term that reads predictions reads whole responses; the first tokens are aligned.
+        # A term that reads predictions reads complete responses; the first tokens are aligned.
         said = [
             item["response_ids"] if whole else response
             for item, response, whole in zip(items, responses, read.bool().tolist(), strict=False)

@@ -218,7 +218,7 @@ def _split_messages(
     """Return the shared messages as the prompt, and the one assistant message that each side must
     hold after them.
 
-    A side may be the response only (the prompt column goes in front of it) or the whole chat, as
+    A side may be the response only (the prompt column goes in front of it) or the complete chat, as
     in UltraFeedback, where the prompt column repeats a message of it.
     """
     start = as_messages(prompt, "user")
@@ -245,7 +245,7 @@ def _whole(start: list[Message], side: str | list[dict], *, repeats: bool) -> li
     """Return a side with the prompt in front, where it does not repeat the prompt itself.
 
     Args:
-        repeats: a side that does not begin with the assistant is a whole chat.
+        repeats: a side that does not begin with the assistant is a complete chat.
     """
     continues = bool(start) and start[-1]["role"] == "assistant"
     if isinstance(side, str) and continues:

@@ -177,7 +177,7 @@ def _chat(record: Mapping[str, Any], place: str) -> list[Message]:
     if messages and messages[-1]["role"] == "assistant":
         raise ValueError(
             f"{place}: the chat ends with a message of the assistant. It is not continued here, "
-            "since judges and rahf shift read whole answers: remove that message."
+            "since judges and rahf shift read complete answers: remove that message."
         )
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise ValueError(f"{place}: the chat does not end with a message of the user.")

@@ -2,7 +2,7 @@
 
 A line that cannot be read stops the reading with its file, its number and what is wrong with it, so
 that no row is lost in silence. Files are read line by line; only a .json file that is not JSON
-Lines is read whole. Knows nothing of pairs.
+Lines is read at once. Knows nothing of pairs.
 """
 
 import codecs

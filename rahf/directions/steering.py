@@ -29,7 +29,7 @@ Strength = float | Sequence[float] | Sequence[Sequence[float]] | Tensor
 class Columns:
     """Which columns of the running forward are steered; kept up to date by the decoder's hook."""
 
-    start: Start  # first steered column of the whole text
+    start: Start  # first steered column of the full text
     past: int = 0  # columns that are in the key-value cache already
     generates: bool = True  # whether a token is chosen after the running forward
 
@@ -206,7 +206,7 @@ def per_row(values: Tensor, rows: int) -> Tensor:
     """Return the values of the given rows, or the same for all, as generation repeats them.
 
     Raises:
-        ValueError: the batch is no whole multiple of the rows that were given.
+        ValueError: the batch is no multiple of the rows that were given.
     """
     if values.ndim == 0 or len(values) in (1, rows):
         return values

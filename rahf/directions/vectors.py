@@ -149,7 +149,7 @@ class Directions:
 
     def save(self, folder: str | Path) -> Path:
         """Write `directions.safetensors` in `folder`, beside and then renamed, so that a file there
-        is always whole.
+        is always complete.
         """
         path = Path(folder) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class Launch(NamedTuple):
     def shards_gradients(self) -> bool:
         """Return whether gradients and optimiser state are sharded.
 
-        Beside an FSDP base adapters are whole.
+        Beside an FSDP base adapters are complete.
         """
         return self.engine in ("zero2", "zero3") and self.processes > 1
 

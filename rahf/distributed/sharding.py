@@ -1,7 +1,7 @@
 """A frozen base sharded across ranks (FSDP2), gathered block by block while it runs.
 
-The base is sharded while it is loaded, so that no rank ever holds it whole. Frozen stages are
-sharded as well as trained ones. Adapters stay whole on every rank and are averaged by DDP:
+The base is sharded while it is loaded, so that no rank ever holds all of it. Frozen stages
+are sharded as well as trained ones. Adapters are complete on every rank and are averaged by DDP:
 optimiser and checkpoints are those of plain data parallelism. Knows launches and loading; knows no
 method.
 """
@@ -108,8 +108,8 @@ def load_placed(
     options: Mapping[str, Any],
     depth: int | None = None,
 ) -> PreTrainedModel:
-    """Load the model `name` with `options` of from_pretrained: whole on `device`, or this rank's
-    shard.
+    """Load the model `name` with `options` of from_pretrained: all of it on `device`, or this
+    rank's shard.
 
     Args:
         device: None where `options` place it.
@@ -127,7 +127,7 @@ def load_placed(
         raise ValueError(
             "load_in_4bit and load_in_8bit cannot be combined with FSDP or ZeRO-3: quantised "
             "weights are not sharded. Use accelerate_configs/ddp.yaml, where every rank holds "
-            "them whole, or omit the quantisation."
+            "all of them, or omit the quantisation."
         )
     model = _load_complete(name, depth, distributed_config=_distributed_config(), **options)
     # Before any pass: FSDP2 leaves the head gathered after a pass, and freezing the gathered copy
@@ -173,7 +173,7 @@ def refuse_incomplete(
     if problems:
         raise ValueError(
             f"the weights in {name} are not those of its configuration: {'; '.join(problems)}. "
-            "Give the whole folder as save_pretrained wrote it, with the base it was made for."
+            "Give the complete folder as save_pretrained wrote it, with the base it was made for."
         )
 
 
@@ -202,7 +202,7 @@ def leave_to_data_parallelism(model: nn.Module) -> None:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Gather the whole base on every rank, where DeepSpeed has sharded it without an engine."""
+    """Gather the full base on every rank, where DeepSpeed has sharded it without an engine."""
     if not is_deepspeed_zero3_enabled():
         yield
         return

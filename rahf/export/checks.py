@@ -1,4 +1,4 @@
-"""What has to hold before an adapter or directions leave this machine: whole, finite, of the base.
+"""What has to hold before an adapter or directions leave this machine: intact, finite, of the base.
 
 Knows files and numbers; loads no model.
 """

@@ -62,7 +62,7 @@ def collect(folder: Path, repo_id: str, base: str | None = None) -> Upload:
         base: the base's name on the Hub, where the folder names a folder of this machine.
 
     Raises:
-        ValueError: the folder holds neither, or what is not whole; a wrong `repo_id`; the base
+        ValueError: the folder holds neither, or what is not intact; a wrong `repo_id`; the base
             has no name that others can use.
     """
     check_repo_id(repo_id)

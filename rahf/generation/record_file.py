@@ -43,7 +43,7 @@ class ResumableFile:
     """Keep the records of a file one by one, and write the file when all are there.
 
     Beside `FILE` are `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
-    with, when it is complete. A killed run resumes with the records that are whole; one that was
+    with, when it is complete. A killed run resumes with the records that are intact; one that was
     cut off or damaged is named and made again.
 
     Raises:
@@ -108,7 +108,7 @@ class ResumableFile:
         return read_object(self._run, f"it and {self.path.name}", settings=dict)
 
     def _go_on(self) -> None:
-        kept = kept_lines(self._unfinished, _is_whole)
+        kept = kept_lines(self._unfinished, _is_intact)
         if kept and "settings" not in kept[0]:
             raise ValueError(
                 f"{self._unfinished}: the first line, what the file was begun with, is damaged. "
@@ -132,7 +132,7 @@ class ResumableFile:
             )
 
 
-def _is_whole(line: Any) -> bool:
+def _is_intact(line: Any) -> bool:
     """Return whether a line is a record of a row, or what the file was begun with."""
     return isinstance(line, dict) and ("row" in line or "settings" in line)
 

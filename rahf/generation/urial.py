@@ -38,7 +38,7 @@ class Urial:
         return "".join([*parts, *(_turn(query, answer) for query, answer in self.examples)])
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return the whole text for a chat that ends with the user; system text precedes the first
+        """Return the full text for a chat that ends with the user; system text precedes the first
         query.
 
         Raises:

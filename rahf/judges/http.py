@@ -71,7 +71,7 @@ def post_json(url: str, body: Any, key: str | None, timeout: float) -> Reply:
         timeout: seconds for all of it, from the connection to the last byte.
 
     Raises:
-        UnreachableError: no connection, or no whole answer in time.
+        UnreachableError: no connection, or no complete answer in time.
         ValueError: the request cannot be made, or the answer is larger than `LARGEST_BODY`.
     """
     check_key(key)
@@ -80,7 +80,7 @@ def post_json(url: str, body: Any, key: str | None, timeout: float) -> Reply:
     try:
         return reply.result(timeout)
     except (requests.Timeout, TimeoutError):
-        problem = UnreachableError(f"no whole answer within {timeout:g} seconds")
+        problem = UnreachableError(f"no complete answer within {timeout:g} seconds")
     except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
         problem = UnreachableError(redacted(str(error), key))
     except (requests.RequestException, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Sequence classifiers that score a text, as reward models do: loaded whole, or refused.
+"""Sequence classifiers that score a text, as reward models do: loaded completely, or refused.
 
 Knows transformers and peft; knows no judge.
 """
@@ -54,7 +54,7 @@ def load_to_train(name: str, init_kwargs: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def _load_body(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, set[str]]:
-    """Return a classifier whose decoder is whole, and the names of its head's weights that are new.
+    """Return a classifier whose decoder is complete, and the names of its head's new weights.
 
     In the place of a new head the checkpoint may have one of another kind, as language models do.
     """

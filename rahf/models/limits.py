@@ -41,7 +41,7 @@ def check_rows(model: nn.Module, rows: Pairs, pad: int) -> None:
         if rope is not None and _length(row) > rope.positions:
             raise ValueError(
                 f"row {row['row']}: prompt and response have {_length(row)} tokens. The RoPE of "
-                f"this model ({rope.kind}) has other frequencies for a whole batch that goes "
+                f"this model ({rope.kind}) has other frequencies for an entire batch that goes "
                 f"beyond its {rope.positions} original positions, so that short rows would depend "
                 f"on their neighbours. Set max_length: {rope.positions} or less."
             )

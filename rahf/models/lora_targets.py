@@ -116,8 +116,8 @@ def linear_names(base: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[str
 
 
 def matches(base: PreTrainedModel, pattern: str, blocks: nn.ModuleList, layers: range) -> list[str]:
-    """Return the full names of the modules in some decoder blocks that a pattern matches whole, as
-    PEFT reads it: `model.layers.0.self_attn.q_proj`, ...
+    """Return names of modules in some blocks that a pattern matches in full, as PEFT reads it:
+    `model.layers.0.self_attn.q_proj`, ...
 
     Raises:
         ValueError: it matches no module.
@@ -127,7 +127,7 @@ def matches(base: PreTrainedModel, pattern: str, blocks: nn.ModuleList, layers: 
     matched = [name for name in names if re.fullmatch(pattern, name)]
     if not matched:
         raise ValueError(
-            f"target_modules (lora_target_modules): the pattern {pattern!r} matches the whole name "
+            f"target_modules (lora_target_modules): the pattern {pattern!r} matches the full name "
             f"of no module in the blocks {layers.start} to {layers.stop - 1}, which get the "
             f"adapter. Names are as {names[-1]}: give a pattern that matches some, a list of "
             "endings of names, or all-linear."

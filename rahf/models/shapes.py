@@ -301,6 +301,6 @@ def read_lora(decoder: Decoder, rank: int, dropout: float, modules: list[str] | 
         raise ValueError(
             f"lora_target_modules: {given!r} names no matrix of a {decoder.family} block; they "
             f"are {', '.join(linear.name for linear in decoder.linears)}; a text is a pattern of "
-            f"whole names, such as {decoder.prefix}.0.{decoder.linears[0].name}"
+            f"full names, such as {decoder.prefix}.0.{decoder.linears[0].name}"
         )
     return Lora(rank, dropout, tuple(chosen))

@@ -49,7 +49,7 @@ class Formats(NamedTuple):
 
 
 class Resident(NamedTuple):
-    """Bytes that stay for a whole stage."""
+    """Bytes that stay for a complete stage."""
 
     weights: float
     gradients: float
@@ -98,7 +98,7 @@ def resident(
 
 
 def gathered_parameters(decoder: Decoder, launch: Launch) -> int:
-    """Return parameters that are whole on a device while sharded ones are computed.
+    """Return parameters that are gathered on a device while sharded ones are computed.
 
     ZeRO-3 keeps up to LIVE_PARAMETERS, or the largest matrix where that is more. FSDP2 keeps what
     is no block (embeddings, head), the block that is computed and the one fetched ahead.
@@ -184,7 +184,7 @@ def _attention_saved(decoder: Decoder, formats: Formats, width: float) -> float:
         weight += 4 if decoder.softcap else 0
         return kept + decoder.heads * width * weight
     if decoder.family == "gpt_neox":
-        # Queries and keys are rotated beside the fused projection, which the values keep whole.
+        # Queries and keys are rotated beside the fused projection, which the values keep complete.
         kept += 2 * query * formats.product
     kept += query * formats.product + 4 * decoder.heads
     return kept + (width * formats.product if formats.attention == "sdpa" else 0)

@@ -209,7 +209,7 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
 
 
 def _reads_responses(method: MethodOptions) -> bool:
-    """Return whether a term reads the predictions of responses, which are whole then."""
+    """Return whether a term reads the predictions of responses, which are complete then."""
     diverges = method.kl_weight and method.kl_rows == "responses"
     return bool(diverges or method.sft_weight or method.dpo_weight)
 

@@ -2,7 +2,7 @@
 
 A product of an `a x b` with a `b x c` matrix counts 2abc. Only matrix products are counted: norms,
 activations, softmax and the loss are less than a hundredth of them in real models. Padding is
-counted, since it is computed. Attention counts the whole square of a row's width, which kernels
+counted, since it is computed. Attention counts the full square of a row's width, which kernels
 that skip the upper triangle halve. Knows no recipe, no memory and no dtype.
 """
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 _LARGEST = 2**63 - 1
-"""The largest whole number that torch and datasets take."""
+"""The largest integer that torch and datasets take."""
 
 
 class OptionError(ValueError):

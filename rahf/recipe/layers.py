@@ -36,8 +36,8 @@ def resolve_layers(spec: int | float | str | list | tuple, num_layers: int) -> t
     """Return the decoder blocks that `spec` names in a model of `num_layers` blocks: ascending,
     each once.
 
-    Ranges hold both ends. A fractional step walks the depth, a whole step walks the blocks: of 11
-    blocks, "0.2-0.8:0.3" is (2, 5, 8) and "0.2-0.8:2" is (2, 4, 6, 8). Raises ValueError for
+    Ranges hold both ends. A fractional step walks the depth, an integer step walks the blocks: of
+    11 blocks, "0.2-0.8:0.3" is (2, 5, 8) and "0.2-0.8:2" is (2, 4, 6, 8). Raises ValueError for
     another form and for a block beyond the model.
     """
     if spec == AUTO:

@@ -38,7 +38,7 @@ class ModelOptions:
     lora_target_modules: list[str] | str | None = option(
         None,
         "Modules that get an adapter: a list of names, `all-linear`, or a regular expression that "
-        "matches whole names (model.layers.0.self_attn.q_proj); null: PEFT's default for the "
+        "matches full names (model.layers.0.self_attn.q_proj); null: PEFT's default for the "
         "architecture, or all-linear where it has none.",
     )
 
@@ -70,6 +70,6 @@ def pattern_problems(modules: str) -> list[str]:
     except re.error as error:
         return [
             f"lora_target_modules: {modules!r} is not a regular expression ({error}); give one "
-            "that matches whole names, a list of names, or all-linear"
+            "that matches full names, a list of names, or all-linear"
         ]
     return []

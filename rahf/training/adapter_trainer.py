@@ -1,7 +1,7 @@
 """What both training steps share: one adapter is trained, under any engine, and stopped by a
 non-finite loss.
 
-The loss is a mean over items (responses or tokens) of the whole global batch, however that batch is
+The loss is a mean over items (responses or tokens) of the global batch, however that batch is
 split over rows, gradient accumulation and ranks; rows that only fill up a rank's batch do not
 count. Knows transformers' Trainer; knows no method.
 """
@@ -62,7 +62,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
         super().__init__(model, args, **kwargs)
         show_compactly(self)
         self.add_callback(LastStepLogged)
-        # Losses below are divided by the items of the whole accumulated batch already.
+        # Losses below are divided by the items of the complete accumulated batch already.
         set_existing(self, "model_accepts_loss_kwargs", True)
 
     rows_of_example = 1

@@ -2,7 +2,7 @@
 
 What DeepSpeed shards across ranks is gathered before it is written and sharded when it is read, so
 that a run may resume under another engine or in one process. A manifest of checksums, written last,
-distinguishes a whole checkpoint from a damaged one.
+distinguishes a complete checkpoint from a damaged one.
 """
 
 import copy
@@ -34,19 +34,19 @@ State = dict[str, dict[str, Any]]
 
 
 def policy_weights(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
-    """Return the policy's weights by parameter name, whole, in the precision of their training.
+    """Return the policy's weights by parameter name, gathered, in the precision of their training.
 
     Every rank has to call it.
     """
     zero = _zero_of(optimizer)
     return {
-        name: _whole(parameter, zero) if zero else parameter.detach()
+        name: _gathered(parameter, zero) if zero else parameter.detach()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad or f".{POLICY}." in name
     }
 
 
-def _whole(parameter: nn.Parameter, zero: Any) -> Tensor:
+def _gathered(parameter: nn.Parameter, zero: Any) -> Tensor:
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -65,7 +65,7 @@ def load_policy(model: PeftModel, folder: Path) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """Return the state of each trained parameter, whole, and the settings of the groups.
+    """Return the state of each trained parameter, gathered, and the settings of the groups.
 
     Every rank has to call it.
     """
@@ -92,7 +92,7 @@ def restore(model: nn.Module, optimizer: Any, folder: Path, saved: Mapping[str, 
         _scatter(named, zero, saved["state"])
         weights = load_file(folder / ADAPTER_FILE)
         for name, parameter in named.items():
-            _set_whole(parameter, weights[name.replace(f".{POLICY}.", ".")], None, zero)
+            _set_gathered(parameter, weights[name.replace(f".{POLICY}.", ".")], None, zero)
     else:
         _put(named, optimizer, saved["state"])
     for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
@@ -157,15 +157,15 @@ def _scatter(named: Mapping[str, nn.Parameter], zero: Any, state: State) -> None
         zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in named.items():
         for key in pieces:
-            _set_whole(parameter, state[name][key], key, zero)
+            _set_gathered(parameter, state[name][key], key, zero)
 
 
-def _set_whole(parameter: nn.Parameter, value: Tensor, key: str | None, zero: Any) -> None:
-    """Set the float32 weight (key None) or a part of its optimiser state from its whole value."""
+def _set_gathered(parameter: nn.Parameter, value: Tensor, key: str | None, zero: Any) -> None:
+    """Set the float32 weight (key None) or a part of its optimiser state from a gathered value."""
     if not _is_stage_3(zero):
         parameter.set_full_hp_param(value.to(parameter.device), key)
         return
-    # The setter of whole values does not expect that the last rank's piece is padded.
+    # The setter of gathered values does not expect that the last rank's piece is padded.
     size = parameter.ds_tensor.numel()
     piece = value.new_zeros(size)
     given = value.flatten()[torch.distributed.get_rank() * size :][:size]
@@ -177,7 +177,7 @@ def _set_whole(parameter: nn.Parameter, value: Tensor, key: str | None, zero: An
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the checksum of every file; its presence marks the folder as whole."""
+    """Write the checksum of every file; its presence marks the folder as complete."""
     sums = {path.name: _checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
 
@@ -188,7 +188,7 @@ def _checksum(path: Path) -> str:
 
 
 def damage(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint, in words; None where it is whole."""
+    """Return what is wrong with a checkpoint, in words; None where it is intact."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:

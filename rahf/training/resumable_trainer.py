@@ -1,4 +1,4 @@
-"""A training that may be killed at any time: checkpoints that are whole or not there, and SIGTERM.
+"""A training that may be killed at any time: checkpoints that are complete or absent, and SIGTERM.
 
 Knows transformers' Trainer and extends any of its kind; knows no method and no adapter.
 """
@@ -108,7 +108,7 @@ class ResumableTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def last_checkpoint(self) -> str | None:
-        """Return the folder of the newest whole checkpoint of this run, if there is one.
+        """Return the folder of the newest complete checkpoint of this run, if there is one.
 
         A damaged one is passed over with a warning, and stays where it is.
         """
@@ -119,7 +119,7 @@ class ResumableTrainer(Trainer):
             logger.warning("%s is passed over: %s", folder, damaged)
         return None
 
-    # All is written into a staging folder and renamed: what is called checkpoint-N is whole.
+    # All is written into a staging folder and renamed: what is called checkpoint-N is complete.
 
     @overrides(Trainer)
     def _get_output_dir(self, trial):

@@ -1,4 +1,4 @@
-"""Files of hidden states: written whole, with a checksum of their values.
+"""Files of hidden states: written atomically, with a checksum of their values.
 
 Knows tensors and files; knows no model and no batch.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_atomically(path: Path) -> Iterator[Path]:
     """Yield a path to write to, which then becomes `path`; several ranks may write at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex}")

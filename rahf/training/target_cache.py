@@ -35,7 +35,7 @@ from rahf.alignment import Alignment
 from rahf.artifacts import identity_of, read_json
 from rahf.data.contrast import Batch, ContrastCollator, retained_name, without_retained
 from rahf.recipe.method_options import MethodOptions
-from rahf.training.state_files import checksum, checksum_in, digest, save_states, written_whole
+from rahf.training.state_files import checksum, checksum_in, digest, save_states, written_atomically
 from rahf.views import Frozen
 
 logger = logging.getLogger(__name__)
@@ -79,11 +79,11 @@ class TargetCache:
             )
         _check_room(folder, missing=max(0, needed - _bytes_in(self.folder)))
         if not record.exists():
-            with written_whole(record) as staging:
+            with written_atomically(record) as staging:
                 staging.write_text(json.dumps(key, indent=2))
         self._responses, self._retained = responses, retained
         self._verified = self._retained_verified = self._full = self._begun = False
-        self._whole: set[Path] = set()
+        self._checked: set[Path] = set()
 
     def read_or_compute(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
         """Return the states of `batch` under the frozen views, read where all of them are known.
@@ -149,13 +149,13 @@ class TargetCache:
     def _load(self, path: Path, device: str) -> dict[str, Tensor]:
         try:
             states = load_file(path)
-            if path not in self._whole and checksum_in(path) != checksum(states):
+            if path not in self._checked and checksum_in(path) != checksum(states):
                 raise ValueError(
                     f"{path} is damaged: its checksum does not match. Delete {self.folder}."
                 )
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path} cannot be read ({error}): delete {self.folder}.") from error
-        self._whole.add(path)  # checked once: a training reads it in every epoch
+        self._checked.add(path)  # checked once: a training reads it in every epoch
         return {name: part.to(device) for name, part in states.items()}
 
     def _write(self, batch: Batch, made: Frozen) -> None:
@@ -172,7 +172,7 @@ class TargetCache:
         if self._full or path.exists():
             return
         try:
-            with written_whole(path) as staging:
+            with written_atomically(path) as staging:
                 save_states(states, staging)
         except OSError as error:
             # A training is worth more than its cache.

@@ -1,6 +1,6 @@
 """A reward model from preference pairs, by TRL's RewardTrainer: a judge of one's own pairs.
 
-It reads what `RewardJudge` reads, the whole chat in its template. Knows pairs and TRL; knows no
+It reads what `RewardJudge` reads, the full chat in its template. Knows pairs and TRL; knows no
 method of alignment.
 """
 

@@ -4,7 +4,7 @@
 
 Writes pairs of UltraFeedback's lengths, then runs `rahf prepare` on them twice, each time in a
 process of its own: the first reads, checks, tokenises and caches, the second finds the cache. The
-seconds are those of the whole process, Python's start and all imports among them.
+seconds are those of the complete process, Python's start and all imports among them.
 """
 
 import argparse

@@ -95,7 +95,7 @@ def test_the_table_counts_missing_verdicts_at_all_strengths_and_averages_the_oth
     assert np.isnan(curves_of(seeds).scores).sum() == 3
 
 
-# The whole
+# The complete comparison
 
 
 def parts(question):

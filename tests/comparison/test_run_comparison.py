@@ -165,7 +165,7 @@ def test_a_comparison_that_cannot_be_run_is_refused(options, problem):
         CompareOptions(**options)
 
 
-# The whole
+# The complete comparison
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_a_run_with_several_judges_shows_each_and_how_far_they_agree():
     assert "| a and b | 50% [20%, 80%]" in second
 
 
-# The whole
+# The complete comparison
 
 
 def test_kept_answers_are_judged_by_several_judges_without_a_model(

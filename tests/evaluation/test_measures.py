@@ -97,7 +97,7 @@ def test_how_texts_are_read_together_changes_nothing(monkeypatch):
             assert loss == pytest.approx(expected, 1e-5)
 
 
-# The whole
+# The complete table
 
 
 def test_the_measures_hold_every_prompt_text_and_pair():

@@ -104,7 +104,7 @@ def test_directions_are_exported_in_every_form(tmp_path, capsys):
         assert f"steer(model, {steering}, 1.0" in card
     assert torch.equal(Directions.load(tmp_path / "out").vectors, expected.vectors)
     vector = read_control_vector(tmp_path / "out" / "control_vector.gguf")
-    # Nothing is added after block 0, so that block 1 is given its whole vector.
+    # Nothing is added after block 0, so that block 1 is given its full vector.
     assert torch.equal(vector.vectors, 2 * directions.only((1, 3)).increments().vectors)
     assert "without layer 0" in capsys.readouterr().out
 
@@ -393,8 +393,8 @@ BAD_ADAPTERS = {
     "no tensors": (weights(lambda tensors: {}), "tensors are missing", "holds no LoRA tensors"),
     "cut": (
         written("adapter_model.safetensors", "cut"),
-        "not a whole safetensors file",
-        "not a whole safetensors file",
+        "not a complete safetensors file",
+        "not a complete safetensors file",
     ),
     "half": (
         weights(lambda tensors: {k: v for k, v in tensors.items() if "lora_A" in k}),

@@ -28,7 +28,7 @@ def fingerprint_of(model: nn.Module) -> str:
             name = name.replace("base_layer.", "").replace("original_module.", "")
             flat = weight.detach().flatten()
             count = min(SAMPLED, len(flat))
-            # In whole numbers: of a large weight, float32 does not hold every place.
+            # In integers: of a large weight, float32 does not hold every place.
             places = torch.arange(count, device=flat.device) * (len(flat) - 1) // max(1, count - 1)
             sample = flat[places].to("cpu", torch.bfloat16)
             digest.update(f"{name} {tuple(weight.shape)}".encode())

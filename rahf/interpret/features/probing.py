@@ -135,7 +135,7 @@ def probe_dimensions(
 def probe_densely(
     hidden: Float[Tensor, "texts d_model"], labels: Bool[Tensor, " texts"], split: Split
 ) -> Probed:
-    """Return a probe on whole hidden states; its ridge is chosen within the training texts."""
+    """Return a probe on complete hidden states; its ridge is chosen within the training texts."""
     cut = split.train[torch.arange(len(split.train)) % 4 == 0]
     rest = split.train[torch.arange(len(split.train)) % 4 != 0]
     inner = Split(rest, cut)

@@ -28,7 +28,7 @@ CHECKPOINT = ".checkpoint.safetensors"
 
 LOSS_TOKENS, LOSS_BATCH = 5000, 2
 """Held-out tokens that the kept loss is measured on, and pieces at once: each keeps predictions
-over the whole vocabulary.
+over the full vocabulary.
 """
 
 FEW_STEPS = 300

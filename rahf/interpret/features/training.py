@@ -151,7 +151,7 @@ def _train_on_block(
 
 
 def keep(path: Path, coders: Mapping[Name, Coder], log: list[dict[str, Any]]) -> None:
-    """Write the checkpoint beside and rename, so that the one there is always whole."""
+    """Write the checkpoint beside and rename, so that the one there is always complete."""
     tensors = {
         f"{name}/{key}": tensor.contiguous()
         for name, coder in coders.items()

@@ -69,7 +69,7 @@ def token_kinds(pieces: Sequence[str], ends: Sequence[bool]) -> list[str]:
     first one's.
 
     Args:
-        pieces: the text that each token writes; together they are the whole text.
+        pieces: the text that each token writes; together they are the full text.
         ends: whether a token ends the text.
     """
     words = list(_WORD.finditer("".join(pieces)))

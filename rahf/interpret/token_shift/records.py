@@ -139,9 +139,9 @@ def shift_record(
 
 
 def text_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds; joined, they are the whole text.
+    """Return the text that each token adds; joined, they are the full text.
 
-    A token that ends within a character adds nothing; the one that completes it adds it whole.
+    A token that ends within a character adds nothing; the one that completes it adds all of it.
     """
     pieces, written = [], ""
     for count in range(1, len(ids) + 1):

@@ -1,7 +1,7 @@
 """Token-distribution shift: tokens of an aligned model that its base would not have chosen (Lin et
 al. 2023, arXiv 2312.01552, section 2).
 
-Both models read the same text, each in one pass over the whole response; ranks and KL come from
+Both models read the same text, each in one pass over the full response; ranks and KL come from
 their full distributions. Knows models and ids; knows no text and no file.
 """
 
@@ -23,7 +23,7 @@ BUCKETS = ("unshifted", "marginal", "shifted")
 """Rank in the base's predictions: 1; 2 or 3; beyond."""
 
 TOKENS_AT_ONCE = 256
-"""Positions whose whole distributions are compared together."""
+"""Positions whose full distributions are compared together."""
 
 
 class Shift(NamedTuple):
@@ -31,7 +31,7 @@ class Shift(NamedTuple):
 
     base_rank: Int[Tensor, " tokens"]  # of the token among the base's predictions, from 1
     aligned_rank: Int[Tensor, " tokens"]  # among the aligned model's
-    kl: Float[Tensor, " tokens"]  # KL(aligned || base) over the whole vocabulary, nats
+    kl: Float[Tensor, " tokens"]  # KL(aligned || base) over the full vocabulary, nats
     base_logprob: Float[Tensor, " tokens"]  # of the token, nats
     aligned_logprob: Float[Tensor, " tokens"]
     base_choice: Int[Tensor, " tokens"]  # the base's likeliest token

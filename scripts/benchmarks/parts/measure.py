@@ -2,7 +2,7 @@
 
 Memory on a CPU is the peak of the resident memory above what the process held once everything was
 imported; on a GPU what its allocator had handed out at most. FLOPs are those that torch counts
-(products of matrices, attention's whole square), in a run of their own, since counting takes time.
+(products of matrices, attention's full square), in a run of their own, since counting takes time.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Corpus and streams: which tokens are read, and their states against whole forwards."""
+"""Corpus and streams: which tokens are read, and their states against complete forwards."""
 
 import json
 
