@@ -101,7 +101,7 @@ COMMANDS: dict[str, Command | Group] = {
                 plain_command, "generate while features are pinned, scaled or ablated", FROM_FILE
             ),
             "probe": Command(
-                plain_command, "measure how well a few features tell labelled texts apart"
+                plain_command, "measure how well a few features distinguish labelled texts"
             ),
             "logits": Command(plain_command, "show which tokens a feature raises and lowers"),
             "neurons": Command(

@@ -31,7 +31,7 @@ class ForeignNote(NamedTuple):
 
     library: str
     logger: str
-    """Full name of the logger: a filter does not see the records of loggers below it."""
+    """Full name of the logger: a filter does not get the records of loggers below it."""
     message: str
     """Regular expression that matches its beginning."""
     ends: str

@@ -5,7 +5,7 @@ The folder holds JSONL files, one split a file, with the keys `prompt`, `chosen`
 chosen one, and how the VADER lexicon scores the two sides. The exit status is 1 when a row is
 broken, a row occurs twice, or a prompt of one split occurs in another.
 
-The lexicon counts words that carry a tone. It does not know whether an answer fits its prompt or
+The lexicon counts words that carry a tone. It does not measure whether an answer fits its prompt or
 whether the two sides differ in more than tone: that takes a reader.
 """
 

@@ -34,7 +34,7 @@ def main() -> None:
     gap = models["policy warm"]["judged_mean"] - models["policy sour"]["judged_mean"]
     print(f"\nThe two directions are {gap:.2f} apart, {models['base']['answers']} answers each.\n")
     for name, measured in metrics.items():
-        print(f"Share of the asked shift that the {name} policy reached, per layer\n")
+        print(f"Share of the requested shift that the {name} policy reached, per layer\n")
         print(layers_table(measured), end="\n\n")
     answers = joined_answers(outputs)
     print("Tone on subjects of the training pairs and on subjects that they do not touch\n")

@@ -331,7 +331,7 @@ def test_a_batch_of_rejected_responses_only_has_an_sft_term_of_zero(family, pack
 @pytest.mark.parametrize(
     "terms", [{}, {"sft_weight": 0.1}, {"kl_weight": 0.3}, PREFERRED], ids=lambda terms: [*terms]
 )
-def test_the_first_tokens_of_responses_are_aligned_and_whole_ones_predicted(
+def test_the_first_tokens_of_responses_are_aligned_and_all_predicted(
     family, terms, positions, packed
 ):
     options = method_options(max_response_tokens=2, positions=positions, **terms)
@@ -389,7 +389,7 @@ def test_the_loss_does_not_depend_on_the_split_or_order_of_the_batch(family):
 
 @pytest.mark.parametrize("layer_scale", ["none", "rms", "shift"])
 @pytest.mark.parametrize("distance", ["l2", "squared_l2"])
-def test_identical_views_ask_for_no_shift_and_the_loss_stays_finite(family, layer_scale, distance):
+def test_identical_views_give_no_shift_and_the_loss_stays_finite(family, layer_scale, distance):
     options = method_options("lorra", layer_scale=layer_scale, distance=distance)
     pairs = [
         {
@@ -412,7 +412,7 @@ def test_identical_views_ask_for_no_shift_and_the_loss_stays_finite(family, laye
     assert all(torch.isfinite(parameter.grad).all() for parameter in trainable(alignment.model))
 
 
-def test_the_same_teacher_on_both_sides_asks_for_no_shift(family):
+def test_the_same_teacher_on_both_sides_gives_no_shift(family):
     options = method_options("dual")
     teachers = dict.fromkeys(("positive", "negative"), family.adapters["positive"])
     alignment = alignment_of(family, options, teachers)
@@ -573,7 +573,7 @@ def test_a_batch_that_does_not_count_leaves_the_mean_shift_as_it_is(family):
     assert beside.metadata["responses"] == "4"
 
 
-def test_a_mean_shift_asks_for_the_same_vector_at_every_token(family):
+def test_a_mean_shift_adds_the_same_vector_at_every_token(family):
     options = method_options("dual", alpha=3.0, layer_scale="none")
     alignment = alignment_of(family, options).towards(stored_directions())
     batch = batch_of(tiny_pairs(2), options)

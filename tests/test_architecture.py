@@ -130,7 +130,7 @@ def test_functions_are_short():
     assert {name: size for name, size in functions().items() if size > 40} == {}
 
 
-def test_few_modules_lie_beside_the_packages():
+def test_few_modules_are_beside_the_packages():
     assert len(list(ROOT.glob("*.py"))) <= 12
 
 
@@ -150,7 +150,7 @@ def test_docstrings_of_functions_begin_with_a_verb():
     ] == []
 
 
-def test_packages_only_say_what_is_inside():
+def test_packages_only_describe_what_is_inside():
     inits = [path for path in ROOT.rglob("__init__.py") if path.parent != ROOT]
     assert [str(path) for path in inits if len(parsed(path).body) != 1] == []
 

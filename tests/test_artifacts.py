@@ -109,7 +109,7 @@ def test_settings_that_json_writes_alike_are_the_same(tmp_path):
     assert StageRecord(tmp_path, {"layers": [1, 2]}).is_complete()
 
 
-def test_a_file_is_made_record_by_record_and_goes_on_after_the_last_whole_one(tmp_path):
+def test_a_file_is_made_record_by_record_and_goes_on_after_the_last_complete_one(tmp_path):
     path, settings = tmp_path / "deep" / "out.jsonl", {"seed": 1, "model": {"name": "a"}}
     file = ResumableFile(path, settings)
     file.begin()

@@ -117,7 +117,7 @@ def test_a_family_writes_beside_other_rows_what_it_writes_alone(family):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_family_is_exported_as_says_what_its_adapter_says(family, tmp_path):
+def test_what_a_family_is_exported_as_predicts_what_its_adapter_predicts(family, tmp_path):
     family_model(family).save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "adapter")
     base, ids = AutoModelForCausalLM.from_pretrained(tmp_path / "base"), torch.tensor([[5, 6, 7]])

@@ -37,7 +37,7 @@ def locked(python):
     }
 
 
-def test_an_error_that_asks_for_transformers_names_the_declared_range():
+def test_an_error_about_a_missing_transformers_names_the_declared_range():
     assert Requirement(REQUIREMENT) in declared()
 
 

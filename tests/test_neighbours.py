@@ -279,7 +279,7 @@ def test_the_mean_of_a_term_is_that_over_its_own_rows(family):
     assert over_both.mean().item() == pytest.approx(over_rejected.mean().item(), rel=1e-5)
 
 
-def test_rmu_asks_rejected_responses_alone_to_move(family):
+def test_rmu_moves_only_rejected_responses(family):
     options = options_of("rmu")
     items, alignment = items_of(options, RETAINED), alignment_of(family, options)
     batch = batch_of(items, options)
@@ -485,7 +485,7 @@ def test_a_recipe_that_names_a_method_begins_with_its_published_values(method):
     assert recipe_from_dict(whole).as_dict() == whole
 
 
-def test_what_a_recipe_says_holds_against_the_preset():
+def test_the_values_of_a_recipe_hold_against_the_preset():
     made = recipe(method="circuit_breakers", max_steps=8, target_layers=[3], rejected_weight=2)
     assert (made.training["max_steps"], made.method.target_layers) == (8, [3])
     assert made.method.rejected_weight == 2

@@ -163,7 +163,7 @@ def test_progress_halfway_and_astray_by_hand():
     assert made.cosine().tolist() == pytest.approx([math.sqrt(0.5)])
 
 
-def test_tokens_that_ask_for_nothing_are_left_out_of_progress():
+def test_tokens_without_a_shift_are_left_out_of_progress():
     asked = asked_of("none", random_states(1))
     retained = torch.cat([asked.move, torch.zeros(LAYERS, 2, D_MODEL)], 1)
     moved = torch.cat([random_states(2), 100 * torch.ones(LAYERS, 2, D_MODEL)], 1)

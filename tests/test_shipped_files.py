@@ -24,7 +24,7 @@ def problems_of(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_shipped_recipe_is_valid_in_a_fresh_clone_or_says_what_to_run_first(path, monkeypatch):
+def test_a_shipped_recipe_is_valid_in_a_fresh_clone_or_names_what_to_run_first(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     made = {
         "model_name_or_path:": "models/SmolLM2-135M-Instruct",  # make quickstart fetches it

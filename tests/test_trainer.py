@@ -344,7 +344,7 @@ def test_the_last_steps_are_logged_though_no_multiple_of_logging_steps(family, t
     assert logged(logging_strategy="no") == []
 
 
-def test_the_log_tells_terms_reached_share_and_cosine_of_every_layer(family, tmp_path):
+def test_the_log_reports_terms_reached_share_and_cosine_of_every_layer(family, tmp_path):
     trainer = alignment_trainer(family, tmp_path, save_strategy="no", **EVERY_TERM)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
@@ -377,7 +377,7 @@ def test_a_tracker_receives_loss_reached_share_and_every_layer(family, tmp_path,
     assert {"eval_loss", "eval_repr/reached", "eval_preference/accuracies"} <= measured.keys()
 
 
-def test_a_tracker_that_nobody_knows_is_refused_before_a_model_is_loaded():
+def test_an_unknown_tracker_is_refused_before_a_model_is_loaded():
     with pytest.raises(ValueError, match="report_to: 'paper' is not a tracker"):
         RAHFConfig("out", **{**QUIET, "report_to": "paper"})
 
@@ -507,7 +507,7 @@ def test_retained_texts_are_sampled_from_the_reference_where_none_are_given(fami
     assert all(9 <= len(text) <= 12 for text in texts)
 
 
-def test_without_a_term_that_wants_them_no_texts_are_retained(family, tmp_path):
+def test_without_a_term_that_needs_them_no_texts_are_retained(family, tmp_path):
     trainer = alignment_trainer(family, tmp_path, retain_texts=None, kl_weight=0.1)
     assert "retain_ids" not in trainer.train_dataset[0]
 

@@ -155,6 +155,6 @@ def test_checkpointing_is_off_for_trl_unless_it_is_asked_for():
 
 
 @pytest.mark.parametrize(("architecture", "transposed"), [("gpt2", True), ("llama", False)])
-def test_the_lora_is_told_how_the_base_stores_its_matrices(architecture, transposed):
+def test_the_lora_follows_how_the_base_stores_its_matrices(architecture, transposed):
     model = attach_policy(tiny_model(architecture), lora(), range(2))  # a warning is an error
     assert model.peft_config["default"].fan_in_fan_out is transposed

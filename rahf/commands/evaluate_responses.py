@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.figures import figures_option, tell_figures
+from rahf.commands.options.figures import figures_option, print_figures
 from rahf.commands.options.models import device, loading, model_options
 from rahf.judges.names import ENCODER
 
@@ -50,7 +50,7 @@ def _judge_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return tell_figures(options, _figures)
+    return print_figures(options, _figures)
 
 
 def _figures(options: argparse.Namespace):

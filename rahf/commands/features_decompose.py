@@ -6,9 +6,9 @@ from typing import Any
 
 from rahf.commands.options.dictionaries import (
     dictionary_of,
+    print_dictionary_figures,
     reading,
     reading_options,
-    tell,
     with_tokens,
 )
 
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return tell(options, _figures)
+    return print_dictionary_figures(options, _figures)
 
 
 def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -58,7 +58,7 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"the dictionary is of layer {layer}, but {options.directions} holds layers "
             f"{list(directions.layers)}: give a dictionary of one of them."
         )
-    _tell_differences(directions, dictionary.origin)
+    _report_differences(directions, dictionary.origin)
     target = directions.select((layer,)).to(dictionary.directions)
     pursuit = pursue(target, dictionary.directions, options.terms)
     band = random_band(dictionary.directions, options.terms, options.random, options.seed)
@@ -68,7 +68,7 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return figures, decomposition_table(figures)
 
 
-def _tell_differences(directions, origin) -> None:
+def _report_differences(directions, origin) -> None:
     """Print where directions and dictionary may not go together, which their widths do not show."""
     from rahf.models.adapters import same_model
 

@@ -109,7 +109,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_adapter(options: argparse.Namespace, read) -> None:
-    """Refuse a model without an adapter; tell of a dictionary of another adapter's differences."""
+    """Refuse a model without an adapter; report a dictionary of another adapter's differences."""
     from peft import PeftModel
 
     from rahf.models.adapters import same_model
@@ -129,7 +129,7 @@ def _check_adapter(options: argparse.Namespace, read) -> None:
 
 
 def _placebos(options: argparse.Namespace) -> list[Path]:
-    """Return the folders of the placebos; one that is asked for is trained first."""
+    """Return the folders of the placebos; a missing one is trained first."""
     found = []
     for given in options.placebo:
         if given == TRAIN:

@@ -6,9 +6,9 @@ from typing import Any
 from rahf.commands.options.dictionaries import (
     check_features,
     feature_option,
+    print_dictionary_figures,
     reading,
     reading_options,
-    tell,
     with_tokens,
 )
 
@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return tell(options, _figures)
+    return print_dictionary_figures(options, _figures)
 
 
 def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -1,10 +1,10 @@
-"""`rahf features neurons`: what the firing of features says, beside neurons that fire as often."""
+"""`rahf features neurons`: what the firing of features reveals, beside equally rare neurons."""
 
 import argparse
 from typing import Any
 
 from rahf.commands.options.corpora import corpus_options, pieces
-from rahf.commands.options.dictionaries import reading, reading_options, tell
+from rahf.commands.options.dictionaries import print_dictionary_figures, reading, reading_options
 
 EPILOG = """\
 Each feature that is drawn is compared with a neuron of the same layer's MLP and a neuron of an
@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return tell(options, _figures)
+    return print_dictionary_figures(options, _figures)
 
 
 def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

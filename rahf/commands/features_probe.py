@@ -1,11 +1,11 @@
-"""`rahf features probe`: how well a few features tell labelled texts apart."""
+"""`rahf features probe`: how well a few features distinguish labelled texts."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from rahf.commands.options.dictionaries import reading, reading_options, tell
+from rahf.commands.options.dictionaries import print_dictionary_figures, reading, reading_options
 
 EPILOG = """\
 FILE holds records (jsonl, json, csv, also gzipped) with a text and one of two labels. Features are
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return tell(options, _figures)
+    return print_dictionary_figures(options, _figures)
 
 
 def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -73,7 +73,7 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         path: first_pieces(given.texts, read.tokenizer, options.length)
         for path, given in sets.items()
     }
-    _tell_omitted(sets, firsts)
+    _report_omitted(sets, firsts)
     trained = {path: _read(options, read, firsts[path], given) for path, given in sets.items()}
     read = read._replace(model=untrained_like(read.model, options.untrained_seed))
     found = []
@@ -85,7 +85,7 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {"sets": found}, tables
 
 
-def _tell_omitted(sets, firsts) -> None:
+def _report_omitted(sets, firsts) -> None:
     for path, given in sets.items():
         count = len(given.texts)
         if not given.whole:

@@ -3,7 +3,11 @@
 import argparse
 from typing import Any
 
-from rahf.commands.options.dictionaries import dictionary_of, reading_options, tell
+from rahf.commands.options.dictionaries import (
+    dictionary_of,
+    print_dictionary_figures,
+    reading_options,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return tell(options, _figures)
+    return print_dictionary_figures(options, _figures)
 
 
 def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from rahf.commands.options.corpora import corpus_options, pieces
-from rahf.commands.options.dictionaries import reading, reading_options, tell
+from rahf.commands.options.dictionaries import print_dictionary_figures, reading, reading_options
 
 EPILOG = """\
 Both models read the same tokens, so they need one tokenizer. For each feature that is drawn the
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return tell(options, _figures)
+    return print_dictionary_figures(options, _figures)
 
 
 def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -1,4 +1,4 @@
-"""`rahf shift`: where an aligned model says what its base would not have said."""
+"""`rahf shift`: where an aligned model writes what its base would not have written."""
 
 import argparse
 import hashlib

@@ -43,17 +43,17 @@ def run(options: argparse.Namespace) -> int:
             figures |= {"not_read": not_read(recipe), **as_figures(recipe)}
         print(json.dumps(figures, indent=2, default=str))
     elif recipe is not None:
-        print(_told(recipe, options.recipe, unchecked))
+        print(_summary(recipe, options.recipe, unchecked))
     return 1 if problems else 0
 
 
-def _told(recipe: "Recipe", path: Path, unchecked: list[str]) -> str:
+def _summary(recipe: "Recipe", path: Path, unchecked: list[str]) -> str:
     """Return the verdict, what is not checked or not read, what is given, and every value."""
     from rahf.recipe.files import not_read
-    from rahf.recipe.summary import summary, values_that_differ, values_that_hold
+    from rahf.recipe.summary import changed_values, effective_values, summary
 
     verdict = "ok, as far as it could be checked" if unchecked else "ok"
     parts = [f"{verdict}: {path}\n{summary(recipe)}"]
     for title, lines in (("Not checked", unchecked), ("Not read", not_read(recipe))):
         parts += ["\n".join([title, *(f"- {line}" for line in lines)])] if lines else []
-    return "\n\n".join([*parts, values_that_differ(recipe), values_that_hold(recipe)])
+    return "\n\n".join([*parts, changed_values(recipe), effective_values(recipe)])

@@ -191,7 +191,7 @@ def _boundary(
         return {}, prompt[shared:], prompt, whole[shared:]
     raise ValueError(
         "The chat template writes the prompt (with add_generation_prompt) differently when a "
-        "response follows, so it cannot be told where the response begins. "
+        "response follows, so the start of the response is ambiguous. "
         f"Prompt: ...{prompt[-60:]!r}, with the response: "
         f"...{whole[max(0, len(prompt) - 60) :][:120]!r}. "
         f"Give another one as chat_template. {_named(template)}"

@@ -23,7 +23,7 @@ A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one 
     reference.columns         0 1                   columns whose logits predict them
 
 With `packed` the rows follow one another in a single one, without padding and without an
-attention mask; `spans` tells them apart, and where rows begin alike they share that beginning:
+attention mask; `spans` separates them, and where rows begin alike they share that beginning:
 
     reference.input_ids       5 8 9 6 7 3 4 3 2 1   position_ids    0 1 2 0 1 0 1 0 1 2
     reference.spans           [[(0, 3)], [(3, 5)], [(5, 7)], [(7, 10)]]
@@ -60,7 +60,7 @@ class Responses(torch.utils.data.Dataset):
     """One item per response to align, drawn from rows of tokenised pairs.
 
     `random` draws one side of each pair in every epoch, from (seed, epoch, row) only, so that a
-    resumed run sees what the uninterrupted one would have seen. Item `i` carries retained
+    resumed run reads what the uninterrupted one would have read. Item `i` carries retained
     text `i mod len(retain)`.
     """
 

@@ -1,7 +1,7 @@
-"""What a name means: a path on this machine, or a repository of the Hub, which is asked once.
+"""What a name means: a path on this machine, or a repository of the Hub, requested once.
 
 Loaders of other libraries try every file of a name they do not find for half a minute. Here one
-short request tells whether the repository is there. Loads nothing.
+short request shows whether the repository is there. Loads nothing.
 """
 
 import re
@@ -25,8 +25,8 @@ Kind = Literal["model", "dataset"]
 class Finding(NamedTuple):
     """What the Hub answered about a name."""
 
-    there: bool | None  # None: it could not be asked
-    reason: str = ""  # why it is not there, or could not be asked
+    there: bool | None  # None: the Hub gave no answer
+    reason: str = ""  # why it is not there, or why the Hub gave no answer
 
 
 def exists(name: str | Path) -> bool:
@@ -66,7 +66,7 @@ def ask_hub(name: str, kind: Kind = "model", revision: str | None = None) -> Fin
         what = "model" if kind == "model" else "data set"
         return Finding(False, f"the Hub has no {what} of this name that your token may read")
     except HfHubHTTPError:
-        return Finding(True)  # an answer; what it refuses is told where a file is fetched
+        return Finding(True)  # an answer; what it refuses is reported where a file is fetched
     except (no_connection, OSError) as error:
         return Finding(None, f"{error}" or type(error).__name__)
     return Finding(True)
@@ -77,11 +77,11 @@ def refuse_missing(
 ) -> None:
     """Refuse a model's name that is neither a path here nor a repository that can be had.
 
-    Where the Hub cannot be reached, what was fetched earlier is used, and this process asks it for
-    nothing more.
+    Where the Hub cannot be reached, what was fetched earlier is used, and this process sends it
+    no more requests.
 
     Args:
-        what: says in the error whose name it is.
+        what: names in the error the owner of the name.
         cure: what to do.
 
     Raises:

@@ -279,7 +279,7 @@ def _split_text(chosen: str, rejected: str) -> tuple[list[Message], Message, Mes
     end = _shared_length(chosen, rejected)
     if not chosen[end:].strip() or not rejected[end:].strip():
         raise UnusablePairError(
-            "one side is the beginning of the other, so the prompt cannot be told from the response"
+            "one side is the beginning of the other, so the end of the prompt is ambiguous"
         )
     while end > 0 and not _between_words(chosen, rejected, end):
         end -= 1

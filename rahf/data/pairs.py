@@ -211,7 +211,7 @@ def check_columns(
         example = ", ".join(f"{wanted}: <name>" for wanted in missing)
         raise ValueError(
             f"{where} has no column {' and no column '.join(missing)}. It has: {_listed(present)}. "
-            f"If they have other names, say which: columns: {{{example}}}."
+            f"If they have other names, give them: columns: {{{example}}}."
         )
     if len(set(mapping.values())) < len(mapping):
         raise ValueError(f"columns: {mapping} takes two columns from one. Give each its own.")

@@ -81,7 +81,7 @@ def _response_text(whole: str, prompt: str, chat: ChatFormat) -> str:
     if not text.endswith(chat.after_response):
         raise TemplateRefusalError(
             f"the chat template ends this chat with {text[-20:]!r}, and others with "
-            f"{chat.after_response!r}, so it cannot be told where the response ends"
+            f"{chat.after_response!r}, so the end of the response is ambiguous"
         )
     return text
 

@@ -144,7 +144,7 @@ def predicting_columns(scored: Bool[Tensor, "lines seq"]) -> Tensor:
 
 
 def with_scored(rows: Rows, scored: Bool[Tensor, "lines seq"]) -> Rows:
-    """Add the tokens whose predictions are read, and what a forward needs to know of them.
+    """Add the tokens whose predictions are read, and what a forward needs of them.
 
     Returns:
         `rows` with `scored`, with `columns` (the positions whose logits predict a scored token) and

@@ -305,7 +305,7 @@ def hub_splits(name: str, configuration: str | None = None) -> tuple[str, ...]:
 
 
 def _from_hub(where: str, name: str, get: Callable[[], Any]) -> Any:
-    """Return what `get` gets of a data set of the Hub, which is asked for the name first."""
+    """Return what `get` gets of a data set of the Hub, which must have the name."""
     from datasets.exceptions import DatasetNotFoundError
 
     found, here = (

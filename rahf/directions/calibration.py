@@ -24,7 +24,7 @@ from rahf.recipe.layers import resolve_layers
 from rahf.terms import kl_divergence
 
 WINDOWS = ("0.2-0.5", "0.35-0.65", "0.5-0.8", "0.65-0.95")
-"""As `target_layers` says them; the lowest blocks have no semantic directions."""
+"""In the form of `target_layers`; the lowest blocks have no semantic directions."""
 
 NEAR_BEST = 0.1  # a window whose AUC is further below the best is not tried
 REACHED = 0.3
@@ -119,7 +119,7 @@ def solve_strength(
 
 
 class NeutralText:
-    """What a model predicts on texts that have nothing to do with the pairs, as it speaks now.
+    """What a model, as it is now, predicts on texts that have nothing to do with the pairs.
 
     Args:
         texts: their ids.
@@ -146,7 +146,7 @@ class NeutralText:
 
 
 class Calibration:
-    """A model, what it is compared with, and what is asked of it.
+    """A model, what it is compared with, and what is measured on it.
 
     Args:
         pairs: held-out tokenised pairs.

@@ -47,7 +47,7 @@ def effect_on_predictions(
     steering: Mapping[str, Directions],
     batch_size: int,
 ) -> Effect:
-    """Return the mean over the responses of `pairs`, both of each pair, that both sides say."""
+    """Return the mean over the responses of `pairs`, both of each pair, that both sides read."""
     positive, negative = reader.sides
     totals, count = dict.fromkeys(("", *steering), 0.0), 0
     for first in range(0, len(pairs), batch_size):

@@ -28,7 +28,7 @@ class Fitted(NamedTuple):
     vectors: Vectors
     halves: tuple[Vectors, Vectors]  # each from one half of the pairs
     rms: Float[Tensor, " layers"]  # root mean square of the states' norms
-    contrasts: int  # differences that were seen: one or two a pair
+    contrasts: int  # differences that were read: one or two a pair
 
 
 def fit(

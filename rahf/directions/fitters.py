@@ -16,7 +16,7 @@ from rahf.directions.states import Samples
 
 
 class Fitter(Protocol):
-    """Gathers samples; `vectors` may be asked at any time."""
+    """Gathers samples; `vectors` may be called at any time."""
 
     def update(self, samples: Samples) -> None: ...
 
@@ -48,7 +48,7 @@ class MeanDifference:
         self._weight = self._weight + weight.sum()
 
     def reduce(self) -> None:
-        """Add up what every rank has seen."""
+        """Add up what every rank has read."""
         self._sum, self._weight = reduce((self._sum, self._weight), reduction="sum")
 
     def vectors(self) -> Float[Tensor, "layers d_model"]:

@@ -1,7 +1,7 @@
 """Contrasting hidden states of a model, batch by batch: what directions are fitted to.
 
 Three sources: chosen against rejected responses, one response under a positive and a
-negative instruction, one response said by two adapters. Knows models and rows of ids; fits nothing.
+negative instruction, one response read by two adapters. Knows models and rows of ids; fits nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ Tokens = Literal["last", "mean", "every"]
 
 
 class Side(NamedTuple):
-    """Who says what on one side of a contrast."""
+    """The prompt, the responses and the adapter of one side of a contrast."""
 
     prompt: str  # column of the prompt's ids
     responses: tuple[str, ...]  # columns of the responses' ids
@@ -92,7 +92,7 @@ class Reader:
 
     Args:
         model: the base, or for the source `adapters` a PEFT model with adapters `positive` and
-            `negative`; a side without one of them is said by the base.
+            `negative`; a side without one of them is read by the base.
         layers: blocks whose output is read, ascending.
         tokens: `last` response token, `mean` over the response, or `every` token of it as a sample
             of its own.

@@ -40,7 +40,7 @@ class Columns:
         if self.start == "generated" and given.get("use_cache") is False:
             raise ValueError(
                 "start='generated' needs the key-value cache, which is off: what was generated "
-                "before cannot be told from the prompt. Leave use_cache on, or give the column."
+                "before looks like the prompt. Leave use_cache on, or give the column."
             )
         self.past = 0 if cache is None else int(cache.get_seq_length())
         self.generates = not isinstance(cache, PrefixCache)

@@ -53,7 +53,7 @@ class Directions:
         missing = [layer for layer in layers if layer not in self.layers]
         if missing:
             raise ValueError(
-                f"the directions hold layers {list(self.layers)}, but target_layers asks for "
+                f"the directions hold layers {list(self.layers)}, but target_layers requests "
                 f"{missing} as well. Fit directions for those layers or take them out of "
                 "target_layers."
             )

@@ -37,7 +37,7 @@ def launch(config: Path, processes: int | None, arguments: Sequence[str]) -> int
         processes: in place of the configuration's own number.
 
     Raises:
-        ValueError: this process is a rank already; DeepSpeed is asked for and not installed.
+        ValueError: this process is a rank already; DeepSpeed is requested and not installed.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise ValueError(

@@ -48,14 +48,14 @@ def take_over_sharding() -> None:
 
 
 def check_world(state: PartialState, *, engine_chosen: bool = False) -> None:
-    """Refuse a rank that does not see the others, or not the engine: each would train alone.
+    """Refuse a rank that is not connected to the others or lacks the engine: it would train alone.
 
     Args:
         engine_chosen: whether `state` is that of an Accelerator, which takes the engine.
 
     Raises:
         ValueError: a launcher has started several processes, and accelerate counts another number;
-            it asks for DeepSpeed, and accelerate takes another engine.
+            it requests DeepSpeed, and accelerate takes another engine.
     """
     launched, engine = int(os.environ.get("WORLD_SIZE") or 1), state.distributed_type
     if launched > 1 and state.num_processes != launched:
@@ -66,7 +66,7 @@ def check_world(state: PartialState, *, engine_chosen: bool = False) -> None:
         )
     if launched > 1 and engine_chosen and _uses_deepspeed() and engine != DistributedType.DEEPSPEED:
         raise ValueError(
-            f"the launch asks for DeepSpeed, and accelerate takes {engine.value}: set use_cpu in "
+            f"the launch requests DeepSpeed, and accelerate takes {engine.value}: set use_cpu in "
             "the recipe as in the accelerate configuration."
         )
 
@@ -156,7 +156,7 @@ def refuse_incomplete(
 
     Args:
         report: `missing_keys` and `unexpected_keys` of loading.
-        depth: the number of decoder blocks that were wanted; those above it may be left over.
+        depth: the number of decoder blocks that were requested; those above it may be left over.
 
     Raises:
         ValueError: a tensor is missing or left over.

@@ -38,7 +38,7 @@ def leave(*_: object) -> None:
 
 
 class StopOnSigterm(TrainerCallback):
-    """Ends the training with a checkpoint after the step in which any rank was asked to stop."""
+    """Ends the training with a checkpoint after the step in which any rank received the signal."""
 
     def __init__(self):
         self._noticed = False

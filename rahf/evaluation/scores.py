@@ -1,6 +1,6 @@
-"""What a judge makes of answers: a score for each, the side that is wanted, and the figures.
+"""What a judge makes of answers: a score for each, the wanted side, and the figures.
 
-A scorer gives the score itself. A chooser is asked, in both orders, whether the answer beats the
+A scorer gives the score itself. A chooser decides, in both orders, whether the answer beats the
 base's answer to the same prompt: 1, 0, or 0.5 for a tie. Knows judges and texts; knows no model.
 """
 
@@ -17,11 +17,11 @@ from rahf.judges.judge import Chat, Judge, Value, Verdicts
 from rahf.judges.questions import ASPECTS
 
 PAIRS_READ = 500
-"""Pairs on which a scorer shows which side of its scale is wanted."""
+"""Pairs on which a scorer shows the wanted side of its scale."""
 
 
 class Judging(NamedTuple):
-    """A judge, the verdicts it has given, and the side of its scale that is wanted."""
+    """A judge, the verdicts it has given, and the wanted side of its scale."""
 
     judge: Judge
     verdicts: Verdicts
@@ -55,7 +55,7 @@ def outcomes_of(
         values = [verdict.value for verdict in verdicts.ask(judge, read)]
         return [Outcome(value, (value,)) for value in values]
     contests = [Contest(*each) for each in zip(chats, answers, base, strict=True)]
-    # Both orders of one text twice are the same question: a tie that need not be asked about.
+    # Both orders of one text twice are the same question: a tie that needs no judgement.
     differing = [contest for contest in contests if contest.first != contest.second]
     decided = iter(decide(judge, differing, verdicts))
     tie = Outcome(0.5, ())
@@ -73,7 +73,7 @@ def speaking(answers: Sequence[str], base: Sequence[str]) -> list[str]:
 def wanted_side(judge: Judge, verdicts: Verdicts, pairs: Dataset) -> int:
     """Return the side of a scorer's scale that the chosen responses lean to: 1, -1, or 0 for none.
 
-    A chooser's side is 1. It is asked about one pair all the same: a key, a URL or a model that
+    A chooser's side is 1. It judges one pair all the same: a key, a URL or a model that
     does not work is reported here, before anything is trained or measured.
     """
     pairs = pairs.select(range(min(len(pairs), PAIRS_READ if judge.responses == 1 else 1)))

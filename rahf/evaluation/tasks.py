@@ -128,8 +128,8 @@ def same_random_numbers() -> Iterator[None]:
 
 @contextmanager
 def no_commit_asked_for(evaluator: ModuleType) -> Iterator[None]:
-    """Keep the harness from asking git for the commit of the current folder, which git answers
-    with an error on the terminal where that folder is no repository.
+    """Keep the harness from requesting the commit of the current folder from git, which prints an
+    error on the terminal where that folder is no repository.
     """
     asked = evaluator.get_git_commit_hash
     evaluator.get_git_commit_hash = lambda: None

@@ -35,7 +35,7 @@ def nothing_there(folder: Path) -> str:
             f"there is no folder {folder} (working directory: {Path.cwd()}); give that of an "
             "adapter."
         )
-    told = f"{folder} holds neither an adapter nor directions"
+    problem = f"{folder} holds neither an adapter nor directions"
     inside = sorted(
         path.parent
         for path in folder.rglob("*")
@@ -44,11 +44,11 @@ def nothing_there(folder: Path) -> str:
     begun = any(folder.glob("*checkpoint-*")) or any(folder.rglob("stage.json"))
     cure = "give the folder of one"
     if begun:
-        told += ": its training has not ended"
+        problem += ": its training has not ended"
         cure = "the same rahf align command resumes it"
     if inside:
         cure += f", or give one that is inside: {', '.join(map(str, inside[:4]))}"
-    return f"{told}; {cure}."
+    return f"{problem}; {cure}."
 
 
 def _in_checkpoint(path: Path) -> bool:
@@ -148,7 +148,7 @@ def check_directions(
 
 
 def _sizes(metadata: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Return depth and width of the base: as the metadata say, or its config.json if it is here."""
+    """Return depth and width of the base: from the metadata, or its config.json if it is here."""
     depth = metadata.get("depth")
     path = Path(metadata.get("model") or "") / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -25,7 +25,7 @@ def left_padded(
 
 
 class PrefixCache(DynamicCache):
-    """Filled by a forward after which nothing is generated; what steers generation asks for it."""
+    """Filled by a forward after which nothing is generated; what steers generation reads it."""
 
 
 class Prefix:

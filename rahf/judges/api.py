@@ -140,7 +140,7 @@ class ApiJudge:
     """A chooser or scorer whose question and reading are functions.
 
     A text that the server refuses has no verdict, and the refusal replaces the judge's
-    words, once the server is seen to answer another; where it refuses everything, that is an error.
+    words, once the server has answered another. Where it refuses everything, that is an error.
     """
 
     api: Api
@@ -157,7 +157,7 @@ class ApiJudge:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
-        refused: list[Verdict] = []  # held back until the server is seen to answer something
+        refused: list[Verdict] = []  # held back until the server has answered something
         for reply in self._replies(read):
             try:
                 said = reply.result()

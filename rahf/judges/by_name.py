@@ -58,7 +58,7 @@ class NamedJudge:
 
     @property
     def has_side(self) -> bool:
-        """Return whether more is wanted, whatever the pairs lean to."""
+        """Return whether a higher value is wanted, whatever the pairs lean to."""
         return parse_judge(self.name).kind == "references"
 
     @property

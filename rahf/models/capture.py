@@ -78,7 +78,7 @@ class AroundBlock(nn.Module):
 
 
 class Tap(AroundBlock):
-    """Copies the wanted positions of the block's output to `recorded`."""
+    """Copies the requested positions of the block's output to `recorded`."""
 
     def __init__(
         self, block: nn.Module, layer: int, positions: Tensor, recorded: dict[int, Tensor]

@@ -1,4 +1,4 @@
-"""Attention over packed rows: rows of one sequence that see nothing of each other.
+"""Attention over packed rows: rows of one sequence that do not attend to each other.
 
 In most decoders only attention reads other tokens. Rows can then follow one another without
 padding, and share their common beginning, whose states depend on no later token.
@@ -312,7 +312,7 @@ def _widest_mask(
 
 
 def window_mask(query: Tensor, window: int | None) -> Bool[Tensor, "seq seq"] | None:
-    """Return which of the last `window` tokens each token sees; None where it sees all."""
+    """Return which of the last `window` tokens each token attends to; None where these are all."""
     length = query.shape[2]
     if window is None or length <= window:
         return None

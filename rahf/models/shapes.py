@@ -143,7 +143,7 @@ def read_decoder(config: Mapping[str, Any], source: str) -> Decoder:
         build = _llama_like
     if build is None:
         raise ValueError(
-            f"{source}: the blocks of model_type {family!r} are not known to the plan. It knows "
+            f"{source}: the blocks of model_type {family!r} are not known to the plan. Known are "
             f"{', '.join(KNOWN)}: describe the model as the nearest of them with "
             "--model_config FILE."
         )

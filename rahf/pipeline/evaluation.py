@@ -165,7 +165,7 @@ def judgings_of(options: JudgeOptions, folder: Path, pairs: Dataset | None) -> l
     for name in options.judges:
         named = NamedJudge(name, device, **needs, encoder=options.encoder)
         judge, own = comparing_judge(named), named.verdicts_in(folder)
-        # References are those of the test prompts, and nearer to the right ones is wanted.
+        # References are those of the test prompts, and a higher score is wanted.
         sign = wanted_side(judge, own, pairs) if pairs and not named.has_side else 1
         found.append(Judging(judge, own, sign, named.neutral, name))
     return found

@@ -138,12 +138,12 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
 
 
 def known_held_out_split(recipe: Recipe) -> str | None:
-    """Return `held_out_split`, where data of the Hub is asked for the splits that it has."""
+    """Return `held_out_split`, checked against the splits of data of the Hub."""
     data, split = recipe.data, held_out_split(recipe.data)
     if split != DEFAULT_TEST_SPLIT or Path(data.dataset_name).expanduser().exists():
         return split
     splits = hub_splits(data.dataset_name, data.dataset_config)
-    if split in splits or len(splits) > 1:  # where it is not among several, loading says so
+    if split in splits or len(splits) > 1:  # where it is not among several, loading reports it
         return split
     return HELD_OUT if data.test_share else None
 

@@ -70,7 +70,7 @@ def _fill_cache(recipe: Recipe) -> str:
 
 
 def _keep_lengths(recipe: Recipe, split: str, rows: Dataset) -> list[str]:
-    """Write the lengths of the training split for `rahf plan`; return the line that says where."""
+    """Write the lengths of the training split for `rahf plan`; return a line with the file."""
     if split != recipe.data.dataset_train_split:
         return []
     path = recipe.output_dir / LENGTHS_FILE

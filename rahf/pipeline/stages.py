@@ -24,7 +24,7 @@ def output_of_one_run(path: Path, cpu: bool = False) -> Iterator[None]:
         cpu: whether the ranks are on a CPU though there is a GPU.
 
     Raises:
-        ValueError: the ranks do not see each other; another run holds the lock. Every rank
+        ValueError: the ranks are not connected; another run holds the lock. Every rank
             raises it, so that none waits for the others.
     """
     state, refused = PartialState(cpu=cpu), None

@@ -18,7 +18,7 @@ from rahf.recipe.recipe import Recipe
 
 
 class PlanOptions(NamedTuple):
-    """What the command line says beside the recipe."""
+    """Settings of the command line beside the recipe."""
 
     accelerate_config: str | None = None
     num_processes: int | None = None
@@ -36,13 +36,13 @@ def plan(
     recipe: Recipe, options: PlanOptions, *, as_json: bool = False
 ) -> tuple[str, DoesNotFitError | None]:
     """Return the plan, and the refusal where a device is given that the recipe does not fit."""
-    case, told = case_of(recipe, options)
+    case, source = case_of(recipe, options)
     wrong = refusal(case, options.device_memory) if options.device_memory is not None else None
     if as_json:
         fits = None if options.device_memory is None else wrong is None
         text = json.dumps({**as_figures(case), "fits": fits}, indent=2)
     else:
-        text = report(case, told)
+        text = report(case, source)
     return text, DoesNotFitError(wrong) if wrong else None
 
 
@@ -51,8 +51,8 @@ def case_of(recipe: Recipe, options: PlanOptions) -> tuple[Case, str]:
     launch = read_launch(options.accelerate_config, options.num_processes, recipe.training)
     decoder = model_decoder(recipe, options.model_config)
     recipe = _with_stored_dtype(recipe, options.model_config)
-    lengths, rows, told = _lengths(recipe, options)
-    return Case(recipe, decoder, launch, lengths, rows), told
+    lengths, rows, source = _lengths(recipe, options)
+    return Case(recipe, decoder, launch, lengths, rows), source
 
 
 def model_decoder(recipe: Recipe, given: Path | None = None) -> Decoder:
@@ -100,18 +100,18 @@ def _lengths(recipe: Recipe, options: PlanOptions) -> tuple[Lengths, int | None,
     measured = read_measured(recipe, options.mean_tokens)
     if measured is not None:
         lengths, rows = measured
-        told = f"measured ({recipe.output_dir / LENGTHS_FILE})"
+        source = f"measured ({recipe.output_dir / LENGTHS_FILE})"
     else:
         lengths, rows = bounds(recipe, options.mean_tokens), None
         data = recipe.data
-        told = (
+        source = (
             f"upper bounds (max_prompt_length {data.max_prompt_length}, max_length "
             f"{data.max_length}): `rahf data` measures them, --mean_tokens sets them"
         )
     if options.mean_tokens is not None:
-        told = f"{options.mean_tokens:g} tokens per row (--mean_tokens); memory: {told}"
+        source = f"{options.mean_tokens:g} tokens per row (--mean_tokens); memory: {source}"
     if options.rows is not None:
         rows = options.rows
     elif rows is None:
         rows = count_rows(recipe)
-    return lengths, rows, told
+    return lengths, rows, source

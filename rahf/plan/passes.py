@@ -1,4 +1,4 @@
-"""The stages of a recipe as passes through the decoder: who says which rows, how deep, how often.
+"""The stages of a recipe as passes through the decoder: which view and rows, how deep, how often.
 
 The same passes as in `teachers.py` and `alignment.py`, without torch; a test holds the two
 together. Knows recipes; knows no FLOPs and no bytes.

@@ -26,7 +26,7 @@ class Pass(NamedTuple):
     rows: int
     width: float  # tokens of a row, padding included
     depth: int  # blocks that are computed
-    adapted: bool  # an adapter speaks, not the base
+    adapted: bool  # an adapter is on, not only the base
     trained: bool  # forward and backward; False: a frozen forward
     columns: float = 1  # tokens of a row that the head is applied to
     scored: float = 0  # tokens of a row whose logits reach a loss; 0: the head gets no gradient
@@ -71,7 +71,7 @@ def pass_work(decoder: Decoder, lora: Lora, made: Pass, checkpointing: bool) -> 
     if made.scored:
         backward += head
     if not checkpointing:
-        # Checkpointing asks the embeddings for a gradient, so that the first block has one as well.
+        # Checkpointing gives the embeddings a gradient, so that the first block has one as well.
         backward -= block_backward(decoder, lora, levels[0])
         return Work(forward, backward + first_block_backward(decoder, lora, levels[0]), 0)
     last = sum(level.depth * _last_product(decoder, lora, level) for level in levels)
@@ -120,7 +120,7 @@ def first_block_backward(decoder: Decoder, lora: Lora, made: Pass) -> float:
 
 
 class _Gradients:
-    """Adds up the backward of matrices whose input may or may not ask for a gradient."""
+    """Adds up the backward of matrices whose input may or may not need a gradient."""
 
     def __init__(self, lora: Lora, tokens: float):
         self.total = 0.0
@@ -134,7 +134,7 @@ class _Gradients:
             return False
         weights = linear.inputs * linear.outputs if input_asks else 0
         if targeted:
-            # Of A its own gradient, and that of its input where it is asked for; of B both.
+            # Of A its own gradient, and that of its input where it is needed; of B both.
             weights += self._lora.rank * (linear.inputs * (1 + input_asks) + 2 * linear.outputs)
         self.total += 2 * self._tokens * weights
         return True

@@ -107,7 +107,7 @@ def check_named_files(recipe: Recipe) -> list[str]:
 
 
 def _engine_problems(recipe: Recipe) -> list[str]:
-    """Return what the recipe wants of this machine's programs and does not get."""
+    """Return what the recipe needs of this machine's programs and does not find."""
     problems = [
         full_name(section, line)
         for section, given in (("", recipe.training), ("teachers", recipe.teachers_training))

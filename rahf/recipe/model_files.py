@@ -1,4 +1,4 @@
-"""A recipe against the folders of its model and of its teachers, as far as their JSON files tell,
+"""A recipe against the folders of its model and of its teachers, as far as their JSON files go,
 and what the Hub answers about the names that are not paths on this machine.
 
 Knows neither torch nor a GPU, reads no weights and fetches nothing.

@@ -89,10 +89,10 @@ def _held_out_text(recipe: Recipe) -> str:
     split = held_out_split(recipe.data)
     if split == HELD_OUT:
         return f"{recipe.data.test_share:.0%} of the training prompts (test_share)"
-    told = "nothing" if split is None else f"split {split}"
+    described = "nothing" if split is None else f"split {split}"
     if split == DEFAULT_TEST_SPLIT and not is_local(recipe.data.dataset_name or ""):
-        told += f", or where it has one split, {recipe.data.test_share:.0%} of its prompts"
-    return told
+        described += f", or where it has one split, {recipe.data.test_share:.0%} of its prompts"
+    return described
 
 
 def _with_origin(name: str) -> str:
@@ -145,7 +145,7 @@ def _held(recipe: Recipe) -> Iterator[_Held]:
         yield _Held("Training", name, value, defaults.get(name, _UNKNOWN), name in of_method)
 
 
-def values_that_differ(recipe: Recipe) -> str:
+def changed_values(recipe: Recipe) -> str:
     """Return the keys that are given at another value than their default, with that default."""
     lines = ["Given, and no default"]
     for held in _held(recipe):
@@ -156,7 +156,7 @@ def values_that_differ(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def values_that_hold(recipe: Recipe) -> str:
+def effective_values(recipe: Recipe) -> str:
     """Return every key of a recipe with its value, defaults marked, for a terminal."""
     lines, group = textwrap.wrap(_MARKS.format(recipe.method.method), _WIDTH), None
     for held in _held(recipe):

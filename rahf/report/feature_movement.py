@@ -7,14 +7,14 @@ from rahf.report.feature_terms import tokens_text
 from rahf.report.tables import markdown
 
 LEAST_FIT = 0.5
-"""Share of the base's variance below which a dictionary is told not to fit."""
+"""Share of the base's variance below which a dictionary is reported not to fit."""
 
 
 def movement_tables(figures: Mapping[str, Any]) -> str:
     """Return the features that moved, and below what rivals show of the same rows."""
     rows = [_movement_row(row) for row in figures["features"]]
     header = ["feature", "effect [95 %]", "q", "size", "placebo", "seeds", "fires", "notes"]
-    header += ["seen by"] + (["raises"] if rows and len(rows[0]) > len(header) + 1 else [])
+    header += ["shown by"] + (["raises"] if rows and len(rows[0]) > len(header) + 1 else [])
     parts = [
         _movement_heading(figures),
         markdown(header, rows),
@@ -25,7 +25,7 @@ def movement_tables(figures: Mapping[str, Any]) -> str:
     if fit["base"] is not None and fit["base"] < LEAST_FIT:
         parts.append(
             f"WARNING: the dictionary explains {fit['base']:.2f} of the variance of the base's "
-            "states on these responses, so its features say little of them."
+            "states on these responses, so its features describe little of them."
         )
     if figures["fits_aligned_worse"]:
         parts.append(
@@ -82,8 +82,8 @@ def _rivals_table(figures: Mapping[str, Any]) -> str:
     kl, areas = figures["token_kl"], figures["separability"]
     text = (
         f"Token KL {kl['mean']:.4f} [{kl['low']:.4f}, {kl['high']:.4f}] nats per token. Single "
-        f"tokens of base and aligned model are told apart with an AUC of {areas['probe']:.3f} by a "
-        f"linear probe, {areas['mean']:.3f} along the mean difference."
+        f"tokens of base and aligned model are distinguished with an AUC of "
+        f"{areas['probe']:.3f} by a linear probe, {areas['mean']:.3f} along the mean difference."
     )
     return f"{markdown(header, rows)}\n\n{text}"
 
@@ -91,7 +91,7 @@ def _rivals_table(figures: Mapping[str, Any]) -> str:
 def _verdict(figures: Mapping[str, Any]) -> str:
     moved = sum(row["moved"] for row in figures["features"][:10])
     return (
-        f"Of the first ten features {moved} moved; {figures['unseen_by_rivals']} of them are seen "
+        f"Of the first ten features {moved} moved; {figures['unseen_by_rivals']} of them are shown "
         "by no rival: neither the mean difference nor the principal components make half of the "
         "effect, and neither the probe nor the token KL goes along with it."
     )

@@ -24,7 +24,7 @@ def _interval(part: Mapping[str, float]) -> str:
 
 
 def units_table(figures: Mapping[str, Any]) -> str:
-    """Return what the firing of features and of other units says of tokens, at equal rates."""
+    """Return what the firing of features and other units reveals about tokens, at equal rates."""
     rows = [
         [name, _interval(part["current"]), _interval(part["next"])]
         for name, part in figures["units"].items()

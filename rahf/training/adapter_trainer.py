@@ -161,7 +161,7 @@ class AdapterTrainer(ResumableTrainer, ABC):
 
     @overrides(Trainer)
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        # The engine is made of weights that have been read already, so that it need not know how.
+        # The engine is made of weights that have been read already; it does not load them.
         if resume_from_checkpoint is not None:
             load_policy(self.model, Path(resume_from_checkpoint))
         leave_to_data_parallelism(self.model)

@@ -1,4 +1,4 @@
-"""Checkpoints that know no engine: the trained weights and their optimiser state, by name.
+"""Checkpoints that depend on no engine: the trained weights and their optimiser state, by name.
 
 What DeepSpeed shards across ranks is gathered before it is written and sharded when it is read, so
 that a run may resume under another engine or in one process. A manifest of checksums, written last,

@@ -69,7 +69,7 @@ def prepare(
     """Train the teachers that are missing, build the alignment, and fit or read what it needs.
 
     Args:
-        directions: a stored shift; fitted where it is None and the options want a mean shift.
+        directions: a stored shift; fitted where it is None and the options require a mean shift.
         retained: ids of retained texts; None: read or sampled by the options.
     """
     views = views_of(args.method, args.reference, stored_shift=directions is not None)

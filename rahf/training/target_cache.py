@@ -8,7 +8,7 @@ kept, the views run on every response, and only retained texts are read.
 
 A file is written beside and renamed, so that ranks, runs and a restart after a kill may share a
 folder. The cache knows batches and hidden states and is given a function for what is missing;
-only `open_cache` knows what a training is made of.
+only `open_cache` reads how a training is set up.
 """
 
 import json

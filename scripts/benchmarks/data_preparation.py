@@ -55,12 +55,12 @@ def main() -> None:
                     folder=folder,
                 )
             )
-            told = [
+            cells = [
                 f"{seconds:.1f} | {peak:.2f}"
                 for seconds, peak in (prepared(recipe, Path(folder)) for _ in range(2))
             ]
             print(
-                f"| {pairs:,} | {data.stat().st_size / 1e6:.0f} | {' | '.join(told)} |", flush=True
+                f"| {pairs:,} | {data.stat().st_size / 1e6:.0f} | {' | '.join(cells)} |", flush=True
             )
 
 

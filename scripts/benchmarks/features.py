@@ -91,8 +91,8 @@ def encoding(dictionary: TopKDictionary, states: torch.Tensor, rounds: int) -> N
         for _ in range(rounds):
             for name, way in ways.items():
                 found[name].append(timed(way)[0] / len(states))
-    told = ", ".join(f"{name} {_middle(seconds)} us/token" for name, seconds in found.items())
-    print(f"encoding, {dictionary.latents:,} latents: {told}")
+    times = ", ".join(f"{name} {_middle(seconds)} us/token" for name, seconds in found.items())
+    print(f"encoding, {dictionary.latents:,} latents: {times}")
 
 
 def timed(work: Callable[[], object]) -> tuple[float, object]:

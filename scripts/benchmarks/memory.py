@@ -1,4 +1,4 @@
-"""Memory of one stage of a recipe, measured in a process of its own and beside what the plan says.
+"""Memory of one stage of a recipe, measured in a process of its own, beside the plan's estimate.
 
     python scripts/benchmarks/memory.py RECIPE.yaml --stage alignment --tokens 512 [--KEY VALUE ...]
 
@@ -55,11 +55,11 @@ def compare(options: argparse.Namespace, overrides: list[str]) -> None:
         case = case_of(checked_recipe(options.recipe, given), PlanOptions())[0]
         [planned] = [part for part in estimate(case) if part.stage.name == options.stage]
     total = planned.tensors if options.tight else planned.total
-    told = {**measured, "planned": total, "ratio": total / measured["measured"]}
-    print("  ".join(f"{name} {_told(value)}" for name, value in told.items()))
+    figures = {**measured, "planned": total, "ratio": total / measured["measured"]}
+    print("  ".join(f"{name} {_printed(value)}" for name, value in figures.items()))
 
 
-def _told(value: float) -> str:
+def _printed(value: float) -> str:
     return f"{value:.3f}" if value < 100 else f"{value / GIB:.3f} GiB"
 
 

@@ -185,7 +185,7 @@ def test_a_damaged_config_of_a_recipes_model_is_named(place, capsys, _, content)
 
 
 @pytest.mark.parametrize(("_", "template"), walks(template=BAD_TEMPLATES))
-def test_a_template_that_fails_is_told(place, capsys, _, template):
+def test_a_template_that_fails_is_reported(place, capsys, _, template):
     Path("chat.jinja").write_text(template)
     line = one_line(capsys, (*GENERATE, "--model", "base", "--chat_template", "chat.jinja"))
     assert "template" in line or "chat.jinja" in line
@@ -222,7 +222,7 @@ NO_DEVICES += [] if torch.cuda.is_available() else ["cuda"]
 
 
 @pytest.mark.parametrize("device", NO_DEVICES)
-def test_a_device_that_is_not_there_is_told(place, capsys, device):
+def test_a_device_that_is_not_there_is_reported(place, capsys, device):
     line = one_line(capsys, (*GENERATE, "--model", "base", "--device", device))
     assert "--device" in line
 
@@ -276,7 +276,7 @@ def hub_names(place, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "command"), NOT_FOUND.items(), ids=NOT_FOUND)
-def test_an_unreachable_hub_is_told_at_once(hub_names, monkeypatch, capsys, name, command):
+def test_an_unreachable_hub_is_reported_at_once(hub_names, monkeypatch, capsys, name, command):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     start = time.perf_counter()
     line = one_line(capsys, command)
@@ -288,7 +288,9 @@ def test_an_unreachable_hub_is_told_at_once(hub_names, monkeypatch, capsys, name
 
 
 @pytest.mark.parametrize(("name", "command"), NOT_FOUND.items(), ids=NOT_FOUND)
-def test_a_name_that_the_hub_does_not_have_is_told(hub_names, monkeypatch, capsys, name, command):
+def test_a_name_that_the_hub_does_not_have_is_reported(
+    hub_names, monkeypatch, capsys, name, command
+):
     def repo_info(api, name, **_):
         response = types.SimpleNamespace(headers={}, request=None)
         raise RepositoryNotFoundError("404", response=response)
@@ -331,7 +333,7 @@ class Full(io.StringIO):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_is_told_with_what_to_do(place, capsys, monkeypatch):
+def test_a_full_disk_is_reported_with_what_to_do(place, capsys, monkeypatch):
     from rahf import artifacts
 
     monkeypatch.setattr(artifacts, "write_text", lambda path, text: Full().write(text))

@@ -82,7 +82,7 @@ def test_importing_rahf_is_fast_and_loads_nothing_heavy():
     assert float(seconds) < 0.5
 
 
-def test_rahf_tells_its_names_and_refuses_others():
+def test_rahf_reports_its_names_and_refuses_others():
     import rahf
 
     assert {"RAHFTrainer", "RAHFConfig", "Directions", "load_recipe"} <= set(dir(rahf))
@@ -102,7 +102,7 @@ def test_validate_is_fast_and_loads_nothing_heavy(place):
     assert lines[-1] == "0 []"
 
 
-def test_validate_says_what_the_recipe_will_do(place, capsys):
+def test_validate_reports_what_the_recipe_will_do(place, capsys):
     assert main(["validate", recipe(method="scit", target_layers="3-5"), "--alpha", "4"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[: told.index("")] == [
@@ -176,7 +176,7 @@ def test_validate_groups_the_keys_as_the_reference_does(place, capsys):
         ("repbend", "repbend; weights (constant): rejected 0.5, chosen 0.5, similarity 0.1, kl"),
     ],
 )
-def test_validate_tells_the_weights_of_a_preset(place, capsys, method, told):
+def test_validate_reports_the_weights_of_a_preset(place, capsys, method, told):
     assert main(["validate", recipe(), "--method", method]) == 0
     assert told in " ".join(capsys.readouterr().out.split())
     assert main(["validate", recipe(), "--method", method, "--layer_scale", "shift"]) == 1
@@ -204,7 +204,7 @@ HUB_NAMES = {
         (Finding(True), "the Hub has the name, and its "),
     ],
 )
-def test_validate_tells_what_it_did_not_check(place, monkeypatch, capsys, found, said):
+def test_validate_reports_what_it_did_not_check(place, monkeypatch, capsys, found, said):
     monkeypatch.setattr("rahf.recipe.model_files.ask_hub", lambda *_: found)
     path = recipe(**HUB_NAMES)
     assert main(["validate", path]) == 0
@@ -250,7 +250,7 @@ def test_a_command_that_runs_a_recipe_notes_what_is_not_read(place, pipeline, ca
     assert capsys.readouterr().err.startswith("note: num_train_epochs: 2 has no effect beside max")
 
 
-def test_validate_tells_problems_of_keys_and_of_files_at_once(place, capsys):
+def test_validate_reports_problems_of_keys_and_of_files_at_once(place, capsys):
     lines = told(
         capsys,
         alhpa=1,
@@ -291,7 +291,7 @@ def test_a_model_without_a_known_depth_is_left_to_the_run(place):
 
 
 @pytest.mark.parametrize("modules", ["q_proj", r"model\.layers\.4\..*", ["query"]])
-def test_modules_that_no_block_has_are_told(place, capsys, modules):
+def test_modules_that_no_block_has_are_reported(place, capsys, modules):
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
     save("model/config.json", {"model_type": "llama", "num_hidden_layers": 4, **sizes})
     [line] = told(capsys, lora_target_modules=modules)
@@ -317,7 +317,7 @@ def test_modules_of_a_model_that_is_not_known_are_left_to_the_run(place):
         ("broken", "model_name_or_path: broken/config.json, line 1: not JSON"),
     ],
 )
-def test_a_folder_that_is_no_model_is_told(place, capsys, name, said):
+def test_a_folder_that_is_no_model_is_reported(place, capsys, name, said):
     save("adapter/adapter_config.json", {})
     save("broken/config.json", "{")
     [line] = told(capsys, model_name_or_path=name)
@@ -394,7 +394,7 @@ def test_each_part_of_a_mixture_is_looked_at(place, capsys):
     assert [line.partition(":")[0] for line in lines] == ["datasets[1].path", "datasets[2].path"]
 
 
-def test_a_teacher_of_another_base_is_told(place, capsys):
+def test_a_teacher_of_another_base_is_reported(place, capsys):
     save("teacher/adapter_config.json", {"base_model_name_or_path": "org/other"})
     [line] = told(capsys, teachers={"positive": "teacher"})
     assert line.startswith("teachers.positive: teacher was trained on org/other, not on model")
@@ -407,7 +407,7 @@ def test_a_teacher_of_another_base_is_told(place, capsys):
         {"layer_replication": [[0, 1], [0, 2]]},
     ],
 )
-def test_a_teacher_that_changes_the_base_is_told(place, capsys, changing):
+def test_a_teacher_that_changes_the_base_is_reported(place, capsys, changing):
     save("teacher/adapter_config.json", {"init_lora_weights": True, **changing})
     [line] = told(capsys, teachers={"positive": "teacher"})
     assert line.startswith("teachers.positive: teacher changes the base's own weights")
@@ -442,13 +442,13 @@ def test_other_files_of_a_recipe_are_looked_for(place, capsys, keys, said):
     assert line.startswith(said)
 
 
-def test_an_unreadable_line_of_an_evaluation_file_is_told(place, capsys):
+def test_an_unreadable_line_of_an_evaluation_file_is_reported(place, capsys):
     save("prompts.jsonl", '{"prompt": "a"}\n{\n')
     [line] = told(capsys, evaluation={"prompts": "prompts.jsonl", "judge": None})
     assert line.startswith("evaluation.prompts: prompts.jsonl, line 2: not JSON")
 
 
-def test_an_output_folder_that_cannot_be_written_is_told(place, capsys, monkeypatch):
+def test_an_output_folder_that_cannot_be_written_is_reported(place, capsys, monkeypatch):
     Path("locked").mkdir()
     locked, access = Path("locked").absolute(), os.access
     # The permission is refused here, not in the file system, where root may write everywhere.
@@ -457,7 +457,7 @@ def test_an_output_folder_that_cannot_be_written_is_told(place, capsys, monkeypa
     assert line == f"output_dir: {locked} cannot be written to"
 
 
-def test_a_missing_judge_is_told(place, capsys, monkeypatch):
+def test_a_missing_judge_is_reported(place, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", spec_without("vaderSentiment"))
     [line] = told(capsys, evaluation={"prompts": "prompts.jsonl"})
     assert 'pip install "rahf[judges]"' in line
@@ -535,7 +535,7 @@ def test_a_users_error_is_a_line_without_a_traceback(place, pipeline, capsys, er
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_the_environment_asks_for_the_traceback(place, pipeline, capsys, monkeypatch):
+def test_the_environment_requests_the_traceback(place, pipeline, capsys, monkeypatch):
     monkeypatch.setenv("RAHF_DEBUG", "1")
     assert main(["align", recipe(alpha=0)]) == 2
     assert "Traceback" in capsys.readouterr().err
@@ -615,7 +615,7 @@ def test_the_commands_hinted_at_exist():
     ],
     ids=str,
 )
-def test_a_wrong_key_of_the_command_line_is_told(place, capsys, words, said):
+def test_a_wrong_key_of_the_command_line_is_reported(place, capsys, words, said):
     assert main(["validate", recipe(), *words]) == 1
     [line] = capsys.readouterr().err.splitlines()[1:]
     assert line.startswith(f"- {said}")

@@ -102,7 +102,7 @@ def test_a_judge_scores_one_file(files, capsys):
         (["--judge", "length", "--aspects", "--against", "x"], "--aspects scores one file"),
     ],
 )
-def test_a_judge_that_cannot_do_it_is_told(files, capsys, options, said):
+def test_a_judge_that_cannot_do_it_is_reported(files, capsys, options, said):
     status, _, err = evaluated(capsys, "responses", "--responses", files[0], *options)
     assert status == 2
     assert said in err
@@ -241,7 +241,7 @@ def test_tasks_are_put_in_the_template_that_is_given(tasks, family, capsys, monk
     assert rendered[-1] == given
 
 
-def test_a_missing_harness_says_what_to_install(monkeypatch):
+def test_a_missing_harness_names_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
     with pytest.raises(ValueError, match=r"pip install 'rahf\[eval\]'"):
         run_tasks(tiny_model(), tiny_tokenizer(), ["words"])

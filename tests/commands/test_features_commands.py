@@ -79,7 +79,7 @@ def test_a_direction_is_decomposed_beside_random_vectors(folder, family, capsys)
     assert found["terms_above_random"] == 4
 
 
-def test_the_diff_stands_beside_placebo_seeds_and_rivals(folder, family, capsys):
+def test_the_diff_is_compared_with_placebo_seeds_and_rivals(folder, family, capsys):
     options = ("diff", "--model", family.adapters["positive"], "--dictionary", "dictionary")
     extra = ("--seed_of_adapter", family.adapters["contrast"], "--device", "cpu")
     extra += ("--placebo", family.adapters["negative"], "--output", "diff", "--top", 7)
@@ -99,7 +99,7 @@ def test_the_diff_stands_beside_placebo_seeds_and_rivals(folder, family, capsys)
     assert "WARNING: there is no placebo to compare with" in capsys.readouterr().out
 
 
-def test_the_diff_reads_responses_and_says_what_it_cuts(folder, family, capsys):
+def test_the_diff_reads_responses_and_reports_what_it_cuts(folder, family, capsys):
     records = [{"prompt": text, "response": text} for text in texts(4)]
     write_lines(Path("responses.jsonl"), records)
     options = ("diff", "--model", family.adapters["positive"], "--dictionary", "dictionary")
@@ -202,7 +202,7 @@ def test_a_probe_reads_labelled_texts_beside_the_untrained_model(folder, family,
     assert "1 of 60 texts of other.jsonl have no token that is read" in told.err
 
 
-def test_features_stand_beside_neurons_and_other_models(folder, family, capsys):
+def test_features_are_compared_with_neurons_and_other_models(folder, family, capsys):
     model = ("--model", family.base, "--dictionary", "dictionary", "--text", "texts.jsonl")
     found = figures("neurons", *model, "--units", 8)
     assert list(found["units"]) == ["features", "neurons", "untrained neurons"]

@@ -108,7 +108,7 @@ CONTINUED = {
 
 
 @pytest.mark.parametrize("words", entries(), ids=" ".join)
-def test_an_interrupted_command_tells_where_the_next_one_starts(words, capsys, monkeypatch):
+def test_an_interrupted_command_reports_where_the_next_one_starts(words, capsys, monkeypatch):
     module = types.ModuleType("a command")
     module.add_options = lambda parser: parser.add_argument("rest", nargs="*")
 

@@ -46,7 +46,7 @@ def test_a_strength_without_a_verdict_is_no_point_of_the_curve():
     assert alone["row"].low < alone["row"].change < alone["row"].high
 
 
-def test_draws_in_which_nothing_can_be_read_say_nothing():
+def test_draws_in_which_nothing_can_be_read_are_left_out():
     given = row(0.3, 0.1)
     given.scores[:, :, 1:] = np.nan  # one prompt in twenty: more than a third of the draws miss it
     alone, _ = read_at({"row": given}, BASE, 0.1, "loss", 1)
@@ -140,7 +140,7 @@ def asks_api(path, url):
 
 
 @pytest.mark.slow
-def test_a_comparison_by_an_api_goes_on_after_a_stop_and_asks_nothing_twice(compared, capsys):
+def test_a_comparison_by_an_api_goes_on_after_a_stop_and_requests_nothing_twice(compared, capsys):
     out, ok = Path("out/compare"), (200, {}, longer)
     with server(ok, ok, ok, (402, {}, "out of credit"), ok) as (url, requests):
         recipe = str(asks_api(compared, url))
@@ -187,7 +187,7 @@ def test_a_comparison_by_an_api_goes_on_after_a_stop_and_asks_nothing_twice(comp
 
 
 @pytest.mark.parametrize("status", [401, 400])
-def test_an_api_that_refuses_is_told_before_anything_is_trained(compared, capsys, status):
+def test_an_api_that_refuses_is_reported_before_anything_is_trained(compared, capsys, status):
     with server((status, {}, "no key")) as (url, requests):
         assert main(["compare", str(asks_api(compared, url))]) == 2
     assert f"status {status}" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def compared(*rows, trials=None, **more):
         ({5: {}}, "rows: 5 is not text"),
     ],
 )
-def test_what_is_wrong_with_a_row_is_told_with_its_name(write, capsys, row, problem):
+def test_what_is_wrong_with_a_row_is_reported_with_its_name(write, capsys, row, problem):
     [told] = problems(write(compared(row)), capsys)
     assert told.startswith("compare.rows")
     assert problem in told
@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_row_is_told_with_its_name(write, capsys, row, prob
         ({"label": -1}, "compare.label: -1 is out of range"),
     ],
 )
-def test_what_is_wrong_with_the_judge_is_told(write, capsys, options, problem):
+def test_what_is_wrong_with_the_judge_is_reported(write, capsys, options, problem):
     [told] = problems(write({**compared("sft"), **options}), capsys)
     assert problem in told
 
@@ -101,7 +101,7 @@ def test_a_judge_that_can_only_be_known_elsewhere_is_accepted(write, capsys):
         assert problems(write({**compared("sft"), **options}), capsys) == []
 
 
-def test_all_problems_of_all_rows_trials_and_the_recipe_are_told_at_once(write, capsys):
+def test_all_problems_of_all_rows_trials_and_the_recipe_are_reported_at_once(write, capsys):
     trials = {
         "dual": [{"alpha": 2}, {"alfa": 3}, {"alpha": "big"}],
         "sft": [{}, {"max_steps": "x"}, {"learning_rate": "2e-3"}],
@@ -128,7 +128,7 @@ def test_a_problem_of_the_recipe_itself_is_not_told_again_for_every_row(write, c
     ]
 
 
-def test_what_a_row_lacks_may_stand_in_all_of_its_trials(write, capsys):
+def test_what_a_row_lacks_may_be_in_all_of_its_trials(write, capsys):
     Path("directions").mkdir()
     tried = [{"directions": "directions"}, {"directions": "directions", "alpha": 3}]
     assert problems(write(compared("direction", trials={"direction": tried})), capsys) == []
@@ -136,7 +136,7 @@ def test_what_a_row_lacks_may_stand_in_all_of_its_trials(write, capsys):
     assert told.startswith("compare.trials.direction[1]: method: direction needs directions")
 
 
-def test_a_comparison_without_anything_to_measure_on_is_told(write, capsys):
+def test_a_comparison_without_anything_to_measure_on_is_reported(write, capsys):
     [told] = problems(write(compared("sft"), dataset_test_split=None), capsys)
     assert "set dataset_test_split and evaluation.unrelated_text" in told
 
@@ -148,7 +148,7 @@ def test_the_lexicon_has_to_be_there(write, monkeypatch):
     assert any("rahf[judges]" in line for line in check_comparison(recipe))
 
 
-def test_a_recipe_that_says_nothing_of_a_comparison_is_not_checked_for_one(write, capsys):
+def test_a_recipe_without_keys_of_a_comparison_is_not_checked_for_one(write, capsys):
     path = write(dataset_test_split=None)
     assert problems(path, capsys) == []
     recipe = load_recipe(path)

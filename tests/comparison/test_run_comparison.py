@@ -76,7 +76,7 @@ def test_several_costs_are_read_as_each_alone():
     ]
 
 
-def test_the_table_of_readings_says_what_was_not_reached():
+def test_the_table_of_readings_shows_what_was_not_reached():
     rows = {"dual": row(0.3, 0.01), "sft": row(0.2, 0.1)}
     table = readings_table(readings_of(rows, BASE, 1)).splitlines()
     costs = [cell.strip() for cell in table[0].split("|")[2:-1]]
@@ -87,7 +87,7 @@ def test_the_table_of_readings_says_what_was_not_reached():
     assert table[4].split("|")[5].strip() == "0.40 [0.40, 0.40]"
 
 
-def test_a_row_that_never_costs_so_much_is_told():
+def test_a_row_that_never_costs_so_much_is_reported():
     alone, _ = read_at({"cheap": row(0.3, 0.01), "dear": row(0.3, 0.1)}, BASE, 0.1, "loss", 1)
     assert not alone["cheap"].reached
     assert alone["cheap"].change == pytest.approx(0.6)
@@ -169,7 +169,7 @@ def test_a_comparison_that_cannot_be_run_is_refused(options, problem):
 
 
 @pytest.mark.slow
-def test_a_comparison_trains_measures_and_tells_every_row_once(compared, capsys, monkeypatch):
+def test_a_comparison_trains_measures_and_reports_every_row_once(compared, capsys, monkeypatch):
     assert main(["compare", str(compared)]) == 0
     told, out = capsys.readouterr().out, Path("out/compare")
     rows = ["base", "urial", "sft", "dpo", "dual", "scit", "dpo_shift", "lorra"]
@@ -341,7 +341,7 @@ def test_the_table_shows_the_memory_of_the_seed_that_took_most():
     assert [line.split("|")[column].strip() for line in lines] == ["-", "1.50", "-"]
 
 
-def test_a_wrong_setting_of_a_row_is_told_before_anything_is_trained(compared, capsys):
+def test_a_wrong_setting_of_a_row_is_reported_before_anything_is_trained(compared, capsys):
     recipe = yaml.safe_load(compared.read_text())
     recipe["compare"]["trials"]["dual"][1] = {"alfa": 3}
     compared.write_text(yaml.safe_dump(recipe))
@@ -351,7 +351,7 @@ def test_a_wrong_setting_of_a_row_is_told_before_anything_is_trained(compared, c
     assert not Path("out/compare/teachers").exists()
 
 
-def test_a_judge_that_sees_no_difference_is_refused(compared, capsys):
+def test_a_judge_that_finds_no_difference_is_refused(compared, capsys):
     assert main(["compare", str(compared), "--compare.judge", "refusal"]) == 2
     assert "the same mean" in capsys.readouterr().err
     assert main(["compare", str(compared), "--compare.judge", "taste"]) == 2

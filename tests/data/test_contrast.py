@@ -164,7 +164,7 @@ def test_a_response_is_cut_at_the_same_token_in_every_view():
         (("responses",), [[21, 22, EOS], [31, EOS]]),
     ],
 )
-def test_terms_that_read_predictions_read_whole_responses_of_which_the_first_tokens_are_aligned(
+def test_terms_that_read_predictions_read_complete_responses_of_which_the_first_tokens_are_aligned(
     scored, said, side, packed
 ):
     options = {"padding_side": side, "packed": packed, "scored": scored}

@@ -228,7 +228,7 @@ def test_tools_and_calls_are_rendered_by_the_template(told):
 @pytest.mark.parametrize(
     "arguments", ["+ c.function.arguments +", "}}{{ c.function.arguments }}{{"]
 )
-def test_tools_may_be_json_text_and_arguments_stay_text_where_the_template_wants_it(
+def test_tools_may_be_json_text_and_arguments_stay_text_where_the_template_needs_it(
     told, arguments
 ):
     template = TOOLS.replace("+ c.function.arguments | tojson +", arguments)

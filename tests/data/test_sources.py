@@ -467,7 +467,7 @@ def test_pairs_that_are_normalised_already_come_back_as_they_are(tmp_path):
         ),
     ],
 )
-def test_a_row_that_is_no_pair_keeps_its_place_and_says_why(normalized, record, reason):
+def test_a_row_that_is_no_pair_keeps_its_place_and_its_reason(normalized, record, reason):
     pair = normalized(**record)
     assert pair["dropped"].startswith(reason)
     assert (pair["row"], pair["prompt"], pair["chosen"], pair["rejected"]) == (0, [], "", "")

@@ -94,7 +94,7 @@ def test_the_response_reads_as_given(tokenize, build):
     assert tokenizer.decode(row["rejected_ids"], skip_special_tokens=True).strip() == HATED
 
 
-def test_a_bos_that_tokenizer_and_template_both_add_stands_there_once(tokenize):
+def test_a_bos_that_tokenizer_and_template_both_add_occurs_once(tokenize):
     tokenizer = llama_tokenizer()
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     [row] = tokenize(dataset_of(), tokenizer)[0]
@@ -256,7 +256,7 @@ def test_an_instruction_is_appended_to_the_template_s_default_system_message(tok
 
 
 @pytest.mark.parametrize("template", [INST, TURNS])
-def test_without_a_system_role_instructions_stand_before_the_first_user_message(tokenize, template):
+def test_without_a_system_role_instructions_precede_the_first_user_message(tokenize, template):
     tokenizer = llama_tokenizer() if template is INST else chatml_tokenizer()
     prompt = chat_of("How is the soup?", "Warm.", QUESTION)
     options = {"instructions": INSTRUCTIONS, "chat_template": template}
@@ -432,9 +432,9 @@ def test_a_slow_tokenizer_is_an_error(tokenize):
         tokenize(dataset_of(), Slow())
 
 
-def test_a_template_whose_prompt_is_not_the_beginning_of_the_whole_is_an_error(tokenize):
+def test_a_template_whose_prompt_is_not_the_beginning_of_the_full_text_is_an_error(tokenize):
     template = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\nSo:'")
-    with pytest.raises(ValueError, match=r"cannot be told where the response begins.*\{% for"):
+    with pytest.raises(ValueError, match=r"the start of the response is ambiguous.*\{% for"):
         tokenize(dataset_of(), chatml_tokenizer(), chat_template=template)
 
 

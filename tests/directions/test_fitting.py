@@ -94,7 +94,7 @@ def test_samples_are_the_states_of_single_rows(family, source, tokens):
     assert samples.pairs == len(sides[0])
 
 
-def test_tokens_that_do_not_correspond_stand_against_the_other_response(family):
+def test_tokens_that_do_not_correspond_are_set_against_the_other_response(family):
     pairs = tiny_pairs(2)
     samples = reader_of(family, "responses", "every")(pairs)
     sides = [states_by_loops(family, "responses", side, "every", pairs) for side in (0, 1)]
@@ -103,7 +103,7 @@ def test_tokens_that_do_not_correspond_stand_against_the_other_response(family):
     torch.testing.assert_close(samples.difference, torch.cat(expected, 1), atol=1e-5, rtol=1e-4)
 
 
-def test_the_size_of_the_states_is_told_per_token(family):
+def test_the_size_of_the_states_is_reported_per_token(family):
     pairs = tiny_pairs(3)
     samples = reader_of(family, "responses", "mean")(pairs)
     states = states_by_loops(family, "responses", 0, "every", pairs)
@@ -406,7 +406,7 @@ def test_instructions_are_read_whatever_the_recipes_method(recipe_file):
     assert metadata["contrasts"] == "12"
 
 
-def test_an_adapter_stands_against_another_or_against_the_base(recipe_file, family):
+def test_an_adapter_is_set_against_another_or_against_the_base(recipe_file, family):
     sides = {name: str(family.adapters[name]) for name in ("positive", "negative")} | {
         "base": "base"
     }
@@ -482,7 +482,7 @@ def test_the_effect_is_the_divergence_of_single_rows(family):
     assert effect.explained()["it"] == pytest.approx(1 - sum(left) / sum(whole), rel=1e-3)
 
 
-def test_the_command_tells_the_effect_of_an_adapter(recipe_file, family, capsys):
+def test_the_command_reports_the_effect_of_an_adapter(recipe_file, family, capsys):
     sides = ("--positive", str(family.adapters["positive"]), "--negative", "base")
     assert directions(recipe_file, "--source", "adapters", *sides, "--effect", "1-2") == 0
     told = capsys.readouterr().out
@@ -519,7 +519,7 @@ def test_two_ranks_give_the_directions_of_one_process(recipe_file):
     one = ("--output", "one", "--per_device_train_batch_size", "4")
     two = ("--output", "two", "--per_device_train_batch_size", "2")
     run(sys.executable, "-m", "rahf", "directions", *options, *one)
-    told = launched("ddp_cpu.yaml", "tests/distributed/directions_and_tell.py", *options, *two)
+    told = launched("ddp_cpu.yaml", "tests/distributed/directions_and_report.py", *options, *two)
     assert "engine MULTI_CPU world 2" in told
     assert told.count("| layer |") == 1
     first, second = (json.loads(Path(name, "evidence.json").read_text()) for name in ("one", "two"))

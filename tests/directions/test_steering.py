@@ -123,7 +123,7 @@ def test_nested_contexts_add_up():
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
-def test_ablation_takes_out_what_lies_along_the_direction(alpha):
+def test_ablation_removes_the_part_along_the_direction(alpha):
     model, directions = tiny_model(), some_directions()
     with steer(model, directions, alpha, mode="ablate"):
         found = generated(model, PROMPTS)
@@ -266,7 +266,7 @@ def test_what_does_not_fit_is_refused(given, alpha, options, message):
         pass
 
 
-def test_without_a_cache_nobody_knows_what_was_generated():
+def test_without_a_cache_it_is_unknown_what_was_generated():
     model = tiny_model()
     with (
         pytest.raises(ValueError, match="needs the key-value cache"),

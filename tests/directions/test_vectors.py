@@ -25,7 +25,7 @@ def test_saved_directions_are_loaded_as_they_were(tmp_path):
         assert loaded.metadata == directions.metadata
 
 
-def test_saving_leaves_one_whole_file(tmp_path):
+def test_saving_leaves_one_complete_file(tmp_path):
     some_directions().save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
@@ -50,7 +50,7 @@ def test_layers_are_selected_in_the_order_asked_for():
 
 
 def test_a_layer_without_a_vector_is_named():
-    with pytest.raises(ValueError, match=r"hold layers \[2, 9, 10\].*asks for \[3, 11\]"):
+    with pytest.raises(ValueError, match=r"hold layers \[2, 9, 10\].*requests \[3, 11\]"):
         some_directions().select((2, 3, 11))
 
 

@@ -16,7 +16,7 @@ engines: list[dict] = []
 prepare = AdapterTrainer._prepare_for_training
 
 
-def prepare_and_tell(trainer, *args):
+def prepare_and_report(trainer, *args):
     prepared = prepare(trainer, *args)
     base = next(value for name, value in trainer.model.named_parameters() if "base_layer" in name)
     engines.append(
@@ -34,7 +34,7 @@ def prepare_and_tell(trainer, *args):
 
 
 if __name__ == "__main__":
-    AdapterTrainer._prepare_for_training = prepare_and_tell
+    AdapterTrainer._prepare_for_training = prepare_and_report
     for arguments in json.loads(Path(sys.argv[1]).read_text()):
         status = main(arguments)
         if status:

@@ -352,7 +352,7 @@ def test_a_port_that_is_named_or_that_machines_agree_on_is_left_alone(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_what_is_wrong_with_a_run_is_told_once_whatever_the_number_of_ranks(uneven_recipe):
+def test_what_is_wrong_with_a_run_is_reported_once_whatever_the_number_of_ranks(uneven_recipe):
     job = Job(uneven_recipe, "out", *TWO_RANKS, "--stage", "alignment")
     status, told = job.end()
     assert status == 2

@@ -44,7 +44,7 @@ def test_every_measure_is_that_of_a_loop_over_pairs(family):
     assert "implicit_reward" not in preference_figures(own, sizes)
 
 
-def test_length_is_told_beside_and_a_tie_counts_half():
+def test_length_is_reported_beside_and_a_tie_counts_half():
     ones = torch.ones(4)
     own = PairLikelihoods(-ones, -torch.tensor([2.0, 1.0, 0.5, 3.0]), ones, ones)
     sizes = pair_sizes(

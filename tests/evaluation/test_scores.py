@@ -66,7 +66,7 @@ def test_a_choosers_score_is_the_win_over_the_bases_answer_in_both_orders():
     )
 
 
-def test_the_base_beside_itself_is_a_half_and_asks_nothing():
+def test_the_base_beside_itself_is_a_half_without_a_request():
     judge = PrefersLonger()
     assert scores_of(judge, Verdicts(), [ASKED] * 2, ["a", "?"], ["a", "?"]) == [0.5, 0.5]
     assert judge.asked == []

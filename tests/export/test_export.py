@@ -95,7 +95,7 @@ def test_directions_are_exported_in_every_form(tmp_path, capsys):
     directions.save(tmp_path / "d")
     options = ("--alpha", "2", "--increments", "--layers", "0.3-1.0")
     assert main(["export", str(tmp_path / "d"), "--output", str(tmp_path / "out"), *options]) == 2
-    assert "asks for [2] as well" in capsys.readouterr().err
+    assert "requests [2] as well" in capsys.readouterr().err
     options = ("--alpha", "2", "--increments")
     assert main(["export", str(tmp_path / "d"), "--output", str(tmp_path / "out"), *options]) == 0
     expected = 2 * directions.increments()
@@ -109,7 +109,7 @@ def test_directions_are_exported_in_every_form(tmp_path, capsys):
     assert "without layer 0" in capsys.readouterr().out
 
 
-def test_merged_weights_say_what_the_adapter_says(family, tmp_path, capsys):
+def test_merged_weights_predict_what_the_adapter_predicts(family, tmp_path, capsys):
     adapter = family.adapters["positive"]
     assert main(["export", str(adapter), "--output", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_formats_that_do_not_apply_are_refused(family, tmp_path, capsys, formats
     ids=str,
 )
 @pytest.mark.parametrize("command", ["export", "push"])
-def test_a_folder_without_an_adapter_tells_what_to_do(tmp_path, capsys, command, files, said):
+def test_a_folder_without_an_adapter_reports_what_to_do(tmp_path, capsys, command, files, said):
     folder = tmp_path / "run"
     for file in files or ():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -418,9 +418,7 @@ BAD_ADAPTERS = {
 
 
 @pytest.mark.parametrize("case", BAD_ADAPTERS)
-def test_an_adapter_that_is_not_whole_says_nothing_and_stays_at_home(
-    run_folder, tmp_path, capsys, case
-):
+def test_an_adapter_that_is_not_intact_is_not_exported(run_folder, tmp_path, capsys, case):
     spoil, generating, sending = BAD_ADAPTERS[case]
     spoil(run_folder)
     out, prompts = tmp_path / "out", tmp_path / "prompts.jsonl"
@@ -458,7 +456,7 @@ def test_an_adapter_without_its_base_needs_one(run_folder, tmp_path, capsys, bas
         ("metrics.json", '{"models": {"base": {"x": [NaN]}}}', "metrics.json: models: not finite"),
     ],
 )
-def test_a_card_is_filled_from_whole_files_only(run_folder, capsys, name, text, said):
+def test_a_card_is_filled_from_intact_files_only(run_folder, capsys, name, text, said):
     (run_folder / name).write_text(text)
     assert push(run_folder, "--base", BASE, "--dry_run") == 2
     assert said in capsys.readouterr().err

@@ -182,7 +182,7 @@ def test_random_numbers_of_a_row_do_not_depend_on_other_rows():
     assert not torch.equal(row_uniforms([0], other_seed)[0], whole[0])
 
 
-def test_padding_stands_on_the_left():
+def test_padding_is_on_the_left():
     ids, mask = left_padded([[5, 6, 7], [8]], pad_token_id=1)
     assert ids.tolist() == [[5, 6, 7], [1, 1, 8]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
@@ -198,6 +198,6 @@ def test_padding_stands_on_the_left():
         ({"seed": -2}, "seed is -2"),
     ],
 )
-def test_wrong_settings_are_told(wrong, said):
+def test_wrong_settings_are_reported(wrong, said):
     with pytest.raises(ValueError, match=said):
         Decoding(**wrong)

@@ -78,7 +78,7 @@ def test_tools_of_a_prompt_are_kept_beside_its_response(tmp_path):
     assert response.messages == [{"role": "user", "content": "w2", "tools": [{"name": "w3"}]}]
 
 
-def test_counts_say_how_many_responses_ended_by_themselves(tmp_path, prompts):
+def test_counts_give_how_many_responses_ended_by_themselves(tmp_path, prompts):
     counts = written(tmp_path / "out.jsonl", prompts)
     lines = read_lines(tmp_path / "out.jsonl")
     assert counts["finished"] == sum(line["finished"] for line in lines)
@@ -102,7 +102,7 @@ def generated(tmp_path, prompts, model, name, *options):
     return path
 
 
-def test_the_command_asks_a_base_or_an_adapter_of_it(tmp_path, prompts, family, capsys):
+def test_the_command_runs_a_base_or_an_adapter_of_it(tmp_path, prompts, family, capsys):
     base = generated(tmp_path, prompts, family.base, "base.jsonl")
     assert "9 responses" in capsys.readouterr().out
     adapter = generated(tmp_path, prompts, family.adapters["positive"], "adapter.jsonl")
@@ -129,7 +129,7 @@ def test_the_command_does_not_take_an_adapter_trained_anew_for_the_old_one(
     assert "weights: " in capsys.readouterr().err
 
 
-def test_the_command_tells_users_errors_before_it_loads_a_model(tmp_path, prompts, capsys):
+def test_the_command_reports_users_errors_before_it_loads_a_model(tmp_path, prompts, capsys):
     arguments = ["generate", "--model", str(tmp_path), "--prompts", str(prompts)]
     assert main([*arguments, "--output", "out.txt"]) == 2
     assert "out.txt: the name should end in .jsonl" in capsys.readouterr().err

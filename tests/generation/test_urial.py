@@ -68,13 +68,13 @@ def test_a_prompt_ends_with_an_answer_that_is_open():
     )
 
 
-def test_earlier_turns_stand_in_the_form_of_the_examples():
+def test_earlier_turns_have_the_form_of_the_examples():
     chat = [user("Hi"), assistant("Hello!"), user("Why?")]
     once = Urial("Answer well.", ())
     assert once.prompt(chat) == Urial("Answer well.", (("Hi", "Hello!"),)).prompt(chat[2:])
 
 
-def test_system_text_stands_in_front_of_the_first_query():
+def test_system_text_precedes_the_first_query():
     chat = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("a"), user("b")]
     assert SMALL.prompt(chat) == SMALL.prompt([user("Be brief.\n\nHi"), assistant("a"), user("b")])
 
@@ -120,7 +120,7 @@ def test_blank_lines_around_the_parts_of_a_users_file_do_not_matter(tmp_path):
         (SMALL_TEXT.replace("```\nHello!\n```", "```\nHello!"), "part 3 is not enclosed"),
     ],
 )
-def test_a_file_of_another_form_is_told(tmp_path, text, said):
+def test_a_file_of_another_form_is_reported(tmp_path, text, said):
     path = tmp_path / "prompt.md"
     path.write_text(text)
     with pytest.raises(ValueError, match=said):

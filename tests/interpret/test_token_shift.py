@@ -191,7 +191,7 @@ def test_positions_are_counted_from_the_start_of_the_response():
     assert ranges[0]["shifted"]["mean"] == 1
 
 
-def test_the_tokens_that_shift_most_often_are_told_with_what_the_base_would_say():
+def test_the_tokens_that_shift_most_often_are_reported_with_what_the_base_would_write():
     [row] = summarize_shift(RECORDS)["top_shifted"]
     assert (row["token"], row["kind"], row["shifted"], row["occurrences"]) == (
         "Sure",

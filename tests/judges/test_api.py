@@ -34,7 +34,7 @@ def test_a_busy_server_is_asked_again():
     assert len(requests) == 3
 
 
-def test_a_refusal_is_told_and_not_asked_again():
+def test_a_refusal_is_reported_and_not_asked_again():
     refused = pytest.raises(ValueError, match=r"status 401.*no key")
     with server((401, {}, {"error": "no key"})) as (url, requests), refused:
         Api(url, "wise", first_wait=0.01).complete("x")
@@ -50,7 +50,7 @@ def test_tries_come_to_an_end():
         Api(url, "wise", first_wait=0.001, tries=2).complete("x")
 
 
-def test_something_else_than_such_an_api_is_told():
+def test_something_else_than_such_an_api_is_reported():
     other = pytest.raises(ValueError, match="does not answer as such an API")
     with server((200, {}, {"hello": "world"})) as (url, _), other:
         Api(url, "wise").complete("x")

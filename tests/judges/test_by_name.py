@@ -56,7 +56,7 @@ def test_a_name_is_a_kind_and_what_it_is_of():
         ("api:", "needs a model: api:NAME"),
     ],
 )
-def test_a_name_of_no_judge_is_told(name, problem):
+def test_a_name_of_no_judge_is_reported(name, problem):
     [found] = name_problems(name)
     assert problem in found
     with pytest.raises(ValueError, match=r"^judge '"):
@@ -73,7 +73,7 @@ def test_an_api_needs_a_url():
         comparing_judge(named("api:m"))
 
 
-def test_a_judge_that_cannot_score_or_mark_is_told():
+def test_a_judge_that_cannot_score_or_mark_is_reported():
     with pytest.raises(ValueError, match="marks aspects or compares"):
         scoring_judge(named("choice:m"))
     with pytest.raises(ValueError, match="gives one score"):
@@ -81,7 +81,7 @@ def test_a_judge_that_cannot_score_or_mark_is_told():
     assert scoring_judge(named("length")).responses == 1
 
 
-def test_a_model_as_judge_says_what_it_says_when_it_is_loaded_at_once(saved):
+def test_a_model_as_judge_answers_as_when_it_is_loaded_at_once(saved):
     judge = comparing_judge(named(f"choice:{saved}/lm"))
     read = [judge.read(ASKED, "warm", "dull"), judge.read(ASKED, "dull", "warm")]
     direct = better_choice_judge(Choices(tiny_model_of_bytes(), chatml_tokenizer()), "lm")
@@ -167,7 +167,7 @@ def test_a_model_that_is_trained_anew_is_another_judge(saved, monkeypatch, name,
     assert comparing_judge(named(name, encoder="lm")).id != before
 
 
-def test_a_judge_that_is_not_there_is_told_before_it_is_asked(tmp_path):
+def test_a_judge_that_is_not_there_is_reported_before_it_is_asked(tmp_path):
     for kind in ("choice", "reward"):
         with pytest.raises((OSError, ValueError), match="nothing"):
             comparing_judge(named(f"{kind}:{tmp_path}/nothing"))

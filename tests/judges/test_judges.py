@@ -61,7 +61,7 @@ def test_nothing_is_asked_twice_and_verdicts_are_kept_with_judge_and_hash(tmp_pa
     assert other.given == ["b"]
 
 
-def test_a_judge_may_say_what_python_takes_for_the_end_of_a_line(tmp_path):
+def test_a_judge_may_return_what_python_takes_for_the_end_of_a_line(tmp_path):
     judge, odd = Counting(), "a\u2028b\x85c\rd"
     Verdicts(tmp_path / "v.jsonl").ask(judge, [odd, "b"])
     assert Verdicts(tmp_path / "v.jsonl").ask(judge, [odd])[0].said == f"said of {odd}"
@@ -135,21 +135,21 @@ def test_rules_score_the_response_alone(name, scores):
     assert [v.value for v in judge.verdicts(read)] == pytest.approx(scores)
 
 
-def test_the_lexicon_tells_praise_from_complaint():
+def test_the_lexicon_distinguishes_praise_from_complaint():
     scores = lexicon_tone()(["What a wonderful, lovely day!", "Awful, dull and sad.", "A door."])
     assert scores[0] > 0.5
     assert scores[1] < -0.5
     assert abs(scores[2]) < 0.05
 
 
-def test_a_missing_lexicon_says_what_to_install(monkeypatch):
+def test_a_missing_lexicon_names_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vaderSentiment.vaderSentiment", None)
     with pytest.raises(ValueError, match=r"pip install 'rahf\[judges\]'"):
         lexicon_tone()
 
 
 @pytest.mark.parametrize("name", ["lexcion", "regex:", "regex:("])
-def test_a_rule_that_is_none_is_told(name):
+def test_a_rule_that_is_none_is_reported(name):
     with pytest.raises(ValueError, match="judge"):
         rule(name)
 

@@ -97,7 +97,7 @@ def test_a_pattern_that_matches_nothing_in_the_blocks_is_refused(family, pattern
         attach_policy(family.load_base(), lora(target_modules=pattern), range(3))
 
 
-def test_a_new_policy_says_what_the_base_says(family):
+def test_a_new_policy_predicts_what_the_base_predicts(family):
     base = states_of(family.load_base())
     assert torch.equal(states_of(attach_policy(family.load_base(), lora(), range(3))), base)
 
@@ -152,7 +152,7 @@ def test_adapters_are_float32_on_a_bfloat16_base(family):
         assert parameter.dtype == (torch.float32 if is_adapter_weight else torch.bfloat16), name
 
 
-def test_every_adapter_speaks_as_a_model_of_its_own(family):
+def test_every_adapter_predicts_as_a_model_of_its_own(family):
     model = attach_policy(family.load_base(), lora(), range(3))
     add_teachers(model, family.adapters, 3)
     for name in (None, *family.adapters):
@@ -205,7 +205,7 @@ def test_an_adapter_that_the_model_has_not_is_refused(family):
 
 @pytest.mark.parametrize("outer", [None, "default", "positive", "negative"])
 @pytest.mark.parametrize("inner", [None, "default", "positive", "negative"])
-def test_a_nested_pass_speaks_as_its_own_adapter_and_gives_back_the_outer(family, outer, inner):
+def test_a_nested_pass_runs_its_own_adapter_and_gives_back_the_outer(family, outer, inner):
     model = attach_policy(family.load_base(), lora(), range(3))
     add_teachers(model, family.adapters, 3)
     randomize(model, "default", seed=3)
@@ -243,7 +243,7 @@ def test_one_folder_written_in_two_ways_is_one_base(family, monkeypatch):
     check_same_base(family.adapters["positive"], f"{family.base}/../base")
 
 
-def test_an_adapter_is_told_from_a_full_model(family):
+def test_an_adapter_is_distinguished_from_a_full_model(family):
     assert is_adapter(family.adapters["positive"])
     assert not is_adapter(family.base)
 
@@ -256,7 +256,7 @@ def merged(family, name, folder):
     return folder
 
 
-def test_a_full_model_says_what_the_same_teacher_says_as_an_adapter(family, tmp_path):
+def test_a_full_model_predicts_what_the_same_teacher_does_as_an_adapter(family, tmp_path):
     folder = merged(family, "positive", tmp_path / "full")
     model = attach_policy(family.load_base(), lora(), range(3))
     full = add_teachers(model, {"positive": folder, "negative": family.adapters["negative"]}, 3)
@@ -307,7 +307,7 @@ def test_a_policy_cannot_start_as_a_full_model(family, tmp_path):
     ],
     ids=lambda config: config.model_type,
 )
-def test_a_policy_in_training_says_what_its_base_says_without_dropout(config, caplog):
+def test_a_policy_in_training_predicts_what_its_base_does_without_dropout(config, caplog):
     config.bos_token_id = config.eos_token_id = config.pad_token_id = 1
     base, ids = AutoModelForCausalLM.from_config(config).eval(), torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
@@ -366,7 +366,9 @@ def test_a_finished_adapter_that_changes_the_base_is_refused(options, name, tmp_
 
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT's, for a bias beside a LoRA
 @pytest.mark.parametrize("options", KEEPS_THE_BASE)
-def test_the_base_and_a_teacher_speak_the_same_under_and_beside_every_other_lora(options, tmp_path):
+def test_the_base_and_a_teacher_predict_the_same_under_and_beside_every_other_lora(
+    options, tmp_path
+):
     expected = states_of(tiny_model("qwen2"))
     teacher = get_peft_model(tiny_model("qwen2"), lora(**options))
     randomize(teacher, "default", seed=1)

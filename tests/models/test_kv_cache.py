@@ -49,7 +49,7 @@ def test_a_cache_is_found_under_every_known_name_and_by_its_place(name):
     assert given_cache(Positional(), (torch.zeros(1),), {name: None}) is None
 
 
-def test_a_name_that_nobody_knows_is_an_error_and_not_an_empty_cache():
+def test_an_unknown_name_is_an_error_and_not_an_empty_cache():
     with pytest.raises(ValueError, match=r"Renamed.forward .* takes neither cache nor past_key"):
         cache_name(Renamed())
 

@@ -16,7 +16,7 @@ COLUMNS = (
 
 @pytest.mark.parametrize("token", [VOCABULARY, 10 * VOCABULARY])
 @pytest.mark.parametrize("column", COLUMNS)
-def test_a_token_without_an_embedding_is_told_with_its_row(column, token):
+def test_a_token_without_an_embedding_is_reported_with_its_row(column, token):
     pairs = tiny_pairs(3)
     check_rows(tiny_model(), pairs, EOS)
     pairs[1][column] = [token, *pairs[1][column]]
@@ -25,7 +25,7 @@ def test_a_token_without_an_embedding_is_told_with_its_row(column, token):
         check_rows(tiny_model(), pairs, EOS)
 
 
-def test_a_padding_without_an_embedding_is_told():
+def test_a_padding_without_an_embedding_is_reported():
     with pytest.raises(ValueError, match=r"padding has the id 40.*embeds 40 tokens"):
         check_rows(tiny_model(), tiny_pairs(1), VOCABULARY)
 

@@ -70,7 +70,7 @@ def test_a_base_with_other_tensors_is_refused(family, tmp_path, case):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "gpt_neox"])
-def test_a_whole_base_is_loaded_whatever_it_ties(tmp_path, architecture):
+def test_a_complete_base_is_loaded_whatever_it_ties(tmp_path, architecture):
     tiny_model(architecture).save_pretrained(tmp_path)
     base_model(str(tmp_path))
     load_blocks(tmp_path, 2)
@@ -129,7 +129,7 @@ def test_an_adapter_is_a_reward_model_with_its_head_only(family, tmp_path, with_
         load_classifier(headless, {}, CPU)
 
 
-def test_a_whole_classifier_is_loaded(tmp_path):
+def test_a_complete_classifier_is_loaded(tmp_path):
     classifier().save_pretrained(tmp_path)
     load_classifier(tmp_path, {}, CPU)
     load_to_train(str(tmp_path), {})

@@ -186,7 +186,7 @@ def attention_token_by_token(query, key, value, window, scaling):
 
 @pytest.mark.parametrize("window", [None, 1, 100, 200])
 @pytest.mark.parametrize(("queries", "tokens"), [(PIECE, PIECE), (300, 300), (150, 310), (1, 140)])
-def test_pieces_and_whole_rows_see_what_each_token_sees(queries, tokens, window):
+def test_pieces_and_full_rows_attend_to_what_each_token_attends_to(queries, tokens, window):
     torch.manual_seed(0)
     given = [torch.randn(1, heads, count, 8) for heads, count in ((4, queries), (2, tokens))]
     given = [part.requires_grad_() for part in (*given, torch.randn_like(given[1]))]

@@ -60,7 +60,7 @@ def test_adapters_on_a_quantised_base_learn_in_float32(
     assert lines[-1]["repr/reached"] > 0.2
 
 
-def test_quantised_weights_say_about_what_the_whole_ones_say(wide_recipe):
+def test_quantised_weights_predict_about_what_the_full_ones_predict(wide_recipe):
     whole = load_base(checked_recipe(wide_recipe, []))
     small = load_base(checked_recipe(wide_recipe, ["--load_in_8bit", "true"]))
     ids = torch.arange(2, 20)[None]

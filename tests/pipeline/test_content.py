@@ -207,7 +207,7 @@ def test_a_file_of_responses_of_a_version_with_file_times_is_complete(whole_reci
     assert generate() == 0
 
 
-def test_what_lies_beside_a_model_is_no_part_of_it(family, tmp_path):
+def test_what_is_beside_a_model_is_no_part_of_it(family, tmp_path):
     base = shutil.copytree(family.base, tmp_path / "base")
     before = identity_of(base)
     (base / "log.jsonl").write_text("{}")
@@ -272,7 +272,7 @@ def test_the_output_of_every_command_is_known():
 
 
 @pytest.mark.parametrize("command", WRITES)
-def test_a_second_process_is_told_who_holds_the_output(whole_recipe, family, capsys, command):
+def test_a_second_process_reports_who_holds_the_output(whole_recipe, family, capsys, command):
     output, arguments = WRITES[command]
     save_dictionary(random_dictionary(family.load_base()), Path("dictionary"))
     before = {path for path in Path().rglob("*") if not path.name.startswith(".")}

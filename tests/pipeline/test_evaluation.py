@@ -60,7 +60,7 @@ def test_an_empty_answer_counts_as_the_bases(aligned, monkeypatch):
     assert answers[1]["scores"]["policy"] == answers[1]["scores"]["base"] > 1
 
 
-def test_several_judges_stand_beside_the_first_and_agree_with_each_other_and_length(aligned):
+def test_several_judges_are_beside_the_first_and_agree_with_each_other_and_length(aligned):
     alone, answers = aligned(judge="lexicon")
     (OUT / "stage.json").unlink()
     models, again = aligned(judge=["lexicon", "regex:w1"])
@@ -170,7 +170,7 @@ def test_a_server_that_refuses_ends_the_stage_before_anything_is_measured(aligne
         ),
     ],
 )
-def test_a_judge_that_cannot_work_is_told_by_the_recipe(recipe_file, options, problem):
+def test_a_judge_that_cannot_work_is_reported_by_the_recipe(recipe_file, options, problem):
     keys = {f"evaluation.{name}": value for name, value in options.items()}
     with pytest.raises(RecipeError, match=problem):
         checked_recipe(recipe_file, keys)

@@ -125,7 +125,7 @@ def test_the_readmes_recipe_ends_with_figures_and_answers(recipe_file, capsys):
     assert "reference accuracy" in Path("out/README.md").read_text()
 
 
-def test_held_out_pairs_are_told(recipe_file):
+def test_held_out_pairs_are_reported(recipe_file):
     text = describe_data(checked_recipe(recipe_file, README))
     assert "held out (5% of the training prompts)" in text
 

@@ -141,7 +141,7 @@ def test_a_change_that_decides_nothing_is_no_other_setting(recipe_file):
     run_pipeline(checked_recipe(recipe_file, {"save_steps": 7}), stage="positive")
 
 
-def test_a_stage_whose_predecessor_is_missing_says_what_to_run_first(recipe_file):
+def test_a_stage_whose_predecessor_is_missing_names_what_to_run_first(recipe_file):
     with pytest.raises(ValueError, match="needs 'positive', which is not complete"):
         run_pipeline(checked_recipe(recipe_file), stage="alignment")
 
@@ -192,7 +192,7 @@ def test_given_teachers_are_used_and_not_trained(recipe_file, family):
     assert not Path("out/teachers").exists()
 
 
-def test_a_full_model_may_teach_and_stands_in_the_table(recipe_file, family):
+def test_a_full_model_may_teach_and_is_in_the_table(recipe_file, family):
     given = {
         "teachers.positive": str(family.adapters["positive"]),
         "teachers.negative": str(family.base),
@@ -256,7 +256,7 @@ def test_instructions_that_a_template_drops_are_refused_since_the_shift_would_be
 
 
 @pytest.mark.parametrize("command", ["align", "dpo", "sweep"])
-def test_ranks_that_do_not_see_each_other_are_refused(recipe_file, monkeypatch, capsys, command):
+def test_ranks_that_are_not_connected_are_refused(recipe_file, monkeypatch, capsys, command):
     PartialState()  # of the test's one process
     monkeypatch.setenv("WORLD_SIZE", "2")
     varied = ["--alpha", "1,2"] if command == "sweep" else []

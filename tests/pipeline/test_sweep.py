@@ -76,6 +76,6 @@ def test_a_point_never_leads_out_of_the_folder_of_the_sweep(value):
 
 
 @pytest.mark.parametrize("value", ["1", "org/model", "/home/me/model", "..", "1..2"])
-def test_the_folder_of_a_point_lies_in_that_of_the_sweep(value):
+def test_the_folder_of_a_point_is_in_that_of_the_sweep(value):
     name = point_name({"alpha": value})
     assert (Path("/out/sweep") / name).resolve().is_relative_to("/out/sweep")

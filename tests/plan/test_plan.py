@@ -246,7 +246,7 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
 
 
-def test_checkpointing_keeps_the_input_of_each_block_and_one_whole_block():
+def test_checkpointing_keeps_the_input_of_each_block_and_one_complete_block():
     decoder = decoder_of("llama")
     adapter = read_lora(decoder, 2, 0.0, None)
     formats = Formats(2, None, 4, 2, True, 8, "sdpa", True, True)
@@ -554,7 +554,7 @@ def test_views_beside_a_term_that_reads_predictions_are_asked_in_every_epoch():
         {"shift": "mean", "retain_weight": 0.5, "kl_weight": 1},
     ],
 )
-def test_the_disk_that_kept_states_take_is_told(family_of, tmp_path, keys):
+def test_the_disk_that_kept_states_take_is_reported(family_of, tmp_path, keys):
     from safetensors.torch import load_file
     from tiny_models import tiny_dataset
     from tiny_runs import alignment_trainer
@@ -665,7 +665,7 @@ def test_keys_of_the_recipe_choose_the_engine_where_no_configuration_is_named(tm
 
 
 @pytest.mark.parametrize("content", ["- 1", "{", "distributed_type: TPU"])
-def test_a_configuration_that_says_nothing_known_is_refused(tmp_path, content):
+def test_a_configuration_without_anything_known_is_refused(tmp_path, content):
     path = tmp_path / "given.yaml"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"given\.yaml: "):
@@ -701,7 +701,7 @@ def test_sharding_divides_what_it_shards():
     assert held("zero3", offloads_parameters=True).weights == live
 
 
-def test_beside_an_fsdp_base_adapters_are_whole_on_every_process():
+def test_beside_an_fsdp_base_adapters_are_complete_on_every_process():
     decoder = read_decoder(json.loads((SHAPES / "mistral-7b.json").read_text()), "mistral")
     formats, launch = Formats(2, None, 4, 2, True, 8, "sdpa", True, False), Launch("fsdp2", 8)
     held = resident(decoder, formats, launch, adapters=1000, trained=800)
@@ -809,7 +809,7 @@ def lines_of(text):
     return {line[:18].strip(): line[18:].split() for line in text.splitlines()}
 
 
-def test_plan_counts_the_rows_and_says_where_lengths_come_from(place, capsys):
+def test_plan_counts_the_rows_and_names_the_source_of_lengths(place, capsys):
     assert main(["plan", recipe_file()]) == 0
     printed = capsys.readouterr().out
     assert lines_of(printed)["steps"] == ["10", "10", "9", "18"]
@@ -819,7 +819,7 @@ def test_plan_counts_the_rows_and_says_where_lengths_come_from(place, capsys):
         assert f"  {told}" in printed
 
 
-def test_plan_tells_the_disk_of_kept_states_where_there_are_any(place, capsys):
+def test_plan_reports_the_disk_of_kept_states_where_there_are_any(place, capsys):
     assert main(["plan", recipe_file()]) == 0
     assert "target_cache" not in capsys.readouterr().out.split("one setting changed")[0]
     assert main(["plan", recipe_file(target_cache="states")]) == 0
@@ -921,9 +921,7 @@ def test_rows_are_counted_in_every_kind_of_local_data(place):
     assert count_rows(recipe(dataset_name="org/pairs")) is None
 
 
-def test_a_model_of_the_hub_that_cannot_be_had_asks_for_its_configuration(
-    place, capsys, monkeypatch
-):
+def test_a_model_of_the_hub_that_cannot_be_had_needs_its_configuration(place, capsys, monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("no route")
 

@@ -11,7 +11,7 @@ from rahf.recipe import model_files
 from rahf.recipe.files import checked_recipe, not_read
 from rahf.recipe.keys import FLAT, SECTIONS, full_name, names
 from rahf.recipe.recipe import RecipeError
-from rahf.recipe.summary import summary, values_that_differ, values_that_hold
+from rahf.recipe.summary import changed_values, effective_values, summary
 from rahf.recipe.training_arguments import training_annotations
 
 ODD = {
@@ -59,7 +59,7 @@ def judged(path, key, value):
         )
     except RecipeError:
         return False
-    not_read(recipe), summary(recipe), values_that_differ(recipe), values_that_hold(recipe)
+    not_read(recipe), summary(recipe), changed_values(recipe), effective_values(recipe)
     return True
 
 

@@ -74,7 +74,7 @@ def test_sections_are_frozen(section):
         ({"target_layers": "automatic"}, "target_layers: 'automatic' is not a block number"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_name(options, said):
+def test_a_wrong_value_is_reported_with_its_name(options, said):
     with pytest.raises(ValueError) as error:
         MethodOptions(**options)
     assert said in str(error.value)
@@ -230,7 +230,7 @@ def test_options_that_go_together_are_accepted(options):
     MethodOptions(**options)
 
 
-def test_all_problems_of_a_section_are_told_at_once():
+def test_all_problems_of_a_section_are_reported_at_once():
     with pytest.raises(OptionError) as error:
         MethodOptions(reference="contrast", alpha=0, target_layers="9-3")
     assert [line.partition(":")[0] for line in error.value.problems] == [
@@ -338,7 +338,7 @@ def test_a_wrong_mixture_is_refused_with_its_position(parts, said):
         data(dataset_name=None, datasets=parts)
 
 
-def test_columns_of_a_mixture_stand_inside_its_entries():
+def test_columns_of_a_mixture_are_inside_its_entries():
     with pytest.raises(ValueError, match="columns does not apply to a mixture"):
         data(dataset_name=None, datasets=[{"path": "x"}], columns={"chosen": "a"})
     data(dataset_name=None, datasets=[{"path": "x", "columns": {"chosen": "a"}, "fraction": 1}])

@@ -214,7 +214,7 @@ def test_a_wrong_value_is_the_only_problem(write, keys, said):
     assert problem.startswith(said)
 
 
-def test_required_keys_are_told_when_missing(write):
+def test_required_keys_are_reported_when_missing(write):
     told = problems(write("seed: 1\n"))
     assert [line.partition(":")[0] for line in told] == [
         "model_name_or_path",
@@ -223,7 +223,7 @@ def test_required_keys_are_told_when_missing(write):
     ]
 
 
-def test_all_problems_are_told_at_once(write):
+def test_all_problems_are_reported_at_once(write):
     path = write(
         "alpha: two\nalpha: 3\nmethod: duel\nreference: contrast\nwarmup_ratio: 0.1\n"
         "load_in_4bit: true\nload_in_8bit: true\nmax_steps: x\nteachers: {postive: 3}\n"
@@ -256,7 +256,7 @@ def test_the_message_names_the_file_and_lists_a_problem_a_line(write):
     assert lines == [f"- {problem}" for problem in error.value.problems]
 
 
-def test_equal_keys_are_told_with_both_lines(write):
+def test_equal_keys_are_reported_with_both_lines(write):
     path = write("seed: 1\nteachers:\n  seed: 2\n  max_steps: 3\n  seed: 4\nseed: 5\n")
     told = problems(path)
     assert "line 5: seed is given twice, first on line 3" in told
@@ -274,14 +274,14 @@ def test_equal_keys_are_told_with_both_lines(write):
         ("alpha: !!python/object:os.system {}\n", "line 1, column 8: not YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_told_with_its_line(tmp_path, text, said):
+def test_a_file_that_is_no_recipe_is_reported_with_its_line(tmp_path, text, said):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     [problem] = problems(path)
     assert said in problem
 
 
-def test_a_recipe_that_is_not_utf8_is_told(tmp_path):
+def test_a_recipe_that_is_not_utf8_is_reported(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"run_name: \xff\n")
     assert problems(path) == ("byte 10: not UTF-8 text",)
@@ -340,7 +340,7 @@ def test_the_last_of_two_equal_overrides_counts(write):
         (["--alhpa", "3"], "alhpa: unknown key, did you mean alpha?"),
     ],
 )
-def test_a_wrong_override_is_told(write, tokens, said):
+def test_a_wrong_override_is_reported(write, tokens, said):
     assert problems(write(), tokens)[0].startswith(said)
 
 
@@ -428,14 +428,14 @@ def fresh_annotations():
 
 
 @pytest.mark.usefixtures("fresh_annotations")
-def test_without_transformers_the_error_says_what_to_install(monkeypatch):
+def test_without_transformers_the_error_names_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="transformers is not installed"):
         training_annotations()
 
 
 @pytest.mark.usefixtures("fresh_annotations")
-def test_a_transformers_without_the_file_is_told(monkeypatch, tmp_path):
+def test_a_transformers_without_the_file_is_reported(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_loader("transformers", None)
     spec.submodule_search_locations = [str(tmp_path)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
@@ -489,7 +489,7 @@ def test_a_batch_that_tears_a_pair_apart_is_refused(write, size):
         assert load_recipe(write(**{**keys, **right}))
 
 
-def test_a_dual_recipe_that_never_named_pairs_is_told_where_an_even_batch_comes_from(write):
+def test_a_dual_recipe_that_never_named_pairs_is_reported_where_an_even_batch_comes_from(write):
     (line,) = problems(write(per_device_train_batch_size=3))
     assert line == (
         "per_device_train_batch_size: 3 is odd, and pairs_together: true (default of dual) needs "
@@ -517,7 +517,7 @@ def test_the_trackers_are_those_of_transformers():
 
 
 @pytest.mark.parametrize("given", ["wandbb", ["tensorboard", "paper"], ["all", "wandb"], None])
-def test_a_tracker_that_nobody_knows_is_refused(write, given):
+def test_an_unknown_tracker_is_refused(write, given):
     (line,) = problems(write(report_to=given))
     assert line.startswith("report_to: ")
     assert "is not a tracker of transformers: give one or more of azure_ml" in line

@@ -227,7 +227,7 @@ def test_the_hints_name_keys_that_there_are():
         ),
     ],
 )
-def test_what_a_models_files_tell_is_told(write, config, tokenizer, keys, said):
+def test_problems_of_a_models_files_are_reported(write, config, tokenizer, keys, said):
     [problem] = problems(write(config, tokenizer, **keys))
     assert said in problem
 
@@ -261,7 +261,7 @@ JUDGE = {"judge": "references:references.jsonl", "encoder": "model"}
         ({}, {"max_new_tokens": 63, **JUDGE}, None),
     ],
 )
-def test_what_the_evaluation_would_refuse_is_told_before_the_training(
+def test_what_the_evaluation_would_refuse_is_reported_before_the_training(
     write, tmp_path, monkeypatch, files, evaluation, said
 ):
     monkeypatch.chdir(tmp_path)
@@ -293,7 +293,7 @@ def test_what_the_evaluation_would_refuse_is_told_before_the_training(
         (None, 8, "is damaged or no safetensors file"),
     ],
 )
-def test_directions_of_another_model_are_told_before_anything_is_loaded(
+def test_directions_of_another_model_are_reported_before_anything_is_loaded(
     write, tmp_path, layers, width, said
 ):
     path = tmp_path / "directions.safetensors"

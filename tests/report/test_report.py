@@ -44,7 +44,7 @@ def test_the_layers_table_is_in_the_order_of_the_layers():
     assert "0.85" in cosine
 
 
-def test_answers_stand_side_by_side_and_on_one_line_each():
+def test_answers_are_side_by_side_and_on_one_line_each():
     answers = [{"prompt": "q", "answers": {"base": "a\nb", "policy": "c", "other": "d"}}]
     assert side_by_side(answers, only=("base", "policy")) == "> q\n- **base**: a b\n- **policy**: c"
 
@@ -85,7 +85,7 @@ def test_the_figure_of_a_method_without_a_shift_shows_its_terms(tmp_path):
         ("rmu", "pushed away from their values on the rejected responses", "2403.03218"),
     ],
 )
-def test_the_card_says_what_the_method_did_and_where_it_is_from(method, said, paper):
+def test_the_card_reports_what_the_method_did_and_its_paper(method, said, paper):
     given = {"model_name_or_path": "org/base-1b", "dataset_name": "org/pairs", "output_dir": "out"}
     recipe = recipe_from_dict(given | {"method": method})
     card = model_card(recipe.as_dict(), {}, **METHODS[method].card())

@@ -119,7 +119,7 @@ def test_a_manifest_of_another_shape_is_damage(tmp_path, text):
     assert "is damaged" in damage(tmp_path)
 
 
-def test_a_whole_folder_has_no_damage(tmp_path):
+def test_an_intact_folder_has_no_damage(tmp_path):
     (tmp_path / "weights").write_bytes(b"1234")
     write_manifest(tmp_path)
     assert damage(tmp_path) is None

@@ -70,7 +70,7 @@ def test_on_a_gpu_the_allocators_peak_counts():
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_where_the_system_does_not_tell_there_is_no_figure(monkeypatch, tmp_path, device):
+def test_where_the_system_does_not_report_there_is_no_figure(monkeypatch, tmp_path, device):
     monkeypatch.setattr(rahf.training.cost, "FORGET_PEAK", Path("/proc/nowhere"))
     assert PeakMemory(torch.device(device)).so_far() is None
     record = StageRecord(tmp_path, {})

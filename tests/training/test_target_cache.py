@@ -171,7 +171,7 @@ def test_retained_states_of_other_weights_are_refused(family, tmp_path):
         other.target_cache.read_or_compute(batch_from(3), other.alignment.read_views)
 
 
-def test_later_trainings_with_another_alpha_rate_and_seed_ask_no_view_but_to_compare(
+def test_later_trainings_with_another_alpha_rate_and_seed_run_no_view_but_to_compare(
     family, tmp_path
 ):
     run(family, tmp_path / "first", tmp_path / "cache")
@@ -220,7 +220,7 @@ def test_teachers_trained_anew_have_a_folder_of_their_own(family, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_teachers_are_told_apart_wherever_they_lie(family, tmp_path):
+def test_teachers_are_distinguished_wherever_they_are(family, tmp_path):
     copied = shutil.copytree(family.adapters["positive"], tmp_path / "copied")
     assert weights_of(copied) == weights_of(str(family.adapters["positive"]))
     assert weights_of(copied) != weights_of(family.adapters["negative"])
@@ -386,7 +386,7 @@ def test_what_the_cache_cannot_hold_is_refused(family, tmp_path, options, told):
         alignment_trainer(family, tmp_path, **{"target_cache": str(tmp_path / "cache"), **options})
 
 
-def test_the_digest_of_rows_tells_ids_and_the_borders_between_them_apart():
+def test_the_digest_of_rows_distinguishes_ids_and_the_borders_between_them():
     rows = tiny_dataset(3).map(lambda row: {"chosen_ids": [1, 2], "rejected_ids": [3]})
     moved = rows.map(lambda row: {"chosen_ids": [1], "rejected_ids": [2, 3]})
     assert digest_of_rows(rows) == digest_of_rows(rows.select(range(3)))
@@ -394,7 +394,7 @@ def test_the_digest_of_rows_tells_ids_and_the_borders_between_them_apart():
     assert digest_of_rows(rows) != digest_of_rows(rows.select([1, 0, 2]).map(lambda row: {}))
 
 
-def test_a_rank_that_knows_its_batch_computes_it_where_another_does_not(
+def test_a_rank_that_has_its_batch_computes_it_where_another_does_not(
     family, tmp_path, monkeypatch
 ):
     run(family, tmp_path / "first", tmp_path / "cache")

@@ -168,7 +168,7 @@ def test_supervised_fine_tuning_counts_response_tokens_and_nothing_else(tmp_path
         assert result.row.tolist() == [4]
 
 
-def test_each_response_stands_after_the_instruction_that_fits_and_after_the_other():
+def test_each_response_follows_the_instruction_that_fits_and_the_other():
     pairs = tiny_pairs(2)
     batch = InstructionCollator(EOS, packed=True)(pairs)
     ids, spans = batch["rows"]["input_ids"][0].tolist(), batch["rows"]["spans"]
@@ -341,7 +341,7 @@ def test_a_teacher_leaves_a_folder_that_loads_and_holds_nothing_else(family, tmp
     }
 
 
-def test_two_teachers_of_one_base_do_not_see_each_other(family, tmp_path):
+def test_two_teachers_of_one_base_do_not_affect_each_other(family, tmp_path):
     base = family.load_base()
     options = {**QUIET, "max_steps": 2, "save_strategy": "no", "seed": 3}
     shared = (tiny_dataset(4), tiny_tokenizer(), lora())

@@ -152,7 +152,7 @@ def test_a_reward_model_reads_a_continued_prompt_as_one_turn_and_refuses_tool_ca
         chats_of(pairs, chat_format(tiny_tokenizer()))
 
 
-def test_missing_trl_says_what_to_install(tmp_path, family, capsys, monkeypatch):
+def test_missing_trl_names_what_to_install(tmp_path, family, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "trl", None)
     path = save_lines(tmp_path / "pairs" / "train.jsonl", pairs(2, 2))
     options = ["--model", str(family.base), "--pairs", str(path), "--output", str(tmp_path / "out")]

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rahf.commands.options.figures import figures_option, tell_figures
+from rahf.commands.options.figures import figures_option, print_figures
 from rahf.commands.options.models import device, load, model_options
 
 TOKENS = 6
@@ -95,7 +95,7 @@ def with_tokens(rows: Sequence[dict[str, Any]], read: Reading) -> list[dict[str,
 
 
 def check_features(options: argparse.Namespace, dictionary) -> None:
-    """Raise ValueError where the dictionary lacks a feature that is asked for."""
+    """Raise ValueError where the dictionary lacks a feature that --feature names."""
     for latent in options.feature:
         if latent >= dictionary.latents:
             raise ValueError(
@@ -103,7 +103,7 @@ def check_features(options: argparse.Namespace, dictionary) -> None:
             )
 
 
-def tell(
+def print_dictionary_figures(
     options: argparse.Namespace,
     measure: Callable[[argparse.Namespace], tuple[Mapping[str, Any], str]],
 ) -> int:
@@ -115,4 +115,4 @@ def tell(
         figures, table = measure(options)
         return {"dictionary": options.dictionary, **figures}, table
 
-    return tell_figures(options, named)
+    return print_figures(options, named)

@@ -15,7 +15,7 @@ def figures_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", type=Path, help="JSON file for the figures")
 
 
-def tell_figures(
+def print_figures(
     options: argparse.Namespace,
     measure: Callable[[argparse.Namespace], tuple[Mapping[str, Any], str]],
 ) -> int:

@@ -24,7 +24,7 @@ def held_out_options(parser: argparse.ArgumentParser) -> None:
 def held_out(options: argparse.Namespace, tokenizer) -> list[tuple[int, list[int], list[int]]]:
     """Return the number of each prompt, its ids, and those of a response, of --limit prompts.
 
-    What --limit and --max_length leave out is told on stderr.
+    What --limit and --max_length leave out is reported on stderr.
     """
     found, numbers, cut = [], {}, 0
     for prompt, response in (_responses if options.responses else _pairs)(options, tokenizer):

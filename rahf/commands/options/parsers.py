@@ -1,5 +1,5 @@
 """The shapes of a command: one that is given a recipe and overrides of its keys, and one with
-options of its own. Each function makes the parser and says what `run` is given.
+options of its own. Each function makes the parser and sets its `run`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ OVERRIDES = (
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose error also names the unknown option, which argparse tells after all others."""
+    """A parser whose error also names the unknown option, which argparse reports last."""
 
     takes_keys = True  # what is no option is a key of a recipe
     given: Sequence[str] = ()

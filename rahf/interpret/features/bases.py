@@ -14,7 +14,7 @@ SAMPLED = 64
 
 
 def fingerprint_of(model: nn.Module) -> str:
-    """Return what tells the weights of models apart, whatever adapter is on them.
+    """Return what identifies the weights of models, whatever adapter is on them.
 
     It holds name, shape and values spread over each weight, rounded to bfloat16: a folder that is
     copied, or loaded in another dtype, has the same fingerprint.

@@ -41,11 +41,11 @@ def load_dictionary(
     """Return the dictionary in a folder, or the one that `sae-lens:RELEASE:ID` names.
 
     Args:
-        origin: in place of what a foreign checkpoint says of its layer and model.
+        origin: in place of a foreign checkpoint's own layer and model.
 
     Raises:
         ValueError: nothing that can be read is there; a file is damaged; the checkpoint does not
-            say its layer and `origin` is not given; sae-lens is not installed.
+            name its layer and `origin` is not given; sae-lens is not installed.
     """
     if str(name).startswith("sae-lens:"):
         from rahf.interpret.features.sae_lens import from_registry
@@ -117,7 +117,7 @@ def _place_of(folder: Path) -> Origin:
     found = HOOKPOINT.fullmatch(folder.resolve().name)
     if found is None:
         raise ValueError(
-            f"{folder}: its name does not tell which layer the dictionary reads (layers.5, "
+            f"{folder}: its name does not give the layer that the dictionary reads (layers.5, "
             "layers.5.mlp). Rename the folder as eai-sparsify writes it, or give an origin."
         )
     site = "mlp" if found[2] else "residual"

@@ -1,9 +1,9 @@
-"""What the firing of single units says about tokens: features beside neurons that are made to fire
-as often, and beside those of an untrained model.
+"""What the firing of single units reveals about tokens: features beside neurons that are made to
+fire as often, and beside those of an untrained model.
 
 A unit's score is the share of its firing's entropy that the current or the next token accounts for,
 on held-out tokens. Features of an untrained model can follow the current token as well as those of
-a trained one (arXiv 2501.17727); only the next token asks for more. Knows activations and ids.
+a trained one (arXiv 2501.17727); only the next token requires more. Knows activations and ids.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from torch import Tensor
 from rahf.interpret.features.dictionary import SparseCodes
 
 PRIORS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
-"""Tokens of the overall rate that are added to those seen of each token: the fewest that help."""
+"""Tokens of the overall rate that are added to the counts of each token: the fewest that help."""
 
 
 def chosen_activations(
@@ -48,7 +48,7 @@ def token_information(
 
     Rates per token are counted in the first half of the tokens, and the share is measured on the
     second. How far they are drawn to the overall rate is chosen for each unit within the first
-    half. The share is about 0, or a little below, where the id says nothing.
+    half. The share is about 0, or a little below, where the id carries no information.
 
     Raises:
         ValueError: fewer than four tokens.

@@ -30,7 +30,7 @@ from rahf.interpret.features.responses import HeldOut, Read, read_batch
 from rahf.interpret.features.rivals import Reproduced, Rivals, Seen, seen
 
 WORSE = 0.02
-"""Share of the variance by which a dictionary fits the aligned model worse before it is told."""
+"""Share of the variance by which a dictionary fits the aligned model worse before a warning."""
 
 
 class Found(NamedTuple):
@@ -177,7 +177,7 @@ def batches(held_out: Sequence[HeldOut], batch_size: int) -> Iterator[tuple[bool
 def encoded(
     dictionary: Dictionary, read: Read
 ) -> tuple[dict[str | None, SparseCodes], Float[Tensor, "tokens d_model"]]:
-    """Return codes of the base (None) and of each adapter, and what they say the difference is.
+    """Return codes of the base (None) and of each adapter, and the difference that they give.
 
     A dictionary of differences has codes of the differences, and none of the base.
     """

@@ -39,10 +39,10 @@ def compare_neurons(
     seed: int,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """Return what firing says of tokens, for features, neurons and untrained neurons.
+    """Return what firing reveals about tokens, for features, neurons and untrained neurons.
 
     Raises:
-        ValueError: no feature is active often enough, or a model whose neurons cannot be told.
+        ValueError: no feature is active often enough, or the model's neurons cannot be identified.
     """
     given = (dictionary, first, pad_token_id, units, seed, batch_size)
     trained = read_fired(model, *given)
@@ -87,7 +87,7 @@ def read_fired(
     batch_size: int,
     encode: bool = True,
 ) -> Fired:
-    """Return neurons that the seed draws, and codes where they are asked for, of every token."""
+    """Return neurons that the seed draws, and codes where they are requested, of every token."""
     parts, codes = [], []
     for batch in read_texts(
         model, dictionary, first, pad_token_id, batch_size=batch_size, neurons=True

@@ -1,4 +1,4 @@
-"""k-sparse probing: how well a few latents tell labelled texts apart, beside a dense probe and the
+"""k-sparse probing: how well a few latents distinguish labelled texts, beside a dense probe and the
 same probes on an untrained model (Gurnee et al. 2023, arXiv 2305.01610).
 
 Latents are ranked and probes are fitted on training texts; everything reported is of held-out

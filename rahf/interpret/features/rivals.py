@@ -97,7 +97,7 @@ class Rivals:
                 self._scores.setdefault((name, side), []).append(states @ axis)
 
     def separability(self) -> dict[str, float]:
-        """Return how well single tokens are told apart by the mean and the probe: held-out AUC."""
+        """Return how well the mean and the probe distinguish single tokens: held-out AUC."""
         found = {}
         for name in dict.fromkeys(name for name, _ in self._scores):
             below, above = (torch.cat(self._scores[name, side]) for side in (0, 1))

@@ -45,12 +45,12 @@ class StateReader(NamedTuple):
         return next(self.model.parameters()).device
 
     def __call__(
-        self, pieces: Sequence[Piece], told: Callable[[int], object] = id
+        self, pieces: Sequence[Piece], report: Callable[[int], object] = id
     ) -> Float[Tensor, "layers tokens d_model"]:
         """Return the states of the tokens that are read, in the order of the pieces.
 
         Args:
-            told: called after each forward pass with the number of tokens that it read.
+            report: called after each forward pass with the number of tokens that it read.
 
         Raises:
             ValueError: a state is not finite.
@@ -62,7 +62,7 @@ class StateReader(NamedTuple):
             states = self.states([pieces[index] for index in batch])
             counts = [int(pieces[index].read.sum()) for index in batch]
             found |= zip(batch, states.split(counts, dim=1), strict=True)
-            told(sum(counts))
+            report(sum(counts))
         return torch.cat([found[index] for index in range(len(pieces))], dim=1)
 
     def states(self, pieces: Sequence[Piece]) -> Float[Tensor, "layers tokens d_model"]:

@@ -67,12 +67,12 @@ def read_texts(
     *,
     batch_size: int = 16,
     neurons: bool = False,
-    told: str = "reading texts",
+    label: str = "reading texts",
 ) -> Iterator[Batch]:
-    """Yield the states at the dictionary's site, and the neurons of that layer where asked for."""
+    """Yield the states at the dictionary's site, and the neurons of that layer where requested."""
     origin = dictionary.origin
     reader = StateReader(model, (origin.layer,), origin.site, "states", pad_token_id, batch_size)
-    bar = tqdm(total=len(first.pieces), desc=told, leave=False)
+    bar = tqdm(total=len(first.pieces), desc=label, leave=False)
     with bar:
         for start in range(0, len(first.pieces), batch_size):
             pieces = first.pieces[start : start + batch_size]
@@ -136,7 +136,7 @@ def neuron_module(model: nn.Module, layer: int) -> nn.Module:
     if len(found) != 1:
         raise ValueError(
             f"{type(model).__name__}: {len(found)} linear layers of its MLP lead back to the "
-            "residual stream, so its neurons cannot be told; compare a model with a dense MLP."
+            "residual stream, so its neurons are ambiguous; compare a model with a dense MLP."
         )
     return found[0]
 

@@ -1,6 +1,6 @@
 """Several dictionaries trained on one stream of hidden states: layers, sizes and seeds in one pass.
 
-All coders see the same batches. A training that is killed resumes at the last checkpoint and ends
+All coders read the same batches. A training that is killed resumes at the last checkpoint and ends
 with the same weights. Knows the stream and the coders; knows no quality and no result folder.
 """
 

@@ -1,6 +1,6 @@
 """FLOPs of matrix products as torch counts them, attention by what its kernels are given.
 
-Torch knows no formula for the kernel of the CPU, and for those of a GPU one that counts the scores
+Torch has no formula for the kernel of the CPU, and for those of a GPU one that counts the scores
 a second time where the backward pass computes them anew. Attention as plain products would be
 counted right everywhere, and would keep all of its scores.
 """
@@ -39,7 +39,7 @@ FORMULAS = {
 
 
 class NoModules:
-    """Torch's counter tells modules apart by hooks that keep tensors alive; here nobody asks."""
+    """Replaces the hooks by which torch's counter tracks modules: they keep tensors alive."""
 
     parents = ("Global",)
 

@@ -1,6 +1,6 @@
 """The alignment as the published scripts do it, for comparison only; the package does none of this.
 
-Every view is a full model of its own, asked in a call of its own; every forward goes through all
+Every view is a full model of its own, run in a call of its own; every forward goes through all
 blocks and the LM head and keeps all hidden states; every row is padded to the longest prompt and
 response that are allowed. Their mistakes (means over padding, layers counted off by one) are left
 out, so that the loss is the package's own.

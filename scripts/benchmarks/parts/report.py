@@ -82,9 +82,9 @@ def table(method: str, summary: dict[str, Any]) -> str:
     for name, found in summary["variants"].items():
         over = summary["over_rahf"][name]
         lines.append(
-            f"| {name} | {told(found['step_seconds'])} | {told(over['step_seconds'])} "
-            f"| {told(found['memory_bytes'], GIB)} | {told(over['memory'])} "
-            f"| {found['flops_per_step'] / 1e12:.3f} | {told(over['flops'])} "
+            f"| {name} | {within(found['step_seconds'])} | {within(over['step_seconds'])} "
+            f"| {within(found['memory_bytes'], GIB)} | {within(over['memory'])} "
+            f"| {found['flops_per_step'] / 1e12:.3f} | {within(over['flops'])} "
             f"| {found['achieved_flops'] / 1e9:,.0f} "
             f"| {found['utilisation']:.0%} | {found['response_tokens_per_second']:,.0f} |"
         )
@@ -94,7 +94,7 @@ def table(method: str, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def told(values: dict[str, float], unit: float = 1) -> str:
+def within(values: dict[str, float], unit: float = 1) -> str:
     """Return the median or mean, and the range around it."""
     middle, least, most = (value / unit for value in values.values())
     return f"{middle:.2f} [{least:.2f}, {most:.2f}]"

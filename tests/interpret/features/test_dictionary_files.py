@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
         ("layers.1", {"skip_connection": True}, "skip_connection: True"),
         ("layers.2", {"activation": "groupmax"}, "activation: groupmax"),
         ("layers.3", {"k": 21}, "with k 21"),
-        ("elsewhere", {}, "does not tell which layer"),
+        ("elsewhere", {}, "does not give the layer"),
     ):
         if made is not None:
             sparsify_checkpoint(tmp_path / name, **made)
@@ -161,7 +161,7 @@ def _with_a_nan(path):
 @pytest.mark.skipif(
     __import__("importlib.util").util.find_spec("sae_lens") is not None, reason="sae-lens is there"
 )
-def test_without_the_extra_the_error_says_what_to_install(tmp_path):
+def test_without_the_extra_the_error_names_what_to_install(tmp_path):
     (tmp_path / "cfg.json").write_text("{}")
     for name in (tmp_path, "sae-lens:release:layer_3"):
         with pytest.raises(ValueError, match=r"pip install 'rahf\[sae\]'"):

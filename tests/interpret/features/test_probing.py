@@ -106,7 +106,7 @@ def test_areas_are_those_of_all_pairs_and_their_intervals_hold_the_truth():
     assert hits >= 180
 
 
-def test_both_labels_need_texts_and_lie_on_both_sides():
+def test_both_labels_need_texts_and_are_on_both_sides():
     _, labels = labelled()
     split = split_labels(labels, 1)
     assert sorted([*split.train.tolist(), *split.test.tolist()]) == list(range(400))

@@ -61,7 +61,7 @@ def test_a_reached_target_takes_nothing_from_equal_directions():
     assert found.coefficients.isfinite().all()
 
 
-def test_random_vectors_lie_in_their_band_and_planted_ones_above():
+def test_random_vectors_are_in_their_band_and_planted_ones_above():
     rows = directions()
     band = random_band(rows, terms=8, vectors=400, seed=0)
     assert torch.equal(band.high, random_band(rows, terms=8, vectors=400, seed=0).high)

@@ -36,7 +36,7 @@ def test_what_is_read_is_what_was_written(tmp_path, shard):
     assert store.described == {"dictionary": "tiny"}
 
 
-def test_firings_are_found_in_the_whole_text(tmp_path):
+def test_firings_are_found_in_the_full_text(tmp_path):
     activations = torch.cat([dense(seed) for seed in range(4)])
     store = written(tmp_path, [codes_of_active(part) for part in activations.split(6)], 20)
     for latents in ([0], [3, 7], list(range(12))):

@@ -91,7 +91,7 @@ def test_states_are_those_of_each_piece_alone_at_any_batch_size(architecture, ba
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
-def test_mlp_outputs_are_those_of_a_whole_forward(architecture):
+def test_mlp_outputs_are_those_of_a_complete_forward(architecture):
     model, pieces = tiny_model(architecture), pieces_of(corpus())
     expected, outputs = [], []
     [mlp] = [part for name, part in model.named_modules() if name.endswith(".1.mlp")]

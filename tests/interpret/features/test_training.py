@@ -43,11 +43,11 @@ class Killed(StateReader):
 
     read = 0
 
-    def __call__(self, pieces, told=id):
+    def __call__(self, pieces, report=id):
         type(self).read += 1
         if type(self).read == 4:
             raise KeyboardInterrupt
-        return super().__call__(pieces, told)
+        return super().__call__(pieces, report)
 
 
 def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path):
