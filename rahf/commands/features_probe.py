@@ -11,8 +11,8 @@ EPILOG = """\
 FILE holds records (jsonl, json, csv, also gzipped) with a text and one of two labels. Features are
 chosen and probes are fitted on 70 % of the texts; figures are of the others. The table compares
 the dictionary with a dense probe on hidden states, single dimensions of them, and the same of an
-untrained model. A dictionary earns its keep where few features come near the dense probe and far
-from both nulls."""
+untrained model. A dictionary is useful where few features come near the dense probe and far from
+both nulls."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

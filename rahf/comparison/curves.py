@@ -1,6 +1,6 @@
 """Curves of a comparison: the change at an equal cost, with its interval.
 
-Change is the judge's mean over the answers, cost the loss of general ability, both against the
+Change is the judge's mean over the answers, cost the ability loss, both against the
 base. The intervals resample prompts, texts and seeds; all rows share the draws of prompts and
 texts, since all answered the same. A prompt is omitted at the strength and seed where its verdict
 is missing. A change without any verdict is nan, and is not on the curve. Knows numbers only.

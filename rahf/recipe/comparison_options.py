@@ -64,7 +64,7 @@ class CompareOptions(JudgeOptions):
     )
     cost: Literal["loss", "kl"] = option(
         "loss",
-        "Loss of general ability, in nats per token of unrelated text. loss: the rise of the "
+        "Ability loss, in nats per token of unrelated text. loss: the rise of the "
         "cross entropy. kl: divergence from the base.",
     )
     budget: Annotated[float, Limits(least=1e-6)] = option(

@@ -38,7 +38,7 @@ def row_figures(
         ("characters", lambda point: fmean(map(len, point["answers"]))),
         ("repetition", lambda point: fmean(map(repeated_share, point["answers"]))),
         ("unrelated_loss", lambda point: _per_token(point, "text_loss")),
-        ("loss_of_ability", lambda point: _per_token(point, "text_loss") - before),
+        ("ability_loss", lambda point: _per_token(point, "text_loss") - before),
         ("kl", lambda point: _per_token(point, "text_kl")),
     ):
         figures[name] = _over_seeds([of(point) for point in shown])
@@ -79,7 +79,7 @@ def comparison_table(
         "verdicts_missing": ("verdicts missing", "{:.0%}"),
         "characters": ("characters", "{:.0f}"),
         "repetition": ("repetition", "{:.0%}"),
-        "loss_of_ability": ("loss of ability", "{:+.3f}"),
+        "ability_loss": ("ability loss", "{:+.3f}"),
         "kl": ("KL to base", "{:.3f}"),
         "training_seconds": ("training, s", "{:.0f}"),
     }

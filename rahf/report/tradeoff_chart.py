@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 class Point(NamedTuple):
     """One strength of a method, against the base."""
 
-    cost: float  # general ability lost, for instance nats per token on unrelated text
+    cost: float  # ability loss, for instance nats per token on unrelated text
     change: float  # of behaviour, by the judge
     low: float  # 95 % interval of the change
     high: float
@@ -19,7 +19,7 @@ class Point(NamedTuple):
 
 
 COST_LABELS = {
-    "loss": "loss of ability (nats per token on unrelated text)",
+    "loss": "ability loss (nats per token on unrelated text)",
     "kl": "KL from the base on unrelated text (nats per token)",
 }
 
