@@ -103,7 +103,7 @@ def kept_lines(
 
 
 def _record(line: bytes) -> Any:
-    """Return what a line of JSON holds; None where it is none."""
+    """Return what a line of JSON holds; None where it is not JSON."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -264,7 +264,7 @@ class StageRecord:
         return None
 
     def begun(self) -> dict[str, Any]:
-        """Return the figures that a stopped run has left; none where its settings differ."""
+        """Return the figures that a stopped run has left; empty where its settings differ."""
         record = self._record() if self._path.exists() else {"settings": {}}
         before = _completed(record.pop("settings"), self._settings, self._defaults)
         own = ("complete", "files", "made_from")

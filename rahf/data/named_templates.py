@@ -20,7 +20,7 @@ def given_template(tokenizer: "PreTrainedTokenizerBase", chat_template: str) -> 
     """Return the text of a template given as text, as a file or by name.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is not one of these.
     """
     named = named_templates(tokenizer)
     if chat_template in named:

@@ -201,7 +201,7 @@ class Directions:
 
 
 def _check_metadata(path: Path, metadata: Any) -> None:
-    """Refuse what `save` does not write: anything but texts by name, and a depth that is none."""
+    """Refuse what `save` does not write: anything but texts by name, and an invalid depth."""
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{path}: its metadata are not texts by name; fit the directions again.")
     if not re.fullmatch(r"\d{1,9}", metadata.get("depth", "1")):

@@ -71,7 +71,7 @@ def speaking(answers: Sequence[str], base: Sequence[str]) -> list[str]:
 
 
 def wanted_side(judge: Judge, verdicts: Verdicts, pairs: Dataset) -> int:
-    """Return the side of a scorer's scale that the chosen responses lean to: 1, -1, or 0 for none.
+    """Return the side of a scorer's scale of the chosen responses: 1, -1, or 0 for neither.
 
     A chooser's side is 1. It judges one pair all the same: a key, a URL or a model that
     does not work is reported here, before anything is trained or measured.

@@ -1,4 +1,4 @@
-"""Adapters and directions to the Hugging Face Hub, with a card that says what they are.
+"""Adapters and directions to the Hugging Face Hub, with a card that describes them.
 
 Knows folders and the Hub's interface; loads no model. A token is read from where huggingface_hub
 keeps it and shown nowhere.
@@ -51,7 +51,7 @@ def not_being_made(folder: Path) -> AbstractContextManager[None]:
     Raises:
         ValueError: another process makes it, or sends it.
     """
-    # What cannot be written to, nobody is making.
+    # No process writes where nothing can be written.
     return alone(folder, wait=False) if os.access(folder, os.W_OK) else nullcontext()
 
 
@@ -107,7 +107,7 @@ def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
     recipe = read_mapping(folder / RECIPE_FILE)
     if recipe.get("method") not in METHODS:
         raise ValueError(
-            f"{folder / RECIPE_FILE}: method: {recipe.get('method')!r} is none of "
+            f"{folder / RECIPE_FILE}: method: {recipe.get('method')!r} is not one of "
             f"{', '.join(METHODS)}."
         )
     recipe["model_name_or_path"] = base

@@ -64,7 +64,7 @@ SLOWER = (
 
 
 def _checked(model: nn.Module) -> tuple[Reading, list[str]]:
-    """Return the fastest way of reading that is exact, and why it is none of the faster ones."""
+    """Return the fastest way of reading that is exact, and why no faster one is."""
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.arange(1, 1 + sum(CHECKED_LENGTHS)) * 7919 % vocabulary
     rows = [row.tolist() for row in ids.split(CHECKED_LENGTHS)]

@@ -67,7 +67,7 @@ def name_problems(name: str) -> list[str]:
         except (regex.error, RecursionError, OverflowError) as error:
             return [f"{name!r}: no regular expression ({error})"]
     elif kind not in MODELS and (name not in RULES or name == "regex"):
-        return [f"{name!r} is none of {KNOWN_JUDGES}"]
+        return [f"{name!r} is not one of {KNOWN_JUDGES}"]
     return []
 
 

@@ -52,7 +52,7 @@ def rule(name: str) -> Rule:
     declines, `regex:PATTERN` 1 where the pattern is found.
 
     Raises:
-        ValueError: another name; a pattern that is none.
+        ValueError: another name; an invalid pattern.
     """
     kind, pattern = parse_judge(name)
     if kind == "lexicon":

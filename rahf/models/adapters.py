@@ -74,7 +74,7 @@ def base_of(name: str | Path) -> str | None:
     """Return the base that an adapter names; None for a full model.
 
     Raises:
-        ValueError: an adapter that names none, or neither a folder here nor a model of the Hub.
+        ValueError: an adapter that names no base, or neither a folder here nor a model of the Hub.
     """
     if not is_adapter(name):
         return None

@@ -72,7 +72,7 @@ def kept_cache(model: nn.Module, output: Mapping[str, Any]) -> Cache:
     """Return the cache in the output of a forward made with `with_cache`.
 
     Raises:
-        ValueError: the output holds none.
+        ValueError: the output holds no cache.
     """
     cache = output.get(cache_name(without_adapters(model)))
     if cache is None:

@@ -225,7 +225,7 @@ def directions_of(recipe: Recipe) -> str | Path | None:
 
 
 def unrelated_texts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the ids of the unrelated texts; none where the recipe names no file of them."""
+    """Return the ids of the unrelated texts; empty where the recipe names no file of them."""
     options = recipe.evaluation
     if options.unrelated_text is None:
         return []

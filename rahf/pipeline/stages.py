@@ -25,7 +25,7 @@ def output_of_one_run(path: Path, cpu: bool = False) -> Iterator[None]:
 
     Raises:
         ValueError: the ranks are not connected; another run holds the lock. Every rank
-            raises it, so that none waits for the others.
+            raises it, so that no rank waits for the others.
     """
     state, refused = PartialState(cpu=cpu), None
     check_world(state)

@@ -245,7 +245,7 @@ def _frozen(decoder: Decoder, formats: Formats, made: Pass) -> float:
 
 def _logits(decoder: Decoder, formats: Formats, made: Pass) -> float:
     """Return logits of all columns that predict a response token in some row (autocast: and once
-    more in float32), then in float32 of the response tokens alone, with their log-softmax; in the
+    more in float32), then in float32 of the response tokens only, with their log-softmax; in the
     backward the log-softmax and two gradients.
     """
     if not made.scored:

@@ -92,7 +92,7 @@ def comparison_problems(options: CompareOptions) -> list[str]:
             for name in unsafe
         ]
     problems = [
-        f"rows: {name!r} begins with none of {', '.join(ROW_KINDS)}"
+        f"rows: {name!r} does not begin with one of {', '.join(ROW_KINDS)}"
         for name in options.rows
         if kind_of_row(name) not in ROW_KINDS
     ]

@@ -20,7 +20,7 @@ def row_figures(
     """Return the figures of a row: means over seeds at strength 1, with the spread of the seeds.
 
     Args:
-        costs: of each seed `training_seconds`, and `peak_memory` where it is known; none for a row
+        costs: of each seed `training_seconds`, and `peak_memory` where it is known; empty for a row
             that is not trained.
     """
     shown = [min(points, key=lambda point: abs(point["strength"] - 1)) for points in by_seed]

@@ -93,5 +93,5 @@ def _verdict(figures: Mapping[str, Any]) -> str:
     return (
         f"Of the first ten features {moved} moved; {figures['unseen_by_rivals']} of them are shown "
         "by no rival: neither the mean difference nor the principal components make half of the "
-        "effect, and neither the probe nor the token KL goes along with it."
+        "effect, and neither the probe nor the token KL follows it."
     )

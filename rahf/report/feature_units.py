@@ -54,6 +54,6 @@ def splitting_table(figures: Mapping[str, Any]) -> str:
     text = (
         f"{figures['small']} features against {figures['large']}, cosine of at least "
         f"{figures['threshold']:g}: lost, kept and split are shares of the smaller dictionary's "
-        "features, new is the share of the larger one's that are near none."
+        "features, new is the share of the larger one's that are near no other."
     )
     return f"{markdown(['features', 'share'], rows)}\n\n{text}"

@@ -53,6 +53,6 @@ def _of(axes: Mapping[str, Sequence[str]], name: str | None) -> Sequence[str]:
 
 
 def _mean(results: Sequence[Mapping[str, Any]], name: str, at: Mapping[str, str]) -> float:
-    """Return the mean over the points there; NaN where none is done yet."""
+    """Return the mean over the points there; NaN where no point is done yet."""
     found = [each["results"][name] for each in results if at.items() <= each["point"].items()]
     return sum(found) / len(found) if found else float("nan")

@@ -88,7 +88,7 @@ class TargetCache:
     def read_or_compute(self, batch: Batch, compute: Callable[[Batch], Frozen]) -> Frozen:
         """Return the states of `batch` under the frozen views, read where all of them are known.
 
-        Retained texts come again within an epoch; the first call has computed them. All ranks read
+        Retained texts recur within an epoch; the first call has computed them. All ranks read
         or all compute, since a sharded model runs on all of them or on none.
         The first states that are read are computed too and compared.
 

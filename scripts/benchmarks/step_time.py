@@ -110,7 +110,7 @@ def timed_before(record: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the record of a run whose counts are missing.
 
     Raises:
-        ValueError: there is none, or it was made with other settings.
+        ValueError: there is no record, or it was made with other settings.
     """
     if not record.exists():
         raise ValueError(f"--counts_only: {record} is not there; run without it to take the times")

@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_row_is_reported_with_its_name(write, capsys, row, 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"judge": "taste"}, "compare.judge: 'taste' is none of lexicon, length"),
+        ({"judge": "taste"}, "compare.judge: 'taste' is not one of lexicon, length"),
         ({"judge": "choice:"}, "compare.judge: 'choice:' needs a model"),
         ({"judge": "regex:("}, "compare.judge: 'regex:(': no regular expression"),
         ({"judge": "api:m"}, "compare.judge 'api:m' needs url"),
@@ -108,8 +108,8 @@ def test_all_problems_of_all_rows_trials_and_the_recipe_are_reported_at_once(wri
     }
     rows = compared("dual", {"sft": {"lora_r": 0}}, "dpo", trials=trials, judge="vibes")
     assert sorted(problems(write(rows, learning_rat=1, dtype="int4"), capsys)) == [
-        "compare.judge: 'vibes' is none of lexicon, length, refusal, regex:PATTERN, reward:NAME, "
-        "references:FILE, choice:NAME, api:MODEL",
+        "compare.judge: 'vibes' is not one of lexicon, length, refusal, regex:PATTERN, "
+        "reward:NAME, references:FILE, choice:NAME, api:MODEL",
         "compare.rows.sft: lora_r: 0 is out of range, it must be at least 1",
         "compare.trials.dual[1]: alfa: unknown key, did you mean alpha?",
         "compare.trials.dual[2]: alpha: 'big' is not a number or one of auto",

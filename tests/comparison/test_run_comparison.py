@@ -128,8 +128,8 @@ def test_an_answer_that_goes_round_in_circles_counts_as_the_bases():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"rows": {"base": {}, "ppo": {}}}, "'ppo' begins with none of base, urial"),
-        ({"rows": {"base": {}, "..": {}}}, r"'\.\.' begins with none of base, urial"),
+        ({"rows": {"base": {}, "ppo": {}}}, "'ppo' does not begin with one of base, urial"),
+        ({"rows": {"base": {}, "..": {}}}, r"'\.\.' does not begin with one of base, urial"),
         *(
             ({"rows": {"base": {}, name: {}}}, re.escape(f"{name!r} is also the name of a folder"))
             for name in (

@@ -64,7 +64,7 @@ def test_an_empty_answer_counts_as_the_bases():
         ([], "names no judge"),
         (["length", "length"], "'length' is named twice"),
         (["length", 3], "3 is not text"),
-        (["length", "wit"], "'wit' is none of"),
+        (["length", "wit"], "'wit' is not one of"),
         (["length", "api:m"], "needs url"),
         (["references:"], "needs a file"),
     ],

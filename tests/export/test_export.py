@@ -451,7 +451,7 @@ def test_an_adapter_without_its_base_needs_one(run_folder, tmp_path, capsys, bas
     ("name", "text", "said"),
     [
         ("recipe.yaml", "[1]", "recipe.yaml holds no names and values"),
-        ("recipe.yaml", "method: magic", "method: 'magic' is none of dual"),
+        ("recipe.yaml", "method: magic", "method: 'magic' is not one of dual"),
         ("metrics.json", "[]", "metrics.json holds no names and values"),
         ("metrics.json", '{"models": {"base": {"x": [NaN]}}}', "metrics.json: models: not finite"),
     ],

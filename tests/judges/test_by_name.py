@@ -47,10 +47,10 @@ def test_a_name_is_a_kind_and_what_it_is_of():
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("lexcion", "'lexcion' is none of lexicon, length, refusal, regex:PATTERN, reward:NAME"),
-        ("regex", "is none of"),
-        ("regex:", "is none of"),
-        ("length:3", "is none of"),
+        ("lexcion", "'lexcion' is not one of lexicon, length, refusal, regex:PATTERN, reward:NAME"),
+        ("regex", "is not one of"),
+        ("regex:", "is not one of"),
+        ("length:3", "is not one of"),
         ("regex:(", "no regular expression"),
         ("choice", "needs a model: choice:NAME"),
         ("api:", "needs a model: api:NAME"),

@@ -149,7 +149,7 @@ def test_a_missing_lexicon_names_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["lexcion", "regex:", "regex:("])
-def test_a_rule_that_is_none_is_reported(name):
+def test_an_unknown_rule_is_reported(name):
     with pytest.raises(ValueError, match="judge"):
         rule(name)
 

@@ -161,7 +161,7 @@ def test_a_server_that_refuses_ends_the_stage_before_anything_is_measured(aligne
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"judge": "taste"}, "evaluation.judge: 'taste' is none of lexicon, length"),
+        ({"judge": "taste"}, "evaluation.judge: 'taste' is not one of lexicon, length"),
         ({"judge": "api:wise"}, "evaluation.judge 'api:wise' needs url"),
         ({"judge": "reward:./nothing"}, "evaluation.judge: ./nothing does not exist"),
         (

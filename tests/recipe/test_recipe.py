@@ -199,7 +199,7 @@ def test_a_removed_choice_names_the_one_to_take(write):
         ({"teachers": {"contrast": "x"}}, "teachers.contrast: not read by method dual"),
         (
             {"evaluation": {"judge": "me"}},
-            "evaluation.judge: 'me' is none of lexicon, length",
+            "evaluation.judge: 'me' is not one of lexicon, length",
         ),
         (
             {"eval_strategy": "steps", "dataset_test_split": None, "test_share": 0},

@@ -98,7 +98,7 @@ def device(options: argparse.Namespace) -> "torch.device":
     if chosen.type == "meta" or (chosen.type == "cpu" and chosen.index):
         raise ValueError(f"--device {options.device} computes nothing; give cpu or a GPU.")
     if chosen.type not in ("cpu", "cuda") and not _responds(chosen):
-        raise ValueError(f"--device {options.device}: PyTorch finds none here; give another.")
+        raise ValueError(f"--device {options.device}: PyTorch finds no such device; give another.")
     return chosen
 
 

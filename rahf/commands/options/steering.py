@@ -81,7 +81,7 @@ def check_strengths(options: argparse.Namespace) -> None:
 
 
 def steering_identity(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what identifies results of a steered model; empty where none is steered."""
+    """Return what identifies results of a steered model; empty where the model is not steered."""
     if not options.directions:
         return {}
     from rahf.directions.vectors import Directions

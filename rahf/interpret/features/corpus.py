@@ -99,7 +99,7 @@ def corpus_of_pairs(
     tokens: int,
     every_token: bool = False,
 ) -> Corpus:
-    """Return both responses of tokenised pairs after their prompts, of which they alone are read.
+    """Return both responses of tokenised pairs after their prompts; only the responses are read.
 
     A pair is one document. Special tokens of a response, such as its end, are not read.
 

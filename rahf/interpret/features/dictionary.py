@@ -59,7 +59,7 @@ class Origin:
     """What a dictionary was trained on."""
 
     base: str  # name or folder of the model
-    fingerprint: str | None  # of the base's weights (see `bases`); None: the file does not say
+    fingerprint: str | None  # of the base's weights (see `bases`); None: the file does not hold it
     layer: int  # decoder block, counted from 0
     site: Site
     kind: Kind = "states"

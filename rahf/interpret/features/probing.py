@@ -33,7 +33,7 @@ class Probed(NamedTuple):
 
     accuracy: Estimate  # Wilson's interval
     auc: Estimate  # DeLong's interval
-    latents: list[int]  # those that the probe reads; none for a dense probe
+    latents: list[int]  # those that the probe reads; empty for a dense probe
 
 
 class Split(NamedTuple):

@@ -101,7 +101,7 @@ class CodeStore:
     """Codes that a `CodeWriter` wrote.
 
     Raises:
-        ValueError: the folder holds none, or a shard is missing.
+        ValueError: the folder holds no codes, or a shard is missing.
     """
 
     def __init__(self, folder: Path):
