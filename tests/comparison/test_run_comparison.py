@@ -1,4 +1,4 @@
-"""Methods side by side: what is kept apart, what the curves say, what is measured once."""
+"""Methods side by side: what is kept apart, what the curves show, what is measured once."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ from rahf.recipe.comparison_options import CompareOptions
 from rahf.recipe.files import checked_recipe
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
 
-# What the curves say
+# What the curves show
 
 
 @pytest.mark.parametrize("cost", ["loss", "kl"])
@@ -192,7 +192,7 @@ def test_a_comparison_trains_measures_and_reports_every_row_once(compared, capsy
         largest = max(record["peak_memory"] for record in records)
         assert found["rows"]["dpo"]["peak_memory"] == largest > 0
     assert "training_seconds" not in found["rows"]["urial"]
-    # Both trials of dual ask the same teachers: one pair for each seed.
+    # Both trials of dual use the same teachers: one pair for each seed.
     assert told.count("negative: writing") == 2
     # What is chosen on is not trained on.
     split = {name: read_lines(out / f"data/{name}.jsonl") for name in ("train", "validation")}

@@ -160,7 +160,7 @@ def test_a_streaming_mean_equals_that_of_one_batch():
 def test_adding_up_over_one_rank_changes_nothing():
     fitter = mean_of([shifts_of_responses()])
     before, weight = fitter.vectors(), fitter.weight
-    Accelerator(cpu=True)  # says that there is one rank
+    Accelerator(cpu=True)  # states that there is one rank
     fitter.reduce()
     assert torch.equal(fitter.vectors(), before)
     assert fitter.weight == weight
@@ -433,7 +433,7 @@ def test_of_all_constants_the_mean_explains_most_of_an_adapters_states(family):
 
 
 class SteeredReader(Reader):
-    """Its positive side says what the base says when a vector is added."""
+    """Its positive side predicts what the base does when a vector is added."""
 
     shift = Directions(
         (1,), 2 * torch.randn(1, D_MODEL, generator=torch.Generator().manual_seed(7))
@@ -605,7 +605,7 @@ def test_the_window_that_gains_most_at_equal_divergence_is_taken(family):
     tried = [(0, 1), (1, 2), (3,)]  # begins at the second of those that are likely
     choice = choose(calibration, found, areas, rms, tried, alpha=None, budget=0.1)
     first, second, unlikely = choice.candidates
-    # Its layers tell the sides apart no better than chance: nothing is run for it.
+    # Its layers separate the sides no better than chance: nothing is run for it.
     assert unlikely.margin_gain is None
     for each in (first, second):
         assert each.divergence == pytest.approx(0.1, rel=0.1)

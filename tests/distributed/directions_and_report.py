@@ -1,4 +1,4 @@
-"""Run `rahf directions` in this process, then tell the number of processes and their engine."""
+"""Run `rahf directions` in this process, then report the number of processes and their engine."""
 
 import sys
 

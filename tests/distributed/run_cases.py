@@ -1,4 +1,4 @@
-"""Run several `rahf` commands one after the other on every rank, and tell which engine trained.
+"""Run several `rahf` commands one after the other on every rank, and report which engine trained.
 
 run_cases.py CASES.json: a list of lists of arguments. Writes engines.json: a record a training.
 """

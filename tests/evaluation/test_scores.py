@@ -21,7 +21,7 @@ LEXICON = NEUTRAL_SCORES["lexicon"]
 
 
 class PrefersLonger:
-    """A chooser; what it reads is the two responses. Of a response `?` it says nothing."""
+    """A chooser; what it reads is the two responses. For a response `?` it has no verdict."""
 
     responses = 2
 

@@ -17,7 +17,7 @@ from rahf.judges.judge import Verdict, Verdicts
 
 
 class Chooser:
-    """Likes the text with more 'x'; ties fall to the first place; says nothing of 'mute'."""
+    """Likes the text with more 'x'; ties fall to the first place; no verdict on 'mute'."""
 
     id, responses = "x", 2
 

@@ -414,7 +414,7 @@ BAD_ADAPTERS = {
         "holds no names and values",
     ),
 }
-"""How an adapter is spoilt, what generate says of it, and what export and push say."""
+"""How an adapter is damaged, and the errors of generate, export and push."""
 
 
 @pytest.mark.parametrize("case", BAD_ADAPTERS)

@@ -207,7 +207,7 @@ def test_an_interval_draws_units_and_narrows_with_their_number():
     assert wide.mean == narrow.mean == 0.5
     assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
     assert narrow.low == pytest.approx(0.5 - 1.96 * 0.5 / 1000**0.5, abs=0.003)
-    # ten equal tokens of one response tell no more than one of them
+    # ten equal tokens of one response hold no more information than one of them
     whole = ratio_estimate([0, 10] * 5, [10] * 10)
     assert (whole.low, whole.high) == (wide.low, wide.high)
     assert ratio_estimate([], []) is None

@@ -15,7 +15,7 @@ from rahf.pipeline.run import run_pipeline, stage_record
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.held_out import HELD_OUT, held_out_split
 
-# The README's recipe: one file, nothing said of an evaluation.
+# The README's recipe: one file, no keys of an evaluation.
 README = {
     "dataset_name": "pairs/train.jsonl",
     "dataset_test_split": None,
@@ -95,7 +95,7 @@ def test_data_of_the_hub_with_one_split_holds_a_share_out(
     rows = [{"prompt": f"w{row}", "chosen": "w2", "rejected": "w3"} for row in range(20)]
 
     def load_dataset(path, name, split, cache_dir):
-        if split not in splits:  # as datasets says it
+        if split not in splits:  # as datasets reports it
             raise ValueError(f'Unknown split "{split}". Should be one of {splits}.')
         return datasets.Dataset.from_list(rows)
 

@@ -61,7 +61,7 @@ def test_a_sweep_runs_every_point_once_with_one_set_of_teachers(recipe_file, cap
     assert len({each["results"]["margin"] for each in results}) == 4
     assert Path("out/sweep/results.png").stat().st_size > 0
     assert not list(Path("out/sweep").rglob("teachers"))
-    # A second call finds all of it, and a wrong point is told before anything is run.
+    # A second call finds all of it, and a wrong point is reported before anything is run.
     assert main(command) == 0
     assert "writing" not in capsys.readouterr().out
     assert main(["sweep", str(recipe_file), "--alpha", "3,0"]) == 2

@@ -1,4 +1,4 @@
-"""What `rahf plan` says against the real modules: parameters, FLOPs, saved tensors, memory."""
+"""The figures of `rahf plan` against the real modules: parameters, FLOPs, saved tensors, memory."""
 
 import itertools
 import json

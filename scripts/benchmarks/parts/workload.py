@@ -3,7 +3,7 @@
 Lengths are drawn like UltraFeedback's. Its paper (arXiv 2310.01377, table 1) gives means of 185.1
 tokens a prompt and 305.3 a response; the log-normal form and its widths are our assumption, with
 the long tail that drops about a sixth of the prompts at 256 tokens. Ids are drawn uniformly:
-what is measured does not depend on what they say. Knows no variant and no clock.
+what is measured does not depend on their meaning. Knows no variant and no clock.
 """
 
 import json
