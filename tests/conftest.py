@@ -93,7 +93,7 @@ def gpt2_family(tmp_path_factory) -> Family:
 
 @pytest.fixture(autouse=True)
 def hub_as_before(monkeypatch) -> None:
-    """Leave no answer of the Hub to the next test, and request it only where a test turns that on."""
+    """Leave no answer of the Hub to the next test, and use it only where a test turns that on."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     ask_hub.cache_clear()
     hub_splits.cache_clear()

@@ -180,7 +180,7 @@ def _attention_saved(decoder: Decoder, formats: Formats, width: float) -> float:
         key = decoder.kv_width
     kept = (query + 2 * key) * formats.product
     if formats.attention == "eager":
-        weight = 4 if formats.product == 4 else 6  # in float32, and again in the dtype of the values
+        weight = 4 if formats.product == 4 else 6  # in float32, and again in the values' dtype
         weight += 4 if decoder.softcap else 0
         return kept + decoder.heads * width * weight
     if decoder.family == "gpt_neox":

@@ -98,7 +98,7 @@ def test_a_judge_scores_one_file(files, capsys):
         (["--judge", "api:m"], "give --aspects, or --against"),
         (["--judge", "api:m", "--aspects"], "needs --url"),
         (["--judge", "reward"], "judge 'reward' needs a model: reward:NAME"),
-        (["--judge", "vibes"], "is none of lexicon, length"),
+        (["--judge", "vibes"], "is not one of lexicon, length"),
         (["--judge", "length", "--aspects", "--against", "x"], "--aspects scores one file"),
     ],
 )

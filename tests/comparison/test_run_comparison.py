@@ -355,7 +355,7 @@ def test_a_judge_that_finds_no_difference_is_refused(compared, capsys):
     assert main(["compare", str(compared), "--compare.judge", "refusal"]) == 2
     assert "the same mean" in capsys.readouterr().err
     assert main(["compare", str(compared), "--compare.judge", "taste"]) == 2
-    assert "is none of lexicon" in capsys.readouterr().err
+    assert "is not one of lexicon" in capsys.readouterr().err
 
 
 def test_a_comparison_needs_what_it_is_measured_on(compared, capsys):
