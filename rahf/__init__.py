@@ -6,15 +6,26 @@ Importing this package loads nothing: every name below is fetched when it is fir
 import importlib
 
 _HOME = {
+    "DirectionMonitor": "rahf.guards.monitor",
     "Directions": "rahf.directions.vectors",
     "RAHFConfig": "rahf.trainer_config",
     "RAHFTrainer": "rahf.trainer",
     "load_recipe": "rahf.recipe.recipe",
     "preset": "rahf.recipe.methods",
+    "prevent": "rahf.guards.prevention",
     "steer": "rahf.directions.steering",
 }
 
-__all__ = ["Directions", "RAHFConfig", "RAHFTrainer", "load_recipe", "preset", "steer"]
+__all__ = [
+    "DirectionMonitor",
+    "Directions",
+    "RAHFConfig",
+    "RAHFTrainer",
+    "load_recipe",
+    "preset",
+    "prevent",
+    "steer",
+]
 
 
 def __getattr__(name: str):

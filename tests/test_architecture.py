@@ -24,7 +24,7 @@ LEVELS = (
     ("terms", "plan", "trainer_config"),
     ("views", "evaluation"),
     ("directions",),
-    ("alignment", "export", "interpret"),
+    ("alignment", "export", "guards", "interpret"),
     ("training",),
     ("trainer",),
     ("pipeline",),

@@ -119,20 +119,23 @@ def refuse_rendered(
 
 def read_responses(path: str | Path) -> list[Response]:
     """Return what `rahf generate` has written, in either layout."""
-    responses = []
-    for place, record in read_records(Path(path)):
-        key = next((name for name in RESPONSE_KEYS if isinstance(record.get(name), str)), None)
-        if key is None:
-            raise ValueError(
-                f"{place}: no response; every record needs a text as `response` or `output`. "
-                f"It has: {', '.join(record)}."
-            )
-        chat = _chat(record, place)
-        generator, finished = str(record.get("generator") or ""), record.get("finished") is True
-        responses.append(Response(chat, record[key], generator, finished))
+    responses = [response_of(record, place) for place, record in read_records(Path(path))]
     if not responses:
         raise ValueError(f"{path} holds no responses; give a file with at least one record.")
     return responses
+
+
+def response_of(record: Mapping[str, Any], place: str) -> Response:
+    """Return the response that a record holds; `place` names the record in an error."""
+    key = next((name for name in RESPONSE_KEYS if isinstance(record.get(name), str)), None)
+    if key is None:
+        raise ValueError(
+            f"{place}: no response; every record needs a text as `response` or `output`. "
+            f"It has: {', '.join(record)}."
+        )
+    chat = _chat(record, place)
+    generator, finished = str(record.get("generator") or ""), record.get("finished") is True
+    return Response(chat, record[key], generator, finished)
 
 
 def response_layout(path: Path) -> Callable[[Sequence[Mapping[str, Any]]], str]:

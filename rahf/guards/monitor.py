@@ -1,0 +1,204 @@
+"""Watch a training: how far fixed held-out answers move along directions, step by step.
+
+A callback for the Trainer of transformers, TRL's trainers and ours. Its figures go to the trainer's
+own log and trackers, and a limit ends the training.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+
+from rahf.artifacts import read_object, write_json
+from rahf.data.prompts import Response, read_responses, response_of
+from rahf.data.response_ids import tokenize_responses
+from rahf.directions.vectors import Directions
+from rahf.evaluation.intervals import Estimate, mean_estimate
+from rahf.guards.projections import Ids, check_directions, projections
+from rahf.models.adapters import pad_id
+
+FILE_NAME = "directions_before.json"
+
+logger = logging.getLogger(__name__)
+
+
+class DirectionMonitor(TrainerCallback):
+    """Logs per direction the mean movement of fixed answers against the model before training.
+
+    `directions/NAME` is the mean over answers and layers, `directions/NAME/low` and `.../high` its
+    95 % interval over answers, and `directions/NAME/layer_L` the mean in each layer. The unit is
+    the direction itself: 1 is the mean difference that was fitted.
+
+    Args:
+        trainer: the trainer that it is added to, as `trainer.add_callback(DirectionMonitor(trainer,
+            ...))`.
+        directions: by name, as `{"tone": Directions.load("out/tone")}`.
+        answers: a file of held-out prompts and responses as `rahf generate` writes it, or such
+            records. They are fixed texts: give answers of the base, not of the training data.
+        every: optimizer steps between two readings; None: as often as the trainer logs.
+        stop_when: movement by name at which the training ends; below zero for movement in the
+            opposite direction.
+        batch_size: answers in one forward pass.
+
+    Raises:
+        ValueError: directions that do not fit the model, answers without tokens, or limits that
+            name no direction.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        directions: Mapping[str, Directions],
+        answers: str | Path | Sequence[Mapping[str, Any]],
+        *,
+        every: int | None = None,
+        stop_when: Mapping[str, float] | None = None,
+        batch_size: int = 8,
+    ):
+        check_directions(trainer.model, directions)
+        check_limits(stop_when or {}, directions, every)
+        self.history: list[dict[str, float]] = []
+        self.stopped: str | None = None  # why the training was ended
+        self._trainer, self._directions, self._batch_size = trainer, directions, batch_size
+        self._every, self._limits = every, dict(stop_when or {})
+        self._answers = ids_of(answers, trainer.processing_class)
+        self._before: dict[str, Tensor] = {}
+
+    def on_train_begin(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+        """Read the model before training, or what was read before an interruption."""
+        path = Path(args.output_dir) / FILE_NAME
+        if state.global_step:
+            self._before = read_before(path, self._identity())
+            return
+        self._before = self._read()
+        if state.is_world_process_zero:
+            values = {name: each.tolist() for name, each in self._before.items()}
+            write_json(path, {"of": self._identity(), "projections": values})
+
+    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+        """Log the movement where it is due, and end the training at a limit."""
+        last = state.global_step >= state.max_steps
+        due = control.should_log if self._every is None else state.global_step % self._every == 0
+        if not due and not last:
+            return
+        moved = {name: now - self._before[name] for name, now in self._read().items()}
+        overall = {name: mean_estimate(each.mean(0).tolist()) for name, each in moved.items()}
+        figures = figures_of(moved, overall, self._directions)
+        self.history.append({"step": state.global_step, **figures})
+        self._trainer.log(dict(figures))
+        for name, limit in self._limits.items():
+            if reached(overall[name].mean, limit):
+                self._stop(name, overall[name], limit, state, control)
+
+    def _stop(
+        self, name: str, moved: Estimate, limit: float, state: TrainerState, control: TrainerControl
+    ) -> None:
+        self.stopped = (
+            f"the training was ended at step {state.global_step}: its answers moved by "
+            f"{moved.mean:+.3f} [{moved.low:+.3f}, {moved.high:+.3f}] along {name!r}, beyond the "
+            f"limit of {limit:+g} in stop_when."
+        )
+        logger.warning(self.stopped)
+        control.should_training_stop = True
+
+    def _read(self) -> dict[str, Tensor]:
+        model = self._trainer.model
+        pad = pad_id(self._trainer.processing_class)
+        return projections(model, self._directions, self._answers, pad, self._batch_size)
+
+    def _identity(self) -> str:
+        vectors = {name: each.fingerprint() for name, each in sorted(self._directions.items())}
+        text = json.dumps([vectors, self._answers])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def figures_of(
+    moved: Mapping[str, Tensor],
+    overall: Mapping[str, Estimate],
+    directions: Mapping[str, Directions],
+) -> dict[str, float]:
+    """Return the figures of one reading by their names in the log.
+
+    Args:
+        moved: movement by direction, [layers, answers].
+        overall: its mean over answers and layers.
+    """
+    figures = {}
+    for name, estimate in overall.items():
+        figures[f"directions/{name}"] = estimate.mean
+        figures[f"directions/{name}/low"] = estimate.low
+        figures[f"directions/{name}/high"] = estimate.high
+        for layer, value in zip(directions[name].layers, moved[name].mean(1).tolist(), strict=True):
+            figures[f"directions/{name}/layer_{layer}"] = value
+    return figures
+
+
+def reached(moved: float, limit: float) -> bool:
+    """Return whether the movement is as far as the limit, in the limit's direction."""
+    return moved >= limit if limit > 0 else moved <= limit
+
+
+def check_limits(
+    limits: Mapping[str, float], directions: Mapping[str, Directions], every: int | None
+) -> None:
+    """Refuse limits that no movement could reach as meant.
+
+    Raises:
+        ValueError: a limit of no direction, or of 0; readings less than a step apart.
+    """
+    for name, limit in limits.items():
+        if name not in directions:
+            raise ValueError(
+                f"stop_when names {name!r}, but the directions are {', '.join(directions)}."
+            )
+        if not limit or limit != limit:
+            raise ValueError(
+                f"stop_when: {name}: {limit} should be a movement: above 0 along the direction, "
+                "below 0 against it."
+            )
+    if every is not None and every < 1:
+        raise ValueError(f"every: {every} should be a number of steps, at least 1.")
+
+
+def ids_of(answers: str | Path | Sequence[Mapping[str, Any]], tokenizer: Any) -> list[Ids]:
+    """Return the ids of the answers' prompts and responses.
+
+    Raises:
+        ValueError: fewer than two answers, or one without a response token.
+    """
+    if isinstance(answers, str | Path):
+        given: list[Response] = read_responses(answers)
+    else:
+        given = [response_of(record, f"answer {n}") for n, record in enumerate(answers, 1)]
+    if len(given) < 2:
+        raise ValueError(f"{len(given)} answers: an interval needs at least 2, some 30 are usual.")
+    ids = tokenize_responses([a.messages for a in given], [a.text for a in given], tokenizer)
+    empty = [number for number, (_, response) in enumerate(ids, 1) if not response]
+    if empty:
+        raise ValueError(f"answers {empty[:10]} have no response token: leave them out.")
+    return ids
+
+
+def read_before(path: Path, identity: str) -> dict[str, Tensor]:
+    """Return the readings of the model before training, for a training that resumes.
+
+    Raises:
+        ValueError: there are none, or they are of other directions or answers.
+    """
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing: the training resumes, and what the model was before it is "
+            "unknown. Begin anew, or leave the monitor out."
+        )
+    stored = read_object(path, of=str, projections=dict)
+    if stored["of"] != identity:
+        raise ValueError(
+            f"{path} was written for other directions or answers: give those, or begin anew."
+        )
+    return {name: torch.tensor(values) for name, values in stored["projections"].items()}

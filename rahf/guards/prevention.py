@@ -1,0 +1,172 @@
+"""Prevention: add an unwanted direction to the residual stream while a model is trained, so that
+the weights need not move along it (arXiv 2507.21509, section 5).
+
+    h_l <- h_l + alpha * v_l    in training forward passes, at the positions that predict a response
+
+Nothing is added in evaluation, in generation or in the passes of a reference model, and nothing is
+left afterwards. Knows models and directions; knows no trainer.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from rahf.directions.vectors import Directions
+from rahf.models.capture import find_blocks, without_adapters
+
+Positions = Literal["response", "all"]
+
+
+@dataclass
+class Prevention:
+    """What is added in the running forward pass; `alpha` may be changed between two of them."""
+
+    alpha: float  # in units of the directions: 1 adds the mean difference itself
+    positions: Positions
+    running: bool = False  # whether the model's forward pass is running
+    adds: bool = False  # whether it computes gradients for a training
+    mask: Bool[Tensor, "batch seq"] | None = None  # None: every position
+
+    def begin(self, model: nn.Module, _args: tuple, given: Mapping[str, Any]) -> None:
+        """Decide what the forward pass adds, before it runs."""
+        self.running, self.mask = True, None
+        self.adds = model.training and torch.is_grad_enabled()
+        if self.adds and self.positions == "response":
+            self.mask = predicting(given.get("labels"))
+
+    def end(self, *_: Any) -> None:
+        self.running, self.mask = False, None
+
+    def addition(self, shift: Float[Tensor, " d_model"]) -> Callable[..., Any]:
+        """Return a forward hook of a block that adds `alpha * shift` to its output."""
+
+        def hook(block: nn.Module, _args: tuple, output: Any) -> Any:
+            hidden = output if isinstance(output, Tensor) else output[0]
+            if not self.running:
+                return self._outside(block, output)
+            if not self.adds or self.alpha == 0:
+                return output
+            added = self.alpha * shift.to(hidden)
+            if self.mask is not None:
+                added = added * self._mask_of(hidden)
+            hidden = hidden + added
+            return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
+
+        return hook
+
+    def _mask_of(self, hidden: Tensor) -> Float[Tensor, "batch seq 1"]:
+        if self.mask.shape != hidden.shape[:2]:
+            raise ValueError(
+                f"labels of shape {tuple(self.mask.shape)} do not fit hidden states of shape "
+                f"{tuple(hidden.shape[:2])}: give positions='all'."
+            )
+        return self.mask.to(hidden).unsqueeze(-1)
+
+    def _outside(self, block: nn.Module, output: Any) -> Any:
+        """Refuse a training pass that is not part of the model's own forward pass."""
+        if block.training and torch.is_grad_enabled():
+            raise ValueError(
+                "a decoder block computes gradients outside of the model's forward pass, so it is "
+                "unknown what to add: give `prevent` the model that the trainer calls, and turn "
+                "off an activation checkpointing that recomputes hooks."
+            )
+        return output
+
+
+def predicting(labels: Tensor | None) -> Bool[Tensor, "batch seq"]:
+    """Return the positions whose next token is scored: the last of the prompt to the last but one
+    of the response.
+
+    Raises:
+        ValueError: there are no labels.
+    """
+    if labels is None:
+        raise ValueError(
+            "positions='response' reads the `labels` that the trainer gives the model, but there "
+            "are none: give positions='all'."
+        )
+    mask = torch.zeros_like(labels, dtype=torch.bool)
+    mask[:, :-1] = labels[:, 1:] != -100
+    return mask
+
+
+@contextmanager
+def prevent(
+    model: nn.Module,
+    directions: Directions,
+    alpha: float = 1.0,
+    *,
+    positions: Positions = "response",
+) -> Iterator[Prevention]:
+    """Add `alpha` times the directions in every training forward pass made inside the context.
+
+    A forward pass counts as training where the model is in training mode and gradients are enabled.
+    With directions of several layers the increments from layer to layer are added, so that the
+    state after each layer is shifted by `alpha` times its vector.
+
+    Args:
+        model: a causal language model, with or without adapters; wrappers of it may be called.
+        directions: the unwanted trait minus its opposite, in units of the residual stream.
+        alpha: 1 to 2 is the usual range; 0 adds nothing.
+        positions: those that predict a response, known by the `labels` (Hugging Face's convention:
+            -100 is not scored), or `all`.
+
+    Yields:
+        The state, whose `alpha` may be changed between two forward passes.
+
+    Raises:
+        ValueError: directions that do not fit the model, an alpha that is not finite, or positions
+            of another name; in the forward pass: labels that are missing or of another shape.
+    """
+    _check(alpha, positions)
+    blocks, base = find_blocks(model), without_adapters(model)
+    directions.check_model(model.config.get_text_config().hidden_size, len(blocks.modules))
+    state = Prevention(alpha, positions)
+    with ExitStack() as hooks:
+        begin = base.register_forward_pre_hook(state.begin, with_kwargs=True)
+        hooks.callback(begin.remove)
+        hooks.callback(base.register_forward_hook(state.end, always_call=True).remove)
+        shifts = increments(directions)
+        for layer, shift in zip(shifts.layers, shifts.vectors, strict=True):
+            hook = blocks.modules[layer].register_forward_hook(state.addition(shift))
+            hooks.callback(hook.remove)
+        yield state
+
+
+def _check(alpha: float, positions: str) -> None:
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha: {alpha} is not finite: give a number, usually from 1 to 2.")
+    if positions not in ("response", "all"):
+        raise ValueError(f"positions: {positions!r} should be 'response' or 'all'.")
+
+
+def increments(directions: Directions) -> Directions:
+    """Return what each layer adds to the layers before it, in ascending order of the layers."""
+    return directions.only(tuple(sorted(directions.layers))).increments()
+
+
+class PreventionCallback(TrainerCallback):
+    """`prevent` from the beginning to the end of a training of transformers' Trainer."""
+
+    def __init__(
+        self, directions: Directions, alpha: float = 1.0, positions: Positions = "response"
+    ):
+        self._given = (directions, alpha, positions)
+        self._open = ExitStack()
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Begin to add."""
+        directions, alpha, positions = self._given
+        self._open.close()  # of a training that was interrupted by an error
+        self._open.enter_context(prevent(model, directions, alpha, positions=positions))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Leave the model as it was."""
+        self._open.close()

@@ -1,0 +1,199 @@
+"""The monitor's projections equal a plain loop, and reach the log of every trainer."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from tiny_models import D_MODEL, lora, randomize, tiny_model, tiny_tokenizer
+from transformers import Trainer, TrainingArguments
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+import rahf
+from rahf.directions.vectors import Directions
+from rahf.guards.projections import projections
+
+ANSWERS = [
+    {"prompt": f"w{n} w{n + 1}", "response": " ".join(f"w{k}" for k in range(n, n + 1 + n % 3))}
+    for n in range(5, 17)
+]
+PAIRS = [
+    {"prompt": f"w{n} ", "chosen": f"w{n + 1} w{n + 2}", "rejected": f"w{n + 3}"}
+    for n in range(4, 20)
+]
+
+
+def directions(layers=(1, 2), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Directions(layers, torch.randn(len(layers), D_MODEL, generator=generator))
+
+
+def by_loop(model, given, ids):
+    """One answer at a time, from the hidden states that transformers returns."""
+    found = torch.zeros(len(given.layers), len(ids))
+    for column, (prompt, response) in enumerate(ids):
+        with torch.no_grad():
+            output = model(torch.tensor([prompt + response]), output_hidden_states=True)
+        for row, (layer, vector) in enumerate(zip(given.layers, given.vectors, strict=True)):
+            states = output.hidden_states[layer + 1][0, len(prompt) :]
+            found[row, column] = (states @ vector).mean() / vector.dot(vector)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_projections_equal_a_loop(architecture, batch_size):
+    model, given = tiny_model(architecture), directions((0, 2))
+    ids = [([5, 6, 7], [8, 9]), ([10], [11]), ([12, 13], [14, 15, 16, 17]), ([2, 3, 4, 5], [6])]
+    found = projections(model, {"tone": given}, ids, 1, batch_size)["tone"]
+    torch.testing.assert_close(found, by_loop(model, given, ids), atol=1e-5, rtol=1e-5)
+
+
+def policy():
+    model = get_peft_model(tiny_model(), lora(4))
+    randomize(model, "default", 1, scale=0.05)
+    return model
+
+
+def arguments(config, folder, **options):
+    given = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.05,
+        "logging_steps": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "activation_checkpointing": False,
+        "bf16": False,
+    }
+    return config(**given | options)
+
+
+def plain_trainer(folder, **options):
+    rows = [{"input_ids": [n, n + 1, n + 2], "labels": [-100, n + 1, n + 2]} for n in range(2, 18)]
+    args = arguments(TrainingArguments, folder, **options)
+    return Trainer(
+        policy(), args, train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer()
+    )
+
+
+def sft_trainer(folder):
+    rows = Dataset.from_list(
+        [{"prompt": each["prompt"], "completion": each["chosen"]} for each in PAIRS]
+    )
+    args = arguments(SFTConfig, folder)
+    return SFTTrainer(policy(), args, train_dataset=rows, processing_class=tiny_tokenizer())
+
+
+def dpo_trainer(folder):
+    args = arguments(DPOConfig, folder)
+    return DPOTrainer(
+        policy(),
+        args=args,
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=tiny_tokenizer(),
+    )
+
+
+@pytest.mark.parametrize("made", [plain_trainer, sft_trainer, dpo_trainer])
+def test_a_trainer_logs_the_movement_and_prevention_changes_what_it_learns(made, tmp_path):
+    given, moved = directions(), {}
+    for alpha in (0.0, 4.0):
+        trainer = made(tmp_path / str(alpha))
+        monitor = rahf.DirectionMonitor(trainer, {"tone": given}, ANSWERS)
+        trainer.add_callback(monitor)
+        with rahf.prevent(trainer.model, given, alpha):
+            trainer.train()
+        logged = [each for each in trainer.state.log_history if "directions/tone" in each]
+        assert [each["step"] for each in logged] == [2, 4, 6]
+        assert logged[-1]["directions/tone/low"] <= logged[-1]["directions/tone"]
+        assert [each["directions/tone"] for each in monitor.history] == [
+            each["directions/tone"] for each in logged
+        ]
+        moved[alpha] = logged[-1]["directions/tone"]
+    assert moved[0.0] != 0
+    assert moved[0.0] != moved[4.0]
+
+
+def test_a_reading_is_the_difference_to_the_model_before_training(tmp_path):
+    trainer, given = plain_trainer(tmp_path), directions()
+    monitor = rahf.DirectionMonitor(trainer, {"tone": given}, ANSWERS, every=6, batch_size=5)
+    trainer.add_callback(monitor)
+    before = by_loop(trainer.model.eval(), given, monitor._answers)
+    trainer.train()
+    after = by_loop(trainer.model.eval(), given, monitor._answers)
+    figures = monitor.history[-1]
+    assert figures["directions/tone"] == pytest.approx((after - before).mean().item(), abs=1e-5)
+    layers = [figures[f"directions/tone/layer_{layer}"] for layer in given.layers]
+    assert layers == pytest.approx((after - before).mean(1).tolist(), abs=1e-5)
+
+
+def test_a_limit_ends_the_training_and_gives_the_reason(tmp_path):
+    free = plain_trainer(tmp_path / "free")
+    monitor = rahf.DirectionMonitor(free, {"tone": directions()}, ANSWERS, every=1)
+    free.add_callback(monitor)
+    free.train()
+    limit = monitor.history[1]["directions/tone"] / 2
+    trainer = plain_trainer(tmp_path / "stopped")
+    monitor = rahf.DirectionMonitor(
+        trainer, {"tone": directions()}, ANSWERS, every=1, stop_when={"tone": limit}
+    )
+    trainer.add_callback(monitor)
+    trainer.train()
+    assert trainer.state.global_step < 6
+    assert "along 'tone'" in monitor.stopped
+
+
+def test_watching_changes_no_digit_of_the_training(tmp_path):
+    plain, watched = plain_trainer(tmp_path / "plain"), plain_trainer(tmp_path / "watched")
+    watched.add_callback(rahf.DirectionMonitor(watched, {"tone": directions()}, ANSWERS, every=1))
+    plain.train()
+    watched.train()
+    mine, theirs = watched.model.state_dict(), plain.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+def test_a_resumed_training_compares_with_the_model_before_the_first_step(tmp_path):
+    folder = tmp_path / "run"
+
+    def watched():
+        trainer = plain_trainer(folder, save_strategy="steps", save_steps=4)
+        monitor = rahf.DirectionMonitor(trainer, {"tone": directions()}, ANSWERS, every=2)
+        trainer.add_callback(monitor)
+        return trainer, monitor
+
+    trainer, whole = watched()
+    trainer.train()
+    trainer, resumed = watched()
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    assert resumed.history[-1]["directions/tone"] == pytest.approx(
+        whole.history[-1]["directions/tone"], abs=1e-5
+    )
+    stored = json.loads((folder / "directions_before.json").read_text())
+    (folder / "directions_before.json").write_text(json.dumps({**stored, "of": "other"}))
+    trainer, _ = watched()
+    with pytest.raises(ValueError, match="other directions or answers"):
+        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+
+
+@pytest.mark.parametrize(
+    ("given", "answers", "options", "match"),
+    [
+        ({}, ANSWERS, {}, "no directions"),
+        ({"tone": Directions((2,), torch.ones(1, 8))}, ANSWERS, {}, "'tone'.*8 dimensions"),
+        ({"tone": Directions((1,), torch.zeros(1, D_MODEL))}, ANSWERS, {}, "zero"),
+        ({"tone": directions()}, ANSWERS[:1], {}, "at least 2"),
+        ({"tone": directions()}, [{"prompt": "w5"}] * 2, {}, "answer 1: no response"),
+        ({"tone": directions()}, ANSWERS, {"stop_when": {"other": 1.0}}, "names 'other'"),
+        ({"tone": directions()}, ANSWERS, {"stop_when": {"tone": 0.0}}, "above 0"),
+        ({"tone": directions()}, ANSWERS, {"every": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(given, answers, options, match, tmp_path):
+    with pytest.raises(ValueError, match=match):
+        rahf.DirectionMonitor(plain_trainer(tmp_path), given, answers, **options)
