@@ -79,6 +79,9 @@ def evaluate_models(
             for judging in judgings
         ]
         figures[name] = model_figures(measures, judged[0] if judged else dict.fromkeys(JUDGED))
+        if judgings:
+            wanted = "higher" if judgings[0].sign > 0 else "lower"
+            figures[name] |= {"judge": judgings[0].name, "wanted": wanted}
         if len(judgings) > 1:
             figures[name]["judges"] = dict(zip(scores, judged, strict=True))
     if len(judgings) > 1 and len(measured) > 1 and "base" in measured:

@@ -49,7 +49,13 @@ from rahf.pipeline.mean_shift import fit_shift, take_shift
 from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
-from rahf.report.tables import judges_tables, layers_table, models_table, side_by_side
+from rahf.report.tables import (
+    judge_text,
+    judges_tables,
+    layers_table,
+    models_table,
+    side_by_side,
+)
 from rahf.report.training_chart import training_chart
 from rahf.trainer import RAHFTrainer
 from rahf.training.checkpoints import ADAPTER_FILE
@@ -273,7 +279,8 @@ def results_text(folder: Path) -> str:
     """Return the tables that the run in `folder` ends with, read from its files."""
     metrics, parts = read_object(folder / METRICS_FILE), []
     if "models" in metrics:
-        parts += [models_table(metrics["models"]), *judges_tables(metrics["models"])]
+        models = metrics["models"]
+        parts += [models_table(models), *filter(None, [judge_text(models)]), *judges_tables(models)]
     if "eval_repr/reached" in metrics:
         parts.append(layers_table(metrics))
     answers = folder / "evaluation" / ANSWERS_FILE

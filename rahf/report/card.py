@@ -9,7 +9,7 @@ import yaml
 
 from rahf.report.directions import evidence_text
 from rahf.report.escaping import markdown_code, markdown_text
-from rahf.report.tables import layers_table, models_table
+from rahf.report.tables import judge_text, layers_table, models_table
 
 PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -50,6 +50,7 @@ def model_card(
     ]
     if "models" in metrics:
         parts += ["## Held-out results", models_table(metrics["models"])]
+        parts += [markdown_text(judge_text(metrics["models"]) or "")]
     if "eval_repr/reached" in metrics:
         parts += ["## What was reached, per layer", layers_table(metrics)]
     return _card(head, parts)

@@ -16,6 +16,18 @@ COLUMNS = (
     ("unrelated_loss", "loss on unrelated text", "{:.3f}"),
 )
 
+SCALES = {
+    "lexicon": "tone, -1 to 1",
+    "length": "characters",
+    "refusal": "1 for an answer that declines, else 0",
+    "regex": "1 for an answer with the pattern, else 0",
+    "reward": "score of the reward model",
+    "references": "similarity to the correct references less that to the incorrect ones",
+    "choice": "1 for an answer better than the base's, 0.5 for a tie, 0 for a worse one",
+    "api": "1 for an answer better than the base's, 0.5 for a tie, 0 for a worse one",
+}
+"""What a judge's score is, by the kind of the judge."""
+
 SHOWN = 4  # prompts of `side_by_side`
 
 
@@ -34,6 +46,29 @@ def models_table(models: Mapping[str, Mapping[str, Any]]) -> str:
             cells[-1] += f" ({row['unrelated_loss'] / base - 1:+.1%})"
         rows.append([name, *cells])
     return markdown(["model", *(title for _, title, _ in columns)], rows)
+
+
+def judge_text(models: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the judge, the wanted side of its scale and the number of answers in one line, and a
+    second line where its scores are all the same; None where nothing was judged.
+    """
+    row = next(iter(models.values()))
+    if row.get("judge") is None:  # also a run of an earlier version
+        return None
+    name, wanted = row["judge"], row["wanted"]
+    scale = SCALES.get(name.partition(":")[0], "a score")
+    text = f"Answers: {row['answers']} a model. Judge: {printable(name)} ({scale}). "
+    text += f"Wanted: {wanted} scores."
+    judged = [row for row in models.values() if row.get("judged_mean") is not None]
+    means = {row["judged_mean"] for row in judged}
+    # Wins over the base decide something unless they are all ties.
+    tied = len(judged) == len(models) or means == {0.5}
+    if tied and len(means) == 1 and not any(row["judged_se"] for row in judged):
+        text += (
+            f"\nThe judge gives every answer the same score, {means.pop():g}, so it decides "
+            "nothing: name another in evaluation.judge."
+        )
+    return text
 
 
 def judges_tables(models: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -43,6 +43,10 @@ def test_a_rule_scores_every_answer_and_keeps_no_verdicts(aligned, judge):
         assert [answer["scores"][name] for answer in answers] == scores
         assert row["judged_mean"] == pytest.approx(sum(scores) / 3)
         assert (row["shows_wanted"] is None) == (judge == "length")
+        assert row["judge"] == judge
+        assert row["wanted"] in ("higher", "lower")
+    shown = (results_text(Path("out")), Path("out/README.md").read_text().replace("\\", ""))
+    assert all(f"Answers: 3 a model. Judge: {judge} (" in text for text in shown)
     assert not (OUT / "verdicts.jsonl").exists()
 
 

@@ -7,7 +7,7 @@ from rahf.comparison.curves import change_within
 from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import directions_card, model_card
-from rahf.report.tables import layers_table, markdown, models_table, side_by_side
+from rahf.report.tables import judge_text, layers_table, markdown, models_table, side_by_side
 from rahf.report.tradeoff_chart import Point, tradeoff_chart
 from rahf.report.training_chart import training_chart
 
@@ -35,6 +35,28 @@ def test_the_models_table_shows_the_change_against_the_base():
     assert "3.300 (+10.0%)" in table
     assert "75%" in table
     assert "judged" not in table  # no model was judged
+
+
+@pytest.mark.parametrize(
+    ("judge", "base", "policy", "decides"),
+    [
+        ("lexicon", (0.25, 0.1), (0.5, 0.1), True),
+        ("lexicon", (0.0, 0.0), (0.0, 0.0), False),
+        ("refusal", (0.0, 0.0), (1.0, 0.0), True),
+        ("choice:m", (None, None), (1.0, 0.0), True),
+        ("choice:m", (None, None), (0.5, 0.0), False),
+    ],
+)
+def test_the_judge_its_side_and_scores_that_decide_nothing_are_named(judge, base, policy, decides):
+    rows = {
+        name: {"answers": 8, "judge": judge, "wanted": "lower", "judged_mean": mean, "judged_se": e}
+        for name, (mean, e) in (("base", base), ("policy", policy))
+    }
+    text = judge_text(rows)
+    assert text.startswith(f"Answers: 8 a model. Judge: {judge} (")
+    assert "Wanted: lower scores." in text
+    assert ("decides nothing" in text) != decides
+    assert judge_text(MODELS) is None
 
 
 def test_the_layers_table_is_in_the_order_of_the_layers():
