@@ -50,10 +50,10 @@ def run(options: argparse.Namespace) -> int:
 def _summary(recipe: "Recipe", path: Path, unchecked: list[str]) -> str:
     """Return the verdict, what is not checked or not read, what is given, and every value."""
     from rahf.recipe.files import not_read
-    from rahf.recipe.summary import changed_values, effective_values, summary
+    from rahf.recipe.summary import effective_values, given_values, summary
 
     verdict = "ok, as far as it could be checked" if unchecked else "ok"
     parts = [f"{verdict}: {path}\n{summary(recipe)}"]
     for title, lines in (("Not checked", unchecked), ("Not read", not_read(recipe))):
         parts += ["\n".join([title, *(f"- {line}" for line in lines)])] if lines else []
-    return "\n\n".join([*parts, changed_values(recipe), effective_values(recipe)])
+    return "\n\n".join([*parts, given_values(recipe), effective_values(recipe)])

@@ -7,6 +7,7 @@ import textwrap
 from rahf.recipe.fields import annotations, describe_type
 from rahf.recipe.keys import default_of, full_name, groups
 from rahf.recipe.methods import METHODS, method_names
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS, TRANSFORMERS_DEFAULTS
 from rahf.recipe.yaml_file import as_yaml
 
 _TRAINING = (
@@ -16,6 +17,22 @@ _TRAINING = (
     "`report_to` (default: none) names trackers such as tensorboard or wandb, which receive the "
     "loss, its terms, and the reached share and cosine of every layer."
 )
+
+_OWN_DEFAULTS = (
+    "Fields whose defaults differ from those of transformers, at the top level and for teachers. "
+    "Set them in a recipe that is to train as another Trainer does."
+)
+
+_REASONS = {
+    "learning_rate": "A LoRA hardly learns at transformers' default. 1e-3 to 2e-3 is a good range "
+    "for SmolLM2-135M (recipes/LOG.md). Larger models need less: the recipes of 7 and 8 billion "
+    "parameters set 9e-6 (dual) and 3e-4 (scit).",
+    "lr_scheduler_type": "Trainings are short: with linear decay to 0, most of their steps are "
+    "small.",
+    "logging_steps": "Trainings are short: every step is a line of log.jsonl.",
+    "remove_unused_columns": "The collator reads every column of the rows.",
+}
+"""Why a default of `TRAINING_DEFAULTS` differs, and which other values are good."""
 
 _BY_METHOD = (
     "Defaults of the methods that differ from those above; a method without a column has none. "
@@ -73,8 +90,18 @@ def as_markdown() -> str:
             values = describe_type(kinds[spec.name])
             row = f"`{spec.name}`", f"`{_default(spec)}`", values, spec.metadata["help"]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-    lines += ["", "## Training", "", *textwrap.wrap(_TRAINING, 100), "", *_by_method()]
-    return "\n".join(lines)
+    lines += ["", "## Training", "", *textwrap.wrap(_TRAINING, 100), "", *_own_defaults(), ""]
+    return "\n".join([*lines, *_by_method()])
+
+
+def _own_defaults() -> list[str]:
+    """Return the table of training arguments whose defaults differ from those of transformers."""
+    lines = [*textwrap.wrap(_OWN_DEFAULTS, 100), ""]
+    lines += ["| key | default | default of transformers | why |", "|---|---|---|---|"]
+    for key, own in TRAINING_DEFAULTS.items():
+        theirs = as_yaml(TRANSFORMERS_DEFAULTS[key])
+        lines.append(f"| `{key}` | `{as_yaml(own)}` | `{theirs}` | {_REASONS[key]} |")
+    return lines
 
 
 def _by_method() -> list[str]:

@@ -145,13 +145,14 @@ def _held(recipe: Recipe) -> Iterator[_Held]:
         yield _Held("Training", name, value, defaults.get(name, _UNKNOWN), name in of_method)
 
 
-def changed_values(recipe: Recipe) -> str:
-    """Return the keys that are given at another value than their default, with that default."""
-    lines = ["Given, and no default"]
+def given_values(recipe: Recipe) -> str:
+    """Return the keys that are given, each with its default where it has another value."""
+    lines = ["Given"]
     for held in _held(recipe):
-        if held.name in recipe.given and held.value != held.default:
+        if held.name in recipe.given:
             known = held.default is not _UNKNOWN and held.default is not None
             mark = f" (default: {as_yaml(held.default)})" if known else ""
+            mark = " (as by default)" if held.value == held.default else mark
             lines += _wrapped(held.name, f"{as_yaml(held.value)}{mark}", _NAMES)
     return "\n".join(lines)
 

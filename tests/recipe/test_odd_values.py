@@ -11,7 +11,7 @@ from rahf.recipe import model_files
 from rahf.recipe.files import checked_recipe, not_read
 from rahf.recipe.keys import FLAT, SECTIONS, full_name, names
 from rahf.recipe.recipe import RecipeError
-from rahf.recipe.summary import changed_values, effective_values, summary
+from rahf.recipe.summary import effective_values, given_values, summary
 from rahf.recipe.training_arguments import training_annotations
 
 ODD = {
@@ -59,7 +59,7 @@ def judged(path, key, value):
         )
     except RecipeError:
         return False
-    not_read(recipe), summary(recipe), changed_values(recipe), effective_values(recipe)
+    not_read(recipe), summary(recipe), given_values(recipe), effective_values(recipe)
     return True
 
 
