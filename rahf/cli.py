@@ -226,6 +226,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     group = COMMANDS[words[0]] if words else None
     if isinstance(group, Group) and words[1:] and words[1] not in group.kinds:
         parser.error(_unknown(f"kind of {words[0]}", words[1], group.kinds))
+    if isinstance(group, Group) and not words[1:] and not {"-h", "--help"} & {*given}:
+        parser.error(f"which kind of {words[0]}? choose from {', '.join(group.kinds)}")
     kinds = {"required": True, "parser_class": CommandParser}
     _add(parser.add_subparsers(metavar="COMMAND", **kinds), COMMANDS, words)
     return parser

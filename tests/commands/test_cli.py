@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from rahf.cli import COMMANDS, OTHER_COMMANDS, Group, main
-from rahf.commands.options.parsers import plain_command
+from rahf.commands.options.parsers import CommandParser, plain_command
 from rahf.data.hub import Finding
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl")
@@ -576,6 +576,23 @@ def test_a_wrong_command_is_refused_with_the_usage(arguments, capsys):
     assert "usage: rahf" in capsys.readouterr().err
 
 
+ELSEWHERE = [
+    ("generate", "--model_name_or_path", "--model"),
+    ("generate", "--max-tokens", "--max_new_tokens"),
+    ("generate", "--max_length", "--max_new_tokens"),
+    ("generate", "--coeff", "--alpha"),
+    ("features train", "--top_k", "--k"),
+    ("features train", "--dict_size", "--latents"),
+    ("features train", "--width", "--latents"),
+    ("features train", "--layer", "--layers"),
+    ("features steer", "--sae", "--dictionary"),
+    ("features logits", "--latent", "--feature"),
+    ("reward", "--dataset", "--pairs"),
+    ("evaluate tasks", "--num_fewshot", "--few_shot"),
+    ("export x", "--output_dir", "--output"),
+]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -587,6 +604,14 @@ def test_a_wrong_command_is_refused_with_the_usage(arguments, capsys):
         ("generate --prompt x", "unknown argument --prompt, did you mean --prompts?; the follow"),
         ("generate --sed=3 --seed x", "unknown argument --sed=3, did you mean --seed?; argument"),
         ("evaluate tasks --task x", "unknown argument --task, did you mean --tasks?; the follow"),
+        ("features", "which kind of features? choose from train, decompose, diff, steer"),
+        ("generate outputs/warm --prompts p", "unexpected argument outputs/warm, did you mean --m"),
+        ("export out extra --output o", "unexpected argument extra"),
+        ("generate --sed 3 --temp 1", "--sed, did you mean --seed?; unknown argument --temp, did"),
+        *(
+            (f"{command} {name} 3", f"{name}, did you mean {to}?")
+            for command, name, to in ELSEWHERE
+        ),
         ("align --alpha=3", "the following arguments are required: RECIPE.yaml"),
     ],
 )
@@ -672,7 +697,8 @@ def test_the_script_for_accelerate_takes_the_recipe_as_config(place):
 
 def a_plain_command():
     parser = argparse.ArgumentParser(prog="rahf")
-    command = plain_command(parser.add_subparsers(), "walk", "walk", lambda options: options.seed)
+    commands = parser.add_subparsers(parser_class=CommandParser)
+    command = plain_command(commands, "walk", "walk", lambda options: options.seed)
     command.add_argument("--seed", type=int)
     return parser
 

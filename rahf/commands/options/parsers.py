@@ -6,11 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
 from rahf.commands.options.numbers import NUMBERS
+from rahf.commands.options.other_names import hint
 
 Run = Callable[[argparse.Namespace], int]
 """Options -> exit status; what was given and is not read by the parser is `options.overrides`."""
@@ -22,7 +22,7 @@ OVERRIDES = (
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose error also names the unknown option, which argparse reports last."""
+    """A parser whose error also names all unknown options, which argparse reports last."""
 
     takes_keys = True  # what is no option is a key of a recipe
     given: Sequence[str] = ()
@@ -32,11 +32,13 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        names = [word for word in self.given if word.startswith("--")]
-        unknown = [w for w in names if w.partition("=")[0] not in self._option_string_actions]
-        if unknown and not self.takes_keys and not message.startswith("unknown argument"):
-            message = f"{_unknown(unknown[0], self)}; {message}"
-        super().error(message)
+        places = sum(not action.option_strings for action in self._actions)
+        unknown = [] if self.takes_keys else _unknown(self.given, self, places)
+        super().error("; ".join([*unknown, message]))
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """End the program with all that was given and is not known."""
+        super().error("; ".join(_unknown(unknown, self, 0)))
 
 
 def recipe_command(
@@ -85,7 +87,7 @@ def plain_command(commands, name: str, summary: str, run: Run) -> argparse.Argum
 
     def known_options_only(options: argparse.Namespace) -> int:
         if options.overrides:
-            parser.error(_unknown(options.overrides[0], parser))
+            parser.refuse(options.overrides)
         options.check(options)
         return run(options)
 
@@ -114,7 +116,34 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
-    name = argument.partition("=")[0]
-    near = get_close_matches(name, parser._option_string_actions, n=1)
-    return f"unknown argument {argument}" + (f", did you mean {near[0]}?" if near else "")
+def _unknown(words: Sequence[str], parser: argparse.ArgumentParser, places: int) -> list[str]:
+    """Return a line for each unknown option among the words, and for each that belongs to none.
+
+    places: arguments without an option that are among the words.
+    """
+    found, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        action = parser._option_string_actions.get(name)
+        if word.startswith("-") and len(word) > 1 and not word[1:2].isdigit():
+            if action is None:
+                found.append(f"unknown argument {word}{hint(name, parser)}")
+            taken = 0 if value else 1 if action is None or action.nargs is None else action.nargs
+            while rest and not rest[0].startswith("--") and taken:
+                rest.pop(0)
+                taken = taken - 1 if isinstance(taken, int) else taken
+        elif places:
+            places -= 1
+        else:
+            found.append(f"unexpected argument {word}{_home(word, words, parser)}")
+    return found
+
+
+def _home(word: str, words: Sequence[str], parser: argparse.ArgumentParser) -> str:
+    """Return the first required option that is not given, of which a word may be the value."""
+    given = {each.partition("=")[0] for each in (*words, *parser.given)}
+    for action in parser._actions:
+        if action.required and action.option_strings and not given & {*action.option_strings}:
+            return f", did you mean {action.option_strings[0]} {word}?"
+    return ""
