@@ -4,7 +4,7 @@ knows no method.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -33,6 +33,7 @@ def answers(
     batch_size: int = 16,
     stops: Sequence[str] = (),
     only: Sequence[int] | None = None,
+    advance: Callable[[int], object] = bool,
 ) -> Iterator[tuple[int, Answer]]:
     """Yield answers to prompts given as ids, with their index in `prompts`, as batches are done.
 
@@ -41,6 +42,7 @@ def answers(
 
     Args:
         only: indices of the prompts to answer; None: all.
+        advance: of a progress bar in tokens, see `decode`.
 
     Raises:
         ValueError: a prompt and its answer need more positions than the model has.
@@ -48,19 +50,13 @@ def answers(
     indices = list(range(len(prompts)) if only is None else only)
     _check_positions(model, [prompts[index] for index in indices], decoding)
     prefix = _shared_prefix(model, prompts) if indices else None
-    ended, pad = _ending(model, tokenizer, stops), pad_id(tokenizer)
+    ended = _ending(model, tokenizer, stops)
+    options = {"pad_token_id": pad_id(tokenizer), "ended": ended, "prefix": prefix}
     order = sorted(indices, key=lambda index: len(prompts[index]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        written = decode(
-            model,
-            [prompts[row] for row in rows],
-            decoding,
-            row_uniforms(rows, decoding),
-            pad_token_id=pad,
-            ended=ended,
-            prefix=prefix,
-        )
+        given, uniforms = [prompts[row] for row in rows], row_uniforms(rows, decoding)
+        written = decode(model, given, decoding, uniforms, advance=advance, **options)
         for row, ids in zip(rows, written, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             yield row, Answer(text[: _first_stop(text, stops)], ids, ended(ids))
@@ -140,18 +136,30 @@ def generate(
         stops: texts before which an answer ends.
         extract: what the model wrote -> the answer.
     """
-    texts = [""] * len(prompts)
-    with (
-        answering(model),
-        tqdm(total=len(prompts), desc=progress, disable=progress is None, leave=False) as bar,
-    ):
-        decoding = Decoding(max_new_tokens)
+    texts, decoding = [""] * len(prompts), Decoding(max_new_tokens)
+    options = {"desc": progress, "disable": progress is None, "leave": False}
+    with answering(model), token_bar(len(prompts), decoding, **options) as bar:
         for index, answer in answers(
-            model, tokenizer, prompts, decoding, batch_size=batch_size, stops=stops
+            model,
+            tokenizer,
+            prompts,
+            decoding,
+            batch_size=batch_size,
+            stops=stops,
+            advance=bar.update,
         ):
             texts[index] = extract(answer.text)
-            bar.update()
     return texts
+
+
+def token_bar(rows: int, decoding: Decoding, known: int = 0, **options: Any) -> tqdm:
+    """Return a progress bar in tokens: rows of a batch end together, so rows are no measure.
+
+    Args:
+        known: rows that are written already.
+    """
+    total, initial = (count * decoding.max_new_tokens for count in (rows, known))
+    return tqdm(total=total, initial=initial, unit="tok", unit_scale=True, **options)
 
 
 @contextmanager
@@ -189,8 +197,8 @@ def sample_texts(
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ends, decoding = end_ids(model, tokenizer), Decoding(tokens - 1, temperature=1.0, seed=seed)
     texts: list[list[int]] = []
-    bar = tqdm(total=rows, desc="retained texts", disable=not progress)
-    with answering(model), bar:
+    options = {"desc": "retained texts", "disable": not progress}
+    with answering(model), token_bar(rows, decoding, **options) as bar:
         for first in range(0, rows, batch_size):
             drawn = range(first, min(first + batch_size, rows))
             written = decode(
@@ -201,9 +209,9 @@ def sample_texts(
                 pad_token_id=pad_id(tokenizer),
                 ended=lambda ids: ids[-1] in ends,
                 later=(ends, LEAST_SAMPLED),
+                advance=bar.update,
             )
             texts += [[start, *ids] for ids in written]
-            bar.update(len(drawn))
     return texts
 
 

@@ -5,7 +5,7 @@ Knows models and ids; knows no text and no file. What a row gets does not depend
 it (up to the rounding of the model's arithmetic).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,7 @@ def decode(
     ended: Callable[[list[int]], bool],
     prefix: Prefix | None = None,
     later: tuple[Sequence[int], int] = ((), 0),
+    advance: Callable[[int], object] = bool,
 ) -> list[list[int]]:
     """Return the ids that `model` writes after each prompt, at most `decoding.max_new_tokens`.
 
@@ -58,6 +59,7 @@ def decode(
         ended: whether a row's new ids are all it has to write; called after every token.
         prefix: what every prompt begins with, followed by at least one id of its own.
         later: ids that are not written among the first tokens, and how many tokens those are.
+        advance: is called with the tokens done in a step; those that an ended row saves count.
     """
     device, reading = next(model.parameters()).device, reading_of(model)
     written: list[list[int]] = [[] for _ in prompts]
@@ -66,20 +68,34 @@ def decode(
         rows = Unfinished.prompts(given, pad_token_id, device, prefix, reading.caches)
         going, places = batch, batch  # rows still written; the row at each place of the batch
         for step in range(decoding.max_new_tokens):
-            logits = rows.logits(model)
-            if step < later[1]:
-                logits[:, list(later[0])] = -torch.inf
+            logits = _allowed(rows.logits(model), later[0] if step < later[1] else ())
             tokens = next_tokens(logits, decoding, uniforms[places, step].to(device))
-            for row, token in zip(places, tokens.tolist(), strict=True):
-                if row in going:
-                    written[row].append(token)
-            going = [row for row in going if not ended(written[row])]
+            _append(written, going, zip(places, tokens.tolist(), strict=True))
+            before, going = len(going), [row for row in going if not ended(written[row])]
+            advance(before + (before - len(going)) * (decoding.max_new_tokens - step - 1))
             if not going:
                 break
             kept = [place for place, row in enumerate(places) if row in going or not reading.drops]
             rows.extend(tokens, kept)
             places = [places[place] for place in kept]
     return written
+
+
+def _append(
+    written: Sequence[list[int]], going: Sequence[int], tokens: Iterable[tuple[int, int]]
+) -> None:
+    for row, token in tokens:
+        if row in going:
+            written[row].append(token)
+
+
+def _allowed(
+    logits: Float[Tensor, "rows vocab"], excluded: Sequence[int]
+) -> Float[Tensor, "rows vocab"]:
+    """Return the logits with those of ids that may not be written yet at -infinity."""
+    if excluded:
+        logits[:, list(excluded)] = -torch.inf
+    return logits
 
 
 def _of_one_length(prompts: Sequence[list[int]]) -> list[list[int]]:

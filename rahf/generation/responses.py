@@ -12,11 +12,10 @@ from time import perf_counter
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rahf.data.prompts import Prompt, PromptForm, prompt_text, response_layout
-from rahf.generation.answers import Answer, answering, answers
+from rahf.generation.answers import Answer, answering, answers, token_bar
 from rahf.generation.decoding import Decoding
 from rahf.generation.record_file import ResumableFile, record_file
 
@@ -91,7 +90,8 @@ def _answer_the_rest(
     known = {record["row"] for record in file.records}
     rest = [row for row in range(len(prompts)) if row not in known]
     file.begin()
-    with answering(model), tqdm(total=len(prompts), initial=len(known), desc="responses") as bar:
+    bar = token_bar(len(prompts), decoding, len(known), desc="responses")
+    with answering(model), bar:
         for row, answer in answers(
             model,
             tokenizer,
@@ -100,9 +100,9 @@ def _answer_the_rest(
             batch_size=batch_size,
             stops=form.stops,
             only=rest,
+            advance=bar.update,
         ):
             file.add([_record(row, answer, form)])
-            bar.update()
     return len(rest)
 
 

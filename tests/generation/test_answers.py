@@ -100,6 +100,18 @@ def test_an_answer_does_not_depend_on_which_others_are_asked():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_progress_is_counted_in_tokens_while_a_batch_is_written(batch_size):
+    model, tokenizer, decoding = tiny_model(), tiny_tokenizer(), Decoding(20, temperature=1.0)
+    done = []
+    given = answers(model, tokenizer, PROMPTS, decoding, batch_size=batch_size, advance=done.append)
+    at = [sum(done) for _ in given]
+    assert sum(done) == 20 * len(PROMPTS)  # with the tokens that rows which ended do not need
+    assert at[0] == 20 * min(batch_size, len(PROMPTS))
+    assert len(done) > len(PROMPTS)
+    assert min(done) > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_a_beginning_that_all_prompts_share_is_computed_once(batch_size, monkeypatch):
     model, tokenizer, decoding = tiny_model(), tiny_tokenizer(), Decoding(9, temperature=1.0)
     prompts = [[*range(4, 24), *prompt] for prompt in PROMPTS]
