@@ -18,7 +18,8 @@ class StagePlan(NamedTuple):
     stage: Stage
     work: dict[str, Work]  # by pass: one batch of one process
     step: float  # FLOPs of a step, all processes; their mean where steps differ
-    flops: float | None  # of the stage; None: the number of steps is not known
+    sampling: float  # FLOPs of sampling the retained texts, all processes; 0: there are no such
+    flops: float | None  # of the stage, sampling included; None: the number of steps is not known
     tokens: float | None  # of the rows that are trained on (directions: read), padding included
     parameters: int  # that are trained
     resident: Resident  # bytes a process
@@ -53,6 +54,9 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
     batch = sum(made.share * work[made.name].total for made in stage.usual)
     step = batch * stage.batches * launch.processes
     shown = [made for made in stage.usual if made.trained] or stage.usual
+    sampling = 0.0
+    if stage.sampled is not None:  # by each process
+        sampling = launch.processes * pass_work(decoder, lora, stage.sampled, False).total
     tokens = sum(made.tokens for made in shown) * stage.batches * launch.processes
     trained = stage.trained * lora.block_parameters
     held = resident(
@@ -62,7 +66,8 @@ def _plan(case: Case, stage: Stage) -> StagePlan:
         stage,
         work,
         step,
-        None if stage.steps is None else stage.steps * step,
+        sampling,
+        None if stage.steps is None else stage.steps * step + sampling,
         None if stage.steps is None else stage.steps * tokens,
         trained,
         held,

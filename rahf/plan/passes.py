@@ -37,6 +37,7 @@ class Stage(NamedTuple):
     adapted: int  # LoRA blocks on the model, all adapters together
     trained: int  # LoRA blocks that are trained
     full: int  # parameters of teachers that are models of their own
+    sampled: Pass | None = None  # retained texts that the reference writes before the first step
     kept: float | None = None  # hidden states that target_cache keeps; None: not known
 
 
@@ -121,7 +122,22 @@ def _alignment(case: Case) -> Stage:
     stage = _stage(
         case, "alignment", training, responses, batch, passes, policy + adapters, case.top, full
     )
-    return stage._replace(kept=_kept(case, responses, asked) if method.target_cache else None)
+    kept = _kept(case, responses, asked) if method.target_cache else None
+    return stage._replace(kept=kept, sampled=_sampled(case))
+
+
+def _sampled(case: Case) -> Pass | None:
+    """Return the retained texts that each process samples, every token with its logits; None where
+    no term reads them, or a file holds them.
+    """
+    method = case.recipe.method
+    if not method.reads_retained or method.retain_dataset_name:
+        return None
+    # The first token is given. Each further token is one forward pass, with the keys and values of
+    # those before it kept.
+    read, adapted = method.retain_tokens - 1, method.reference != "base"
+    layers = case.decoder.layers
+    return Pass("sampling", method.retain_rows, read, layers, adapted, False, columns=read)
 
 
 def _computed_share(case: Case, responses: int | None, batch: int) -> float:

@@ -44,6 +44,7 @@ def _stage_figures(part: StagePlan) -> dict[str, Any]:
         "steps": part.stage.steps,
         "tokens": _whole(part.tokens),
         "flops_a_step": _whole(part.step),
+        "flops_of_sampling": _whole(part.sampling),
         "flops": _whole(part.flops),
         "bytes": {
             **{name: _whole(size) for name, size in part.resident._asdict().items()},
@@ -85,6 +86,7 @@ def _stages(plan: Sequence[StagePlan]) -> str:
         "steps": [_known(part.stage.steps, "{:,}") for part in plan],
         "tokens, padding too": [_known(part.tokens, _count) for part in plan],
         "FLOPs a step": [_count(part.step) for part in plan],
+        "FLOPs of sampling": ["" if not part.sampling else _count(part.sampling) for part in plan],
         "FLOPs": [_known(part.flops, _count) for part in plan],
         "GiB per device:": ["" for _ in plan],
         "  weights": [_gib(part.resident.weights) for part in plan],
@@ -95,6 +97,8 @@ def _stages(plan: Sequence[StagePlan]) -> str:
         "  process": [_gib(part.process) for part in plan],
         "  at most": [_gib(part.total) for part in plan],
     }
+    if not any(part.sampling for part in plan):
+        del lines["FLOPs of sampling"]
     if any(part.disk is not None for part in plan):
         lines["GiB of target_cache"] = [
             "" if part.disk is None else _gib(part.disk) for part in plan
@@ -105,6 +109,13 @@ def _stages(plan: Sequence[StagePlan]) -> str:
         "`at most` counts the larger of activations and frozen passes: these are over when the "
         "trained one begins."
     )
+    sampled = [part.stage.sampled for part in plan if part.stage.sampled is not None]
+    if sampled:
+        note += (
+            f"\n`sampling`: {sampled[0].rows} retained texts of up to {sampled[0].width + 1:.0f} "
+            "tokens are written before the first step, token by token, which takes a device "
+            "longer than its FLOPs suggest; retain_dataset_name reads them from a file."
+        )
     return f"{table}\n{note}"
 
 

@@ -13,13 +13,23 @@ import torch
 import yaml
 from peft import get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from tiny_models import _CONFIGS, ARCHITECTURES, DEPTH, VOCABULARY, lora, tiny_tokenizer
+from tiny_models import (
+    _CONFIGS,
+    ARCHITECTURES,
+    DEPTH,
+    VOCABULARY,
+    lora,
+    tiny_model,
+    tiny_tokenizer,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from rahf.cli import main
 from rahf.data.rows import packed_rows
 from rahf.distributed.accelerate import Launch, read_launch
+from rahf.generation.answers import sample_texts
+from rahf.generation.reading import reading_of
 from rahf.models.capture import Narrowed, find_blocks, replaced_blocks
 from rahf.models.lora_targets import oriented
 from rahf.models.packing import use_packed_attention
@@ -420,6 +430,25 @@ def test_early_exit_and_terms_with_logits_decide_the_depth():
     compared = {"dpo_weight": 1.0, "pairs_together": True}
     assert depths(**compared) == {"reference": 4, "positive": 3, "negative": 3, "policy": 4}
     assert depths(sft_weight=1.0) == {"reference": 3, "positive": 3, "negative": 3, "policy": 4}
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_sampled_retained_texts_are_work_of_the_alignment(reads):
+    keys = {"retain_rows": 6, "retain_tokens": 5, "retain_weight": 1.0 if reads else 0.0}
+    [*teachers, part] = estimate(case(**keys))
+    assert all(other.sampling == 0 for other in teachers)
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = None
+    reading_of(model)  # how a model reads is tried once
+    with FlopCounterMode(display=False) as counter:
+        sample_texts(model, tiny_tokenizer(), rows=6, tokens=5, seed=0, progress=False)
+    # The plan counts attention too, which torch does not count on a CPU.
+    counted = counter.get_total_flops() if reads else 0
+    assert part.sampling == pytest.approx(counted, rel=0.1)
+    assert part.flops == part.stage.steps * part.step + part.sampling
+    assert estimate(case(launch=Launch("ddp", 2), **keys))[-1].sampling == 2 * part.sampling
+    if reads:
+        assert estimate(case(**keys, retain_dataset_name="texts.jsonl"))[-1].sampling == 0
 
 
 def test_retained_texts_double_the_rows_of_reference_and_policy():
