@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rahf.artifacts import alone, identity_of, read_json, write_json, write_lines
@@ -19,7 +20,14 @@ from rahf.data.prompts import PromptForm, chat_prompt_form, read_chats
 from rahf.data.sources import load_pairs
 from rahf.data.tokenization import tokenize_pairs
 from rahf.evaluation.measures import HeldOut
-from rahf.pipeline.inputs import data_files, load_split, unrelated_texts
+from rahf.pipeline.inputs import (
+    data_files,
+    known_held_out_split,
+    load_split,
+    measured_split,
+    unrelated_texts,
+)
+from rahf.recipe.held_out import HELD_OUT
 from rahf.recipe.recipe import Recipe
 
 SPLIT_SEED = 0
@@ -30,26 +38,31 @@ URIAL_AT_ONCE = 16
 
 
 def with_validation(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe without the prompts on which trials are chosen, if there are trials.
+    """Return the recipe without the prompts on which trials are chosen, if there are trials, and
+    without those that `test_share` holds out.
 
-    Those prompts are the split `validation` in `folder`.
+    The former are the split `validation` in `folder`.
     """
-    if not recipe.compare.trials:
+    shared = known_held_out_split(recipe) == HELD_OUT
+    if not recipe.compare.trials and not shared:
         return recipe
+    # Without trials nothing is taken out to choose on: another training split.
+    folder = folder if recipe.compare.trials else folder.with_name("untried")
     with alone(folder):
         record = folder / "made_from.json"
         made_from = {"the pairs": identity_of(*data_files(recipe))}
+        made_from |= {"test_share": recipe.data.test_share} if shared else {}
         if not (folder / "validation.jsonl").exists():
             _split(recipe, folder)
             write_json(record, made_from)
         elif record.exists() and read_json(record) != made_from:
             raise ValueError(
-                f"{folder} holds a split of other pairs: the data has changed. Give another "
-                f"output_dir, or delete {folder.parent}."
+                f"{folder} holds a split of other pairs: the data, or what is held out, has "
+                f"changed. Give another output_dir, or delete {recipe.output_dir / 'compare'}."
             )
     own = dataclasses.replace(
         recipe.data, dataset_name=str(folder), dataset_train_split="train", datasets=None,
-        columns=None, dataset_config=None,
+        columns=None, dataset_config=None, dataset_test_split=None, test_share=0.0,
     )  # fmt: skip
     return dataclasses.replace(recipe, data=own)
 
@@ -59,8 +72,9 @@ def _split(recipe: Recipe, folder: Path) -> None:
     pairs = usable_pairs(load_split(recipe, recipe.data.dataset_train_split))
     prompts = [json.dumps(prompt) for prompt in pairs["prompt"]]
     distinct = sorted(set(prompts))
-    count = round(recipe.compare.validation_share * len(distinct))
-    if not 0 < count < len(distinct):
+    tried = bool(recipe.compare.trials)
+    count = round(recipe.compare.validation_share * len(distinct)) if tried else 0
+    if tried and not 0 < count < len(distinct):
         raise ValueError(
             f"compare.validation_share: {recipe.compare.validation_share} of "
             f"{len(distinct)} training prompts is {count}: give a share that leaves some on "
@@ -90,10 +104,7 @@ def held_out_part(
         part: `test`, or `validation`, whose pairs are in the folder `validation`.
     """
     data, options = recipe.data, recipe.evaluation
-    if part == "test":
-        pairs = load_split(recipe, data.dataset_test_split)
-    else:
-        pairs = load_pairs(validation, split="validation")
+    pairs = _test_pairs(recipe) if part == "test" else load_pairs(validation, split="validation")
     pairs = usable_pairs(pairs)
     if part == "test" and options.prompts:
         chats = read_chats(options.prompts, tokenizer, data.chat_template)
@@ -113,6 +124,16 @@ def held_out_part(
         texts = texts[0::2] if part == "validation" else texts[1::2]
     form = chat_prompt_form(tokenizer, data.chat_template)
     return HeldOut(rows, chats, form, texts, options.max_new_tokens)
+
+
+def _test_pairs(recipe: Recipe) -> Dataset:
+    split = measured_split(recipe)
+    if split is None:
+        raise ValueError(
+            "compare: too few prompts to hold one out; raise test_share, or name a "
+            "dataset_test_split"
+        )
+    return load_split(recipe, split)
 
 
 def under_urial(held_out: HeldOut, form: PromptForm) -> HeldOut:

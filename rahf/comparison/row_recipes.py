@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from rahf.recipe.comparison_options import ROW_KINDS, UNTRAINED, CompareOptions, kind_of_row
 from rahf.recipe.fields import Limits, coerce, value_problem
 from rahf.recipe.files import check_named_files, missing_judge
-from rahf.recipe.held_out import HELD_OUT, held_out_split
+from rahf.recipe.held_out import held_out_split
 from rahf.recipe.methods import DEFAULT_METHOD, METHODS
 from rahf.recipe.recipe import Recipe, RecipeError, recipe_from_dict
 from rahf.recipe.shift_options import unread_teacher_keys
@@ -158,11 +158,17 @@ def _problems_of_itself(recipe: Recipe) -> list[str]:
 def _measuring_problems(recipe: Recipe) -> list[str]:
     """Return the problems of what rows are measured on, and of the judges."""
     problems = []
-    named = held_out_split(recipe.data) not in (None, HELD_OUT)
-    if not named or recipe.evaluation.unrelated_text is None:
+    if held_out_split(recipe.data) is None:
         problems.append(
-            "compare: rows are measured on held-out pairs and on unrelated text: set "
-            "dataset_test_split and evaluation.unrelated_text"
+            "compare: rows are measured on held-out pairs, and nothing is held out: set test_share "
+            "above 0, or for a single file dataset_train_split: train[:90%] and "
+            "dataset_test_split: train[90%:]"
+        )
+    if recipe.evaluation.unrelated_text is None:
+        problems.append(
+            "compare: the ability loss is measured on unrelated text: set "
+            "evaluation.unrelated_text to a file of records with a `text` each, as in "
+            "recipes/data/unrelated.jsonl"
         )
     return [*problems, *missing_judge("compare.judge", recipe.compare.judge)]
 

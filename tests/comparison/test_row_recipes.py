@@ -137,8 +137,13 @@ def test_what_a_row_lacks_may_be_in_all_of_its_trials(write, capsys):
 
 
 def test_a_comparison_without_anything_to_measure_on_is_reported(write, capsys):
-    [told] = problems(write(compared("sft"), dataset_test_split=None), capsys)
-    assert "set dataset_test_split and evaluation.unrelated_text" in told
+    assert problems(write(compared("sft"), dataset_test_split=None), capsys) == []  # test_share
+    [told] = problems(write(compared("sft"), dataset_test_split=None, test_share=0), capsys)
+    assert "set test_share above 0, or for a single file dataset_train_split: train[:90%]" in told
+    [told] = problems(
+        write(compared("sft"), test_share=0.1, evaluation={"unrelated_text": None}), capsys
+    )
+    assert "evaluation.unrelated_text to a file of records with a `text` each" in told
 
 
 def test_the_lexicon_has_to_be_there(write, monkeypatch):
@@ -149,7 +154,7 @@ def test_the_lexicon_has_to_be_there(write, monkeypatch):
 
 
 def test_a_recipe_without_keys_of_a_comparison_is_not_checked_for_one(write, capsys):
-    path = write(dataset_test_split=None)
+    path = write(dataset_test_split=None, test_share=0)
     assert problems(path, capsys) == []
     recipe = load_recipe(path)
     assert check_given_comparison(recipe) == []

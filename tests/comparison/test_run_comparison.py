@@ -1,5 +1,6 @@
 """Methods side by side: what is kept apart, what the curves show, what is measured once."""
 
+import json
 import re
 import subprocess
 import sys
@@ -21,13 +22,16 @@ from rahf.comparison.curves import (
     read_at,
     read_at_each,
 )
+from rahf.comparison.held_out import with_validation
 from rahf.comparison.judging import without_loops
 from rahf.comparison.results import READ_AT, readings_of
 from rahf.comparison.row_recipes import row_run
 from rahf.comparison.training import cost_of, train_row
 from rahf.evaluation.measures import measure_model
+from rahf.pipeline.inputs import load_split, measured_split
 from rahf.recipe.comparison_options import CompareOptions
 from rahf.recipe.files import checked_recipe
+from rahf.recipe.held_out import HELD_OUT
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
 
 # What the curves show
@@ -360,4 +364,27 @@ def test_a_judge_that_finds_no_difference_is_refused(compared, capsys):
 
 def test_a_comparison_needs_what_it_is_measured_on(compared, capsys):
     assert main(["compare", str(compared), "--evaluation.unrelated_text", "null"]) == 2
-    assert "set dataset_test_split and evaluation.unrelated_text" in capsys.readouterr().err
+    assert "set evaluation.unrelated_text to a file of records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trials", [{}, {"dual": [{"alpha": 2}, {"alpha": 3}]}])
+def test_prompts_that_test_share_holds_out_are_not_trained_on(compared, trials):
+    keys = {"dataset_test_split": None, "test_share": 0.3, "compare.trials": trials}
+    given = checked_recipe(compared, keys)
+    own = with_validation(given, Path("data"))
+    run = row_run(own, "dual", {}, 0, Path("row")).recipe
+
+    def prompts(recipe, split):
+        return {json.dumps(prompt) for prompt in load_split(recipe, split)["prompt"]}
+
+    test, trained = prompts(given, HELD_OUT), prompts(run, run.data.dataset_train_split)
+    chosen_on = prompts(own, "validation") if trials else set()
+    assert test
+    assert trained
+    assert bool(chosen_on) == bool(trials)
+    assert len(test | trained | chosen_on) == len(prompts(checked_recipe(compared), "train"))
+    assert not trained & test
+    assert not chosen_on & (trained | test)
+    assert measured_split(run) is None
+    with pytest.raises(ValueError, match="what is held out, has changed"):
+        with_validation(checked_recipe(compared, {**keys, "test_share": 0.5}), Path("data"))
