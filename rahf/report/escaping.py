@@ -20,6 +20,24 @@ def printable(text: str) -> str:
     return _UNSEEN.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+_MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+def visible_token(text: str) -> str:
+    """Return the text of a token with every character visible, so that no two tokens look alike:
+    spaces as ␣, line breaks as ⏎, tabs as ⇥, other characters without a shape as escapes.
+    """
+    hidden = {*_MARKS.values(), "∅"}  # which a token may be itself
+
+    def mark(character: str) -> str:
+        if character in _MARKS:
+            return _MARKS[character]
+        seen = character.isprintable() and character not in hidden
+        return character if seen else ascii(character)[1:-1]
+
+    return "".join(map(mark, text)) or "∅"
+
+
 def one_line(text: str, longest: int = 600) -> str:
     """Return `text` printable on one line, cut after `longest` characters."""
     line = printable(" ".join(text.split()))

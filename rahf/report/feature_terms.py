@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rahf.report.escaping import visible_token
 from rahf.report.tables import markdown
 
 TERMS_SHOWN = 16
@@ -34,7 +35,8 @@ def decomposition_table(figures: Mapping[str, Any]) -> str:
 
 
 def tokens_text(tokens: Sequence[str]) -> str:
-    return " ".join(repr(token)[1:-1].strip() or "' '" for token in tokens)
+    """Return the tokens, every character of each visible, between spaces."""
+    return " ".join(map(visible_token, tokens))
 
 
 def logits_table(rows: Sequence[Mapping[str, Any]]) -> str:

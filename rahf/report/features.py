@@ -63,14 +63,29 @@ def quality_figure(
 
 def estimate_text(estimate: Mapping[str, Any]) -> str:
     """Return what a training will take, as a table."""
-    hours, minutes = divmod(round(estimate["seconds"] / 60), 60)
     rows = [
         ["tokens of the text", f"{estimate['text_tokens']:,}"],
         ["passes over it", f"{estimate['passes']:.1f}"],
         ["dictionaries", str(estimate["dictionaries"])],
-        ["time", f"{hours} h {minutes} min"],
+        ["time", duration(estimate["seconds"])],
         ["of it the model's forward passes", f"{estimate['reading']:.0%}"],
-        ["memory beside the model", f"{estimate['memory'] / 1e9:.1f} GB"],
-        ["dictionaries on disk", f"{estimate['disk'] / 1e9:.2f} GB"],
+        ["memory beside the model", size(estimate["memory"])],
+        ["dictionaries on disk", size(estimate["disk"])],
     ]
     return markdown(["", "estimate"], rows)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the units that show it: 12 s, 5 min, 2 h 30 min."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in the unit that shows it."""
+    for unit, bytes_of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bytes_of:
+            return f"{count / bytes_of:.3g} {unit}"
+    return f"{count:.0f} B"

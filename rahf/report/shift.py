@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rahf.report.escaping import printable
+from rahf.report.escaping import printable, visible_token
 from rahf.report.tables import markdown
 
 SHARES = ("unshifted", "marginal", "shifted")
@@ -50,20 +50,16 @@ def top_table(summary: Mapping[str, Any], count: int = 20) -> str:
     header = ["token", "kind", "shifted", "of", "KL (nats)", "base's choice"]
     rows = [
         [
-            _visible(row["token"]),
+            visible_token(row["token"]),
             row["kind"],
             str(row["shifted"]),
             str(row["occurrences"]),
             f"{row['kl']:.2f}",
-            _visible(row["base_would_say"]),
+            visible_token(row["base_would_say"]),
         ]
         for row in summary["top_shifted"][:count]
     ]
     return markdown(header, rows) if rows else "no token is shifted"
-
-
-def _visible(text: str) -> str:
-    return text.replace("\n", "⏎").replace("|", "\\|") or "∅"
 
 
 def shift_chart(summary: Mapping[str, Any], path: Path) -> None:
@@ -167,7 +163,9 @@ def _response(record: Mapping[str, Any]) -> str:
 
 def _span(piece: str, kind: str, bucket: str, rank: int, kl: float, choice: str) -> str:
     classes = " ".join(filter(None, (CLASSES[bucket], "e" if kind == "end" else "")))
-    title = f"rank {rank}, KL {kl:.2f}, {kind}" + (f"; base: {choice!r}" if rank > 1 else "")
+    title = f"rank {rank}, KL {kl:.2f}, {kind}" + (
+        f"; base: {visible_token(choice)}" if rank > 1 else ""
+    )
     # A line break takes the colour of its token only where something of it is visible.
     shown = "end" if kind == "end" else piece if piece.strip() else piece.replace("\n", "⏎\n")
     attribute = f" class='{classes}'" if classes else ""

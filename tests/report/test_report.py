@@ -2,11 +2,18 @@
 
 import pytest
 import yaml
+from tokenizers import Tokenizer, decoders, models
+from tokenizers_for_tests import gpt2_tokenizer, llama_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from rahf.comparison.curves import change_within
+from rahf.data.token_text import token_text
 from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import directions_card, model_card
+from rahf.report.escaping import visible_token
+from rahf.report.feature_terms import tokens_text
+from rahf.report.features import duration, size
 from rahf.report.tables import judge_text, layers_table, markdown, models_table, side_by_side
 from rahf.report.tradeoff_chart import Point, tradeoff_chart
 from rahf.report.training_chart import training_chart
@@ -28,6 +35,27 @@ MODELS = {
 def test_markdown_columns_line_up():
     lines = markdown(["a", "long title"], [["wide cell", "1"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
+
+
+def byte_fallback_tokenizer():
+    entries = ["<0xE2>", "<0x0A>", "\u2581", "\u2581\u2581", "a", "\u2581a", "\\n", "</s>"]
+    backend = Tokenizer(models.BPE({entry: place for place, entry in enumerate(entries)}, []))
+    stripped = decoders.Strip(" ", 1, 0)
+    spaces = decoders.Replace("\u2581", " ")
+    steps = [spaces, decoders.ByteFallback(), decoders.Fuse(), stripped]
+    backend.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
+@pytest.mark.parametrize("make", [byte_fallback_tokenizer, gpt2_tokenizer, llama_tokenizer])
+def test_different_tokens_look_different(make):
+    tokenizer = make()
+    shown = [visible_token(token_text(tokenizer, token)) for token in range(len(tokenizer))]
+    assert len(set(shown)) == len(tokenizer)
+    assert not any("\ufffd" in text or any(map(str.isspace, text)) for text in shown)
+    if make is byte_fallback_tokenizer:
+        assert shown == ["\\xe2", "⏎", "␣", "␣␣", "a", "␣a", "\\n", "</s>"]
+    assert tokens_text([" a", "a", ""]) == "␣a a ∅"
 
 
 def test_the_models_table_shows_the_change_against_the_base():
@@ -84,6 +112,23 @@ def test_the_figure_is_drawn_with_and_without_held_out_pairs(tmp_path):
     training_chart([*log, {"step": 2, **METRICS}], tmp_path / "with.png")
     assert (tmp_path / "without.png").stat().st_size > 5000
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (duration(0.2), "1 s"),
+        (duration(40), "40 s"),
+        (duration(200), "3 min"),
+        (duration(9000), "2 h 30 min"),
+        (size(4000), "4 kB"),
+        (size(400_000), "400 kB"),
+        (size(25_300_000), "25.3 MB"),
+        (size(2_500_000_000), "2.5 GB"),
+    ],
+)
+def test_small_times_and_sizes_are_in_small_units(shown, text):
+    assert shown == text
 
 
 def test_a_log_without_a_step_has_no_figure(tmp_path):

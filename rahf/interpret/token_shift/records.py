@@ -12,6 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from rahf.data.token_text import token_text
 from rahf.generation.answers import answering, answers, end_ids, pad_id
 from rahf.generation.decoding import Decoding
 from rahf.generation.record_file import ResumableFile
@@ -127,7 +128,7 @@ def shift_record(
         "prompt": prompt,
         "pieces": pieces,
         "kind": token_kinds(pieces, ended),
-        "base_choice": [tokenizer.decode([token]) for token in shift.base_choice.tolist()],
+        "base_choice": [token_text(tokenizer, token) for token in shift.base_choice.tolist()],
         "bucket": [bucket_of(rank) for rank in shift.base_rank.tolist()],
         "base_rank": shift.base_rank.tolist(),
         "aligned_rank": shift.aligned_rank.tolist(),
