@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rahf.commands.options.corpora import check_first_text
 from rahf.commands.options.models import content, identity, load, model_options
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ gets each of them, quality.json, quality.md and quality.png."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     model_options(parser)
+    check_first_text(parser, lambda options: options.text or options.dataset)
     option = parser.add_argument
     option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
     option("--dry_run", action="store_true", help="try a few texts, report time and memory, stop")

@@ -1,10 +1,13 @@
 """Options of the commands that read plain text, and its pieces."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 
 
 def corpus_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
+    check_first_text(parser, lambda options: options.text)
     option("--text", required=True, metavar="NAME", help="text file, records or data set")
     option("--column", metavar="NAME", default="text", help="column of the text (default: text)")
     option("--split", metavar="NAME", default="train", help="split of a data set (default: train)")
@@ -18,6 +21,26 @@ def corpus_options(parser: argparse.ArgumentParser) -> None:
         "--batch_size", metavar="N", type="count", default=16, help="texts at once (default: 16)"
     )
     option("--seed", metavar="N", type="seed", default=0, help="seed of what is drawn (default: 0)")
+
+
+def check_first_text(
+    parser: argparse.ArgumentParser, named: Callable[[argparse.Namespace], str | None]
+) -> None:
+    """Refuse a local file without a text in --column before a model is loaded.
+
+    named: options -> the file's name; None: there is no text to read.
+    """
+    earlier = parser.get_default("check")
+
+    def check(options: argparse.Namespace) -> None:
+        earlier(options)
+        name = named(options)
+        if name is not None and Path(name).expanduser().is_file():
+            from rahf.interpret.features.corpus import texts_of
+
+            next(iter(texts_of(name, options.split, options.column)), None)
+
+    parser.set_defaults(check=check)
 
 
 def pieces(options: argparse.Namespace, tokenizer):

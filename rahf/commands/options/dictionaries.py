@@ -1,7 +1,9 @@
 """Options of the commands that read a model through a dictionary, and what they name, loaded."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rahf.commands.options.figures import figures_option, print_figures
@@ -51,7 +53,27 @@ def dictionary_of(options: argparse.Namespace, name: str | None = None):
     """Return the dictionary `name`, or that of --dictionary, on the device of --device."""
     from rahf.interpret.features.checkpoints import load_dictionary
 
-    return load_dictionary(name or options.dictionary, device(options))
+    found = load_dictionary(name or options.dictionary, device(options))
+    _note_few_steps(name or options.dictionary)
+    return found
+
+
+def _note_few_steps(name: str) -> None:
+    """Report a dictionary of our own whose training, recorded beside it, was too short."""
+    from rahf.artifacts import STAGE_FILE, read_object
+    from rahf.interpret.features.runs import FEW_STEPS
+
+    record = Path(name).expanduser().parent / STAGE_FILE
+    made_with = read_object(record).get("settings", {}) if record.is_file() else {}
+    if not {"tokens", "batch_tokens"} <= made_with.keys():
+        return
+    steps = made_with["tokens"] // made_with["batch_tokens"]
+    if steps < FEW_STEPS:
+        print(
+            f"note: {name} was trained for {steps} {'step' if steps == 1 else 'steps'}, too few to "
+            f"settle (about {FEW_STEPS}); its features may be those of chance.",
+            file=sys.stderr,
+        )
 
 
 def reading(
@@ -75,6 +97,7 @@ def with_tokens(rows: Sequence[dict[str, Any]], read: Reading) -> list[dict[str,
     """Return rows of figures of features with the tokens whose logits they raise and lower."""
     import torch
 
+    from rahf.data.token_text import token_text
     from rahf.interpret.features.logit_effects import logit_effects
 
     if not rows:
@@ -83,7 +106,7 @@ def with_tokens(rows: Sequence[dict[str, Any]], read: Reading) -> list[dict[str,
     latents = torch.tensor([row["feature"] for row in rows], device=directions.device)
     effects = logit_effects(read.model, directions[latents], TOKENS)
     named = [
-        {name: [read.tokenizer.decode([token]) for token in tokens] for name, tokens in both}
+        {name: [token_text(read.tokenizer, token) for token in tokens] for name, tokens in both}
         for both in (
             (("raises", raised), ("lowers", lowered))
             for raised, lowered in zip(

@@ -240,8 +240,8 @@ def _text(record: Mapping[str, Any], column: str, place: str) -> str:
     text = record.get(column)
     if not isinstance(text, str):
         raise ValueError(
-            f"{place}: no text in the column {column!r}; it has: {', '.join(record)}. Give the "
-            "column of the texts."
+            f"{place}: no text in the column {column!r}; it has: {', '.join(record)}. Name the "
+            "column of the texts (--column)."
         )
     return text
 

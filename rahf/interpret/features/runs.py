@@ -122,7 +122,7 @@ def measured(
     some = pieces[: 1 + int((read.cumsum(0) < LOSS_TOKENS).sum())]
     reader = job.reader._replace(batch_size=LOSS_BATCH)
     rows = []
-    for name, dictionary in tqdm(dictionaries.items(), desc="measuring", unit=" dictionaries"):
+    for name, dictionary in tqdm(dictionaries.items(), desc="measuring", unit="dictionary"):
         of_layer = states[reader.layers.index(name.layer)]
         figures = name._asdict() | fit_of(dictionary, of_layer.split(TRIED))._asdict()
         figures["dead"] = log[-1]["dead"][str(name)] / name.latents
@@ -153,8 +153,9 @@ def misfits(job: Job) -> list[str]:
         )
     if steps < FEW_STEPS:
         found.append(
-            f"{job.tokens:,} tokens are {steps} steps of {job.settings.batch_tokens:,} tokens, too "
-            f"few to settle (about {FEW_STEPS}); give more tokens, or smaller steps."
+            f"{job.tokens:,} tokens make {steps} {'step' if steps == 1 else 'steps'} of "
+            f"{job.settings.batch_tokens:,} tokens, too few to settle "
+            f"(about {FEW_STEPS}); give more tokens, or smaller steps."
         )
     return found
 

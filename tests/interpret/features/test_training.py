@@ -156,11 +156,28 @@ def test_the_command_writes_dictionaries_and_what_they_are_worth(family, text, t
     found = load_dictionary(output / "layer2_latents24_seed1")
     assert found.origin.layer == 2
     assert found.origin.fingerprint is not None
+    read = ["--model", family.base, "--dictionary", output / "layer2_latents24_seed1"]
+    reading = ["features", "logits", *map(str, read), "--feature", "0", "--device", "cpu"]
+    assert main(reading) == 0
+    assert "seed1 was trained for 75 steps, too few to settle" in capsys.readouterr().err
     before = (output / "quality.json").stat().st_mtime_ns
     assert command(family, text, output, *options) == 0
     assert (output / "quality.json").stat().st_mtime_ns == before
     assert command(family, text, output, *options, "--signed") == 2
     assert "signed: False there, True now" in capsys.readouterr().err
+
+
+def test_a_column_that_is_not_there_is_refused_before_a_model_is_loaded(
+    family, text, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("rahf.models.adapters.load_model", lambda *given: 1 / 0)
+    assert command(family, text, tmp_path / "out", "--column", "body") == 2
+    told = [capsys.readouterr().err]
+    given = ["--model", str(family.base), "--dictionary", "none", "--column", "body"]
+    assert main(["features", "neurons", "--text", str(text), *given]) == 2
+    for error in [*told, capsys.readouterr().err]:
+        assert "no text in the column 'body'; it has: text." in error
+        assert "--column" in error
 
 
 def test_of_an_adapter_the_differences_are_trained(family, tmp_path, capsys):
