@@ -31,8 +31,7 @@ def main() -> None:
 
     print("\nHeld-out prompts. Wanted: the warm side. Tone by lexicon, -1 (sour) to 1 (warm).\n")
     print(models_table(models))
-    gap = models["policy warm"]["judged_mean"] - models["policy sour"]["judged_mean"]
-    print(f"\nThe two directions are {gap:.2f} apart, {models['base']['answers']} answers each.\n")
+    print(f"\n{judged_line(models)}\n")
     for name, measured in metrics.items():
         print(f"Share of the requested shift that the {name} policy reached, per layer\n")
         print(layers_table(measured), end="\n\n")
@@ -56,6 +55,15 @@ def turned(row: dict[str, Any]) -> dict[str, Any]:
         "preference_margin": -row["preference_margin"],
         **{f"{side}{end}": row[f"{other}{end}"] for side, other in sides.items() for end in ENDS},
     }
+
+
+def judged_line(models: dict[str, dict[str, Any]]) -> str:
+    """Return the mean tone of both policies' answers, and how far the two are apart."""
+    warm, sour = (models[f"policy {name}"]["judged_mean"] for name in ("warm", "sour"))
+    return (
+        f"The answers of policy warm have a mean tone of {warm:+.2f}, those of policy sour "
+        f"{sour:+.2f}: {warm - sour:.2f} apart, {models['base']['answers']} answers each."
+    )
 
 
 ENDS = ("", "_interval")

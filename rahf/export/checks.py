@@ -33,7 +33,7 @@ def nothing_there(folder: Path) -> str:
     if not folder.exists():
         return (
             f"there is no folder {folder} (working directory: {Path.cwd()}); give that of an "
-            "adapter."
+            "adapter or of directions."
         )
     problem = f"{folder} holds neither an adapter nor directions"
     inside = sorted(

@@ -11,6 +11,7 @@ def training_chart(log: Sequence[Mapping[str, Any]], path: Path) -> None:
     Without a shift, the terms of the loss are drawn. A log without steps gets no chart.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     steps = [line for line in log if "loss" in line]
     if not steps:
@@ -25,6 +26,8 @@ def training_chart(log: Sequence[Mapping[str, Any]], path: Path) -> None:
         _shares(log, steps, *others)
     else:
         _terms(steps, *others)
+    for axes in (loss, *others):  # steps and layers are whole numbers
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import pytest
-from quickstart import turned
+from quickstart import judged_line, turned
 
 
 def test_intervals_turn_with_their_shares():
@@ -25,3 +25,9 @@ def test_intervals_turn_with_their_shares():
         assert low < seen[name] < high
     assert seen["shows_opposite"] == 0.8
     assert turned(seen) == {name: pytest.approx(value) for name, value in row.items()}
+
+
+def test_the_last_line_names_the_mean_of_each_policy():
+    models = {"base": {"answers": 48}, "policy warm": {"judged_mean": 0.8256}}
+    line = judged_line(models | {"policy sour": {"judged_mean": -0.4324}})
+    assert "warm have a mean tone of +0.83, those of policy sour -0.43: 1.26 apart, 48" in line
