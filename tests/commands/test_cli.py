@@ -671,7 +671,9 @@ def test_only_the_named_command_is_imported():
         "try: main(['export', '--help'])\n"
         "except SystemExit: print([n for n in sys.modules if n.startswith('rahf.commands.')])"
     )
-    options = [f"rahf.commands.options{name}" for name in ("", ".numbers", ".parsers")]
+    options = [
+        f"rahf.commands.options{name}" for name in ("", ".numbers", ".other_names", ".parsers")
+    ]
     assert python(code).splitlines()[-1] == str([*options, "rahf.commands.export"])
 
 
