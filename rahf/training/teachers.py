@@ -23,14 +23,10 @@ from rahf.models.likelihood import likelihood
 from rahf.models.packing import use_packed_attention
 from rahf.objective import dpo_loss
 from rahf.recipe.shift_options import TeacherOptions
+from rahf.recipe.training_arguments import TRAINING_DEFAULTS
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss
 
-TEACHER_DEFAULTS = {
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "logging_steps": 1,
-    "remove_unused_columns": False,
-}
+TEACHER_DEFAULTS = TRAINING_DEFAULTS
 """Those of the alignment: at transformers' 5e-5, falling to 0, a LoRA is hardly taught."""
 
 
