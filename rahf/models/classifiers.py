@@ -12,7 +12,7 @@ from peft import PeftModel
 from peft.utils import load_peft_weights
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from rahf.distributed.sharding import refuse_incomplete
+from rahf.distributed.loaded_weights import check_loaded
 from rahf.foreign_warnings import new_head_expected
 from rahf.models.adapters import base_of, is_adapter, put_adapter
 
@@ -23,8 +23,8 @@ def load_classifier(
     """Load a sequence classifier, or an adapter that is one on its base, in evaluation mode.
 
     Raises:
-        ValueError: a language model, whose head would be random; tensors that are missing or left
-            over.
+        ValueError: a language model, whose head would be random; tensors that are missing, left
+            over or not finite.
     """
     adapter, base, labels = is_adapter(name), str(name), {}
     if adapter:
@@ -66,7 +66,8 @@ def _load_body(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, 
     head = {key for key in missing if key.startswith(("score.", "classifier."))}
     if head:
         unexpected = {key for key in unexpected if key.startswith(f"{model.base_model_prefix}.")}
-    refuse_incomplete(name, {"missing_keys": missing - head, "unexpected_keys": unexpected})
+    found = {"missing_keys": missing - head, "unexpected_keys": unexpected}
+    check_loaded(name, model, found)
     return model, head
 
 
