@@ -140,7 +140,7 @@ def load_placed(
 
 def _load_complete(name: str, depth: int | None, **options) -> PreTrainedModel:
     """Load a model whose weights are those of its configuration, and finite."""
-    with loading_report_checked():
+    with loading_report_checked(name):
         model, report = AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, **options
         )

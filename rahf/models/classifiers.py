@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from rahf.distributed.loaded_weights import check_loaded
 from rahf.foreign_warnings import new_head_expected
 from rahf.models.adapters import base_of, is_adapter, put_adapter
+from rahf.models.shapes import refuse_sizes
 
 
 def load_classifier(
@@ -58,6 +64,7 @@ def _load_body(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, 
 
     In the place of a new head the checkpoint may have one of another kind, as language models do.
     """
+    refuse_sizes(name, PreTrainedConfig.get_config_dict(name)[0])
     with new_head_expected():
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, **options
