@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from rahf.models.shapes import read_decoder
 from rahf.recipe import files, training_arguments
@@ -270,6 +271,11 @@ JUDGE = {"judge": "references:references.jsonl", "encoder": "model"}
         ({}, {"judge": "reward:model"}, "judge: model is no reward model but a LlamaForCausalLM"),
         ({}, {"max_new_tokens": 64}, "max_new_tokens: 64 leaves no room for a prompt within"),
         ({}, {"max_new_tokens": 63, **JUDGE}, None),
+        (
+            {"prompts": [*PROMPTS, {"prompt": "one two one"}]},
+            {"max_new_tokens": 62},
+            "max_new_tokens: 62 and the 3 tokens of prompt 3 ('one two one') are more than",
+        ),
     ],
 )
 def test_what_the_evaluation_would_refuse_is_told_before_the_training(
@@ -286,6 +292,7 @@ def test_what_the_evaluation_would_refuse_is_told_before_the_training(
         evaluation={**keys, **evaluation},
     )
     words = Tokenizer(WordLevel({"one": 0, "two": 1, "?": 2}, "?"))
+    words.pre_tokenizer = WhitespaceSplit()
     words.save(str(tmp_path / "model/tokenizer.json"))
     path.write_text(path.read_text().replace(str(tmp_path / "model"), "model"))
     if said is None:
