@@ -66,6 +66,7 @@ BAD_YAML = {
 BAD_TEMPLATES = {
     "no Jinja": "{% for message in",
     "raises": "{{ raise_exception('not this row') }}",
+    "a loop without end": "{% for i in range(10**9) %}{{ messages[0].content }}{% endfor %}",
     "a missing name": "{{ messages[0].content.nothing.at_all }}",
     "no end": "{% for m in messages %}{{ m.content }}{% endfor %}{{ 1 // 0 }}",
 }
