@@ -93,7 +93,7 @@ def model_problems(recipe: Recipe) -> list[str]:
 def _family_problems(name: str, config: Mapping[str, Any]) -> list[str]:
     """Return why the model cannot be loaded as a causal language model; its own code may."""
     family = config.get("model_type")
-    if family in causal_families() or "auto_map" in config:
+    if family is None or family in causal_families() or "auto_map" in config:
         return []
     return [
         f"model_name_or_path: {name} has the model_type {family!r}, which the installed "

@@ -226,7 +226,6 @@ def test_the_hints_name_keys_that_there_are():
             "max_length: 768 is longer than the 64 learned positions",
         ),
         ({"model_type": "llava", "text_config": CONFIG}, None, {}, "the model_type 'llava', which"),
-        ({"model_type": None}, None, {}, "the model_type None, which the installed"),
         (
             {"model_type": "opt", "max_position_embeddings": 700},
             None,
