@@ -108,8 +108,7 @@ def rendered_already(
             f"the prompt holds {form[0]!r} and ends with {form[1]!r}, as if another template had "
             "rendered it already: give plain text or messages"
         )
-    spoken = next(filter(None, map(transcript, users)), None)
-    if spoken is not None:
+    if spoken := next(filter(None, map(transcript, users)), None):
         return (
             f"the prompt is a transcript of {spoken[0]!r} and {spoken[1]!r}, which would be one "
             "message: give messages, or write Human: and Assistant:"

@@ -154,13 +154,19 @@ def steer(
         _check_generation(model, blocks.owner)
     columns = Columns(start)
     with ExitStack() as hooks:
-        note = blocks.owner.register_forward_pre_hook(columns.note, with_kwargs=True)
-        hooks.enter_context(removed_afterwards(note))
-        count = blocks.owner.register_forward_hook(columns.count, with_kwargs=True)
-        hooks.enter_context(removed_afterwards(count))
+        hooks.enter_context(_kept_up_to_date(columns, blocks.owner))
         for layer, change in changes(given, strengths, mode).items():
             hook = blocks.modules[layer].register_forward_hook(steered(change, columns))
             hooks.enter_context(removed_afterwards(hook))
+        yield
+
+
+@contextmanager
+def _kept_up_to_date(columns: Columns, decoder: nn.Module) -> Iterator[None]:
+    """Let `columns` see every forward of the decoder, before and after it."""
+    note = decoder.register_forward_pre_hook(columns.note, with_kwargs=True)
+    count = decoder.register_forward_hook(columns.count, with_kwargs=True)
+    with removed_afterwards(note), removed_afterwards(count):
         yield
 
 
