@@ -18,11 +18,14 @@ from rahf.judges import questions
 from rahf.judges.api import Api, ApiJudge
 from rahf.judges.judge import Judge, Value, Verdict, Verdicts, id_of_model
 from rahf.judges.local_models import (
+    DIGITS,
+    LETTERS,
     ChoiceJudge,
     Choices,
     RewardJudge,
     aspects_choice_judge,
     better_choice_judge,
+    first_tokens,
     label_id,
     response_reader,
 )
@@ -147,7 +150,12 @@ def _choice(
     judge: Callable[[Choices, str], ChoiceJudge],
 ) -> Judge:
     name = parse_judge(named.name).of
-    tokenizer = _tokenizer(named)  # now, so that a wrong name is reported at once
+    # Now, so that a wrong name or a tokenizer that cannot choose is reported at once.
+    tokenizer = _tokenizer(named)
+    try:
+        first_tokens(tokenizer, LETTERS if responses == 2 else DIGITS)
+    except ValueError as error:
+        raise ValueError(f"judge {named.name!r}: {error}") from error
 
     def build() -> Judge:
         model = load_model(name, named.loading, named.device)
