@@ -46,6 +46,8 @@ def compared_judge_problems(recipe: Recipe) -> list[str]:
 
 def judge_file_problems(section: str, options: JudgeOptions, prompts: Sequence[str]) -> list[str]:
     """Return the problems of the files that the judges of a section read, beside the prompts."""
+    if not isinstance(options, JudgeOptions):  # a section whose values were refused
+        return []
     return [
         f"{section}.{line}"
         for name in map(str, options.judges)
