@@ -71,9 +71,10 @@ def _what_is_explained(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import identity_of, read_lines
     from rahf.generation.record_file import record_file
+    from rahf.interpret.explanations.cost import cost_of
     from rahf.interpret.explanations.explaining import explain, explain_figures
     from rahf.interpret.explanations.records import EXPLANATIONS_FILE
-    from rahf.report.explanations import explained_table
+    from rahf.report.explanations import cost_text, explained_table
 
     costs = prices(options)
     if options.dictionary is None and options.directions is None:
@@ -93,7 +94,10 @@ def run(options: argparse.Namespace) -> int:
             explain(job, explainer, file)
             file.finish("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in file.records))
     lines = read_lines(path)
-    print(f"{explained_table(lines, explain_figures(lines))}\n\nexplanations: {path}")
+    print(explained_table(lines, explain_figures(lines)))
+    if options.explainer != "statistics":
+        print(cost_text(cost_of(lines).as_dict(costs), len(lines), "asked"))
+    print(f"explanations: {path}")
     return 0
 
 

@@ -69,6 +69,7 @@ def _prediction_options(parser: argparse.ArgumentParser) -> None:
         default="prompt",
         help="what the judge reads: the prompt, or prompt and response (default: prompt)",
     )
+    option("--chat_template", metavar="FILE", help="chat template (default: the tokenizer's)")
     held_out_options(group, required=False)
 
 
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import read_lines
     from rahf.generation.record_file import record_file
     from rahf.interpret.explanations.records import SCORES_FILE
-    from rahf.report.explanations import explained_table, scores_table
+    from rahf.report.explanations import cost_text, explained_table, scores_table
 
     costs = prices(options)
     _check(options)
@@ -93,7 +94,10 @@ def run(options: argparse.Namespace) -> int:
             _write(options, means, file, costs)
     results = file.results()
     print(explained_table(read_lines(path), results["units"]))
-    print(f"\n{scores_table(results['summary'])}\n\nscores: {path}")
+    print(f"\n{scores_table(results['summary'])}\n")
+    if options.judge != "rule":
+        print(cost_text(results["cost"], len(means.records), f"{options.judge}, asked"))
+    print(f"scores: {path}")
     return 0
 
 

@@ -369,13 +369,18 @@ def test_an_area_is_that_of_all_pairs_and_its_interval_holds_it():
 def test_a_round_trip_explains_what_is_predicted_on_other_texts():
     draw = random.Random(0)
     activations = [draw.random() for _ in range(80)]
-    exact = variance_explained([3 * a + 1 for a in activations], activations, 0)
+    quantiles = [None if n % 2 else n % 4 // 2 for n in range(80)]
+
+    def explained(values):
+        return variance_explained(values, activations, quantiles, 0)
+
+    exact = explained([3 * a + 1 for a in activations])
     assert exact["variance"]["mean"] == pytest.approx(1)
-    noise = variance_explained([draw.random() for _ in activations], activations, 0)
-    assert noise["variance"]["mean"] < 0.1
-    constant = variance_explained([1.0] * 80, activations, 0)
-    assert constant["variance"]["mean"] == pytest.approx(0, abs=0.1)
-    missing = variance_explained([None] * 75 + [1.0] * 5, activations, 0)
+    assert all(wanted == pytest.approx(guess) for wanted, guess in exact["by_quantile"])
+    assert len(exact["by_quantile"]) == 2
+    assert explained([draw.random() for _ in activations])["variance"]["mean"] < 0.1
+    assert explained([1.0] * 80)["variance"]["mean"] == pytest.approx(0, abs=0.1)
+    missing = explained([None] * 75 + [1.0] * 5)
     assert missing == {"asked": 80, "failed": 75, "variance": None}
 
 
@@ -532,11 +537,23 @@ def test_costs_are_told_before_the_start(here, capsys):
 
 
 def test_a_server_explains_and_judges_by_the_commands(here, capsys):
-    with server((200, {}, answer_at)) as (url, requests):
-        assert features("explain", *EXPLAIN, "--output", "by_server", "--explainer", "api:wise",
-                        "--url", url) == 0  # fmt: skip
-        count = len(requests)
-        assert count == 5
+    used = {"usage": {"prompt_tokens": 1000, "completion_tokens": 10}}
+
+    def wise(body):
+        return {"choices": [{"message": {"content": answer_at(body)}}], **used}
+
+    replies = [*[(200, {}, wise)] * 2, (402, {}, "out of credit"), (200, {}, wise)]
+    with server(*replies) as (url, requests):
+        given = ("--explainer", "api:wise", "--url", url, "--workers", 1)
+        assert features("explain", *EXPLAIN, "--output", "by_server", *given) == 2
+        assert "out of credit" in capsys.readouterr().err
+        assert len(read_lines(here / "by_server/verdicts.jsonl")) == 2
+        prices = ("--input_price", 2, "--output_price", 50)
+        assert features("explain", *EXPLAIN, "--output", "by_server", *given, *prices) == 0
+        assert len(requests) <= 3 + 2 + 3  # two workers' questions may be lost, none is paid twice
+        told = capsys.readouterr().out
+        assert "asked, per 1,000 units: 1,000 questions, 1,000,000 tokens read" in told
+        assert "price 2.50" in told
         assert features("score", "by_server", "--judge", "api:wise", "--url", url,
                         "--scorer", "fuzzing") == 0  # fmt: skip
     [digits, *others] = read_lines(here / "by_server/scores.jsonl")

@@ -3,7 +3,7 @@
 Knows numbers and lengths of texts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,4 +42,13 @@ def estimated(questions: Iterable[str], written: int) -> Cost:
     cost = Cost()
     for question in questions:
         cost.add((-(-len(question) // CHARACTERS), written))
+    return cost
+
+
+def cost_of(lines: Iterable[Mapping[str, Any]]) -> Cost:
+    """Return what the explanations of a file have cost."""
+    cost = Cost()
+    for line in lines:
+        if line["tokens"] is not None:
+            cost.add(tuple(line["tokens"]))
     return cost

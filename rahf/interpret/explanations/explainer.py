@@ -25,7 +25,7 @@ class Explanation(NamedTuple):
     """One sentence that says when a unit is active."""
 
     text: str | None  # None: the explainer failed
-    tokens: tuple[int, int] = (0, 0)  # read and written for it
+    tokens: tuple[int, int] | None = None  # read and written for it; None: no model was asked
 
 
 class Explainer(Protocol):

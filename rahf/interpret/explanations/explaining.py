@@ -148,7 +148,7 @@ def explain(
     cases = [Case(e.unit, e.shown, v) for e, v in zip(examples, vectors, strict=True)]
     made = explained(explainer(background), cases)
     records = [Record(e, each.text) for e, each in zip(examples, made, strict=True)]
-    lines = lines_of(records, tokens=[list(each.tokens) for each in made])
+    lines = lines_of(records, tokens=[each.tokens for each in made])
     kept = len(file.records)  # of a run that was killed while it wrote them
     file.add({"row": row, **line} for row, line in enumerate(lines) if row >= kept)
 

@@ -46,7 +46,8 @@ def round_trip(seed: int) -> Figures:
     """Return the measure of how far values predict the largest activation in a text."""
 
     def figures(questions: Sequence[Question], values: Sequence[float | None]) -> dict[str, Any]:
-        return variance_explained(values, [question.peak for question in questions], seed)
+        peaks = [question.peak for question in questions]
+        return variance_explained(values, peaks, [q.quantile for q in questions], seed)
 
     return figures
 

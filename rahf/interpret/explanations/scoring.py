@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rahf.evaluation.intervals import DRAWS, SEED, mean_estimate
+from rahf.evaluation.intervals import DRAWS, SEED, mean_estimate, ratio_estimate
 
 LEAST = 4
 """Texts of either side without which nothing is scored."""
@@ -92,16 +92,22 @@ def _values(
 
 
 def variance_explained(
-    values: Sequence[float | None], activations: Sequence[float], seed: int
+    values: Sequence[float | None],
+    activations: Sequence[float],
+    quantiles: Sequence[int | None],
+    seed: int,
 ) -> dict[str, Any]:
     """Return the share of the variance of activations that values predict, each half of the texts
     by a line that is fitted to the other half; below 0 where they mislead.
+
+    `by_quantile` has the mean activation of the texts of each quantile and the mean prediction.
     """
-    read = [(v, a) for v, a in zip(values, activations, strict=True) if v is not None]
+    rows = zip(values, activations, quantiles, strict=True)
+    read = [(v, a, -1 if q is None else q) for v, a, q in rows if v is not None]
     figures: dict[str, Any] = {"asked": len(values), "failed": len(values) - len(read)}
     if len(read) < 2 * LEAST:
         return figures | {"variance": None}
-    given, wanted = np.array(read, dtype=float).T
+    given, wanted, groups = np.array(read, dtype=float).T
     half = np.random.default_rng([seed, 3]).permutation(len(read)) % 2 == 0
     guess = np.empty_like(wanted)
     for side in (half, ~half):
@@ -109,13 +115,13 @@ def variance_explained(
     left, around = (wanted - guess) ** 2, (wanted - wanted.mean()) ** 2
     if not around.sum() > 0:
         return figures | {"variance": None}
-    rng = np.random.default_rng(SEED)
-    drawn = rng.integers(len(read), size=(DRAWS, len(read)))
-    sums = around[drawn].sum(1)
-    shares = 1 - left[drawn].sum(1)[sums > 0] / sums[sums > 0]
-    low, high = np.quantile(shares, (0.025, 0.975))
-    mean = float(1 - left.sum() / around.sum())
-    return figures | {"variance": {"mean": mean, "low": float(low), "high": float(high)}}
+    lost = ratio_estimate(left, around)
+    means = [
+        [float(part[groups == group].mean()) for part in (wanted, guess)]
+        for group in np.unique(groups[groups >= 0])
+    ]
+    variance = {"mean": 1 - lost.mean, "low": 1 - lost.high, "high": 1 - lost.low}
+    return figures | {"variance": variance, "by_quantile": means}
 
 
 def _line(given: np.ndarray, wanted: np.ndarray, asked: np.ndarray) -> np.ndarray:
