@@ -219,6 +219,14 @@ def test_what_moved_is_explained_shown_and_predicts_unseen_prompts(folder, famil
     explained = {line["number"]: line["explanation"] for line in lines[:-2]}
     assert [row["explanation"] for row in rows] == [explained[row["feature"]] for row in rows]
     assert "| explanation" in capsys.readouterr().out
+    made = random_dictionary(family.load_base(), kind="differences", adapter="another")
+    save_dictionary(made, Path("differences"))
+    of_change = ("--dictionary", "differences", "--text", "texts.jsonl", "--window", 8)
+    of_change += ("--output", "changes", "--device", "cpu", "--random", 1, "--model")
+    assert features("explain", *of_change, family.base) == 2
+    assert "is a full model: give the adapter" in capsys.readouterr().err
+    assert features("explain", *of_change, family.adapters["positive"]) == 0
+    assert len(read_lines(Path("changes/explanations.jsonl"))) == 33
     said = ("w2 w3", " ".join(WORDS))
     pairs = [
         {"prompt": text, "chosen": said[n % 2], "rejected": "w4 w5"}

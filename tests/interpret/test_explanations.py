@@ -133,6 +133,18 @@ def test_bytes_that_are_no_character_are_shown_and_joined_where_they_are_whole()
     assert shown.shown(len(tokenizer) + 50) == ""  # a row of the embedding without a token
 
 
+def test_bytes_of_a_vocabulary_that_falls_back_to_them_are_known():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"a": 0, "<0xC3>": 1, "<0xA9>": 2, "[U]": 3}, "[U]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    shown = TokenTexts(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[U]"))
+    assert [shown.shown(token) for token in range(3)] == ["a", r"\xc3", r"\xa9"]
+    assert shown.text([0, 1, 2], {0}) == "«a»é"
+
+
 # Examples
 
 
@@ -300,6 +312,8 @@ def test_tokens_before_and_words_around_are_found_too(tmp_path):
         '" loved", " soup".'
     )
     assert statistics.sentence([]) is None
+    seen_once = [Example(ids("soup was thick"), {2: 1.0}, "top")]
+    assert statistics.sentence(seen_once) is None  # chance does as much
 
 
 # Scores

@@ -3,7 +3,8 @@
 Candidates are classes of tokens, single tokens, the tokens before, and words of the text, those of
 the last three chosen by lift. The one with the most information is taken: the divergence, in nats
 per active token, between how often it is true where the unit is active and how often it is true in
-any text. Needs no model. Knows texts of tokens and where units are active.
+any text, less what it takes to name its words among all others, so that a word seen by chance does
+not pay for itself. Needs no model. Knows texts of tokens and where units are active.
 """
 
 import math
@@ -18,9 +19,6 @@ from rahf.interpret.explanations.tokens import TokenTexts
 
 LISTED = {"tokens": 8, "after": 5, "about": 5}
 """Tokens or words that a claim names, at most."""
-
-LEAST_GAIN = 0.05
-"""Nats that another token or word has to add to a claim."""
 
 LEAST_SEEN = 2
 """Active tokens, or activating windows, that a token or word has to be seen with."""
@@ -45,6 +43,10 @@ class SeenWords(NamedTuple):
 
     windows: list[set[str]]
     counts: Counter[str]
+
+    @property
+    def total(self) -> int:
+        return len(self.windows)
 
     def share(self, values: Iterable[str]) -> float:
         wanted = set(values)
@@ -103,11 +105,13 @@ class Statistics:
         ]
         scored = [(self._worth(claim, active), claim) for claim in claims if claim is not None]
         worth, best = max(scored, key=lambda each: each[0])
-        return best.sentence(_typical(active.tokens)) if worth > LEAST_GAIN else None
+        return best.sentence(_typical(active.tokens)) if worth > 0 else None
 
     def _worth(self, claim: Claim, active: Looked) -> float:
         if claim.kind == "class":
-            return information(active.share(claim.values[0]), self._classes[claim.values[0]])
+            [name] = claim.values
+            told = information(active.share(name), self._classes[name])
+            return told - math.log(len(CLASSES)) / active.tokens.total
         inside, outside = getattr(active, claim.kind), getattr(self._background, claim.kind)
         return _worth(claim.values, inside, outside)
 
@@ -139,13 +143,15 @@ def _chosen(kind: str, active: Looked, background: Looked) -> Claim | None:
         if len(chosen) == LISTED[kind]:
             break
         found = worth([*chosen, value])
-        if found >= reached + LEAST_GAIN:
+        if found > reached:
             chosen, reached = (*chosen, value), found
     return Claim(kind, chosen) if chosen else None
 
 
 def _worth(values: Sequence[str], inside: Seen | SeenWords, outside: Seen | SeenWords) -> float:
-    return information(inside.share(values), outside.share(values))
+    """Return the nats per active token that values tell beyond what naming them takes."""
+    named = len(values) * math.log(len(outside.counts) + 1)
+    return information(inside.share(values), outside.share(values)) - named / inside.total
 
 
 def _typical(active: Seen) -> list[str]:
