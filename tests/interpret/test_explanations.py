@@ -49,7 +49,7 @@ from rahf.judges.api import Api
 from rahf.judges.clients import Function
 from rahf.judges.judge import Verdicts
 
-DIGITS = Claim("class", ("digits",)).sentence(["1", "2"])
+DIGITS = Claim("class", ("digits",)).sentence(0.98, ["1", "2"])
 
 
 def texts(count, seed=0):
@@ -252,9 +252,10 @@ def test_a_draw_does_not_depend_on_the_other_units(tmp_path):
 
 def test_the_planted_features_are_named(records):
     sentences = {record.unit.number: record.explanation for record in records[:3]}
-    assert sentences[0].startswith("Active on tokens that are digits; most typical tokens: ")
+    assert sentences[0].startswith("Active on tokens that are digits (9")
     assert sentences[1].startswith("Active on tokens that are words that begin with a capital")
-    assert sentences[2] == 'Active on the tokens "?"; most typical tokens: "?".'
+    assert sentences[2].startswith('Active on the tokens "?" (9')
+    assert sentences[2].endswith(' % of its activations); most typical tokens: "?".')
 
 
 @pytest.mark.parametrize(
@@ -267,9 +268,9 @@ def test_the_planted_features_are_named(records):
         Claim("about", ("film", "soup")),
     ],
 )
-@pytest.mark.parametrize("typical", [(), (" a", ", b")])
-def test_a_sentence_is_read_back_as_its_claim(claim, typical):
-    assert read_claim(claim.sentence(typical)) == claim
+@pytest.mark.parametrize("beside", [(), (0.25,), (None, (" a", ", b")), (1.0, (" a (5 %)",))])
+def test_a_sentence_is_read_back_as_its_claim(claim, beside):
+    assert read_claim(claim.sentence(*beside)) == claim
 
 
 def test_a_rule_checks_claims_and_has_no_verdict_on_other_sentences():
@@ -308,8 +309,8 @@ def test_tokens_before_and_words_around_are_found_too(tmp_path):
     words = ("soup", "was", "is", "thick", "loved", "dull", "did", "think")
     about = [Example(ids(f"station? {words[n]} {words[n - 3]}"), {2: 1.0}, "top") for n in range(8)]
     assert statistics.sentence(about) == (
-        'Active in text with the words "station"; most typical tokens: " did", " dull", " is", '
-        '" loved", " soup".'
+        'Active in text with the words "station" (94 % of its texts); most typical tokens: '
+        '" did", " dull", " is", " loved", " soup".'
     )
     assert statistics.sentence([]) is None
     seen_once = [Example(ids("soup was thick"), {2: 1.0}, "top")]

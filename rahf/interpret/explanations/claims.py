@@ -44,6 +44,7 @@ _BEGINNINGS: Mapping[ClaimKind, str] = {
     "after": "Active on tokens after ",
     "about": "Active in text with the words ",
 }
+_SHARE = re.compile(r" \(\d+ % of its (?:activations|texts)\)$")
 _TYPICAL = "; most typical tokens: "
 
 
@@ -54,15 +55,18 @@ class Claim:
     kind: ClaimKind
     values: tuple[str, ...]  # names of classes, tokens or words, of which any counts
 
-    def sentence(self, typical: Sequence[str] = ()) -> str:
+    def sentence(self, share: float | None = None, typical: Sequence[str] = ()) -> str:
         """Return the claim in words.
 
         Args:
+            share: of the active tokens or, of words, of the activating texts that it is true of.
             typical: tokens that are named beside it.
         """
-        plain = self.kind == "class"
-        values = " or ".join(self.values) if plain else _listed(self.values)
-        return f"{_BEGINNINGS[self.kind]}{values}{_TYPICAL + _listed(typical) if typical else ''}."
+        values = " or ".join(self.values) if self.kind == "class" else _listed(self.values)
+        of = "texts" if self.kind == "about" else "activations"
+        known = "" if share is None else f" ({share * 100:.0f} % of its {of})"
+        beside = _TYPICAL + _listed(typical) if typical else ""
+        return f"{_BEGINNINGS[self.kind]}{values}{known}{beside}."
 
     def holds(self, tokens: Sequence[str]) -> list[bool]:
         """Return for which tokens of a text the claim is true."""
@@ -76,7 +80,7 @@ class Claim:
 
 def read_claim(sentence: str) -> Claim | None:
     """Return what a sentence claims; None where it is no sentence of a claim."""
-    stated = sentence.removesuffix(".").split(_TYPICAL)[0]
+    stated = _SHARE.sub("", sentence.removesuffix(".").split(_TYPICAL)[0])
     for kind, beginning in _BEGINNINGS.items():
         if stated.startswith(beginning):
             values = _read(kind, stated.removeprefix(beginning))

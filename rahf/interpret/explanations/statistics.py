@@ -9,7 +9,7 @@ not pay for itself. Needs no model. Knows texts of tokens and where units are ac
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rahf.interpret.explanations.claims import CLASSES, Claim, words_of
@@ -61,9 +61,12 @@ class Looked(NamedTuple):
     after: Seen
     about: SeenWords
 
-    def share(self, name: str) -> float:
-        """Return the share of the tokens that are of a class."""
-        return self.tokens.share(filter(CLASSES[name], self.tokens.counts))
+    def share(self, claim: Claim) -> float:
+        """Return the share of the tokens, or of the windows, of which a claim is true."""
+        if claim.kind == "class":
+            [name] = claim.values
+            return self.tokens.share(filter(CLASSES[name], self.tokens.counts))
+        return getattr(self, claim.kind).share(claim.values)
 
 
 def information(inside: float, outside: float) -> float:
@@ -87,7 +90,7 @@ class Statistics:
         self._texts = texts
         windows = [self._shown(ids) for ids in background.windows]
         self._background = _looked((tokens, range(len(tokens))) for tokens in windows)
-        self._classes = {name: self._background.share(name) for name in CLASSES}
+        self._classes = {name: self._background.share(Claim("class", (name,))) for name in CLASSES}
 
     def explain(self, cases: Sequence[Case]) -> list[Explanation]:
         return [Explanation(self.sentence(case.shown)) for case in cases]
@@ -105,12 +108,13 @@ class Statistics:
         ]
         scored = [(self._worth(claim, active), claim) for claim in claims if claim is not None]
         worth, best = max(scored, key=lambda each: each[0])
-        return best.sentence(_typical(active.tokens)) if worth > 0 else None
+        if worth <= 0:
+            return None
+        return best.sentence(active.share(best), _typical(active.tokens))
 
     def _worth(self, claim: Claim, active: Looked) -> float:
         if claim.kind == "class":
-            [name] = claim.values
-            told = information(active.share(name), self._classes[name])
+            told = information(active.share(claim), self._classes[claim.values[0]])
             return told - math.log(len(CLASSES)) / active.tokens.total
         inside, outside = getattr(active, claim.kind), getattr(self._background, claim.kind)
         return _worth(claim.values, inside, outside)
@@ -136,7 +140,10 @@ def _looked(windows: Iterable[tuple[list[str], Iterable[int]]]) -> Looked:
 def _chosen(kind: str, active: Looked, background: Looked) -> Claim | None:
     """Return the tokens or words that tell most together, added from the one that tells most."""
     inside, outside = getattr(active, kind), getattr(background, kind)
-    worth: Callable[[Sequence[str]], float] = lambda values: _worth(values, inside, outside)  # noqa: E731
+
+    def worth(values: Sequence[str]) -> float:
+        return _worth(values, inside, outside)
+
     known = [value for value, n in inside.counts.items() if n >= LEAST_SEEN and value]
     chosen, reached = (), 0.0
     for value in sorted(known, key=lambda value: (-worth([value]), value)):
