@@ -40,15 +40,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"may be given again: {', '.join(SCORERS)} (default: {', '.join(DEFAULT)})",
     )
     option("--judge", metavar="JUDGE", default="rule", help="rule, choice:NAME, api:MODEL")
-    option("--encoder", metavar="NAME", default=ENCODER, help="of embedding (default: %(default)s)")
-    option("--reader", metavar="NAME", help="language model of surprisal (default: the explained)")
-    option("--neutral", metavar="FILE", type=Path, help="of intervention: records with a `text`")
+    option(
+        "--encoder",
+        metavar="NAME",
+        default=ENCODER,
+        help="encoder of the scorer embedding (default: %(default)s)",
+    )
+    option(
+        "--reader", metavar="NAME", help="model of the scorer surprisal (default: the explained)"
+    )
+    option(
+        "--neutral",
+        metavar="FILE",
+        type=Path,
+        help="texts for the scorer intervention: records with a `text`",
+    )
     option(
         "--kl",
         metavar="NATS",
         type="positive number",
         default=0.3,
-        help="of intervention: divergence on neutral text at which all are pinned (default: 0.3)",
+        help="divergence on neutral text at which all are pinned (default: 0.3)",
     )
     option("--batch_size", metavar="N", type="count", default=8, help="texts at once (default: 8)")
     option("--seed", metavar="N", type="seed", default=0, help="seed of the nulls (default: 0)")
