@@ -200,7 +200,7 @@ def _moved(options: argparse.Namespace) -> list[int]:
 
 def _explainer(options: argparse.Namespace, tokenizer):
     """Return what makes the explainer from windows of any text; a wrong name is told now."""
-    from rahf.interpret.explanations.language_model import LanguageModel, writer
+    from rahf.interpret.explanations.language_model import LanguageModel, reply_of, writer
     from rahf.interpret.explanations.records import verdicts_in
     from rahf.interpret.explanations.statistics import Statistics
     from rahf.interpret.explanations.tokens import TokenTexts
@@ -209,7 +209,8 @@ def _explainer(options: argparse.Namespace, tokenizer):
     if options.explainer == "statistics":
         return lambda background: Statistics(texts, background)
     judge = writer(named_model(options, options.explainer))
-    return lambda _: LanguageModel(judge, texts, verdicts_in(options.output, kept=True))
+    reply = reply_of(options.explainer)
+    return lambda _: LanguageModel(judge, texts, verdicts_in(options.output, kept=True), reply)
 
 
 def _tell_cost(options: argparse.Namespace, job: "Job", costs) -> None:

@@ -39,6 +39,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         help=f"may be given again: {', '.join(SCORERS)} (default: {', '.join(DEFAULT)})",
     )
+    option("--batch_size", metavar="N", type="count", default=8, help="texts at once (default: 8)")
+    option("--seed", metavar="N", type="seed", default=0, help="seed of the nulls (default: 0)")
+    option("--output", metavar="FILE", type=Path, help="scores (default: FOLDER/scores.jsonl)")
+    option("--dry_run", action="store_true", help="report the cost, and stop")
+    _model_options(parser)
+    _prediction_options(parser)
+    asking_options(parser)
+    model_options(parser, named=False)
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what scorers ask."""
+    option = parser.add_argument
     option("--judge", metavar="JUDGE", default="rule", help="rule, choice:NAME, api:MODEL")
     option(
         "--encoder",
@@ -62,13 +75,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0.3,
         help="divergence on neutral text at which all are pinned (default: 0.3)",
     )
-    option("--batch_size", metavar="N", type="count", default=8, help="texts at once (default: 8)")
-    option("--seed", metavar="N", type="seed", default=0, help="seed of the nulls (default: 0)")
-    option("--output", metavar="FILE", type=Path, help="scores (default: FOLDER/scores.jsonl)")
-    option("--dry_run", action="store_true", help="report the cost, and stop")
-    _prediction_options(parser)
-    asking_options(parser)
-    model_options(parser, named=False)
 
 
 def _prediction_options(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
     results = file.results()
     print(explained_table(read_lines(path), results["units"]))
     print(f"\n{scores_table(results['summary'])}\n")
-    if options.judge != "rule":
+    if options.judge.startswith("api:"):  # what runs here counts no tokens
         print(cost_text(results["cost"], len(means.records), f"{options.judge}, asked"))
     print(f"scores: {path}")
     return 0

@@ -157,6 +157,7 @@ class WrittenJudge:
     parse: Callable[[str], Value]
     choices: Choices  # the model
     max_tokens: int = 64
+    begin: str = ""  # what every answer begins with, which helps a small model
 
     def read(self, messages: Chat, *responses: str) -> str:
         return self.question(messages, *responses)
@@ -166,12 +167,13 @@ class WrittenJudge:
         for start in tqdm(range(0, len(read), size), desc="writing", leave=False):
             chats = [[{"role": "user", "content": text}] for text in read[start : start + size]]
             asked = tokenize_responses(chats, ["."] * len(chats), tokenizer)
-            prompts, decoding = [prompt for prompt, _ in asked], Decoding(self.max_tokens)
+            begun = tokenizer(self.begin, add_special_tokens=False)["input_ids"]
+            prompts, decoding = [[*ids, *begun] for ids, _ in asked], Decoding(self.max_tokens)
             with answering(model):
                 written = dict(answers(model, tokenizer, prompts, decoding, batch_size=size))
             for row, prompt in enumerate(prompts):
-                tokens = (len(prompt), len(written[row].ids))
-                yield Verdict(self.parse(written[row].text), written[row].text, tokens)
+                said = self.begin + written[row].text
+                yield Verdict(self.parse(said), said, (len(prompt), len(written[row].ids)))
 
 
 @dataclass(frozen=True)

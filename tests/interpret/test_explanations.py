@@ -4,7 +4,6 @@ nothing must score as nothing.
 
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,12 @@ from rahf.interpret.explanations.language_model import (
 from rahf.interpret.explanations.predict import Differing, Moved, predict
 from rahf.interpret.explanations.records import read_examples, read_records
 from rahf.interpret.explanations.score import Scorer, areas, asking_marks, asking_texts, score_units
-from rahf.interpret.explanations.scoring import Answer, area_figures, variance_explained
+from rahf.interpret.explanations.scoring import (
+    Answer,
+    area_figures,
+    mean_figures,
+    variance_explained,
+)
 from rahf.interpret.explanations.tokens import TokenTexts
 from rahf.interpret.explanations.units import Unit
 from rahf.interpret.explanations.values import Judged, SurprisalJudge
@@ -379,6 +383,12 @@ def test_an_area_is_that_of_all_pairs_and_its_interval_holds_it():
     perfect = area_figures([Answer(float(n < 9), n < 9, "g") for n in range(18)])["auc"]
     assert perfect["mean"] == perfect["high"] == 1
     assert 0.6 < perfect["low"] < 0.8  # nine of nine prove no more
+    assert mean_figures([figures], "auc")["mean"] == auc  # of one unit, over its texts
+    both = mean_figures([figures, {**figures, "auc": perfect, "failed": 3}], "auc")
+    assert both["mean"]["mean"] == pytest.approx((auc["mean"] + 1) / 2)
+    assert (both["units"], both["failed"], both["asked"]) == (2, 3, 120)
+    none = mean_figures([area_figures(answers[:6])], "auc")
+    assert (none["units"], none["unscored"], none["mean"]) == (0, 1, None)
 
 
 def test_a_round_trip_explains_what_is_predicted_on_other_texts():
@@ -481,6 +491,9 @@ def test_a_language_model_is_shown_marks_strengths_and_texts_without(records, pe
         ('{"explanation": "digits\\n of years"}', "digits of years"),
         ('Here: ```json\n{"explanation": "digits"}\n```', "digits"),
         ("Explanation: digits", "digits"),
+        ("It is active on digits. It is wise.", "It is active on digits."),
+        ("It is active on digits\nof years", "It is active on digits"),
+        ("It is active on.", None),
         ("It is about digits.", "It is about digits."),
         ('{"explanation": 3}', None),
         ('{"explanation": "dig', None),
@@ -582,7 +595,11 @@ def test_a_local_model_explains_and_judges(here):
     assert features("explain", *EXPLAIN[:-4], *local, "--output", "local") == 0
     assert features("score", "local", "--judge", "choice:model", "--scorer", "detection") == 0
     lines = read_lines(here / "local/scores.jsonl")
-    assert Counter(line["explanation"] is None for line in lines)[True] in (0, 1, 2, 3)
+    said = [line["explanation"] for line in lines if line["explanation"] is not None]
+    assert all(text.startswith("It is active on") for text in said)
+    kept = read_lines(here / "local/verdicts.jsonl")
+    assert all(line["said"].startswith("It is active on") for line in kept[:3])
+    assert all(line["tokens"][0] > 500 for line in kept[:3])
 
 
 def test_directions_are_explained_and_shown_beside_their_evidence(here, capsys, monkeypatch):

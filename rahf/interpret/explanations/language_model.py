@@ -37,15 +37,27 @@ def prompt_tokens(drawing: Drawing) -> tuple[int, int]:
     return INSTRUCTIONS + shown * (drawing.size + marks), WRITTEN
 
 
-def explaining_prompt(shown: str) -> str:
+JSON_REPLY = 'Reply with one JSON object and nothing else: {"explanation": "one sentence"}.'
+
+BEGIN = "It is active on"
+"""Words that the answer of a local model begins with: a small one copies the question otherwise."""
+
+LOCAL_REPLY = f"What do the marked tokens have in common? Complete the sentence: {BEGIN} ..."
+
+
+def reply_of(name: str) -> str:
+    """Return how an explainer of a name is to reply."""
+    return LOCAL_REPLY if name.startswith("local:") else JSON_REPLY
+
+
+def explaining_prompt(shown: str, reply: str) -> str:
     return (
         "A part of a language model is active at some tokens of texts. In the examples below the "
         "tokens at which it is active stand between « and », and the number in brackets is its "
         "strength, from 0 to 10. Find what the marked tokens, or the texts around them, have in "
         "common that the texts without marks lack. Say when it is active in one sentence that can "
         "be checked on other texts, with no detail that the examples do not show.\n\n"
-        f"{shown}\n\n"
-        'Reply with one JSON object and nothing else: {"explanation": "one sentence"}.'
+        f"{shown}\n\n{reply}"
     )
 
 
@@ -68,9 +80,14 @@ def _line(text: str) -> str:
 
 
 def read_explanation(said: str) -> str | None:
-    """Return the sentence in an answer: of the JSON object, or the answer where it is one line."""
+    """Return the sentence in an answer: of the JSON object, the one that the answer was begun with,
+    or the answer where it is one line.
+    """
     found = first_json_object(said)
-    if isinstance(found, dict):
+    if said.startswith(BEGIN):
+        sentence = re.split(r"(?<=[.!?])\s|\n", said)[0]
+        sentence = sentence if len(sentence) > len(BEGIN) + 2 else ""
+    elif isinstance(found, dict):
         sentence = found.get("explanation")
     else:
         lines = [line.strip() for line in said.strip().splitlines() if line.strip()]
@@ -90,13 +107,17 @@ class LanguageModel:
     Args:
         judge: as a judge whose words are wanted, so that answers are kept as verdicts are.
         verdicts: what was answered before.
+        reply: how the model is to reply.
     """
 
-    def __init__(self, judge: Judge, texts: TokenTexts, verdicts: Verdicts):
+    def __init__(
+        self, judge: Judge, texts: TokenTexts, verdicts: Verdicts, reply: str = JSON_REPLY
+    ):
         self.id, self._judge, self._texts, self._verdicts = judge.id, judge, texts, verdicts
+        self._reply = reply
 
     def prompt(self, case: Case) -> str:
-        return explaining_prompt(shown_examples(case.shown, self._texts))
+        return explaining_prompt(shown_examples(case.shown, self._texts), self._reply)
 
     def explain(self, cases: Sequence[Case]) -> list[Explanation]:
         given = self._verdicts.ask(self._judge, [self.prompt(case) for case in cases])
@@ -127,4 +148,4 @@ def writer(named: NamedJudge) -> Judge:
 
 
 def _local(choices: Choices, id: str) -> Judge:
-    return WrittenJudge(id, 1, str, _readable, choices, WRITTEN)
+    return WrittenJudge(id, 1, str, _readable, choices, WRITTEN, BEGIN)

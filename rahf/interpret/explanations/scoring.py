@@ -137,13 +137,19 @@ def mean_figures(figures: Sequence[dict[str, Any]], measure: str) -> dict[str, A
     Args:
         measure: `auc` or `variance`.
     """
-    means = [each[measure]["mean"] for each in figures if each[measure] is not None]
-    estimate = mean_estimate(means) if means else None
+    known = [each[measure] for each in figures if each[measure] is not None]
+    means = [each["mean"] for each in known]
+    # Of one unit, the interval over its texts: over units there is none.
+    estimate = known[0] if len(known) == 1 else _mean(means)
     asked, failed = (sum(each[name] for each in figures) for name in ("asked", "failed"))
     return {
         "units": len(means),
         "unscored": len(figures) - len(means),
-        "mean": None if estimate is None else estimate.as_dict(),
+        "mean": estimate,
         "asked": asked,
         "failed": failed,
     }
+
+
+def _mean(values: Sequence[float]) -> dict[str, float] | None:
+    return mean_estimate(values).as_dict() if values else None
