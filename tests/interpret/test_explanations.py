@@ -178,6 +178,24 @@ def test_examples_are_those_of_a_loop_over_all_windows(here):
         assert not set(ids[0]) & set(ids[1])  # what is scored was not shown
 
 
+def test_near_misses_hold_the_unit_s_own_tokens(records):
+    near = [e for record in records for e in record.examples.scored if e.kind == "near"]
+    assert near  # of random directions: digits always activate theirs
+    for record in records:
+        drawn = [*record.examples.shown, *record.examples.scored]
+        counts = [
+            sum(e.kind == kind for e in record.examples.scored) for kind in ("near", "random")
+        ]
+        assert counts[0] <= counts[1]
+        own = {e.ids[place] for e in drawn for place in e.active}
+        if record.unit == Unit("feature", 2, 0):
+            assert {"?"} == {TokenTexts(gpt2_tokenizer()).shown(token) for token in own}
+            assert counts[0] == 0
+        for example in drawn:
+            assert example.kind != "near" or not example.active
+            assert example.kind != "near" or len(own & set(example.ids)) or len(own) > 8
+
+
 def job_of(folder, **drawing):
     tokenizer = gpt2_tokenizer()
     model, dictionary = planted_model_and_dictionary(tokenizer)

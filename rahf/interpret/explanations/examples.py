@@ -182,13 +182,13 @@ class _Drawer(NamedTuple):
         of = self.windows.of[active.places]
         peaks = torch.zeros(len(self.windows.starts))
         peaks.scatter_reduce_(0, of, active.values.float(), "amax")
-        halves, counts = [], []
+        halves, counts, near = [], [], self._near(peaks, active)
         for scored in (False, True):
             rng = np.random.default_rng([self.drawing.seed, scored, *_seeds(unit)])
             half = self.windows.usable & (self.windows.scored == scored)
             counts.append(int((half & (peaks > 0)).sum()))
             drawn = self._activating(half, peaks, scored, rng)
-            drawn += self._others(half, peaks, active, len(drawn), rng)
+            drawn += self._others(half & (peaks == 0), half & near, len(drawn), rng)
             halves.append([self._example(active, *each, rng) for each in drawn])
         rate = len(active.places) / max(1, int(self.corpus.read.sum()))
         return Examples(unit, rate, counts[1], *halves)
@@ -209,20 +209,24 @@ class _Drawer(NamedTuple):
             drawn += [(w, "quantile", quantile) for w in _draw(group, int(share), rng).tolist()]
         return drawn
 
-    def _others(
-        self, half: Tensor, peaks: Tensor, active: _Active, count: int, rng: np.random.Generator
-    ) -> list[tuple[int, ExampleKind, None]]:
-        """Return as many windows in which the unit is not active, half of them near misses."""
-        silent = half & (peaks == 0)
+    def _near(self, peaks: Tensor, active: _Active) -> Bool[Tensor, " windows"]:
+        """Return windows without activation that hold tokens on which the unit is often active."""
         ids, counts = self.corpus.ids[active.places].unique(return_counts=True)
         typical = ids[counts.argsort(descending=True)[:TYPICAL]]
-        holds = torch.zeros_like(silent)
-        holds[self.windows.of[torch.isin(self.corpus.ids, typical) & self.corpus.read]] = True
-        near = _draw((silent & holds).nonzero().squeeze(1), count // 2, rng)
-        silent[near] = False
-        others = _draw(silent.nonzero().squeeze(1), count - len(near), rng)
+        near = torch.zeros_like(self.windows.usable)
+        near[self.windows.of[torch.isin(self.corpus.ids, typical) & self.corpus.read]] = True
+        return near & (peaks == 0)
+
+    def _others(
+        self, silent: Tensor, near: Tensor, count: int, rng: np.random.Generator
+    ) -> list[tuple[int, ExampleKind, None]]:
+        """Return windows in which the unit is not active, half of them near misses."""
+        misses = _draw(near.nonzero().squeeze(1), count // 2, rng)
+        silent = silent.clone()
+        silent[misses] = False
+        others = _draw(silent.nonzero().squeeze(1), count - len(misses), rng)
         return [
-            *((window, "near", None) for window in near.tolist()),
+            *((window, "near", None) for window in misses.tolist()),
             *((window, "random", None) for window in others.tolist()),
         ]
 
