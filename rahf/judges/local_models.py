@@ -18,7 +18,8 @@ from rahf.data.chat_format import chat_format, prompt_messages, render
 from rahf.data.messages import answered
 from rahf.data.response_ids import tokenize_responses
 from rahf.data.rows import sequence_rows
-from rahf.generation.answers import pad_id
+from rahf.generation.answers import answering, answers, pad_id
+from rahf.generation.decoding import Decoding
 from rahf.judges.judge import Chat, Value, Verdict
 from rahf.judges.questions import (
     ASPECTS,
@@ -163,6 +164,35 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> 
 
 LETTERS = ("A", "B")
 DIGITS = tuple(str(mark) for mark in range(MARKS[0], MARKS[1] + 1))
+
+
+@dataclass(frozen=True)
+class WrittenJudge:
+    """A language model as judge: what it writes is its verdict, where `parse` can read it."""
+
+    id: str
+    responses: int
+    question: Callable[..., str]  # messages and responses -> what it reads
+    parse: Callable[[str], Value]
+    choices: Choices  # the model
+    max_tokens: int = 64
+    begin: str = ""  # what every answer begins with, which helps a small model
+
+    def read(self, messages: Chat, *responses: str) -> str:
+        return self.question(messages, *responses)
+
+    def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        model, tokenizer, size = self.choices.model, self.choices.tokenizer, self.choices.batch_size
+        for start in tqdm(range(0, len(read), size), desc="writing", leave=False):
+            chats = [[{"role": "user", "content": text}] for text in read[start : start + size]]
+            asked = tokenize_responses(chats, ["."] * len(chats), tokenizer)
+            begun = tokenizer(self.begin, add_special_tokens=False)["input_ids"]
+            prompts, decoding = [[*ids, *begun] for ids, _ in asked], Decoding(self.max_tokens)
+            with answering(model):
+                written = dict(answers(model, tokenizer, prompts, decoding, batch_size=size))
+            for row, prompt in enumerate(prompts):
+                said = self.begin + written[row].text
+                yield Verdict(self.parse(said), said, (len(prompt), len(written[row].ids)))
 
 
 @dataclass(frozen=True)
