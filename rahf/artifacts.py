@@ -148,9 +148,9 @@ HASHED = 64 * 2**20
 
 WEIGHTS = (
     *("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf", "*.index.json"),
-    *("config.json", "adapter_config.json"),
+    *("config.json", "adapter_config.json", "checkpoint-[0-9]*/*"),
 )
-"""Files that only a folder of a model or an adapter holds."""
+"""Files that only a folder of a model, an adapter or a training holds."""
 
 PARTS_OF_MODEL = (
     *WEIGHTS,
@@ -290,7 +290,8 @@ class StageRecord:
 
     def refuse_foreign(self) -> None:
         """Refuse a folder with a model that no stage has left: it would be overwritten."""
-        found = sorted(file.name for name in WEIGHTS for file in self.folder.glob(name))
+        files = (file for name in WEIGHTS for file in self.folder.glob(name))
+        found = sorted(str(file.relative_to(self.folder)) for file in files)
         if found and not self._path.exists():
             raise ValueError(
                 f"{self.folder} holds {found[0]} and no {STAGE_FILE}: it is the folder of another "

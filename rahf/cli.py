@@ -103,6 +103,16 @@ COMMANDS: dict[str, Command | Group] = {
             "probe": Command(
                 plain_command, "measure how well a few features distinguish labelled texts"
             ),
+            "explain": Command(
+                plain_command,
+                "explain features or directions in one sentence each",
+                FROM_FILE,
+            ),
+            "score": Command(
+                plain_command,
+                "score explanations, beside shuffled ones and random directions",
+                FROM_FILE,
+            ),
             "logits": Command(plain_command, "show which tokens a feature raises and lowers"),
             "neurons": Command(
                 plain_command, "compare the firing of features with that of neurons"

@@ -109,13 +109,34 @@ _FILTERS = {note: _Hidden(note.message) for note in NOTES}
 
 
 @contextmanager
-def loading_report_checked() -> Iterator[None]:
+def loading_report_checked(name: str) -> Iterator[None]:
     """Load weights without transformers' report of missing and left-over tensors.
 
     For callers that check both themselves.
+
+    Raises:
+        ValueError: tensors have other shapes than the configuration gives, which the report lists.
     """
-    with _filtered(_no_report):
-        yield
+    reports: list[str] = []
+
+    def no_report(record: logging.LogRecord) -> bool:
+        text = _COLOUR.sub("", record.getMessage())
+        reports.extend([text] if _REPORT in text else [])
+        return _REPORT not in text
+
+    try:
+        with _filtered(no_report):
+            yield
+    except RuntimeError as error:
+        sizes = _MISMATCHED.findall("\n".join(reports))
+        if not sizes:
+            raise
+        key, given, wanted = sizes[0]
+        raise ValueError(
+            f"the weights in {name} have other shapes than its config.json gives, such as {key}: "
+            f"[{given}] in the weights, [{wanted}] by the configuration. Give the whole folder as "
+            "save_pretrained wrote it."
+        ) from error
 
 
 @contextmanager
@@ -139,13 +160,12 @@ def _filtered(shown: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
         logger.removeFilter(shown)
 
 
-def _no_report(record: logging.LogRecord) -> bool:
-    return _REPORT not in record.getMessage()
-
-
 _REPORT = "LOAD REPORT"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _REPORTED = re.compile(r"^(\S+) +\| ([A-Z]+)\b", re.MULTILINE)
+_MISMATCHED = re.compile(
+    r"^(.+?) +\| .*ckpt: torch\.Size\(\[(.*?)\]\) vs model: ?torch\.Size\(\[(.*?)\]\)", re.MULTILINE
+)
 _NEW_HEAD = re.compile(r"(score|classifier)\..* MISSING|(lm_head|embed_out)\..* UNEXPECTED")
 
 

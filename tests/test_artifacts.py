@@ -226,13 +226,17 @@ def test_a_damaged_record_of_a_stage_is_named_with_what_to_delete(tmp_path, cont
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "adapter_config.json", "model-00001-of-00002.safetensors", "q.gguf"]
+    "name",
+    [
+        *("config.json", "adapter_config.json", "model-00001-of-00002.safetensors", "q.gguf"),
+        *("checkpoint-5/trainer_state.json", "checkpoint-500/optimizer.pt"),
+    ],
 )
 def test_a_folder_with_a_model_that_no_stage_left_is_refused(tmp_path, name):
-    (tmp_path / name).write_text("{}")
+    write_text(tmp_path / name, "{}")
     with pytest.raises(ValueError, match=f"holds {name} and no stage"):
         StageRecord(tmp_path, {"lr": 1}).is_complete()
-    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).is_file()
 
 
 def test_a_file_whose_first_line_is_damaged_is_not_resumed(tmp_path):

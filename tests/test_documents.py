@@ -35,6 +35,7 @@ OTHERS = {
     "system_prompt": "a column of a user's data",
     "tool_calls": "a key of a message",
     "reasoning_content": "a key of a message",
+    "round_trip": "a scorer of explanations",
     "split_kind": "a column of the shipped test prompts",
     "seen_subject": "a value of split_kind",
     "new_subject": "a value of split_kind",

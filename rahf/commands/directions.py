@@ -1,8 +1,11 @@
 """`rahf directions`: fit one direction per layer, and measure it on held-out pairs."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from rahf.commands.options.explanations import explanations_option, read_explained
 
 FITS = ("mean", "principal", "probe")
 
@@ -16,6 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder of the directions (default: output_dir/reading/SOURCE)",
     )
+    explanations_option(parser)
 
 
 def _what_is_fitted(option: Callable[..., object]) -> None:
@@ -67,8 +71,31 @@ def run(recipe, options: argparse.Namespace) -> int:
     from rahf.pipeline.read_directions import ReadingOptions, read_directions
 
     chosen = {name: getattr(options, name) for name in ReadingOptions._fields}
+    explained = read_explained(options.explanations) if options.explanations else None
     read_directions(recipe, ReadingOptions(**chosen))
+    if explained is not None:
+        folder = options.output or recipe.output_dir / "reading" / options.source
+        print(f"\n{_explained(options.explanations, explained[0], folder)}")
     return 0
+
+
+def _explained(path: Path, lines: list[dict], folder: Path) -> str:
+    """Return the explanation of each layer's direction, as far as they are of these vectors."""
+    from rahf.artifacts import read_json
+    from rahf.directions.vectors import Directions
+    from rahf.report.explanations import layers_explained
+
+    directions = Directions.load(folder)
+    settings = read_json(path.with_name(f"{path.name}.run.json"))["settings"]
+    same = settings.get("explained", settings)["fingerprint"] == directions.fingerprint()
+    if not same:
+        print(
+            f"note: {path} explains other directions than these: run rahf features explain "
+            f"--directions {folder}",
+            file=sys.stderr,
+        )
+    known = {line["number"]: line for line in lines if line["kind"] == "direction" and same}
+    return layers_explained(directions.layers, known)
 
 
 def _fits(text: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ the name is then looked for in the calls that the error came through.
 import dis
 import errno
 import io
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,8 @@ def _foreign(error: BaseException) -> str:
     kind = type(error).__name__
     names = [parent.__name__ for parent in type(error).__mro__]
     form = next((KINDS[name] for name in names if name in KINDS), None)
+    if "StrictDataclassFieldValidationError" in names:
+        return _wrong_type(error)
     if form is None and error.__cause__ is not None and not isinstance(error, ValueError | OSError):
         return message_of(error.__cause__)
     if form is not None:
@@ -78,6 +81,18 @@ def _foreign(error: BaseException) -> str:
     line = {"kind": kind, "text": one_line(text, 300)}
     file = None if _mistake_of_ours(error) else file_of(error)
     return one_line(f"{file}: {ANY.format(**line)}" if file else OURS.format(**line))
+
+
+def _wrong_type(error: BaseException) -> str:
+    """Return the line of a value whose type the configuration of a model does not take."""
+    text = str(error.__cause__ or error).partition(". Errors:")[0]
+    text = text.replace("NoneType", "null").replace("None", "null").removeprefix("Field ")
+    types = text.replace("doesn't match any type in", "expected one of")
+    types = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", types)
+    folder = file_of(error)
+    if folder and Path(folder, "config.json").is_file():
+        folder = f"{folder}/config.json"
+    return one_line(f"{folder or 'config.json'}: {types}; correct the value")
 
 
 def _with_file(error: BaseException, text: str, file: str | None = None) -> str:

@@ -11,6 +11,11 @@ from rahf.commands.options.dictionaries import (
     reading_options,
     with_tokens,
 )
+from rahf.commands.options.explanations import (
+    explanations_option,
+    known_explanations,
+    with_explanations,
+)
 
 EPILOG = """\
 The direction is that of the dictionary's layer. Compare its R2 with that of random vectors: only
@@ -40,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     option("--model", metavar="NAME", help="model whose logits name the features")
     option("--base", metavar="NAME", help="base in place of the one that the adapter names")
+    explanations_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,6 +57,7 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.interpret.features.pursuit import decomposition_figures, pursue, random_band
     from rahf.report.feature_terms import decomposition_table
 
+    known = known_explanations(options)
     directions, dictionary = Directions.load(options.directions), dictionary_of(options)
     layer = dictionary.origin.layer
     if layer not in directions.layers:
@@ -65,6 +72,7 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     figures = {"layer": layer, **decomposition_figures(pursuit, band)}
     if options.model:
         figures["terms"] = with_tokens(figures["terms"], reading(options))
+    figures["terms"] = with_explanations(figures["terms"], known)
     return figures, decomposition_table(figures)
 
 

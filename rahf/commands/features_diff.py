@@ -6,6 +6,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from rahf.commands.options.dictionaries import dictionary_option, reading, with_tokens
+from rahf.commands.options.explanations import (
+    explanations_option,
+    known_explanations,
+    with_explanations,
+)
 from rahf.commands.options.held_out import held_out, held_out_options
 from rahf.commands.options.models import content, identity, model_options
 
@@ -45,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--batch_size", metavar="N", type="count", default=4, help="responses at once (default: 4)"
     )
+    explanations_option(parser)
     option("--output", metavar="FOLDER", type=Path, help="folder for features.json and the table")
 
 
@@ -79,6 +85,7 @@ def _figures(options: argparse.Namespace, placebos: list[Path]) -> dict:
     from rahf.interpret.features.held_out import find_movement, movement_figures
     from rahf.interpret.features.responses import HeldOut
 
+    known = known_explanations(options)
     read = reading(options)
     _check_adapter(options, read)
     rows = [HeldOut(*row) for row in held_out(options, read.tokenizer)]
@@ -96,7 +103,7 @@ def _figures(options: argparse.Namespace, placebos: list[Path]) -> dict:
     )
     directions = read.dictionary.directions
     figures = movement_figures(found, directions, ("default", *seeds), [*names], options.top)
-    figures["features"] = with_tokens(figures["features"], read)
+    figures["features"] = with_explanations(with_tokens(figures["features"], read), known)
     return {"adapters": {**seeds, **names}, **figures}
 
 

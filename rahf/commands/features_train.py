@@ -110,7 +110,7 @@ def _dictionary_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--learning_rate",
         metavar="X",
-        type="positive number",
+        type="positive learning rate",
         default=1e-3,
         help="learning rate of Adam (default: 0.001)",
     )

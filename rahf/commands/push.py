@@ -21,6 +21,8 @@ def run(options: argparse.Namespace) -> int:
         upload = collect(options.source, options.repo_id, options.base)
         for name, size in upload.sizes().items():
             print(f"{size:>12,}  {name}")
+        if upload.unchecked is not None:
+            print(upload.unchecked)
         if options.dry_run:
             print(f"\n{upload.files['README.md'].decode()}\nnothing was sent (--dry_run)")
             return 0

@@ -11,7 +11,7 @@ Judge with it: rahf evaluate responses --judge reward:FOLDER ... Keep the pairs 
 apart from those that are aligned on and evaluated."""
 
 ARGUMENTS = {
-    "learning_rate": "number from zero",
+    "learning_rate": "learning rate",
     "num_train_epochs": "positive number",
     "max_steps": "count",
     "per_device_train_batch_size": "count",
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--lora_r",
         metavar="N",
-        type="count from zero",
+        type="rank from zero",
         default=16,
         help="rank of the LoRA; 0: train all weights (default: 16)",
     )

@@ -18,7 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.comparison.row_recipes import check_given_comparison
-    from rahf.recipe.files import checked_recipe, not_read
+    from rahf.recipe.files import checked_recipe, needs_gpu, not_read
     from rahf.recipe.model_files import ask_for_names
     from rahf.recipe.recipe import Recipe, RecipeError
     from rahf.recipe.summary import as_figures
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
 
     def also(recipe: Recipe) -> list[str]:
         problems, unknown = ask_for_names(recipe)
-        unchecked.extend(unknown)
+        unchecked.extend([*unknown, *needs_gpu(recipe)])
         return [*check_given_comparison(recipe), *problems]
 
     try:

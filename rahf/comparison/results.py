@@ -1,11 +1,13 @@
 """Results of a comparison as tables and files. Knows measures and scores; knows no model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rahf.artifacts import write_json, write_lines, write_text
 from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, read_at_each
+from rahf.comparison.judging import without_loops
 from rahf.evaluation.agreement import LENGTH, agreements, changes
 from rahf.evaluation.scores import Judging
 from rahf.evaluation.wins import place_figures
@@ -110,14 +112,19 @@ def judges_of(
 ) -> dict[str, Any]:
     """Return every judge's reading of every row at the budget, and how far the judges agree.
 
-    Length is read beside them: the change in characters of an answer.
+    Length is read beside them: the change in characters of an answer, which is none where an
+    answer counts as the base's.
     """
     signs = {judging.name: judging.sign for judging in judgings}
     signs.setdefault(LENGTH, 1)
     base = next(name for name in rows if kind_of_row(name) == "base")
+    beside = rows[base].by_seed[0][0]["answers"]
+    lengths = partial(_lengths, base=beside, limit=options.repetition_limit)
     readings, by_judge = {}, {}
     for judge, sign in signs.items():
-        read = {name: curves_of(_read_by(judge, row.by_seed)) for name, row in rows.items()}
+        read = {
+            name: curves_of(_read_by(judge, row.by_seed, lengths)) for name, row in rows.items()
+        }
         untouched = read.pop(base)
         at_budget, _ = read_at(read, untouched, options.budget, options.cost, sign)
         readings[judge] = {name: reading._asdict() for name, reading in at_budget.items()}
@@ -126,15 +133,24 @@ def judges_of(
     return {"judges": readings, "agreement": agreements(by_judge)}
 
 
-def _read_by(judge: str, by_seed: Sequence[Sequence[Any]]) -> list[list[dict[str, Any]]]:
+def _read_by(
+    judge: str,
+    by_seed: Sequence[Sequence[Any]],
+    lengths: Callable[[Sequence[str]], list[int]],
+) -> list[list[dict[str, Any]]]:
     """Return the measures with the scores of another judge."""
     return [
         [
-            {**point, "scores": point["by_judge"].get(judge) or list(map(len, point["answers"]))}
+            {**point, "scores": point["by_judge"].get(judge) or lengths(point["answers"])}
             for point in points
         ]
         for points in by_seed
     ]
+
+
+def _lengths(answers: Sequence[str], base: Sequence[str], limit: float) -> list[int]:
+    """Return the characters of the answers, as judges read them."""
+    return list(map(len, without_loops(answers, base, limit)))
 
 
 def tables_of(found: Results, options: CompareOptions, *, wins: bool) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rahf.recipe.comparison_options import ROW_KINDS, UNTRAINED, CompareOptions, kind_of_row
+from rahf.recipe.evaluation_files import compared_judge_problems
 from rahf.recipe.fields import Limits, coerce, value_problem
 from rahf.recipe.files import check_named_files, missing_judge
 from rahf.recipe.held_out import held_out_split
@@ -170,7 +171,8 @@ def _measuring_problems(recipe: Recipe) -> list[str]:
             "evaluation.unrelated_text to a file of records with a `text` each, as in "
             "recipes/data/unrelated.jsonl"
         )
-    return [*problems, *missing_judge("compare.judge", recipe.compare.judge)]
+    missing = missing_judge("compare.judge", recipe.compare.judge)
+    return [*problems, *(missing or compared_judge_problems(recipe))]
 
 
 def _row_problems(recipe: Recipe, name: str) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ CALLS = ("tool_calls", "function_call")
 _MARKER = r"(Human|Assistant):"
 _TURN = re.compile(rf"(?:\A|(?:\r?\n){{2}}){_MARKER}")
 _TURN_BY_LINE = re.compile(rf"(?:\A|\r?\n){_MARKER}")
+_OTHER_ANSWER = re.compile(r"^(?:AI|Bot|Chatbot|Model):", re.MULTILINE)
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _KNOWN_ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 _SHAREGPT_ROLES = (*_KNOWN_ROLES, "human", "gpt", "function_call", "observation")
@@ -200,8 +201,10 @@ def with_parsed_arguments(
 
 def is_transcript(text: str) -> bool:
     """Return whether a text begins as one of HH-RLHF: by a human, or by an assistant that a human
-    answers."""
+    answers. Where another speaker answers, the turns are not known."""
     text = text.lstrip()
+    if "Assistant:" not in text and _OTHER_ANSWER.search(text):
+        return False
     return text.startswith("Human:") or (text.startswith("Assistant:") and "\nHuman:" in text)
 
 

@@ -1,9 +1,10 @@
 """Finds pairs whose texts a chat template has rendered already, so that none is rendered twice.
 
 Such a text holds control tokens of the tokenizer, or the marks that the template or a widespread
-one writes around a user message.
+one writes around a user message. Transcripts of speakers that are not read as turns count too.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,28 @@ PLAIN_FORMS = (
     ("USER:", "ASSISTANT:"),
 )
 """What widespread templates write around a user message as plain text."""
+
+
+_ASKS = r"(?:User|Human|Q|Question|Customer)"
+_ANSWERS = r"(?:Bot|AI|Assistant|Chatbot|Model|A|Answer|Agent)"
+_ASKED = re.compile(rf"^{_ASKS}:", re.MULTILINE)
+_ANSWERED = re.compile(rf"^{_ANSWERS}:", re.MULTILINE)
+_TO_ANSWER = re.compile(rf"(?:^|\n){_ANSWERS}:\s*\Z")
+
+
+def transcript(text: str) -> tuple[str, str] | None:
+    """Return the two markers of a text that is a transcript, such as `User:` and `Bot:`.
+
+    It ends where the second speaker is to answer, or begins with the first speaker and ends with
+    a further question. A text that only holds a dialogue, as one to summarise, is none.
+    """
+    asked, answered = list(_ASKED.finditer(text)), list(_ANSWERED.finditer(text))
+    if not asked or not answered or answered[0].start() < asked[0].start():
+        return None
+    begins = not text[: asked[0].start()].strip()
+    if _TO_ANSWER.search(text) or (begins and asked[-1].start() > answered[-1].start()):
+        return asked[0][0], answered[0][0]
+    return None
 
 
 def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, tuple[str, ...]]:
@@ -84,6 +107,11 @@ def rendered_already(
         return (
             f"the prompt holds {form[0]!r} and ends with {form[1]!r}, as if another template had "
             "rendered it already: give plain text or messages"
+        )
+    if spoken := next(filter(None, map(transcript, users)), None):
+        return (
+            f"the prompt is a transcript of {spoken[0]!r} and {spoken[1]!r}, which would be one "
+            "message: give messages, or write Human: and Assistant:"
         )
     return None
 

@@ -7,18 +7,20 @@ bit.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import Cache
 
 from rahf.directions.vectors import Directions
 from rahf.generation.reading import reading_of
 from rahf.generation.unfinished import PrefixCache
 from rahf.models.capture import find_blocks
-from rahf.models.kv_cache import cache_name, given_cache
+from rahf.models.kv_cache import cache_name, given_cache, only_recurrent
 
 Mode = Literal["add", "ablate"]
 Start = int | Sequence[int] | Literal["generated"] | None
@@ -32,6 +34,8 @@ class Columns:
     start: Start  # first steered column of the full text
     past: int = 0  # columns that are in the key-value cache already
     generates: bool = True  # whether a token is chosen after the running forward
+    read: "WeakKeyDictionary[Cache, int]" = field(default_factory=WeakKeyDictionary)
+    # columns of caches that hold one state for all of them, and do not count them
 
     def note(self, decoder: nn.Module, args: tuple, given: Mapping[str, Any]) -> None:
         if self.start is None:  # every column, whatever is in the cache
@@ -42,8 +46,32 @@ class Columns:
                 "start='generated' needs the key-value cache, which is off: what was generated "
                 "before looks like the prompt. Leave use_cache on, or give the column."
             )
-        self.past = 0 if cache is None else int(cache.get_seq_length())
+        self.past = 0 if cache is None else self._length(cache)
         self.generates = not isinstance(cache, PrefixCache)
+
+    def _length(self, cache: Cache) -> int:
+        """Return the columns that stand in a cache.
+
+        Raises:
+            ValueError: a recurrent state that was computed outside of the context.
+        """
+        if not cache.layers or not only_recurrent(cache):
+            return int(cache.get_seq_length())
+        if cache not in self.read and cache.has_previous_state():
+            raise ValueError(
+                "the cache holds a recurrent state from before steering began, which does not say "
+                "how many tokens it has read: read the prompt inside of the steer context, or "
+                "steer with start=None."
+            )
+        return self.read.get(cache, 0)
+
+    def count(self, decoder: nn.Module, args: tuple, given: Mapping[str, Any], output: Any) -> None:
+        """Count the columns of a recurrent state after a forward."""
+        if self.start is None or not isinstance(output, Mapping):
+            return
+        cache = output.get(cache_name(decoder))
+        if isinstance(cache, Cache) and only_recurrent(cache):
+            self.read[cache] = self.past + output["last_hidden_state"].shape[1]
 
     def mask(self, hidden: Tensor) -> Tensor | None:
         """Return [rows or 1, seq, 1] of 0 and 1; None where every column is steered."""
@@ -126,11 +154,19 @@ def steer(
         _check_generation(model, blocks.owner)
     columns = Columns(start)
     with ExitStack() as hooks:
-        note = blocks.owner.register_forward_pre_hook(columns.note, with_kwargs=True)
-        hooks.enter_context(removed_afterwards(note))
+        hooks.enter_context(_kept_up_to_date(columns, blocks.owner))
         for layer, change in changes(given, strengths, mode).items():
             hook = blocks.modules[layer].register_forward_hook(steered(change, columns))
             hooks.enter_context(removed_afterwards(hook))
+        yield
+
+
+@contextmanager
+def _kept_up_to_date(columns: Columns, decoder: nn.Module) -> Iterator[None]:
+    """Let `columns` see every forward of the decoder, before and after it."""
+    note = decoder.register_forward_pre_hook(columns.note, with_kwargs=True)
+    count = decoder.register_forward_hook(columns.count, with_kwargs=True)
+    with removed_afterwards(note), removed_afterwards(count):
         yield
 
 

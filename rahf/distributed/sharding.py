@@ -7,10 +7,8 @@ method.
 """
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import deepspeed, is_deepspeed_zero3_enabled
 
 from rahf.distributed.accelerate import NOT_READ
+from rahf.distributed.loaded_weights import check_loaded
 from rahf.foreign_warnings import loading_report_checked
 from rahf.overrides import set_existing
 
@@ -116,8 +115,8 @@ def load_placed(
         depth: the number of decoder blocks that are loaded; None: all.
 
     Raises:
-        ValueError: tensors are missing or left over; quantised weights that are to be sharded; a
-            release of transformers that cannot shard while it loads.
+        ValueError: tensors are missing, left over or not finite; quantised weights that are to be
+            sharded; a release of transformers that cannot shard while it loads.
     """
     if not is_sharded():
         model = _load_complete(name, depth, **options)
@@ -140,41 +139,13 @@ def load_placed(
 
 
 def _load_complete(name: str, depth: int | None, **options) -> PreTrainedModel:
-    """Load a model whose weights are those of its configuration."""
-    with loading_report_checked():
+    """Load a model whose weights are those of its configuration, and finite."""
+    with loading_report_checked(name):
         model, report = AutoModelForCausalLM.from_pretrained(
             name, output_loading_info=True, **options
         )
-    refuse_incomplete(name, report, depth)
+    check_loaded(name, model, report, depth)
     return model
-
-
-def refuse_incomplete(
-    name: str | Path, report: Mapping[str, set[str]], depth: int | None = None
-) -> None:
-    """Refuse weights whose names are not those of the model: what is missing would be random.
-
-    Args:
-        report: `missing_keys` and `unexpected_keys` of loading.
-        depth: the number of decoder blocks that were requested; those above it may be left over.
-
-    Raises:
-        ValueError: a tensor is missing or left over.
-    """
-    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
-    if depth is not None:
-        numbers = {key: re.search(r"\.(\d+)\.", key) for key in unexpected}
-        unexpected = {key for key, found in numbers.items() if not found or int(found[1]) < depth}
-    problems = [
-        f"{len(keys)} {what} ({', '.join(sorted(keys)[:4])}{', ...' if len(keys) > 4 else ''})"
-        for keys, what in ((missing, "tensors are missing"), (unexpected, "tensors fit no module"))
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f"the weights in {name} are not those of its configuration: {'; '.join(problems)}. "
-            "Give the complete folder as save_pretrained wrote it, with the base it was made for."
-        )
 
 
 def _distributed_config() -> Any:

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
+
+from rahf.data.hub import may_be_on_hub
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -124,8 +127,11 @@ def _check_ranks(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 def check_directions(
     source: Path, layers: Sequence[int], vectors: Tensor, metadata: Mapping[str, str]
-) -> None:
+) -> str | None:
     """Refuse directions that are not finite, or do not fit the base as far as it is known.
+
+    Returns:
+        What could not be checked, since the base is not on this machine; None: nothing.
 
     Raises:
         ValueError: NaN or infinity; a layer or a width that the base does not have.
@@ -145,13 +151,23 @@ def check_directions(
             f"{source}: vectors of width {vectors.shape[1]}, but the base's hidden states have "
             f"{width}; fit on this base."
         )
+    unknown = [name for name, size in (("layers", depth), ("width", width)) if size is None]
+    if not unknown:
+        return None
+    return (
+        f"{source}: {' and '.join(unknown)} not checked, since the base "
+        f"{metadata.get('model') or '(not named)'} has no config.json here"
+    )
 
 
 def _sizes(metadata: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Return depth and width of the base: from the metadata, or its config.json if it is here."""
-    depth = metadata.get("depth")
-    path = Path(metadata.get("model") or "") / "config.json"
+    """Return depth and width of the base: from the metadata, or its config.json, in a folder
+    or in the cache of the Hub."""
+    depth, model = metadata.get("depth"), metadata.get("model") or ""
+    path = Path(model) / "config.json"
+    if not path.is_file() and may_be_on_hub(model):
+        path = Path(try_to_load_from_cache(model, "config.json") or path)
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config = config.get("text_config") or config
-    depth = config.get("num_hidden_layers") if depth is None else int(depth)
-    return depth, config.get("hidden_size")
+    found = config.get("num_hidden_layers", config.get("n_layer"))
+    return found if depth is None else int(depth), config.get("hidden_size", config.get("n_embd"))

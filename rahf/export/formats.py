@@ -61,7 +61,11 @@ def _adapter(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[
 
 def _directions(options: argparse.Namespace, formats: tuple[str, ...]) -> Iterator[str]:
     directions = Directions.load(options.source)
-    check_directions(options.source, directions.layers, directions.vectors, directions.metadata)
+    unchecked = check_directions(
+        options.source, directions.layers, directions.vectors, directions.metadata
+    )
+    if unchecked is not None:
+        yield unchecked
     if options.layers:
         depth = int(directions.metadata.get("depth", max(directions.layers) + 1))
         directions = directions.only(resolve_layers(options.layers, depth))

@@ -37,6 +37,7 @@ class Upload(NamedTuple):
     """What goes to the Hub: text as it is made here, files as they are on the disk."""
 
     files: dict[str, Path | bytes]
+    unchecked: str | None = None  # what could not be checked
 
     def sizes(self) -> dict[str, int]:
         return {
@@ -124,13 +125,16 @@ def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
         name: folder / name for name in DIRECTION_FILES if (folder / name).is_file()
     }
     directions = Directions.load(folder)
-    check_directions(folder, directions.layers, directions.vectors, directions.metadata)
+    known = directions.metadata
+    if base and not Path(known.get("model") or "", "config.json").is_file():
+        known = known | {"model": base}
+    unchecked = check_directions(folder, directions.layers, directions.vectors, known)
     base = shared_name(base or directions.metadata.get("model"))
     evidence = read_mapping(folder / "evidence.json") if "evidence.json" in files else None
     card = directions_card(
         directions.metadata | {"model": base}, directions.layers, evidence, repo_id
     )
-    return Upload({**files, "README.md": card.encode()})
+    return Upload({**files, "README.md": card.encode()}, unchecked)
 
 
 def shared_name(base: str | None) -> str:

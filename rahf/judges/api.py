@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+from rahf.judges.clients import Client, Completion
 from rahf.judges.http import Reply, UnreachableError, check_key, post_json, redacted, without_key
 from rahf.judges.judge import Chat, Value, Verdict
 
@@ -65,8 +66,18 @@ class Api:
         """Return the URL without what is secret in it, as it may be printed and stored."""
         return redacted(self.url, self.key)
 
-    def complete(self, prompt: str, stop: threading.Event | None = None) -> str:
+    @property
+    def id(self) -> str:
+        return redacted(f"{self.model} at {self.url}", self.key)
+
+    def complete(self, prompt: str) -> str:
+        """Return the text of the model's answer; see `answer`."""
+        return self.answer(prompt).text
+
+    def answer(self, prompt: str, stop: threading.Event | None = None) -> Completion:
         """Return the model's answer to one message, at temperature 0.
+
+        A server that is busy, cannot be reached or answers something else is asked again.
 
         Args:
             stop: ends the waiting between tries once it is set.
@@ -83,10 +94,11 @@ class Api:
             except UnreachableError as error:
                 problem = ValueError(f"{self.shown_url} cannot be reached: {error}")
             else:
-                if reply.status == 200:
-                    return self._content(reply.text)
+                found = self._completion(reply.text) if reply.status == 200 else None
+                if found is not None:
+                    return found
                 problem = self._refusal(reply)
-                if reply.status not in RETRIED:
+                if reply.status not in (200, *RETRIED):
                     raise problem
                 given = reply.headers.get("retry-after", "")
                 wait = max(wait, float(given)) if re.fullmatch("[0-9]{1,9}", given) else wait
@@ -112,6 +124,9 @@ class Api:
             raise ValueError(f"{self.shown_url}: {error}") from None
 
     def _refusal(self, reply: Reply) -> ValueError:
+        said = redacted(reply.text, self.key)[:SHOWN]
+        if reply.status == 200:
+            return ValueError(f"{self.shown_url} does not answer as such an API: {said!r}")
         if 300 <= reply.status < 400:
             to = redacted(reply.headers.get("location", "nowhere"), self.key)[:SHOWN]
             return ValueError(
@@ -119,31 +134,40 @@ class Api:
                 "the given server only. Give that URL if you trust it."
             )
         kind = RefusedTextError if reply.status in ABOUT_THE_TEXT else ValueError
-        said = redacted(reply.text, self.key)[:SHOWN]
         return kind(f"{self.shown_url} refuses: status {reply.status}: {said}")
 
-    def _content(self, text: str) -> str:
+    def _completion(self, text: str) -> Completion | None:
+        """Return what a body holds; None where it is not that of such an API."""
         try:
-            content = json.loads(text)["choices"][0]["message"]["content"] or ""
+            body = json.loads(text)
+            content = body["choices"][0]["message"]["content"] or ""
             if isinstance(content, str):
                 # Escapes of JSON may hide a key, or stand for half a character.
-                return without_key(content, self.key).encode(errors="replace").decode()
+                shown = without_key(content, self.key).encode(errors="replace").decode()
+                return Completion(shown, _usage(body))
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             pass
-        raise ValueError(
-            f"{self.shown_url} does not answer as such an API: {redacted(text, self.key)[:SHOWN]!r}"
-        )
+        return None
+
+
+def _usage(body: dict) -> tuple[int, int]:
+    """Return the tokens that a server reports as read and written, zeros where it reports none."""
+    usage = body.get("usage")
+    found = usage if isinstance(usage, dict) else {}
+    counts = (found.get("prompt_tokens"), found.get("completion_tokens"))
+    read, written = (max(0, n) if type(n) is int else 0 for n in counts)
+    return read, written
 
 
 @dataclass(frozen=True)
 class ApiJudge:
-    """A chooser or scorer whose question and reading are functions.
+    """A judge behind a client, whose question and reading are functions.
 
     A text that the server refuses has no verdict, and the refusal replaces the judge's
     words, once the server has answered another. Where it refuses everything, that is an error.
     """
 
-    api: Api
+    api: Client
     responses: int
     question: Callable[..., str]  # messages and responses -> the message to the model
     parse: Callable[[str], Value]
@@ -151,7 +175,7 @@ class ApiJudge:
 
     @property
     def id(self) -> str:
-        return redacted(f"{self.api.model} at {self.api.url}", self.api.key)
+        return self.api.id
 
     def read(self, messages: Chat, *responses: str) -> str:
         return self.question(messages, *responses)
@@ -168,23 +192,23 @@ class ApiJudge:
                 continue
             yield from refused
             refused.clear()
-            yield Verdict(self.parse(said), said)
+            yield Verdict(self.parse(said.text), said.text, said.tokens)
         yield from self._kept(refused)
 
     def _kept(self, refused: list[Verdict]) -> list[Verdict]:
         """Empty the list and return its refusals, if the server answers anything at all."""
         if refused:
-            self.api.complete(HARMLESS)
+            self.api.answer(HARMLESS)
         kept = refused.copy()
         refused.clear()
         return kept
 
-    def _replies(self, read: Sequence[str]) -> Iterator[Future[str]]:
+    def _replies(self, read: Sequence[str]) -> Iterator[Future[Completion]]:
         """Yield what the server answers, in the order of the texts.
 
         The workers are daemons: Ctrl-C ends the process without waiting for their requests.
         """
-        tasks, waiting, stop = SimpleQueue(), deque[Future[str]](), threading.Event()
+        tasks, waiting, stop = SimpleQueue(), deque[Future[Completion]](), threading.Event()
         for _ in range(self.workers):
             threading.Thread(target=self._work, args=(tasks, stop), daemon=True).start()
         try:
@@ -203,6 +227,6 @@ class ApiJudge:
         while (task := tasks.get()) and not stop.is_set():
             text, reply = task
             try:
-                reply.set_result(self.api.complete(text, stop))
+                reply.set_result(self.api.answer(text, stop))
             except Exception as error:
                 reply.set_exception(error)

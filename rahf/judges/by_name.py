@@ -18,11 +18,13 @@ from rahf.judges import questions
 from rahf.judges.api import Api, ApiJudge
 from rahf.judges.judge import Judge, Value, Verdict, Verdicts, id_of_model
 from rahf.judges.local_models import (
-    ChoiceJudge,
+    DIGITS,
+    LETTERS,
     Choices,
     RewardJudge,
     aspects_choice_judge,
     better_choice_judge,
+    first_tokens,
     label_id,
     response_reader,
 )
@@ -101,9 +103,9 @@ def comparing_judge(named: NamedJudge) -> Judge:
     """
     kind = parse_judge(named.name).kind
     if kind == "choice":
-        return _choice(named, 2, questions.better_as_letter, better_choice_judge)
+        return choice_judge(named, 2, questions.better_as_letter, better_choice_judge)
     if kind == "api":
-        return _api(named, 2, questions.better_as_json, questions.read_better)
+        return api_judge(named, 2, questions.better_as_json, questions.read_better)
     if kind == "references":
         return _references(named)
     return _reward(named) if kind == "reward" else rule(named.name)
@@ -117,9 +119,9 @@ def aspects_judge(named: NamedJudge) -> Judge:
     """
     kind = parse_judge(named.name).kind
     if kind == "choice":
-        return _choice(named, 1, questions.aspects_question, aspects_choice_judge)
+        return choice_judge(named, 1, questions.aspects_question, aspects_choice_judge)
     if kind == "api":
-        return _api(named, 1, questions.aspects_as_json, questions.read_aspects)
+        return api_judge(named, 1, questions.aspects_as_json, questions.read_aspects)
     raise ValueError(
         f"judge {named.name!r} gives one score; aspects are marked by choice:NAME or api:MODEL. "
         "Omit --aspects for its score."
@@ -140,14 +142,20 @@ def scoring_judge(named: NamedJudge) -> Judge:
     return comparing_judge(named)
 
 
-def _choice(
+def choice_judge(
     named: NamedJudge,
     responses: int,
     question: Callable[..., str],
-    judge: Callable[[Choices, str], ChoiceJudge],
+    judge: Callable[[Choices, str], Judge],
 ) -> Judge:
+    """Return the judge that a local language model is by `judge`, loaded when it has to read."""
     name = parse_judge(named.name).of
-    tokenizer = _tokenizer(named)  # now, so that a wrong name is reported at once
+    # Now, so that a wrong name or a tokenizer that cannot choose is reported at once.
+    tokenizer = _tokenizer(named)
+    try:
+        first_tokens(tokenizer, LETTERS if responses == 2 else DIGITS)
+    except ValueError as error:
+        raise ValueError(f"judge {named.name!r}: {error}") from error
 
     def build() -> Judge:
         model = load_model(name, named.loading, named.device)
@@ -175,12 +183,17 @@ def _references(named: NamedJudge) -> Judge:
     return ReferencesJudge(judge_id, read_references(path), load, str(path))
 
 
-def _api(
+def api_judge(
     named: NamedJudge,
     responses: int,
     question: Callable[..., str],
     parse: Callable[[str], Value],
 ) -> Judge:
+    """Return the judge behind the URL of an api.
+
+    Raises:
+        ValueError: the URL is missing or cannot be used; a key that no header can carry.
+    """
     for problem in url_problems(named.name, named.url, "--url"):
         raise ValueError(problem)
     key = os.environ.get("RAHF_API_KEY") or os.environ.get("OPENAI_API_KEY")

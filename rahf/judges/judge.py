@@ -36,6 +36,7 @@ class Verdict(NamedTuple):
 
     value: Value  # None: its answer could not be read
     said: str = ""  # its own words, where it has any
+    tokens: tuple[int, int] = (0, 0)  # read and written for it, where the judge counts them
 
 
 class Judge(Protocol):
@@ -76,7 +77,8 @@ class Verdicts:
         if path is not None and path.exists():
             for record in kept_lines(path, _is_kept_verdict, "verdicts"):
                 key = record["judge"], record["prompt_hash"]
-                self._known[key] = Verdict(record["value"], record["said"])
+                tokens = tuple(record.get("tokens", (0, 0)))
+                self._known[key] = Verdict(record["value"], record["said"], tokens)
 
     def ask(self, judge: Judge, read: Sequence[str]) -> list[Verdict]:
         """Return the judge's verdicts; it reads only what it has not read before.
@@ -116,8 +118,11 @@ def _is_kept_verdict(line: Any) -> bool:
         return False
     value = line["value"]
     numbers = value.values() if isinstance(value, dict) else [value]
+    tokens = line.get("tokens", [0, 0])  # an earlier version counted none
     return (
-        all(isinstance(line.get(key), str) for key in ("judge", "prompt_hash", "said"))
+        isinstance(tokens, list)
+        and [type(count) for count in tokens] == [int, int]
+        and all(isinstance(line.get(key), str) for key in ("judge", "prompt_hash", "said"))
         and all(number is None or type(number) in (int, float) for number in numbers)
         and is_finite(value)
     )

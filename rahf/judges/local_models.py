@@ -18,7 +18,8 @@ from rahf.data.chat_format import chat_format, prompt_messages, render
 from rahf.data.messages import answered
 from rahf.data.response_ids import tokenize_responses
 from rahf.data.rows import sequence_rows
-from rahf.generation.answers import pad_id
+from rahf.generation.answers import answering, answers, pad_id
+from rahf.generation.decoding import Decoding
 from rahf.judges.judge import Chat, Value, Verdict
 from rahf.judges.questions import (
     ASPECTS,
@@ -128,13 +129,9 @@ class Choices:
         """Yield, for each question, the probabilities of the options among themselves.
 
         Raises:
-            ValueError: two options begin with the same token.
+            ValueError: as for `first_tokens`.
         """
-        chat = [{"role": "user", "content": "?"}]
-        ids = tokenize_responses([chat] * len(options), options, self.tokenizer)
-        first = [response[0] for _, response in ids]
-        if len(set(first)) < len(options):
-            raise ValueError(f"the options {options} do not start with different tokens")
+        first = first_tokens(self.tokenizer, options)
         for start in range(0, len(questions), self.batch_size):
             batch = questions[start : start + self.batch_size]
             chats = [[{"role": "user", "content": question}] for question in batch]
@@ -144,6 +141,58 @@ class Choices:
             )
             rows = send_to_device(rows, self.model.device)
             yield from predictions(self.model, rows)[:, first].softmax(-1).tolist()
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> list[int]:
+    """Return the first token of each option as a response.
+
+    Raises:
+        ValueError: two options begin with the same token.
+    """
+    chat = [{"role": "user", "content": "?"}]
+    ids = tokenize_responses([chat] * len(options), options, tokenizer)
+    first = [response[0] for _, response in ids]
+    same = [option for option, token in zip(options, first, strict=True) if first.count(token) > 1]
+    if same:
+        raise ValueError(
+            f"the tokenizer of this model begins the answers {', '.join(same)} with the same token "
+            f"({tokenizer.convert_ids_to_tokens(first[options.index(same[0])])!r}), so that it "
+            "cannot choose among them by one token: name another model for choice:NAME."
+        )
+    return first
+
+
+LETTERS = ("A", "B")
+DIGITS = tuple(str(mark) for mark in range(MARKS[0], MARKS[1] + 1))
+
+
+@dataclass(frozen=True)
+class WrittenJudge:
+    """A language model as judge: what it writes is its verdict, where `parse` can read it."""
+
+    id: str
+    responses: int
+    question: Callable[..., str]  # messages and responses -> what it reads
+    parse: Callable[[str], Value]
+    choices: Choices  # the model
+    max_tokens: int = 64
+    begin: str = ""  # what every answer begins with, which helps a small model
+
+    def read(self, messages: Chat, *responses: str) -> str:
+        return self.question(messages, *responses)
+
+    def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        model, tokenizer, size = self.choices.model, self.choices.tokenizer, self.choices.batch_size
+        for start in tqdm(range(0, len(read), size), desc="writing", leave=False):
+            chats = [[{"role": "user", "content": text}] for text in read[start : start + size]]
+            asked = tokenize_responses(chats, ["."] * len(chats), tokenizer)
+            begun = tokenizer(self.begin, add_special_tokens=False)["input_ids"]
+            prompts, decoding = [[*ids, *begun] for ids, _ in asked], Decoding(self.max_tokens)
+            with answering(model):
+                written = dict(answers(model, tokenizer, prompts, decoding, batch_size=size))
+            for row, prompt in enumerate(prompts):
+                said = self.begin + written[row].text
+                yield Verdict(self.parse(said), said, (len(prompt), len(written[row].ids)))
 
 
 @dataclass(frozen=True)
@@ -167,21 +216,20 @@ def better_choice_judge(choices: Choices, id: str) -> ChoiceJudge:
     """Return a chooser: the probability of the letter that stands for the first response."""
 
     def weigh(read: Sequence[str]) -> Iterator[Value]:
-        return (first for first, _ in choices.probabilities(read, ("A", "B")))
+        return (first for first, _ in choices.probabilities(read, LETTERS))
 
     return ChoiceJudge(id, 2, better_as_letter, weigh)
 
 
 def aspects_choice_judge(choices: Choices, id: str) -> ChoiceJudge:
     """Return a scorer: for each aspect the expected mark."""
-    marks = range(MARKS[0], MARKS[1] + 1)
 
     def weigh(read: Sequence[str]) -> Iterator[Value]:
         for question in read:
             asked = [aspect_as_digit(question, aspect) for aspect in ASPECTS]
-            shares = choices.probabilities(asked, [str(mark) for mark in marks])
+            shares = choices.probabilities(asked, DIGITS)
             yield {
-                aspect: sum(mark * share for mark, share in zip(marks, row, strict=True))
+                aspect: sum(int(mark) * share for mark, share in zip(DIGITS, row, strict=True))
                 for aspect, row in zip(ASPECTS, shares, strict=True)
             }
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rahf.data.hub import refuse_missing
 from rahf.data.prompts import prompt_text
-from rahf.distributed.sharding import refuse_incomplete
+from rahf.distributed.loaded_weights import check_loaded
 from rahf.judges.judge import Chat, Verdict
 from rahf.judges.reference_file import References
 
@@ -69,7 +69,7 @@ def load_encoder(name: str, options: Mapping[str, Any], device: torch.device) ->
     model, report = AutoModel.from_pretrained(name, **options, output_loading_info=True)
     missing = {key for key in report["missing_keys"] if "pooler" not in key}
     # What is left over is the head of the model's own task.
-    refuse_incomplete(name, {"missing_keys": missing, "unexpected_keys": set()})
+    check_loaded(name, model, {"missing_keys": missing, "unexpected_keys": set()})
     model = model.eval().to(device)
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
     known: dict[str, Tensor] = {}

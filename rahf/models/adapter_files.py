@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import PreTrainedModel
 
-from rahf.distributed.sharding import refuse_incomplete
+from rahf.distributed.loaded_weights import refuse_incomplete, refuse_non_finite
 from rahf.models.base_weights import belongs_to, keeping_base
 
 POLICY = "default"
@@ -94,7 +94,6 @@ def _loaded(
     refuse_incomplete(
         folder, {"missing_keys": missing, "unexpected_keys": set(report.unexpected_keys)}
     )
-    for key, parameter in model.named_parameters():
-        if belongs_to(key, name) and not parameter.isfinite().all():
-            raise ValueError(f"the adapter {folder}: {key} has NaN or infinity; train it again.")
+    own = {key: weight for key, weight in model.named_parameters() if belongs_to(key, name)}
+    refuse_non_finite(f"the adapter {folder}: its weights", own)
     return model

@@ -13,7 +13,13 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.data.hub import refuse_missing
@@ -23,6 +29,7 @@ from rahf.models.base_weights import keeping_base, refuse_trainable_base
 from rahf.models.capture import find_blocks
 from rahf.models.lora_targets import on_blocks, report_untouched_experts
 from rahf.models.own_training import turn_off_dropout, turn_off_router_logits
+from rahf.models.shapes import refuse_sizes
 
 
 def base_name(model: str | nn.Module) -> str:
@@ -40,10 +47,15 @@ def base_model(
     Args:
         device: where a model given by name is put; None where `init_kwargs` place it. Under FSDP
             it is sharded across ranks.
+
+    Raises:
+        ValueError: as for `load_placed`; its config.json has sizes that no model has.
     """
     if not isinstance(model, str):
         return model
-    refuse_missing(model, (init_kwargs or {}).get("revision"))
+    revision = (init_kwargs or {}).get("revision")
+    refuse_missing(model, revision)
+    refuse_sizes(model, PreTrainedConfig.get_config_dict(model, revision=revision)[0])
     return load_placed(model, device, {"dtype": torch.float32, **(init_kwargs or {})})
 
 

@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from rahf.distributed.sharding import refuse_incomplete
+from rahf.distributed.loaded_weights import check_loaded
 from rahf.foreign_warnings import new_head_expected
 from rahf.models.adapters import base_of, is_adapter, put_adapter
+from rahf.models.shapes import refuse_sizes
 
 
 def load_classifier(
@@ -23,8 +29,8 @@ def load_classifier(
     """Load a sequence classifier, or an adapter that is one on its base, in evaluation mode.
 
     Raises:
-        ValueError: a language model, whose head would be random; tensors that are missing or left
-            over.
+        ValueError: a language model, whose head would be random; tensors that are missing, left
+            over or not finite.
     """
     adapter, base, labels = is_adapter(name), str(name), {}
     if adapter:
@@ -58,6 +64,7 @@ def _load_body(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, 
 
     In the place of a new head the checkpoint may have one of another kind, as language models do.
     """
+    refuse_sizes(name, PreTrainedConfig.get_config_dict(name)[0])
     with new_head_expected():
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, **options
@@ -66,7 +73,8 @@ def _load_body(name: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, 
     head = {key for key in missing if key.startswith(("score.", "classifier."))}
     if head:
         unexpected = {key for key in unexpected if key.startswith(f"{model.base_model_prefix}.")}
-    refuse_incomplete(name, {"missing_keys": missing - head, "unexpected_keys": unexpected})
+    found = {"missing_keys": missing - head, "unexpected_keys": unexpected}
+    check_loaded(name, model, found)
     return model, head
 
 

@@ -17,6 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from rahf.models.capture import find_blocks
+
 logger = logging.getLogger(__name__)
 
 MATRICES = (nn.Linear, Conv1D)  # GPT-2's matrices are the latter
@@ -93,6 +95,17 @@ def oriented(config: LoraConfig, base: nn.Module) -> LoraConfig:
         fan_in_fan_out=config.fan_in_fan_out or transposed,
         target_modules=config.target_modules or (None if known else "all-linear"),
     )
+
+
+def on_all_blocks(config: LoraConfig, base: PreTrainedModel) -> LoraConfig:
+    """Return the configuration for a trainer that restricts no blocks: as `oriented`, and inside
+    the decoder's blocks where the model has parts beside its decoder, such as a vision tower.
+    """
+    if base.config.get_text_config() is base.config:
+        return oriented(config, base)
+    blocks = find_blocks(base).modules
+    inside = on_blocks(config, base, blocks, range(len(blocks)))
+    return replace(inside, task_type=config.task_type, layers_pattern=inside.layers_pattern)
 
 
 def linear_names(base: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[str]:

@@ -117,14 +117,32 @@ _SIZES = {
 
 
 def size_problems(config: Mapping[str, Any]) -> list[str]:
-    """Return a problem for each size that is not a valid whole number; null is omitted."""
+    """Return a problem for each size that is not a valid whole number; null is omitted.
+
+    A list has a size for each block.
+    """
     return [
         f"{key}: {value!r:.60} is not a whole number from 1 to {_SIZES[key]:,}"
         for key, value in config.items()
         if key in _SIZES
         and value is not None
-        and (type(value) is not int or not 1 <= value <= _SIZES[key])
+        and not all(
+            type(size) is int and 1 <= size <= _SIZES[key]
+            for size in (value if isinstance(value, list) else [value])
+        )
     ]
+
+
+def refuse_sizes(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a config.json with sizes that no model has.
+
+    Raises:
+        ValueError: `size_problems` finds some.
+    """
+    text = config.get("text_config")
+    wrong = size_problems(text if isinstance(text, Mapping) else config)
+    if wrong:
+        raise ValueError(f"{name}/config.json: {'; '.join(wrong)}: correct the value.")
 
 
 def read_decoder(config: Mapping[str, Any], source: str) -> Decoder:

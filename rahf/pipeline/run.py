@@ -6,6 +6,7 @@ builds, runs and saves.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -47,6 +48,7 @@ from rahf.pipeline.inputs import (
 from rahf.pipeline.kl_budget import kept_to_choice
 from rahf.pipeline.mean_shift import fit_shift, take_shift
 from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
+from rahf.recipe.files import needs_gpu
 from rahf.recipe.recipe import Recipe
 from rahf.report.card import model_card
 from rahf.report.tables import (
@@ -60,6 +62,8 @@ from rahf.report.training_chart import training_chart
 from rahf.trainer import RAHFTrainer
 from rahf.training.checkpoints import ADAPTER_FILE
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
+
+logger = logging.getLogger(__name__)
 
 
 def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = False) -> None:
@@ -77,6 +81,9 @@ def run_pipeline(recipe: Recipe, stage: str | None = None, *, quiet: bool = Fals
             f"this recipe has no stage {stage!r}; its stages are {', '.join(recipe.stages)}"
         )
     with output_of_one_run(recipe.output_dir, recipe.training.get("use_cpu", False)):
+        if PartialState().device.type == "cpu" and PartialState().is_main_process:
+            for line in needs_gpu(recipe):
+                logger.warning("this machine has no GPU; %s", line)
         names = recipe.stages if stage is None else (stage,)
         for name in names:  # before any of them takes hours
             stage_record(recipe, name).refuse_foreign()

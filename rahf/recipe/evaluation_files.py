@@ -4,12 +4,14 @@ Knows neither torch nor the model; reads prompts, references and the unrelated t
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 from rahf.data.prompts import prompt_text, read_prompts
 from rahf.data.records import read_records
 from rahf.judges.reference_file import read_references
+from rahf.recipe.judge_options import JudgeOptions
 from rahf.recipe.model_files import is_local, json_object, missing_file
 from rahf.recipe.recipe import Recipe
 
@@ -29,10 +31,28 @@ def evaluation_problems(recipe: Recipe) -> list[str]:
             problems.append(f"evaluation.prompts: {error}")
     if options.prompts is None and not options.held_out_prompts:
         return problems
-    judges = options.judge if isinstance(options.judge, list) else [options.judge]
-    for name in map(str, judges):
-        problems += _reference_problems(name, prompts, options.encoder)
-    return [*problems, *_position_problems(options.max_new_tokens, folder)]
+    problems += judge_file_problems("evaluation", options, prompts)
+    return [*problems, *_position_problems(options.max_new_tokens, prompts, folder)]
+
+
+def compared_judge_problems(recipe: Recipe) -> list[str]:
+    """Return what the judges of `compare` would refuse of their files and of the test prompts."""
+    path, prompts = recipe.evaluation.prompts, []
+    if path is not None and Path(path).is_file():
+        with suppress(ValueError):  # reported with the evaluation
+            prompts = [prompt_text(prompt.messages) for prompt in read_prompts(path)]
+    return judge_file_problems("compare", recipe.compare, prompts)
+
+
+def judge_file_problems(section: str, options: JudgeOptions, prompts: Sequence[str]) -> list[str]:
+    """Return the problems of the files that the judges of a section read, beside the prompts."""
+    if not isinstance(options, JudgeOptions):  # a section whose values were refused
+        return []
+    return [
+        f"{section}.{line}"
+        for name in map(str, options.judges)
+        for line in _reference_problems(name, prompts, options.encoder)
+    ]
 
 
 def _text_problems(path: Path, rows: int, model: Path) -> list[str]:
@@ -49,19 +69,20 @@ def _text_problems(path: Path, rows: int, model: Path) -> list[str]:
         return [f"evaluation.unrelated_text: {error}"]
     if not texts:
         return [f"evaluation.unrelated_text: {path} has no rows"]
-    if any(len(text.split()) > 1 for text in texts) or _longest(texts, model) > 1:
+    whole = (model / "tokenizer.json").is_file()
+    if any(len(text.split()) > 1 for text in texts) or not whole or max(_sizes(texts, model)) > 1:
         return []
     return [f"evaluation.unrelated_text: {path} holds no text of at least two tokens"]
 
 
-def _longest(texts: Sequence[str], model: Path) -> float:
-    """Return the tokens of the longest text; infinity where the tokenizer is not a file here."""
-    if not (model / "tokenizer.json").is_file():
-        return float("inf")
+def _sizes(texts: Sequence[str], model: Path) -> list[int]:
+    """Return the tokens of each text; [] where the tokenizer is not a file here."""
+    if not texts or not (model / "tokenizer.json").is_file():
+        return []
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    return max(len(tokenizer.encode(text).ids) for text in texts)
+    return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
 
 
 def _reference_problems(judge: str, prompts: Sequence[str], encoder: str) -> list[str]:
@@ -70,12 +91,15 @@ def _reference_problems(judge: str, prompts: Sequence[str], encoder: str) -> lis
     if kind != "references" or not Path(file).is_file():
         return []
     missing = is_local(encoder) and not Path(encoder).exists()
-    problems = [missing_file("evaluation.encoder", encoder)] if missing else []
-    known = read_references(Path(file))
+    problems = [missing_file("encoder", encoder)] if missing else []
+    try:
+        known = read_references(Path(file))
+    except ValueError:
+        return problems  # reported with the judge
     without = [text for text in prompts if text not in known]
     if without:
         problems.append(
-            f"evaluation.judge: {file} has no reference answers to {len(without)} of the "
+            f"judge: {file} has no reference answers to {len(without)} of the "
             f"{len(prompts)} prompts, such as {without[0][:120]!r}: add right and wrong ones, or "
             "name another judge"
         )
@@ -105,7 +129,8 @@ def judge_problems(key: str, judge: str) -> list[str]:
     ]
 
 
-def _position_problems(new_tokens: int, model: Path) -> list[str]:
+def _position_problems(new_tokens: int, prompts: Sequence[str], model: Path) -> list[str]:
+    """Return whether an answer leaves room for the longest prompt, whose template adds more."""
     if not (model / "config.json").is_file():
         return []
     try:
@@ -114,9 +139,19 @@ def _position_problems(new_tokens: int, model: Path) -> list[str]:
         return []  # reported with the model
     config = config.get("text_config") or config
     positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if not isinstance(positions, int) or new_tokens < positions:
+    if not isinstance(positions, int):
         return []
+    key = f"evaluation.max_new_tokens: {new_tokens}"
+    if new_tokens >= positions:
+        return [
+            f"{key} leaves no room for a prompt within the model's {positions} positions: lower it"
+        ]
+    sizes = _sizes(prompts, model)
+    longest = max(sizes, default=0)
+    if longest + new_tokens <= positions:
+        return []
+    row = sizes.index(longest)
     return [
-        f"evaluation.max_new_tokens: {new_tokens} leaves no room for a prompt within the model's "
-        f"{positions} positions: lower it"
+        f"{key} and the {longest} tokens of prompt {row + 1} ({prompts[row][:60]!r}) are more than "
+        f"the model's {positions} positions: lower it, or omit that prompt"
     ]

@@ -17,6 +17,9 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _LARGEST = 2**63 - 1
 """The largest integer that torch and datasets take."""
 
+_FURTHEST = 1e12
+"""The largest size of any other number: a product of two larger ones may leave float32."""
+
 
 class OptionError(ValueError):
     """One or more options are wrong; `problems` holds one line for each."""
@@ -46,6 +49,7 @@ class OrAny(NamedTuple):
 
 Count = Annotated[int, Limits(least=1)]
 CountFromZero = Annotated[int, Limits(least=0)]
+Rank = Annotated[int, Limits(least=1, below=2**16)]
 Weight = Annotated[float, Limits(least=0)]
 Positive = Annotated[float, Limits(above=0)]
 Share = Annotated[float, Limits(least=0, below=1)]
@@ -89,6 +93,8 @@ def value_problem(name: str, value: Any, annotation: Any) -> list[str]:
         return [f"{name}: {value} is not a finite number"]
     if isinstance(value, int) and abs(value) > _LARGEST and not fits(0.5, annotation):
         return [f"{name}: {value} is out of range, it must be at most {_LARGEST}"]
+    if isinstance(value, int | float) and fits(0.5, annotation) and abs(value) > _FURTHEST:
+        return [f"{name}: {value:g} is out of range, it must be at most {_FURTHEST:g} in size"]
     for limits in _limits(annotation) if isinstance(value, int | float) else ():
         if not (limits.least <= value < limits.below and value > limits.above):
             return [f"{name}: {value} is out of range, it must be {_describe_limits(limits)}"]

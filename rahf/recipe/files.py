@@ -89,6 +89,22 @@ def _without_effect(held: Mapping[str, Any]) -> dict[str, str]:
     return reasons
 
 
+ON_A_GPU = {
+    "fp16": "it needs a GPU; without one it is not read, and the training is in float32",
+    "load_in_4bit": "it needs a GPU: without one the run refuses it",
+}
+"""Keys that this machine may not be able to follow, and what happens then."""
+
+
+def needs_gpu(recipe: Recipe) -> list[str]:
+    """Return the keys whose effect depends on a GPU, which is not looked for; a line each."""
+    held = {**recipe.training, "load_in_4bit": recipe.model.load_in_4bit}
+    named = {key: held.get(key) for key in ON_A_GPU if not held.get("use_cpu")}
+    lines = [f"{key}: true: {ON_A_GPU[key]}" for key, value in named.items() if value]
+    teachers = recipe.teachers_training.get("fp16") and not held.get("use_cpu")
+    return [*lines, *([f"teachers.fp16: true: {ON_A_GPU['fp16']}"] if teachers else [])]
+
+
 def check_files(recipe: Recipe) -> list[str]:
     """Return everything in a recipe that does not agree with the files it names."""
     return [

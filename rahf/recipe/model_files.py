@@ -16,6 +16,7 @@ from rahf.recipe.layers import resolve_layers
 from rahf.recipe.methods import METHODS
 from rahf.recipe.model_options import pattern_problems
 from rahf.recipe.recipe import Recipe
+from rahf.recipe.training_values import causal_families
 
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -71,9 +72,12 @@ def model_problems(recipe: Recipe) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"model_name_or_path: {name} holds no config.json, so it is not a model's folder"]
     try:
+        family = _family_problems(name, json_object(folder / "config.json"))
         config = _model_config(folder)
     except ValueError as error:
         return [f"model_name_or_path: {error}"]
+    if family:
+        return family
     wrong = [f"model_name_or_path: {name}/config.json: {line}" for line in size_problems(config)]
     if wrong:
         return wrong
@@ -83,6 +87,18 @@ def model_problems(recipe: Recipe) -> list[str]:
         *_padding_problems(folder, config),
         *_direction_problems(recipe.method, config, model_depth(folder)),
         *_module_problems(recipe.model, config),
+    ]
+
+
+def _family_problems(name: str, config: Mapping[str, Any]) -> list[str]:
+    """Return why the model cannot be loaded as a causal language model; its own code may."""
+    family = config.get("model_type")
+    if family is None or family in causal_families() or "auto_map" in config:
+        return []
+    return [
+        f"model_name_or_path: {name} has the model_type {family!r}, which the installed "
+        "transformers does not load as a causal language model: give a text decoder, as that of "
+        "a vision model saved by itself"
     ]
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rahf.recipe.fields import Count, Share, option, raise_problems, value_problems
+from rahf.recipe.fields import Rank, Share, option, raise_problems, value_problems
 from rahf.recipe.training_values import attention_kernels
 
 
@@ -30,8 +30,8 @@ class ModelOptions:
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
     load_in_4bit: bool = option(False, "Quantise the frozen weights to 4 bits (bitsandbytes).")
     load_in_8bit: bool = option(False, "Quantise the frozen weights to 8 bits (bitsandbytes).")
-    lora_r: Count = option(8, "Rank of the adapters.")
-    lora_alpha: Count = option(
+    lora_r: Rank = option(8, "Rank of the adapters.")
+    lora_alpha: Rank = option(
         16, "LoRA's scale: an adapter's update is multiplied by lora_alpha / lora_r."
     )
     lora_dropout: Share = option(0.0, "Dropout on the input of an adapter while it is trained.")

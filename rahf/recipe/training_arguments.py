@@ -30,7 +30,7 @@ _CORRECTED = {
     "gradient_accumulation_steps": Count,
     "gradient_checkpointing_kwargs": dict | None,
     "label_smoothing_factor": Share,
-    "learning_rate": Weight,
+    "learning_rate": Annotated[float, Limits(least=0, below=1000)],
     "logging_steps": Positive,
     "lr_scheduler_kwargs": dict | None,
     "max_grad_norm": Weight,

@@ -122,3 +122,14 @@ def attention_kernels() -> tuple[str, ...]:
         if isinstance(line, ast.Assign) and isinstance(line.value, ast.Dict):
             return ("eager", *(key.value for key in line.value.keys))
     raise RuntimeError("modeling_utils.py of the installed transformers holds no attention kernels")
+
+
+@functools.cache
+def causal_families() -> frozenset[str]:
+    """Return the model_types that transformers loads as a causal language model."""
+    for line in parse_source("models/auto/modeling_auto.py").body:
+        if isinstance(line, ast.Assign) and isinstance(line.value, ast.Call):
+            [target] = line.targets
+            if isinstance(target, ast.Name) and target.id == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES":
+                return frozenset(dict(ast.literal_eval(line.value.args[0])))
+    raise RuntimeError("modeling_auto.py of the installed transformers names no causal models")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rahf.report.explanations import explanation_cells
 from rahf.report.feature_terms import tokens_text
 from rahf.report.tables import markdown
 
@@ -12,9 +13,12 @@ LEAST_FIT = 0.5
 
 def movement_tables(figures: Mapping[str, Any]) -> str:
     """Return the features that moved, and below what rivals show of the same rows."""
-    rows = [_movement_row(row) for row in figures["features"]]
+    explained, cells = explanation_cells(figures["features"])
+    shown = zip(figures["features"], cells, strict=True)
+    rows = [[*_movement_row(row), *cell] for row, cell in shown]
     header = ["feature", "effect [95 %]", "q", "size", "placebo", "seeds", "fires", "notes"]
-    header += ["shown by"] + (["raises"] if rows and len(rows[0]) > len(header) + 1 else [])
+    raises = any("raises" in row for row in figures["features"])
+    header += ["shown by", *(["raises"] if raises else []), *explained]
     parts = [
         _movement_heading(figures),
         markdown(header, rows),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rahf.report.escaping import visible_token
+from rahf.report.explanations import explanation_cells
 from rahf.report.tables import markdown
 
 TERMS_SHOWN = 16
@@ -11,7 +12,8 @@ TERMS_SHOWN = 16
 
 def decomposition_table(figures: Mapping[str, Any]) -> str:
     """Return the terms of a direction, with the R2 that random vectors reach."""
-    band = figures["random"]
+    band, terms = figures["random"], figures["terms"][:TERMS_SHOWN]
+    explained, cells = explanation_cells(terms)
     rows = [
         [
             str(place + 1),
@@ -20,11 +22,13 @@ def decomposition_table(figures: Mapping[str, Any]) -> str:
             f"{term['r2']:.3f}",
             f"{band['median'][place]:.3f} [{band['low'][place]:.3f}, {band['high'][place]:.3f}]",
             *([tokens_text(term["raises"])] if "raises" in term else []),
+            *cells[place],
         ]
-        for place, term in enumerate(figures["terms"][:TERMS_SHOWN])
+        for place, term in enumerate(terms)
     ]
     header = ["term", "feature", "coefficient", "R2", "random vectors"]
-    header += ["raises"] if rows and len(rows[0]) > len(header) else []
+    header += ["raises"] if any("raises" in term for term in terms) else []
+    header += explained
     above = figures["terms_above_random"]
     verdict = (
         f"The sum explains more than random vectors with up to {above} terms."

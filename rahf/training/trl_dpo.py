@@ -14,7 +14,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from rahf.artifacts import write_lines
-from rahf.models.lora_targets import oriented
+from rahf.models.lora_targets import on_all_blocks
 from rahf.recipe.training_arguments import without_checkpointing
 from rahf.training.adapter_trainer import keep_base_absolute, save_policy
 from rahf.training.resumable_trainer import check_finite_weights, resumable, trained_weights
@@ -64,7 +64,7 @@ def train_dpo(
         # TRL tokenises what it is given, and then reads our rows, whose columns its collator takes.
         train_dataset=Dataset.from_list([{"prompt": "a\n", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer,
-        peft_config=oriented(peft_config, base),
+        peft_config=on_all_blocks(peft_config, base),
     )
     keep_base_absolute(trainer.model)
     trainer.train_dataset = rows.select_columns(ROW_COLUMNS)

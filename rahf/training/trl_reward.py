@@ -18,7 +18,7 @@ from rahf.data.messages import Message, answered
 from rahf.data.pairs import usable_pairs, whole_pair
 from rahf.models.adapters import load_tokenizer_of, pad_id
 from rahf.models.classifiers import load_to_train
-from rahf.models.lora_targets import oriented
+from rahf.models.lora_targets import on_all_blocks
 from rahf.recipe.training_arguments import without_checkpointing
 from rahf.training.adapter_trainer import keep_base_absolute
 from rahf.training.resumable_trainer import check_finite_figures, resumable
@@ -112,7 +112,7 @@ def _classifier(name: str, dtype: str, pad_token_id: int, seed: int) -> PreTrain
 
 
 def _lora(rank: int, model: PreTrainedModel) -> LoraConfig:
-    return oriented(LoraConfig(r=rank, lora_alpha=2 * rank, task_type="SEQ_CLS"), model)
+    return on_all_blocks(LoraConfig(r=rank, lora_alpha=2 * rank, task_type="SEQ_CLS"), model)
 
 
 NOT_READ = ("tools", "tool_calls", "function_call", "reasoning_content")

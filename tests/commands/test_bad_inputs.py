@@ -66,6 +66,7 @@ BAD_YAML = {
 BAD_TEMPLATES = {
     "no Jinja": "{% for message in",
     "raises": "{{ raise_exception('not this row') }}",
+    "a loop without end": "{% for i in range(10**9) %}{{ messages[0].content }}{% endfor %}",
     "a missing name": "{{ messages[0].content.nothing.at_all }}",
     "no end": "{% for m in messages %}{{ m.content }}{% endfor %}{{ 1 // 0 }}",
 }
@@ -215,6 +216,32 @@ def test_weights_of_another_shape_are_named(place, capsys, folder):
     weights = {name: value[..., :3].contiguous() for name, value in load_file(file).items()}
     save_file(weights, file, {"format": "pt"})
     assert folder in one_line(capsys, (*GENERATE, "--model", folder))
+
+
+WRONG_VALUES = {
+    "num_hidden_layers": ("4", "expected int, got str"),
+    "hidden_size": (None, "expected int, got null"),
+    "vocab_size": (1.5, "1.5"),
+    "rms_norm_eps": ("x", "float"),
+    "tie_word_embeddings": ("no", "bool"),
+    "attention_dropout": ("0.1", "expected one of (int, float, null)"),
+    "head_dim": (0, "not a whole number from 1"),
+    "num_attention_heads": ([2, "3"], "[2, '3']"),
+    "num_key_value_heads": (2, "k_proj.weight: [8, 16] in the weights, [16, 16] by the conf"),
+}
+
+
+@pytest.mark.parametrize("key", WRONG_VALUES)
+def test_a_wrong_value_in_a_models_config_is_named(place, capsys, key):
+    value, said = WRONG_VALUES[key]
+    config = json.loads(Path("base/config.json").read_text()) | {key: value}
+    Path("base/config.json").write_text(json.dumps(config))
+    line = one_line(capsys, (*GENERATE, "--model", "base"))
+    assert said in line
+    assert "base" in line
+    if "weights" not in said:
+        assert "base/config.json" in line
+        assert key in line
 
 
 NO_DEVICES = ["cuda:9", "cpu:x", "nonsense", "meta", "", "cuda:-1"]

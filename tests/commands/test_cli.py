@@ -186,7 +186,14 @@ def test_validate_reports_the_weights_of_a_preset(place, capsys, method, told):
 def test_validate_accepts_what_only_another_machine_can_run(place, capsys):
     keys = {"load_in_4bit": True, "bf16": True, "tf32": True, "model_name_or_path": "org/large"}
     assert main(["validate", recipe(**keys)]) == 0
-    assert "org/large (from the Hub), target layers 0.5-0.8" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "org/large (from the Hub), target layers 0.5-0.8" in printed
+    assert "load_in_4bit: true: it needs a GPU" in printed
+    assert "- fp16" not in printed
+    assert main(["validate", recipe(fp16=True)]) == 0
+    printed = capsys.readouterr().out
+    assert "ok, as far as it could be checked" in printed
+    assert "- fp16: true: it needs a GPU; without one it is not read" in printed
 
 
 HUB_NAMES = {

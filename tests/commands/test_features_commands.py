@@ -202,6 +202,68 @@ def test_a_probe_reads_labelled_texts_beside_the_untrained_model(folder, family,
     assert "1 of 60 texts of other.jsonl have no token that is read" in told.err
 
 
+def test_what_moved_is_explained_shown_and_predicts_unseen_prompts(folder, family, capsys):
+    diff = ("diff", "--model", family.adapters["positive"], "--dictionary", "dictionary")
+    diff += ("--pairs", "pairs", "--device", "cpu", "--output")
+    assert features(*diff, "diff") == 0
+    model = ("--model", family.base, "--dictionary", "dictionary", "--text", "texts.jsonl")
+    explain = ("explain", *model, "--moved", "diff/features.json", "--window", 8, "--random", 2)
+    assert features(*explain, "--output", "out", "--device", "cpu") == 0
+    lines = read_lines(Path("out/explanations.jsonl"))
+    listed = [row["feature"] for row in read_json(Path("diff/features.json"))["features"]]
+    assert [line["number"] for line in lines] == [*listed, 0, 1]
+    assert features("score", "out", "--device", "cpu") == 0
+    capsys.readouterr()
+    assert features(*diff, "again", "--explanations", "out/scores.jsonl") == 0
+    rows = read_json(Path("again/features.json"))["features"]
+    explained = {line["number"]: line["explanation"] for line in lines[:-2]}
+    assert [row["explanation"] for row in rows] == [explained[row["feature"]] for row in rows]
+    assert "| explanation" in capsys.readouterr().out
+    made = random_dictionary(family.load_base(), kind="differences", adapter="another")
+    save_dictionary(made, Path("differences"))
+    of_change = ("--dictionary", "differences", "--text", "texts.jsonl", "--window", 8)
+    of_change += ("--output", "changes", "--device", "cpu", "--random", 1, "--model")
+    assert features("explain", *of_change, family.base) == 2
+    assert "is a full model: give the adapter" in capsys.readouterr().err
+    assert features("explain", *of_change, family.adapters["positive"]) == 0
+    assert len(read_lines(Path("changes/explanations.jsonl"))) == 33
+    said = ("w2 w3", " ".join(WORDS))
+    pairs = [
+        {"prompt": text, "chosen": said[n % 2], "rejected": "w4 w5"}
+        for n, text in enumerate(texts(20, 5))
+    ]
+    write_lines(Path("unseen/test.jsonl"), pairs)
+    predict = ("score", "out", "--predict", "diff/features.json", "--pairs", "unseen")
+    found = figures(*predict)
+    assert found["prompts"] == 20
+    first = found["features"][0]
+    assert first["differs"]["asked"] == first["changes"]["asked"] == 20
+    assert first["explanation"] != first["stranger"]
+    assert "AUC over 20 prompts" in capsys.readouterr().out
+    whole = figures(*predict, "--predict_from", "response")
+    assert whole["features"] != found["features"]
+    assert features(*diff[:3], "--dictionary", "larger", *diff[5:], "larger_diff") == 0
+    assert features(*predict[:3], "larger_diff/features.json", *predict[4:]) == 2
+    assert "is of the dictionary larger" in capsys.readouterr().err
+
+
+def test_directions_of_a_recipe_are_shown_with_their_explanations(recipe_file, capsys):
+    write_lines(Path("corpus.jsonl"), [{"text": text} for text in texts(60)])
+    fit = ["directions", str(recipe_file), "--layers", "1,2", "--compare", "none"]
+    assert main(fit) == 0
+    model = yaml.safe_load(recipe_file.read_text())["model_name_or_path"]
+    explain = ("explain", "--model", model, "--text", "corpus.jsonl", "--window", 8, "--output")
+    options = ("out/explained", "--directions", "out/reading/responses", "--device", "cpu")
+    assert features(*explain, *options) == 0
+    capsys.readouterr()
+    assert main([*fit, "--explanations", "out/explained/explanations.jsonl"]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("(not scored)") + told.out.count("unexplained") == 2
+    assert "explains other directions" not in told.err
+    assert main([*fit[:-3], "2", *fit[-2:], "--explanations", model]) == 2
+    assert "There is no file" in capsys.readouterr().err
+
+
 def test_features_are_compared_with_neurons_and_other_models(folder, family, capsys):
     model = ("--model", family.base, "--dictionary", "dictionary", "--text", "texts.jsonl")
     found = figures("neurons", *model, "--units", 8)

@@ -98,6 +98,8 @@ CONTINUED = {
     "reward": "checkpoint",
     "dpo": "checkpoint",
     "compare": "checkpoint",
+    "features explain": "where it stopped",
+    "features score": "where it stopped",
     "features steer": "where it stopped",
     "features train": "checkpoint",
     "sweep": "checkpoint",

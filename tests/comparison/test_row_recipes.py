@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rahf.artifacts import write_lines
 from rahf.cli import main
 from rahf.comparison.row_recipes import check_comparison, check_given_comparison, row_run
 from rahf.recipe.files import checked_recipe
@@ -94,6 +95,29 @@ def test_what_is_wrong_with_a_row_is_reported_with_its_name(write, capsys, row, 
 def test_what_is_wrong_with_the_judge_is_reported(write, capsys, options, problem):
     [told] = problems(write({**compared("sft"), **options}), capsys)
     assert problem in told
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"encoder": "./nono"}, "compare.encoder: ./nono does not exist"),
+        ({}, "compare.judge: references.jsonl has no reference answers to 1 of the 2 prompts"),
+    ],
+)
+def test_the_files_of_a_judge_are_read_as_those_of_the_evaluation(
+    write, capsys, tmp_path, monkeypatch, options, problem
+):
+    monkeypatch.chdir(tmp_path)
+    prompts = [{"prompt": "p1"}, {"prompt": "p2"}]
+    references = [{**prompt, "right": ["yes"], "wrong": "no"} for prompt in prompts]
+    write_lines(tmp_path / "prompts.jsonl", prompts)
+    write_lines(tmp_path / "references.jsonl", references if options else references[:1])
+    path = write({**compared("sft"), "judge": "references:references.jsonl", **options})
+    given = yaml.safe_load(path.read_text())
+    given["evaluation"] = {**given.get("evaluation", {}), "prompts": "prompts.jsonl"}
+    path.write_text(yaml.safe_dump(given))
+    [told] = problems(path, capsys)
+    assert told.startswith(problem)
 
 
 def test_a_judge_that_can_only_be_known_elsewhere_is_accepted(write, capsys):

@@ -10,7 +10,9 @@ import yaml
 from rahf.artifacts import read_json, read_lines, write_lines
 from rahf.cli import main
 from rahf.comparison.judging import without_loops
+from rahf.comparison.results import RowResult, judges_of
 from rahf.evaluation.agreement import agreements, changes
+from rahf.evaluation.scores import Judging
 from rahf.recipe.comparison_options import CompareOptions
 from rahf.recipe.evaluation_options import EvaluationOptions
 from rahf.report.tables import judges_tables
@@ -52,6 +54,25 @@ def test_a_change_is_towards_what_is_wanted_and_missing_scores_stay_missing():
 
 def test_an_empty_answer_counts_as_the_bases():
     assert without_loops(["", " \n", "a"], ["x", "y", "z"], 1.0) == ["x", "y", "a"]
+
+
+def test_length_reads_an_answer_that_counts_as_the_bases_as_unchanged():
+    def row(loss, refusals, *answers):
+        texts = {"text_loss": [loss], "text_kl": [0.1], "text_tokens": [1]}
+        point = {**texts, "strength": 1.0, "answers": list(answers)}
+        return RowResult({}, [[{**point, "by_judge": {"refusal": refusals}}]], [])
+
+    rows = {
+        "base": row(1.0, [0.0] * 3, "four", "four", "four"),
+        "dual": row(1.05, [1.0] * 3, " ", "a a a a a a", "longer"),
+    }
+    options = CompareOptions(judge=["refusal", "lexicon"], repetition_limit=0.5, budget=0.04)
+    found = judges_of(options, [Judging(None, None, 1, name="refusal")], rows)
+    [pair] = found["agreement"]
+    assert (pair["judges"], pair["answers"], pair["mean"]) == (["refusal", "length"], 1, 1.0)
+    reading = found["judges"]["length"]["dual"]
+    assert reading["reached"]
+    assert 0 < reading["change"] <= 2 / 3
 
 
 # Options

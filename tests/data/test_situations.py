@@ -178,6 +178,20 @@ JSON_TEXTS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sum up:\nUser: no\nBot: why?\nHow is the soup?",
+        "User: no\nBot: why?",
+        "Q: What is it?",
+        "Is this right?\nA: yes\nQ: no",
+    ],
+)
+def test_a_text_that_holds_a_dialogue_is_one_message(told, text):
+    [read] = told({**PAIR, "prompt": text}).rows
+    assert f"user\n{text}<|im_end|>" in read["prompt_ids"]
+
+
 @pytest.mark.parametrize("text", JSON_TEXTS)
 def test_json_that_is_no_messages_is_text(told, text):
     [read] = told({**PAIR, **sides(text, "or " + text)}).rows
@@ -354,6 +368,16 @@ RENDERED = {"prompt": ASK, **sides("warm<|im_end|>", "dull<|im_end|>")}
                 (f"### Instruction:\n{QUESTION}\n\n### Response:\n", "### Instruction:"),
                 (f"<|user|>\n{QUESTION}\n<|assistant|>\n", "<|user|>"),
                 (f"A chat. USER: {QUESTION} ASSISTANT:", "USER:"),
+            )
+        ),
+        *(
+            ({**PAIR, "prompt": prompt}, {}, f"the prompt is a transcript of {speakers}")
+            for prompt, speakers in (
+                (f"User: no\nBot: why?\nUser: {QUESTION}\nBot:", "'User:' and 'Bot:'"),
+                (f"User: no\n\nBot: why?\n\nUser: {QUESTION}", "'User:' and 'Bot:'"),
+                (f"A talk.\n\nHuman: no\nAI: why?\nHuman: {QUESTION}\nAI: ", "'Human:' and 'AI:'"),
+                (f"Human: no\nAI: why?\nHuman: {QUESTION}", "'Human:' and 'AI:'"),
+                (f"Q: {QUESTION}\nA:", "'Q:' and 'A:'"),
             )
         ),
         (

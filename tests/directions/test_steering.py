@@ -5,6 +5,7 @@ import torch
 from peft import PeftModel
 from reference.steering import logits_by_loops, some_directions
 from tiny_models import ARCHITECTURES, D_MODEL, DEPTH, EOS, tiny_model, tiny_pairs, tiny_tokenizer
+from transformers import MambaConfig, MambaForCausalLM
 
 from rahf.data.rows import sequence_rows
 from rahf.directions.steering import steer
@@ -13,6 +14,7 @@ from rahf.generation.answers import WORTH_SHARING, answers
 from rahf.generation.decoding import Decoding
 from rahf.generation.unfinished import Prefix, left_padded
 from rahf.models.capture import record
+from rahf.models.kv_cache import with_cache
 from rahf.models.likelihood import model_inputs
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
@@ -273,6 +275,31 @@ def test_without_a_cache_it_is_unknown_what_was_generated():
         steer(model, some_directions(), 1.0, start="generated"),
     ):
         generated(model, PROMPTS, use_cache=False)
+
+
+@pytest.mark.parametrize("start", ["generated", 3, [3, 5], None])
+def test_a_recurrent_model_is_steered_from_a_column_by_counting(start):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": D_MODEL, "state_size": 4}
+    model = MambaForCausalLM(MambaConfig(**sizes, num_hidden_layers=DEPTH)).eval()
+    directions, rows = some_directions(), torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": EOS}
+    options |= {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    with steer(model, directions, 0.7, start=start):
+        found = model.generate(rows, **options)
+    for row, ids in enumerate(found.sequences.tolist()):
+        first = {"generated": 4, None: None}.get(str(start) if start else start, start)
+        first = first[row] if isinstance(first, list) else first
+        whole = logits_by_loops(model, ids, [(directions, 0.7)], "add", first)
+        logits = torch.stack(found.logits, 1)[row]
+        torch.testing.assert_close(logits, whole[4 : 4 + NEW], atol=2e-4, rtol=1e-3)
+    before = model(rows).to_tuple()[1]
+    if start is not None:
+        with (
+            pytest.raises(ValueError, match="recurrent state from before steering began"),
+            steer(model, directions, 0.7, start=start),
+        ):
+            model(rows[:, :1], **with_cache(model, before))
 
 
 def test_strengths_of_another_number_of_rows_are_refused():

@@ -465,8 +465,7 @@ def test_a_card_is_filled_from_intact_files_only(run_folder, capsys, name, text,
 def test_weights_that_predict_nothing_finite_are_not_merged(family, tmp_path, capsys):
     base = shutil.copytree(family.base, tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
-    tensors["model.embed_tokens.weight"][5:] = float("nan")
-    tensors["model.embed_tokens.weight"][0] = float("nan")
+    tensors["lm_head.weight"] = torch.full_like(tensors["lm_head.weight"], 3e38)
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     options = ["--output", str(tmp_path / "out"), "--base", str(base)]
     assert main(["export", str(family.adapters["positive"]), *options]) == 2
@@ -513,6 +512,23 @@ def test_directions_that_fit_no_model_stay_at_home(family, tmp_path, capsys, cha
     assert main(["export", str(path.parent), "--output", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_checked_of_directions_is_told(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "d"
+    some_directions(depth="4").save(folder)
+    export = ["export", str(folder), "--formats", "safetensors", "--output", str(tmp_path / "out")]
+    told = f"{folder}: width not checked, since the base {BASE} has no config.json here"
+    assert push(folder, "--base", BASE, "--dry_run") == 0
+    assert told in capsys.readouterr().out
+    assert main(export) == 0
+    assert told in capsys.readouterr().out
+    cached = tmp_path / "config.json"
+    monkeypatch.setattr("rahf.export.checks.try_to_load_from_cache", lambda *_: str(cached))
+    for width, status in ((some_directions().vectors.shape[1], 0), (5, 2)):
+        cached.write_text(json.dumps({"num_hidden_layers": 4, "hidden_size": width}))
+        assert push(folder, "--base", BASE, "--dry_run") == status
+        assert "not checked" not in capsys.readouterr().out
 
 
 ENDPOINTS = ["nonsense", "http://", "http://[", "ftp://127.0.0.1:1", "http://127.0.0.1:1/a b"]

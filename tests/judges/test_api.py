@@ -7,6 +7,7 @@ import pytest
 from judge_server import server
 
 from rahf.judges.api import Api, ApiJudge
+from rahf.judges.clients import Function
 from rahf.judges.judge import Verdicts
 from rahf.judges.questions import read_better
 
@@ -52,8 +53,33 @@ def test_tries_come_to_an_end():
 
 def test_something_else_than_such_an_api_is_reported():
     other = pytest.raises(ValueError, match="does not answer as such an API")
-    with server((200, {}, {"hello": "world"})) as (url, _), other:
-        Api(url, "wise").complete("x")
+    with server((200, {}, {"hello": "world"})) as (url, requests), other:
+        Api(url, "wise", first_wait=0.001, tries=3).complete("x")
+    assert len(requests) == 3  # a body that was cut off may be complete the next time
+    used = {"usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+    said = {"choices": [{"message": {"content": "yes"}}]}
+    for odd in ({"usage": 3}, {"usage": {"prompt_tokens": "7"}}, {}):
+        with server((200, {}, {"hello": "world"}), (200, {}, {**said, **odd})) as (url, _):
+            assert Api(url, "wise", first_wait=0.001).answer("x") == ("yes", (0, 0))
+    with server((200, {}, {**said, **used})) as (url, _):
+        assert Api(url, "wise").answer("x") == ("yes", (7, 2))
+
+
+def test_a_python_function_is_a_client_and_what_it_returns_is_kept(tmp_path):
+    told = []
+
+    def call(prompt):
+        told.append(prompt)
+        return '{"better": "A"}' if "ab" in prompt else "Hm."
+
+    judge = ApiJudge(Function("mine", call), 2, lambda m, a, b: a + b, read_better, workers=2)
+    for _ in range(2):
+        verdicts = Verdicts(tmp_path / "v.jsonl").ask(judge, ["ab", "cd"])
+        assert [verdict.value for verdict in verdicts] == [1.0, None]
+    assert sorted(told) == ["ab", "cd"]
+    wrong = ApiJudge(Function("mine too", len), 2, lambda m, a, b: a + b, read_better)
+    with pytest.raises(ValueError, match="mine too returns int"):
+        Verdicts().ask(wrong, ["ab"])
 
 
 def test_verdicts_come_in_order_unreadable_ones_are_missing_and_none_is_asked_twice(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import classifier, lora, tiny_model_of_bytes
-from tokenizers_for_tests import chatml_tokenizer
+from tokenizers_for_tests import chatml_tokenizer, word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from rahf.judges import by_name as named_judges
@@ -91,6 +91,13 @@ def test_a_model_as_judge_answers_as_when_it_is_loaded_at_once(saved):
     assert judge.responses == 2
     marks = aspects_judge(named(f"choice:{saved}/lm"))
     assert marks.responses == 1
+
+
+def test_a_tokenizer_that_cannot_choose_is_told_before_its_model_is_loaded(saved):
+    word_tokenizer().save_pretrained(saved / "lm")  # A, B and the digits are unknown words
+    for build, options in ((comparing_judge, "A, B"), (aspects_judge, "1, 2, 3, 4, 5")):
+        with pytest.raises(ValueError, match=rf"'choice:.*lm': .*{options} with the same token"):
+            build(named(f"choice:{saved}/lm"))
 
 
 def test_a_classifier_as_judge_reads_the_label_that_is_asked_for(saved):

@@ -225,7 +225,7 @@ def test_a_language_model_judges_by_the_probabilities_of_the_options():
     for batch_size in (1, 2):
         found = list(Choices(model, tokenizer, batch_size).probabilities(questions, ("w12", "w13")))
         assert found == [pytest.approx(row, abs=1e-5) for row in expected]
-    with pytest.raises(ValueError, match="do not start with different tokens"):
+    with pytest.raises(ValueError, match="begins the answers w12, w12 w13 with the same"):
         list(Choices(model, tokenizer).probabilities(questions, ("w12", "w12 w13")))
 
 

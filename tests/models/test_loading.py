@@ -1,5 +1,6 @@
 """Weights whose names are not those of the model are refused, and never replaced by random ones."""
 
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from tiny_models import classifier, lora, randomize, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 import rahf
+from rahf.distributed.loaded_weights import check_loaded
+from rahf.judges.references import load_encoder
 from rahf.models.adapters import (
     add_teachers,
     attach_policy,
@@ -45,7 +48,33 @@ def with_foreign(tensors):
     return tensors | {"model.layers.0.other.weight": torch.ones(2)}
 
 
+def changed(name, change):
+    """Change the values of one tensor."""
+    return lambda tensors: {k: change(v) if k.endswith(name) else v for k, v in tensors.items()}
+
+
+def with_value(value):
+    return lambda tensor: tensor.index_fill(0, torch.tensor([3]), value)
+
+
+UP, EMBEDDING = "layers.1.mlp.up_proj.weight", "embed_tokens.weight"
+
+UNUSABLE = {
+    "NaN": (
+        changed(UP, with_value(float("nan"))),
+        r"NaN or infinity in 1 of \d+ tensors .*up_proj",
+    ),
+    "infinity": (changed(EMBEDDING, with_value(-float("inf"))), "NaN or infinity in 1.*embed_tok"),
+    "NaN everywhere": (changed("", lambda t: t * float("nan")), r"NaN or infinity in .*, \.\.\.\)"),
+    "int8": (
+        changed(UP, lambda t: (10 * t).to(torch.int8)),
+        r"1 weights .* stored as I8 .*up_proj",
+    ),
+    "float8": (changed(UP, lambda t: t.to(torch.float8_e4m3fn)), "stored as F8_E4M3 .*up_proj"),
+}
+
 BASES = {
+    **UNUSABLE,
     "missing": (lambda tensors: without(tensors, "layers.0.mlp.up_proj.weight"), "1 tensors are"),
     "renamed": (renamed, r"12 tensors are missing \(.*, \.\.\.\).*12 tensors fit no module"),
     "foreign": (with_foreign, r"fit no module \(model.layers.0.other.weight\)"),
@@ -67,6 +96,41 @@ def test_a_base_with_other_tensors_is_refused(family, tmp_path, case):
             refuse()
     with pytest.raises(ValueError, match=message):
         base_model(str(folder))
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_encoder_of_unusable_weights_is_refused(family, tmp_path, case):
+    change, message = UNUSABLE[case]
+    folder = str(rewritten(family.base, tmp_path / "changed", change))
+    with pytest.raises(ValueError, match=message):
+        load_encoder(folder, {"dtype": "auto", "trust_remote_code": False}, CPU)
+
+
+def test_weights_that_leave_the_range_of_their_type_are_refused(family, tmp_path):
+    change = changed(EMBEDDING, lambda tensor: tensor * 1e6)
+    folder = str(rewritten(family.base, tmp_path / "changed", change))
+    base_model(folder)
+    with pytest.raises(ValueError, match="load them as float32 or bfloat16"):
+        base_model(folder, {"dtype": torch.float16})
+
+
+def test_weights_in_several_files_or_in_few_bits_are_checked(family, tmp_path):
+    whole = base_model(str(family.base))
+    whole.save_pretrained(tmp_path / "parts", max_shard_size="2KB")
+    base_model(str(tmp_path / "parts"))
+    bits = importlib.import_module("bitsandbytes").nn.Params4bit
+    for value in (1.0, float("nan")):
+        given = torch.full((32, 64), value)
+        four = bits(given, requires_grad=False, quant_type="nf4").to("cpu")
+        whole.model.layers[1].mlp.up_proj.weight = four
+        if value == 1:
+            check_loaded(family.base, whole, NOTHING)
+            continue
+        with pytest.raises(ValueError, match=r"NaN or infinity in 1 of .*up_proj"):
+            check_loaded(family.base, whole, NOTHING)
+
+
+NOTHING = {"missing_keys": set(), "unexpected_keys": set()}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "gpt_neox"])
@@ -146,10 +210,10 @@ def test_an_adapter_is_not_trained_as_a_judge(family):
         load_to_train(str(family.adapters["positive"]), {})
 
 
-def test_every_model_that_is_loaded_is_checked_for_missing_tensors():
+def test_every_model_that_is_loaded_is_checked():
     loaders = re.compile(r"AutoModel\w*\.from_pretrained\(\s*(?!\{)")
     for path in Path(rahf.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         if "report" not in path.parts and loaders.search(text):  # the report shows code to readers
-            assert "refuse_incomplete(" in text, path
-            assert len(loaders.findall(text)) <= text.count("refuse_incomplete("), path
+            assert "check_loaded(" in text, path
+            assert len(loaders.findall(text)) <= text.count("check_loaded("), path

@@ -1,14 +1,20 @@
 """Every decoder has a default LoRA, on the blocks that are trained and on no others."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from model_families import family_model
 from peft import get_peft_model
 from tiny_models import lora, randomize, tiny_model
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 
 from rahf.models.adapters import attach_policy, find_blocks, put_adapter, trainable
-from rahf.models.lora_targets import WITHOUT_LORA, oriented
+from rahf.models.lora_targets import WITHOUT_LORA, on_all_blocks, oriented
 
 FUSED_EXPERTS = {
     "mixtral",
@@ -113,13 +119,13 @@ WITH_TOWERS = {
 }
 
 
-def model_with_tower(family):
+def model_with_tower(family, auto=AutoModelForImageTextToText):
     text, tower = WITH_TOWERS[family]
     vision = {**TOWER, "model_type": tower} | ({"head_dim": 8} if tower == "pixtral" else {})
     config = CONFIG_MAPPING[family](
         text_config={**SIZES, "model_type": text}, vision_config=vision, image_token_index=39
     )
-    return AutoModelForImageTextToText.from_config(config)
+    return auto.from_config(config)
 
 
 @pytest.mark.parametrize("modules", [None, "all-linear", ["q_proj"], ["q_proj", "fc1"], ".*q_proj"])
@@ -136,3 +142,21 @@ def test_a_lora_is_on_the_decoder_blocks_and_on_no_block_of_a_tower(family, modu
     found, expected = reloaded.state_dict(), policy.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in found if "lora_" in key)
+
+
+@pytest.mark.parametrize("modules", [None, "all-linear", ["q_proj"]])
+@pytest.mark.parametrize(
+    ("family", "auto", "task"),
+    [
+        *((family, AutoModelForImageTextToText, "CAUSAL_LM") for family in sorted(WITH_TOWERS)),
+        ("gemma3", AutoModelForSequenceClassification, "SEQ_CLS"),
+    ],
+)
+def test_a_lora_of_dpo_or_of_a_reward_model_stays_in_the_decoder_too(family, auto, task, modules):
+    base = model_with_tower(family, auto)
+    config = on_all_blocks(replace(lora(target_modules=modules), task_type=task), base)
+    assert config.task_type == task
+    model = get_peft_model(base, config)
+    reached = [key for key, _ in model.named_parameters() if "lora_" in key]
+    assert reached
+    assert not [key for key in reached if "vision" in key or "projector" in key]

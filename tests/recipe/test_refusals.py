@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from rahf.models.shapes import read_decoder
 from rahf.recipe import files, training_arguments
@@ -78,6 +79,17 @@ STEPS = {"eval_strategy": "steps"}
         ({"max_steps": -2}, "max_steps: -2 is out of range"),
         ({"logging_steps": 0}, "logging_steps: 0 is out of range, it must be above 0"),
         ({"save_steps": 2.5}, "save_steps: 2.5 is neither a whole number nor a share"),
+        ({"learning_rate": 1e30}, "learning_rate: 1e+30 is out of range, it must be at most 1e+12"),
+        ({"learning_rate": 1e4}, "learning_rate: 10000.0 is out of range, it must be at least 0 a"),
+        ({"teachers": {"learning_rate": 1e4}}, "teachers.learning_rate: 10000.0 is out of range"),
+        ({"alpha": 1e30}, "alpha: 1e+30 is out of range"),
+        ({"retain_weight": 10**30}, "retain_weight: 1e+30 is out of range"),
+        (
+            {"lora_r": 10**6},
+            "lora_r: 1000000 is out of range, it must be at least 1 and below 65536",
+        ),
+        ({"lora_alpha": 1e30}, "lora_alpha: 1000000000000000019884624838656 is out of range"),
+        ({"lora_alpha": 10**6}, "lora_alpha: 1000000 is out of range"),
         ({"max_grad_norm": -1}, "max_grad_norm: -1 is out of range"),
         ({"dataloader_num_workers": -1}, "dataloader_num_workers: -1 is out of range"),
         ({"report_to": "clearml"}, "report_to: clearml is not installed: pip install clearml"),
@@ -213,6 +225,7 @@ def test_the_hints_name_keys_that_there_are():
             {},
             "max_length: 768 is longer than the 64 learned positions",
         ),
+        ({"model_type": "llava", "text_config": CONFIG}, None, {}, "the model_type 'llava', which"),
         (
             {"model_type": "opt", "max_position_embeddings": 700},
             None,
@@ -259,6 +272,11 @@ JUDGE = {"judge": "references:references.jsonl", "encoder": "model"}
         ({}, {"judge": "reward:model"}, "judge: model is no reward model but a LlamaForCausalLM"),
         ({}, {"max_new_tokens": 64}, "max_new_tokens: 64 leaves no room for a prompt within"),
         ({}, {"max_new_tokens": 63, **JUDGE}, None),
+        (
+            {"prompts": [*PROMPTS, {"prompt": "one two one"}]},
+            {"max_new_tokens": 62},
+            "max_new_tokens: 62 and the 3 tokens of prompt 3 ('one two one') are more than",
+        ),
     ],
 )
 def test_what_the_evaluation_would_refuse_is_reported_before_the_training(
@@ -275,6 +293,7 @@ def test_what_the_evaluation_would_refuse_is_reported_before_the_training(
         evaluation={**keys, **evaluation},
     )
     words = Tokenizer(WordLevel({"one": 0, "two": 1, "?": 2}, "?"))
+    words.pre_tokenizer = WhitespaceSplit()
     words.save(str(tmp_path / "model/tokenizer.json"))
     path.write_text(path.read_text().replace(str(tmp_path / "model"), "model"))
     if said is None:

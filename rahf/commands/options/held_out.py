@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def held_out_options(parser: argparse.ArgumentParser) -> None:
-    option, given = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+def held_out_options(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+    option, given = parser.add_argument, parser.add_mutually_exclusive_group(required=required)
     given.add_argument("--pairs", metavar="NAME", help="held-out pairs: a file, folder or Hub id")
     given.add_argument("--responses", metavar="FILE", type=Path, help="held-out responses")
     option("--split", metavar="NAME", default="test", help="split of the pairs (default: test)")

@@ -41,6 +41,11 @@ NUMBERS: dict[str, Callable[[str], int | float]] = {
     "count": _whole(1, MOST, f"whole number from 1 to {MOST}"),
     "count from zero": _whole(0, MOST, f"whole number from 0 to {MOST}"),
     "seed": _whole(0, 2**32 - 1, f"seed from 0 to {2**32 - 1}"),
+    "rank from zero": _whole(0, 2**16 - 1, f"rank from 0 to {2**16 - 1}"),
+    "learning rate": _real(lambda number: 0 <= number < 1000, "number from 0 to below 1000"),
+    "positive learning rate": _real(
+        lambda number: 0 < number < 1000, "number above 0 and below 1000"
+    ),
     "number": _real(math.isfinite, "finite number"),
     "positive number": _real(lambda number: number > 0, "finite number above 0"),
     "number from zero": _real(lambda number: number >= 0, "finite number of at least 0"),

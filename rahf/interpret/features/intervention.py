@@ -31,6 +31,10 @@ REACHED = 0.25
 """Share of the budget that a solved strength may miss it by; beyond, there is no such strength."""
 
 
+class NoStrengthError(ValueError):
+    """No strength of a feature moves the predictions by as much as is asked for."""
+
+
 @dataclass(frozen=True)
 class Intervention:
     """What is done to one feature.
@@ -143,7 +147,8 @@ def strength_at(
         texts: ids of neutral texts.
 
     Raises:
-        ValueError: ablation, which has no strength; no strength moves the predictions by as much.
+        ValueError: ablation, which has no strength.
+        NoStrengthError: no strength moves the predictions by as much.
     """
     if how == "ablate":
         raise ValueError("ablation has no strength to solve for: omit the KL, or pin or scale.")
@@ -157,7 +162,7 @@ def strength_at(
     first = 1.0 if how == "scale" else _first_pin(model, dictionary, latent, text)
     solved, found = solve_strength(divergence, kl, first)
     if abs(found - kl) > REACHED * kl:
-        raise ValueError(
+        raise NoStrengthError(
             f"feature {latent}: no strength was found at which {how} moves the predictions on the "
             f"neutral text by {kl:g} nats per token; the last one, {none + solved:.4g}, gave "
             f"{found:.4g}. Give neutral text in which it is active, another KL, or a strength."

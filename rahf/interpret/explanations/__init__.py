@@ -1,0 +1,1 @@
+"""One-sentence explanations of features and directions, and scores that can prove them wrong."""

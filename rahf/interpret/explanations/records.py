@@ -1,0 +1,155 @@
+"""The folder of `rahf features explain`: examples, explanations, codes, vectors, verdicts.
+
+Knows files; knows no model.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rahf.artifacts import read_json, read_lines, write_lines
+from rahf.interpret.explanations.examples import Example, Examples
+from rahf.interpret.explanations.units import Projections, Unit, Units
+from rahf.interpret.features.dictionary import Dictionary, Origin
+from rahf.judges.by_name import VERDICTS_FILE
+from rahf.judges.judge import Verdicts
+
+EXPLANATIONS_FILE, EXAMPLES_FILE = "explanations.jsonl", "examples.jsonl"
+SCORES_FILE, STEERED_FILE = "scores.jsonl", "steered.jsonl"
+VECTORS_FILE, CODES = "vectors.safetensors", "codes"
+
+
+class Record(NamedTuple):
+    """A unit with its examples and its explanation."""
+
+    examples: Examples
+    explanation: str | None
+
+    @property
+    def unit(self) -> Unit:
+        return self.examples.unit
+
+
+class Vectors(NamedTuple):
+    """Directions of units, and the thresholds of those that are no latents."""
+
+    directions: Float[Tensor, "units d_model"]
+    thresholds: Float[Tensor, " units"]
+
+
+def write_vectors(folder: Path, units: Units) -> None:
+    directions = torch.stack([units.vector(index) for index in range(len(units.names))])
+    thresholds = [
+        torch.zeros(len(part.units))
+        if part.units[0].kind == "feature"
+        else part.dictionary.thresholds[part.latents].float().cpu()
+        for part in units.parts
+    ]
+    staging = folder / f".{VECTORS_FILE}.partial"
+    save_file({"directions": directions, "thresholds": torch.cat(thresholds)}, staging)
+    staging.replace(folder / VECTORS_FILE)
+
+
+def read_vectors(folder: Path, device: torch.device | str = "cpu") -> Vectors:
+    return Vectors(**load_file(folder / VECTORS_FILE, device=str(device)))
+
+
+def write_examples(folder: Path, drawn: Iterable[Examples]) -> None:
+    write_lines(folder / EXAMPLES_FILE, (_of_examples(each) for each in drawn))
+
+
+def _of_examples(drawn: Examples) -> dict[str, Any]:
+    halves = {half: [e.as_dict() for e in getattr(drawn, half)] for half in ("shown", "scored")}
+    return {**drawn.unit._asdict(), "rate": drawn.rate, "windows": drawn.windows, **halves}
+
+
+def read_examples(folder: Path) -> list[Examples]:
+    """Return the examples of every unit.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    path = folder / EXAMPLES_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} holds no {EXAMPLES_FILE}: give a folder of rahf features explain."
+        )
+    return [
+        Examples(
+            unit_of(line),
+            line["rate"],
+            line["windows"],
+            *([Example.of_dict(each) for each in line[half]] for half in ("shown", "scored")),
+        )
+        for line in read_lines(path)
+    ]
+
+
+def read_records(folder: Path) -> list[Record]:
+    """Return the units of a folder with their explanations.
+
+    Raises:
+        ValueError: the folder holds no finished explanations.
+    """
+    examples = read_examples(folder)
+    if not (folder / EXPLANATIONS_FILE).is_file():
+        raise ValueError(
+            f"{folder} holds no {EXPLANATIONS_FILE}: rahf features explain has not finished; run "
+            "it again, and it resumes."
+        )
+    lines = read_lines(folder / EXPLANATIONS_FILE)
+    return [Record(each, line["explanation"]) for each, line in zip(examples, lines, strict=True)]
+
+
+def unit_of(line: Mapping[str, Any]) -> Unit:
+    return Unit(*(line[name] for name in Unit._fields))
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return what the explanations of a folder were made with."""
+    return read_json(folder / f"{EXPLANATIONS_FILE}.run.json")["settings"]
+
+
+def verdicts_in(folder: Path, *, kept: bool) -> Verdicts:
+    """Return the answers of language models that the folder keeps; a rule's are not kept."""
+    return Verdicts(folder / VERDICTS_FILE if kept else None)
+
+
+def lines_of(records: Sequence[Record], **columns: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return a line for each unit, with further columns."""
+    return [
+        {
+            **record.unit._asdict(),
+            "explanation": record.explanation,
+            "rate": record.examples.rate,
+            "windows": record.examples.windows,
+            **{name: values[row] for name, values in columns.items()},
+        }
+        for row, record in enumerate(records)
+    ]
+
+
+def places_of(
+    records: Sequence[Record], vectors: Vectors, dictionary: Dictionary | None
+) -> list[tuple[Dictionary, int] | None]:
+    """Return dictionary and latent of each unit that is explained; None: it is not.
+
+    A direction is a dictionary of its own.
+    """
+    found: list[tuple[Dictionary, int] | None] = []
+    for row, record in enumerate(records):
+        unit = record.unit
+        if record.explanation is None:
+            found.append(None)
+        elif unit.kind == "feature":
+            found.append((dictionary, unit.number))
+        else:
+            site = "residual" if dictionary is None else dictionary.origin.site
+            vector, threshold = (part[row : row + 1] for part in vectors)
+            found.append((Projections(Origin("any", None, unit.layer, site), vector, threshold), 0))
+    return found
