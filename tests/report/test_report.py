@@ -7,7 +7,7 @@ from tokenizers_for_tests import gpt2_tokenizer, llama_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rahf.comparison.curves import change_within
-from rahf.data.token_text import token_text
+from rahf.interpret.explanations.tokens import TokenTexts
 from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import directions_card, model_card
@@ -50,7 +50,8 @@ def byte_fallback_tokenizer():
 @pytest.mark.parametrize("make", [byte_fallback_tokenizer, gpt2_tokenizer, llama_tokenizer])
 def test_different_tokens_look_different(make):
     tokenizer = make()
-    shown = [visible_token(token_text(tokenizer, token)) for token in range(len(tokenizer))]
+    texts = TokenTexts(tokenizer)
+    shown = [visible_token(texts.shown(token)) for token in range(len(tokenizer))]
     assert len(set(shown)) == len(tokenizer)
     assert not any("\ufffd" in text or any(map(str.isspace, text)) for text in shown)
     if make is byte_fallback_tokenizer:

@@ -97,7 +97,7 @@ def with_tokens(rows: Sequence[dict[str, Any]], read: Reading) -> list[dict[str,
     """Return rows of figures of features with the tokens whose logits they raise and lower."""
     import torch
 
-    from rahf.data.token_text import token_text
+    from rahf.interpret.explanations.tokens import TokenTexts
     from rahf.interpret.features.logit_effects import logit_effects
 
     if not rows:
@@ -105,8 +105,9 @@ def with_tokens(rows: Sequence[dict[str, Any]], read: Reading) -> list[dict[str,
     directions = read.dictionary.directions
     latents = torch.tensor([row["feature"] for row in rows], device=directions.device)
     effects = logit_effects(read.model, directions[latents], TOKENS)
+    shown = TokenTexts(read.tokenizer).shown
     named = [
-        {name: [token_text(read.tokenizer, token) for token in tokens] for name, tokens in both}
+        {name: [shown(token) for token in tokens] for name, tokens in both}
         for both in (
             (("raises", raised), ("lowers", lowered))
             for raised, lowered in zip(

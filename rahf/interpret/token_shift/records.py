@@ -12,10 +12,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rahf.data.token_text import token_text
 from rahf.generation.answers import answering, answers, end_ids, pad_id
 from rahf.generation.decoding import Decoding
 from rahf.generation.record_file import ResumableFile
+from rahf.interpret.explanations.tokens import TokenTexts
 from rahf.interpret.token_shift.kinds import token_kinds
 from rahf.interpret.token_shift.shift import Shift, bucket_of, token_shift
 
@@ -122,13 +122,13 @@ def shift_record(
     KL and log-probabilities have five decimals.
     """
     ended = [token in ends for token in spoken.response]
-    pieces = text_pieces(tokenizer, spoken.response)
+    pieces, shown = text_pieces(tokenizer, spoken.response), TokenTexts(tokenizer).shown
     return {
         "row": spoken.row,
         "prompt": prompt,
         "pieces": pieces,
         "kind": token_kinds(pieces, ended),
-        "base_choice": [token_text(tokenizer, token) for token in shift.base_choice.tolist()],
+        "base_choice": [shown(token) for token in shift.base_choice.tolist()],
         "bucket": [bucket_of(rank) for rank in shift.base_rank.tolist()],
         "base_rank": shift.base_rank.tolist(),
         "aligned_rank": shift.aligned_rank.tolist(),
