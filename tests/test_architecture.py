@@ -28,6 +28,7 @@ LEVELS = (
     ("trainer",),
     ("pipeline",),
     ("comparison",),
+    ("influence",),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,70 @@
+"""Objectives on tiny models, whose every figure a loop can check."""
+
+import torch
+from peft import PeftModel
+from tiny_models import EOS, Family, lora, randomize, tiny_dataset, tiny_tokenizer
+
+from rahf.alignment import build_alignment
+from rahf.directions.vectors import Directions
+from rahf.influence.aligned import alignment_objective
+from rahf.influence.gradients import exact_attention, lora_parts, weights_of_parts
+from rahf.influence.objectives import (
+    Objective,
+    instruction_objective,
+    open_gate,
+    preference_objective,
+    side_objective,
+)
+from rahf.models.adapters import attach_policy
+from rahf.trainer_config import RAHFConfig
+
+KINDS = ("dpo", "positive", "contrast", "dual", "scit", "lorra", "direction", "rmu")
+TEXTS = [[3, 4, 5], [6, 7, 8, 9]]
+
+
+def policy(family: Family, **options) -> PeftModel:
+    model = attach_policy(family.load_base(), lora(**options), range(4))
+    randomize(model, "default", 7)
+    return model.eval()
+
+
+def objective_of(family: Family, kind: str, tmp_path, rows=None, **options) -> Objective:
+    rows = tiny_dataset(6) if rows is None else rows
+    if kind == "dpo":
+        return preference_objective(policy(family), rows, EOS, 0.5)
+    if kind == "positive":
+        return side_objective(policy(family), rows, EOS, "chosen")
+    if kind == "contrast":
+        return instruction_objective(policy(family), rows, EOS, 0.2)
+    return alignment_objective(
+        alignment_of(family, kind, tmp_path, **options), rows, tiny_tokenizer(), TEXTS
+    )
+
+
+def alignment_of(family: Family, kind: str, tmp_path, **options):
+    given = {"target_layers": "1-2", "shift": "token", "use_cpu": True, **options}
+    given = {"retain_weight": 0.0 if kind != "rmu" else 1.0, **given}
+    if kind == "direction":
+        given["directions"] = "stored"
+    args = RAHFConfig(str(tmp_path), method=kind, **given)
+    directions = None
+    if kind == "direction":
+        vectors = torch.randn(2, 16, generator=torch.Generator().manual_seed(3))
+        directions = Directions((1, 2), vectors, {})
+    alignment = build_alignment(
+        family.load_base(), args, lora(), family.adapters, directions, seed=0
+    )
+    randomize(alignment.model, "default", 7)
+    alignment.model.eval()
+    return alignment
+
+
+def loop_gradients(objective: Objective, pseudo: bool = False) -> torch.Tensor:
+    """The gradient of each pair's loss, one pair and one backward pass at a time."""
+    weights, found = weights_of_parts(lora_parts(objective.model)), []
+    for place in range(len(objective.rows)):
+        batch = objective.batch([place], whole=False)
+        with exact_attention():
+            loss = objective.pseudo(batch) if pseudo else objective.losses(batch, open_gate).sum()
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))
+    return torch.stack(found)
