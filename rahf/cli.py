@@ -113,6 +113,17 @@ COMMANDS: dict[str, Command | Group] = {
             ),
         },
     ),
+    "influence": Group(
+        "find the training pairs that caused what an adapter does",
+        {
+            "fit": Command(
+                plain_command, "fit the curvature of a finished training", FROM_CHECKPOINT
+            ),
+            "score": Command(
+                plain_command, "attribute queries to the pairs that an adapter was trained on"
+            ),
+        },
+    ),
     "evaluate": Group(
         "measure a model's preferences, judge responses, run tasks",
         {

@@ -8,6 +8,7 @@ of gradients comes with the scores. Knows models and tokenised pairs.
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,9 +21,13 @@ from torch import Tensor
 from rahf.data.rows import sequence_rows
 from rahf.influence.objectives import Objective, in_batches, open_gate, real_tokens
 from rahf.influence.queries import Query
-from rahf.models.adapters import depth_of, frozen_pass
+from rahf.models.adapter_files import POLICY, put_adapter
+from rahf.models.adapters import base_name, check_same_base, depth_of, frozen_pass
 from rahf.models.capture import record
 from rahf.models.likelihood import model_inputs, pair_likelihoods
+
+VALIDATED = "validated"
+"""Name of the adapter that was trained on validation pairs, on the model."""
 
 K1, B = 1.2, 0.75
 """BM25's constants (Robertson and Zaragoza 2009)."""
@@ -35,6 +40,8 @@ class Baselines(NamedTuple):
     similarity: Float[Tensor, "pairs queries"]  # cosine of mean hidden states, last block
     margin: Float[Tensor, " pairs"]  # chosen minus rejected under the trained model, nats
     irm: Float[Tensor, " pairs"]  # that minus the same under the base: implicit reward / beta
+    # Loss minus that of a model trained on validation pairs, where one is given.
+    loss_diff: Float[Tensor, " pairs"] | None = None
 
 
 def bm25(documents: Sequence[list[int]], queries: Sequence[list[int]]) -> Tensor:
@@ -92,8 +99,20 @@ def mean_states(
     return torch.cat(found)
 
 
-@torch.no_grad()
-def pair_losses(objective: Objective, batch_size: int) -> Float[Tensor, " pairs"]:
-    """Return the loss of each pair."""
-    batches = objective.batches(batch_size, whole=False)
-    return torch.cat([objective.losses(batch, open_gate).cpu() for batch in batches])
+def loss_difference(
+    objective: Objective, validated_by: Path, batch_size: int
+) -> Float[Tensor, " pairs"]:
+    """Return LossDiff: the loss of each pair minus that under an adapter that was trained on
+    validation pairs, by the same loss.
+    """
+    check_same_base(validated_by, base_name(objective.model))
+    put_adapter(objective.model, validated_by, VALIDATED)
+    own = pair_losses(objective, POLICY, batch_size)
+    return own - pair_losses(objective, VALIDATED, batch_size)
+
+
+def pair_losses(objective: Objective, adapter: str, batch_size: int) -> Float[Tensor, " pairs"]:
+    """Return the loss of each pair under one of the model's adapters."""
+    with frozen_pass(objective.model, adapter):
+        batches = objective.batches(batch_size, whole=False)
+        return torch.cat([objective.losses(batch, open_gate).cpu() for batch in batches])

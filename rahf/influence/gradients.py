@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rahf.models.adapters import POLICY
+from rahf.models.base_weights import belongs_to
 from rahf.models.capture import find_blocks
 
 
@@ -60,14 +61,19 @@ def lora_parts(model: PeftModel, adapter: str = POLICY) -> tuple[Part, ...]:
                     start = parts[-1].stop if parts else 0
                     where = (f"{name}.lora_{letter}", layer_of.get(module, -1), matrix)
                     parts.append(Part(*where, start, start + matrix.weight.numel()))
-    _refuse_others(model, parts)
+    _refuse_others(model, parts, adapter)
     return tuple(parts)
 
 
-def _refuse_others(model: PeftModel, parts: Sequence[Part]) -> None:
+def _refuse_others(model: PeftModel, parts: Sequence[Part], adapter: str) -> None:
     known = {part.module.weight for part in parts if type(part.module) is nn.Linear}
     other = [
-        name for name, each in model.named_parameters() if each.requires_grad and each not in known
+        name
+        for name, each in model.named_parameters()
+        if belongs_to(name, adapter)
+        and each not in known
+        # Of the policy, blocks above the top target layer are not trained.
+        and (each.requires_grad or adapter != POLICY)
     ]
     if other or not parts:
         what = f"trains {other[0]}" if other else "has no trained matrix"

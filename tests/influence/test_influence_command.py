@@ -1,0 +1,69 @@
+"""`rahf influence` on trainings of the tiny family, from the adapter's folder to the page."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rahf.artifacts import read_json, read_lines
+from rahf.cli import main
+from rahf.influence.files import SCORES_FILE
+
+HELD_OUT = [{"prompt": "w2 w3", "chosen": "w4 w5 <b>", "rejected": "w8 w9"}]
+
+
+@pytest.fixture
+def trained(recipe_file) -> Path:
+    """A DUAL alignment with its teachers."""
+    assert main(["align", str(recipe_file), "--stage", "positive"]) == 0
+    assert main(["align", str(recipe_file), "--stage", "negative"]) == 0
+    assert main(["align", str(recipe_file), "--stage", "alignment"]) == 0
+    Path("held.jsonl").write_text(json.dumps(HELD_OUT[0]) + "\n")
+    return Path("out")
+
+
+def influence(*given) -> int:
+    return main(["influence", *map(str, given)])
+
+
+def test_an_alignment_is_attributed_to_its_pairs_directly_and_through_its_teachers(trained, capsys):
+    assert influence("fit", "--adapter", trained) == 0
+    told = capsys.readouterr().out
+    assert [line.split(":")[0] for line in told.splitlines()] == ["policy", "positive", "negative"]
+    given = ["--adapter", trained, "--pairs", "held.jsonl", "--output", "scored", "--explained", 1]
+    assert influence("score", *given) == 0
+    told = capsys.readouterr().out
+    assert "through positive" in told
+    assert "page: scored/index.html" in told
+    scores = load_file(f"scored/{SCORES_FILE}")
+    stages = [scores[f"{name}.changes"] for name in ("policy", "positive", "negative")]
+    assert torch.allclose(scores["total"], sum(stages), atol=1e-7)
+    assert all(stage.abs().max() > 0 for stage in stages)
+    (record,) = read_lines(Path("scored/queries.jsonl"))
+    assert [pair["change"] for pair in record["pairs"]] == sorted(scores["total"][:, 0].tolist())
+    first = record["pairs"][0]
+    (detail,) = first["details"]
+    change = first["through"][detail["stage"]]
+    assert sum(detail["sides"].values()) == pytest.approx(change, rel=1e-3)
+    assert sum(detail["layers"]) == pytest.approx(change, rel=1e-3)
+    for kind in ("update", "output"):
+        tokens = sum(sum(row[kind]) for row in detail["rows"])
+        assert tokens == pytest.approx(change, rel=1e-3)
+    assert set(first["ranks"]) >= {"influence", "gradient dot", "BM25", "similarity", "margin"}
+    page = Path("scored/index.html").read_text()
+    assert "<b>" not in page.replace("</b>", "")
+    assert read_json(Path("scored/summary.json"))["unit"] == "nats"
+
+
+def test_what_cannot_be_attributed_is_refused_in_one_line(trained, family, capsys):
+    cases = {
+        "no adapter_config.json": "pairs",
+        "holds no stage.json": family.adapters["positive"],
+        "trained on other content": trained,
+    }
+    Path("pairs/train.jsonl").write_text(Path("pairs/train.jsonl").read_text().replace("w4", "w5"))
+    for told, folder in cases.items():
+        assert influence("fit", "--adapter", folder, "--factors", "f") == 2
+        assert told in capsys.readouterr().err
