@@ -122,6 +122,14 @@ COMMANDS: dict[str, Command | Group] = {
             "score": Command(
                 plain_command, "attribute queries to the pairs that an adapter was trained on"
             ),
+            "validate": Command(
+                plain_command, "compare influence and its rivals with retraining", FROM_FILE
+            ),
+            "clean": Command(
+                plain_command,
+                "retrain without, or with turned, the pairs that hurt, and measure it",
+                FROM_FILE,
+            ),
         },
     ),
     "evaluate": Group(

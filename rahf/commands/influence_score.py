@@ -3,7 +3,13 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.influence import influence_options, settings_of, told_of
+from rahf.commands.options.influence import (
+    asked_of,
+    influence_options,
+    question_options,
+    settings_of,
+    told_of,
+)
 
 EPILOG = """\
 Asks one query a record: with --responses the log-probability of each response of a file (as `rahf
@@ -16,14 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     option = parser.add_argument
     influence_options(parser)
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--responses", metavar="FILE", type=Path, help="prompts with responses")
-    asked.add_argument("--pairs", metavar="NAME", help="held-out pairs: a file, folder or Hub id")
-    option("--split", metavar="NAME", default="train", help="split of --pairs (default: train)")
-    option("--direction", metavar="FOLDER", type=Path, help="project on these directions")
-    option("--layer", metavar="N", type="count from zero", help="layer of --direction")
+    question_options(parser)
     option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
-    option("--limit", metavar="N", type="count", help="the first N records")
     option(
         "--top",
         metavar="N",
@@ -51,8 +51,6 @@ def run(options: argparse.Namespace) -> int:
     from rahf.influence.run import POLICY_STAGE, fit_stage
     from rahf.influence.trained import read_training
 
-    if options.direction is not None and options.responses is None:
-        raise ValueError("--direction projects responses: give --responses, not --pairs.")
     training = read_training(options.adapter)
     told_of(training)
     settings = settings_of(options)
@@ -69,7 +67,7 @@ def _score(options: argparse.Namespace, settings, fitted) -> None:
     from rahf.influence.run import score_all
     from rahf.models.adapters import pad_id
 
-    questions, subject = _questions(options, fitted.subject), fitted.subject
+    questions, subject = asked_of(options, fitted.subject), fitted.subject
     how = (pad_id(subject.tokenizer), options.batch_size, questions.values)
     asked = ask(subject.objective.model, fitted.parts, questions.queries, *how)
     influence = score_all(fitted, asked, settings)
@@ -85,18 +83,6 @@ def _score(options: argparse.Namespace, settings, fitted) -> None:
         top=options.top,
         explained=min(options.explained, options.top),
     )
-
-
-def _questions(options: argparse.Namespace, subject):
-    from rahf.influence.inputs import of_pairs, of_responses, projected
-
-    given = (subject.tokenizer, subject.training.recipe.data.chat_template, options.limit)
-    if options.responses is None:
-        return of_pairs(options.pairs, options.split, *given)
-    questions = of_responses(options.responses, *given)
-    if options.direction is None:
-        return questions
-    return projected(questions, options.direction, options.layer)
 
 
 def _report(options: argparse.Namespace) -> str:

@@ -27,7 +27,7 @@ from rahf.influence.records import (
     top_pairs,
 )
 from rahf.influence.run import POLICY_STAGE, Fitted, Influence, Settings, details, fit_stage
-from rahf.influence.trained import read_training, teachers_trained
+from rahf.influence.trained import teachers_trained
 from rahf.models.adapters import pad_id
 from rahf.training.state_files import written_whole
 
@@ -120,11 +120,11 @@ def explain(
         for pair in [*record["pairs"][:count], *record["pairs"][count:][-count:]]:
             stage = max(pair["through"], key=lambda name: abs(pair["through"][name]))
             wanted[stage].setdefault(query, []).append(pair["row"])
-    folders = teachers_trained(fitted.subject.training)
+    teachers = teachers_trained(fitted.subject.training)
     for name, by_query in wanted.items():
         if by_query:
             known = name == POLICY_STAGE
-            stage = fitted if known else fit_stage(read_training(folders[name]), name, settings)
+            stage = fitted if known else fit_stage(teachers[name], name, settings)
             _add_details(records, stage, name, influence, by_query)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rahf.data.prompts import prompt_text, read_responses, refuse_rendered
@@ -48,13 +49,21 @@ def of_responses(
     return Questions(queries, log_probabilities, "nats")
 
 
-def of_pairs(
-    name: str, split: str, tokenizer: PreTrainedTokenizerBase, template: str | None, limit: int
-) -> Questions:
-    """Return a query for the margin of each held-out pair."""
+def pair_rows(
+    name: str,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    limit: int | None,
+) -> Dataset:
+    """Return held-out pairs, tokenised."""
     pairs = load_pairs(name, split=split)
     pairs = pairs.select(range(min(len(pairs), limit or len(pairs))))
-    rows, _ = tokenize_pairs(pairs, tokenizer, chat_template=template)
+    return tokenize_pairs(pairs, tokenizer, chat_template=template)[0]
+
+
+def of_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Questions:
+    """Return a query for the margin of each tokenised pair."""
     queries = [
         margin(
             _name(row["row"], tokenizer.decode(row["prompt_ids"], skip_special_tokens=True)),

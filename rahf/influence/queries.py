@@ -5,12 +5,12 @@ hidden states on a direction, or any function of the model. Rows of ids are diff
 batches, hundreds of queries at once. Knows models and rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from peft import PeftModel
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from rahf.influence.gradients import (
     Part,
     check_finite_gradients,
     exact_attention,
-    merged,
+    parameter_count,
     row_gradients,
     weights_of_parts,
 )
@@ -106,27 +106,57 @@ def ask(
     Raises:
         ValueError: a gradient is not finite.
     """
-    rows = [(index, row) for index, query in enumerate(queries) for row in query.rows]
     device, names = parts[0].module.weight.device, [query.name for query in queries]
-    found, total = torch.zeros(len(queries), device=device), None
-    for places in in_batches(len(rows), batch_size):
-        some = [rows[place] for place in places]
-        block = sequence_rows([r.prompt for _, r in some], [r.response for _, r in some], pad)
-        block = send_to_device(block, device)
-        owner = torch.tensor([index for index, _ in some], device=device)
-        sign = torch.tensor([row.sign for _, row in some], device=device)
+    found = torch.zeros(len(queries), device=device)
+    total = torch.zeros(len(queries), parameter_count(parts), device=device)
+    for block in _blocks(queries, pad, batch_size, device):
         signed: list[Tensor] = []
 
-        def loss(block=block, sign=sign, signed=signed) -> Tensor:
-            signed.append(sign * values(model, block))
+        def loss(block: _Block = block, signed: list[Tensor] = signed) -> Tensor:
+            signed.append(block.sign * values(model, block.rows))
             return signed[0].sum()
 
-        gradients = row_gradients(parts, real_tokens(block), loss)
-        check_finite_gradients(gradients, [f"query {names[index]!r}" for index, _ in some])
-        found.index_add_(0, owner, signed[0].detach())
-        here = merged(gradients, owner, len(queries))
-        total = here if total is None else total.add_(here)
+        gradients = row_gradients(parts, real_tokens(block.rows), loss)
+        of_rows = [f"query {names[index]!r}" for index in block.query.tolist()]
+        check_finite_gradients(gradients, of_rows)
+        found.index_add_(0, block.query, signed[0].detach())
+        total.index_add_(0, block.query, gradients)
     return Asked(names, found, total)
+
+
+@torch.no_grad()
+def values_of(
+    model: PeftModel,
+    queries: Sequence[Query],
+    pad: int,
+    batch_size: int,
+    values: Values = log_probabilities,
+) -> Float[Tensor, " queries"]:
+    """Return the value of every query."""
+    device = next(model.parameters()).device
+    found = torch.zeros(len(queries), device=device)
+    for block in _blocks(queries, pad, batch_size, device):
+        found.index_add_(0, block.query, block.sign * values(model, block.rows))
+    return found.cpu()
+
+
+class _Block(NamedTuple):
+    rows: dict[str, Any]
+    query: Int[Tensor, " rows"]
+    sign: Float[Tensor, " rows"]
+
+
+def _blocks(
+    queries: Sequence[Query], pad: int, batch_size: int, device: torch.device
+) -> Iterator[_Block]:
+    """Yield the rows of all queries, `batch_size` at once."""
+    rows = [(index, row) for index, query in enumerate(queries) for row in query.rows]
+    for places in in_batches(len(rows), batch_size):
+        some = [rows[place] for place in places]
+        block = sequence_rows([row.prompt for _, row in some], [r.response for _, r in some], pad)
+        query = torch.tensor([index for index, _ in some])
+        sign = torch.tensor([row.sign for _, row in some])
+        yield send_to_device(_Block(block, query, sign), device)
 
 
 def ask_functions(

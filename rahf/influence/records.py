@@ -126,17 +126,18 @@ def agreement(rankings_found: Mapping[str, Tensor]) -> dict[str, dict[str, float
     for name, other in rankings_found.items():
         if name == "influence":
             continue
-        each = [_spearman(own[:, query], other[:, query]) for query in range(own.shape[1])]
+        each = [spearman(own[:, query], other[:, query]) for query in range(own.shape[1])]
         known = [value for value in each if value is not None]
         estimate = mean_estimate(known) if known else None
         found[name] = estimate and estimate.as_dict()
     return found
 
 
-def _spearman(first: Tensor, second: Tensor) -> float | None:
+def spearman(first: Tensor, second: Tensor) -> float | None:
+    """Return the rank correlation where both are known; None where one of them is constant."""
     there = second.isfinite()
     ranks = torch.stack([each[there].argsort().argsort().double() for each in (first, second)])
-    if there.sum() < 3 or second[there].std() == 0:
+    if there.sum() < 3 or not (first[there].std() > 0 and second[there].std() > 0):
         return None
     return float(torch.corrcoef(ranks)[0, 1])
 

@@ -77,8 +77,8 @@ def fit_all(adapter: Path, settings: Settings) -> list[str]:
     training, stages = read_training(adapter), [POLICY_STAGE]
     fit_stage(training, POLICY_STAGE, settings)
     if settings.through:
-        for name, folder in teachers_trained(training).items():
-            fit_stage(read_training(folder), name, settings)
+        for name, teacher in teachers_trained(training).items():
+            fit_stage(teacher, name, settings)
             stages.append(name)
     return stages
 
@@ -97,8 +97,8 @@ def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
     if teachers:
         size = settings.batch_size
         towards = teacher_queries(fitted.subject, fitted.parts, solved, teachers, size)
-        for name, folder in teachers.items():
-            teacher = fit_stage(read_training(folder), name, settings)
+        for name, its_training in teachers.items():
+            teacher = fit_stage(its_training, name, settings)
             its = teacher.curvature.solve(towards[name])
             stages[name] = _score(teacher, its, towards[name], settings)
     rows = sorted({row for stage in stages.values() for row in stage.rows})

@@ -14,7 +14,6 @@ policy starts as a copy of a teacher is not counted. Knows alignments; knows no 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +35,7 @@ from rahf.influence.gradients import (
 )
 from rahf.influence.hessian import UNUSED, flattened
 from rahf.influence.objectives import Batch, in_batches, open_gate
-from rahf.influence.trained import Subject
+from rahf.influence.trained import Subject, Training
 from rahf.models.adapters import add_teachers, frozen_pass
 from rahf.objective import row_mean
 from rahf.pipeline.inputs import alignment_arguments
@@ -58,14 +57,14 @@ def teacher_queries(
     subject: Subject,
     parts: Sequence[Part],
     solved: Float[Tensor, "queries parameters"],
-    teachers: Mapping[str, Path],
+    teachers: Mapping[str, Training],
     batch_size: int,
 ) -> dict[str, Float[Tensor, "queries parameters"]]:
     """Return the gradient of each query towards each teacher's parameters.
 
     Args:
         solved: v, of the policy.
-        teachers: folders by name; those that move no target of the policy have zeros.
+        teachers: their trainings by name; those that move no target of the policy have zeros.
     """
     alignment = by_pairs(subject.alignment)
     views = _views_with_shift(subject, alignment, teachers)
@@ -96,14 +95,16 @@ def _add(found: dict[str, Tensor], query: int, more: Mapping[str, Tensor]) -> No
 
 
 def _views_with_shift(
-    subject: Subject, alignment: Alignment, teachers: Mapping[str, Path]
+    subject: Subject, alignment: Alignment, teachers: Mapping[str, Training]
 ) -> FrozenViews:
     """Return the frozen views with their shift, whose teachers a stored shift has replaced."""
     options, frozen = alignment.options, alignment.frozen_views
     if alignment.directions is None or subject.training.recipe.method.shift != "mean":
         return frozen
     missing = {
-        name: path for name, path in teachers.items() if name not in frozen.model.peft_config
+        name: teacher.folder
+        for name, teacher in teachers.items()
+        if name not in frozen.model.peft_config
     }
     add_teachers(frozen.model, missing, frozen.layers[-1] + 1)
     return replace(frozen, views=views_of(options.method, options.reference, stored_shift=False))

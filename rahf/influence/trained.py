@@ -52,7 +52,28 @@ TEACHER_METHODS = {
 }
 """A method that trains each teacher."""
 
+ALONE = {"pairs_together": False, "dpo_weight": 0.0, "gradient_accumulation_steps": 1}
+"""Keys of a recipe that is read for its teacher or DPO only."""
+
 OF_TEACHERS = ("label_smoothing", "beta")
+
+
+class Edit(NamedTuple):
+    """What a retraining changes of the pairs, by `row`."""
+
+    dropped: frozenset[int] = frozenset()
+    flipped: frozenset[int] = frozenset()  # chosen and rejected trade places
+
+    def of(self, rows: Dataset) -> Dataset:
+        """Return tokenised pairs without the dropped ones, the flipped ones turned."""
+        kept = [place for place, row in enumerate(rows["row"][:]) if row not in self.dropped]
+        rows = rows.select(kept) if len(kept) < len(rows) else rows
+        return rows.map(self._turned, load_from_cache_file=False) if self.flipped else rows
+
+    def _turned(self, pair: Mapping[str, Any]) -> dict[str, Any]:
+        sides = ("chosen_ids", "rejected_ids")
+        turned = pair["row"] in self.flipped
+        return dict(zip(sides, (pair[side] for side in sides[:: -1 if turned else 1]), strict=True))
 
 
 class Training(NamedTuple):
@@ -63,6 +84,8 @@ class Training(NamedTuple):
     recipe: Recipe
     beta: float  # read by dpo
     unchecked: bool  # whether the record lacks the identity of the pairs, as for data of the Hub
+    edit: Edit | None = None  # of a retraining, whose teachers are in its own folder
+    original: "Training | None" = None  # that it repeats
 
 
 class Subject(NamedTuple):
@@ -130,6 +153,7 @@ def _recipe(folder: Path, kind: str, settings: Mapping[str, Any]) -> Recipe:
         recipe = load_recipe(folder / RECIPE_FILE)
         return dataclasses.replace(recipe, training=recipe.training | {"output_dir": str(folder)})
     given = {key: value for key, value in settings.items() if key != "rows_per_step"}
+    given |= {"per_device_train_batch_size": settings["rows_per_step"]} | ALONE
     own = {key: given.pop(key) for key in OF_TEACHERS if key in given}
     method = TEACHER_METHODS.get(kind, "dual")
     teachers = own if kind in TEACHER_METHODS else {}
@@ -142,8 +166,7 @@ def open_training(training: Training) -> Subject:
     """Load the model, the adapter and the pairs of a training."""
     recipe, kind = training.recipe, training.kind
     tokenizer = load_tokenizer(recipe)
-    step = 1 if kind in TEACHER_METHODS else 2
-    rows, base = train_rows(recipe, tokenizer, step=step), load_base(recipe)
+    rows, base = pairs_of(training, tokenizer), load_base(recipe)
     model = put_adapter(base, training.folder, trainable=True)
     model.eval()  # no dropout: a gradient is that of the trained model itself
     pad = pad_id(tokenizer)
@@ -161,6 +184,13 @@ def open_training(training: Training) -> Subject:
     return Subject(training, objective, tokenizer, None)
 
 
+def pairs_of(training: Training, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Return the tokenised pairs that a training reads."""
+    step = 1 if training.kind in TEACHER_METHODS else 2
+    rows = train_rows(training.recipe, tokenizer, step=step)
+    return rows if training.edit is None else training.edit.of(rows)
+
+
 def _open_alignment(training: Training, model, tokenizer, rows: Dataset) -> Subject:
     # Frozen states are not kept: influence reads them once or twice.
     method = dataclasses.replace(training.recipe.method, target_cache=None)
@@ -174,9 +204,17 @@ def _open_alignment(training: Training, model, tokenizer, rows: Dataset) -> Subj
     return Subject(training, objective, tokenizer, made.alignment)
 
 
-def teachers_trained(training: Training) -> dict[str, Path]:
-    """Return the folders of the teachers that the alignment's own run has trained, by name."""
+def teachers_trained(training: Training) -> dict[str, Training]:
+    """Return the trainings of the teachers that the alignment's own run has trained, by name."""
     if training.kind != "alignment":
         return {}
-    found = teachers_of(training.recipe)
-    return {name: Path(path) for name, path in found.items() if (Path(path) / STAGE_FILE).exists()}
+    if training.original is not None:
+        return {
+            name: its._replace(folder=training.folder / "teachers" / name, edit=training.edit)
+            for name, its in teachers_trained(training.original).items()
+        }
+    return {
+        name: read_training(path)
+        for name, path in teachers_of(training.recipe).items()
+        if (Path(path) / STAGE_FILE).exists()
+    }

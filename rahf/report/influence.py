@@ -73,6 +73,44 @@ def _estimate(each: Mapping[str, float] | None) -> str:
     return "constant" if each is None else "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**each)
 
 
+def validation_text(found: Mapping[str, Any]) -> str:
+    """Return the tables of a validation."""
+    steps = found["steps"]
+    parts = [
+        f"finite differences of the largest {steps['pairs']} pairs: correlation "
+        f"{steps['correlation']:.3f}, slope {steps['slope']:.3f}"
+    ]
+    if "datamodelling" in found:
+        rows = [[name, _estimate(each)] for name, each in found["datamodelling"].items()]
+        parts.append(markdown(["ranking", "linear datamodelling score"], rows))
+    if "leave_out" in found:
+        rows = [
+            [name, f"{each['predicted']:+.3g}", _estimate(each["measured"])]
+            for name, each in found["leave_out"].items()
+        ]
+        parts.append(markdown(["without", "predicted change", "measured"], rows))
+    if "flips" in found:
+        rows = [[name, _estimate(each)] for name, each in found["flips"]["auc"].items()]
+        parts.append(markdown(["ranking", "AUC of flipped pairs"], rows))
+    return "\n\n".join(parts)
+
+
+def cleaning_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the held-out accuracy of each arm and whether it rises."""
+    rows = []
+    for name, arm in arms.items():
+        gained = arm["gained"]
+        verdict = "better" if gained["low"] > 0 else "worse" if gained["high"] < 0 else "open"
+        shown = ["-", ""] if not arm["rows"] else [_estimate(gained), verdict]
+        rows.append([name, str(len(arm["rows"])), _share(arm["accuracy"]), *shown])
+    header = ["arm", "pairs changed", "held-out accuracy", "against all pairs", "verdict"]
+    return markdown(header, rows)
+
+
+def _share(each: Mapping[str, float]) -> str:
+    return "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**each)
+
+
 def influence_chart(
     summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], path: Path
 ) -> None:

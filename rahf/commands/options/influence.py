@@ -38,6 +38,40 @@ def influence_options(parser: argparse.ArgumentParser) -> None:
     option("--direct", action="store_true", help="leave out what goes through the teachers")
 
 
+def question_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is asked of the adapter."""
+    option = parser.add_argument
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--responses", metavar="FILE", type=Path, help="prompts with responses")
+    asked.add_argument("--pairs", metavar="NAME", help="held-out pairs: a file, folder or Hub id")
+    option("--split", metavar="NAME", default="train", help="split of --pairs (default: train)")
+    option("--direction", metavar="FOLDER", type=Path, help="project on these directions")
+    option("--layer", metavar="N", type="count from zero", help="layer of --direction")
+    option("--limit", metavar="N", type="count", help="the first N records")
+    parser.set_defaults(check=check_questions)
+
+
+def check_questions(options: argparse.Namespace) -> None:
+    if options.direction is not None and options.responses is None:
+        raise ValueError("--direction projects responses: give --responses, not --pairs.")
+    if options.layer is not None and options.direction is None:
+        raise ValueError("--layer is that of --direction, which is not given: omit it.")
+
+
+def asked_of(options: argparse.Namespace, subject):
+    """Return the queries of --responses or --pairs."""
+    from rahf.influence.inputs import of_responses, of_rows, pair_rows, projected
+
+    given = (subject.tokenizer, subject.training.recipe.data.chat_template, options.limit)
+    if options.responses is None:
+        rows = pair_rows(options.pairs, options.split, *given)
+        return of_rows(rows, subject.tokenizer)
+    questions = of_responses(options.responses, *given)
+    if options.direction is None:
+        return questions
+    return projected(questions, options.direction, options.layer)
+
+
 def settings_of(options: argparse.Namespace):
     from rahf.influence.run import Settings
 
