@@ -27,8 +27,9 @@ from rahf.influence.scores import pair_gradients
 from rahf.influence.trained import Edit, Training, open_training
 from rahf.models.adapters import pad_id
 
-STEP = 0.01
-"""Share of the step of leaving a pair out that finite differences make."""
+SMALL = 0.05
+"""Largest predicted change of a query in a finite difference: the step is a share of the one that
+leaving a pair out makes."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Retrainings:
 def step_agreement(
     fitted: Fitted, influence: Influence, questions: Questions, pairs: int, batch_size: int
 ) -> dict[str, Any]:
-    """Return how the direct changes agree with finite differences: the policy is moved by a
-    hundredth of the step that leaving a pair out makes, and asked again.
+    """Return how the direct changes agree with finite differences: the policy is moved by a small
+    share of the step that leaving a pair out makes, and asked again.
 
     Returns:
         Correlation over the pairs with the largest changes and all queries, and the slope of the
@@ -68,13 +69,14 @@ def step_agreement(
     for place in places:
         batch = objective.batch([place], whole=False)
         gradient = pair_gradients(objective, fitted.parts, batch)
-        step = STEP * fitted.curvature.solve(gradient)[0] / len(stage.rows)
+        share = min(1.0, SMALL / float(changes[place].abs().max().clamp(min=1e-9)))
+        step = share * fitted.curvature.solve(gradient)[0] / len(stage.rows)
         ends = []
         for sign in (1.0, -1.0):
             _move(fitted.parts, sign * step)
             ends.append(values_of(objective.model, questions.queries, *how))
             _move(fitted.parts, -sign * step)
-        real.append((ends[0] - ends[1]) / (2 * STEP))
+        real.append((ends[0] - ends[1]) / (2 * share))
     measured, predicted = torch.stack(real).flatten(), changes[places].flatten()
     correlation = float(torch.corrcoef(torch.stack([measured, predicted]))[0, 1])
     slope = float((measured @ predicted) / predicted.square().sum())

@@ -1,16 +1,15 @@
 """Through-teacher influence against retraining of a toy, with exact Hessians."""
 
-from functools import partial
-
 import torch
 from peft import get_peft_model
-from tiny_models import EOS, lora, randomize, tiny_dataset, tiny_tokenizer
+from tiny_models import EOS, randomize, tiny_dataset, tiny_tokenizer
+from toy_influence import DECAY, SMALL, flat, minimise, put
 
 from rahf.alignment import build_alignment
 from rahf.influence.aligned import alignment_objective
-from rahf.influence.gradients import exact_attention, lora_parts, weights_of_parts
+from rahf.influence.gradients import lora_parts
 from rahf.influence.hessian import hessian_product
-from rahf.influence.objectives import open_gate, side_objective
+from rahf.influence.objectives import side_objective
 from rahf.influence.queries import ask, margin
 from rahf.influence.scores import pair_gradients
 from rahf.influence.through import teacher_queries
@@ -19,40 +18,7 @@ from rahf.models.adapters import attach_policy
 from rahf.trainer_config import RAHFConfig
 
 PAIRS = 5
-DECAY = 1.0  # towards the start, which makes the minimum unique
 LESS = 0.3  # weight that a pair loses, so that the change is of first order
-SMALL = partial(lora, 1, target_modules=["v_proj"], layers_to_transform=[0, 1])
-
-
-def flat(parts):
-    return torch.cat([part.module.weight.detach().flatten() for part in parts])
-
-
-def put(parts, vector):
-    for part in parts:
-        part.module.weight.data.copy_(part.matrices(vector.unsqueeze(0))[0])
-
-
-def minimise(objective, parts, start, kept):
-    """Train from where the weights are to the minimum of the weighted mean loss of the pairs."""
-    weights = weights_of_parts(parts)
-    search = {"max_iter": 40, "tolerance_grad": 1e-5, "line_search_fn": "strong_wolfe"}
-    batch = objective.batch(range(PAIRS), whole=True)
-
-    def closure():
-        objective.model.zero_grad()
-        with exact_attention():
-            loss = (objective.losses(batch, open_gate) * kept).sum() / PAIRS
-        away = torch.cat([weight.flatten() for weight in weights]) - start
-        loss = loss + DECAY / 2 * away.square().sum()
-        loss.backward()
-        return loss
-
-    for _ in range(6):  # the search ends early where float32 is too coarse for its step
-        torch.optim.LBFGS(weights, **search).step(closure)
-        if max(weight.grad.abs().max() for weight in weights) < 1e-4:
-            break
-    objective.model.zero_grad()
 
 
 def inverse(objective, parts):

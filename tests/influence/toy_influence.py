@@ -1,5 +1,7 @@
 """Objectives on tiny models, whose every figure a loop can check."""
 
+from functools import partial
+
 import torch
 from peft import PeftModel
 from tiny_models import EOS, Family, lora, randomize, tiny_dataset, tiny_tokenizer
@@ -19,6 +21,8 @@ from rahf.models.adapters import attach_policy
 from rahf.trainer_config import RAHFConfig
 
 KINDS = ("dpo", "positive", "contrast", "dual", "scit", "lorra", "direction", "rmu")
+DECAY = 1.0  # of a toy's training, towards its start, which makes the minimum unique
+SMALL = partial(lora, 1, target_modules=["v_proj"], layers_to_transform=[0, 1])
 TEXTS = [[3, 4, 5], [6, 7, 8, 9]]
 
 
@@ -68,3 +72,34 @@ def loop_gradients(objective: Objective, pseudo: bool = False) -> torch.Tensor:
             loss = objective.pseudo(batch) if pseudo else objective.losses(batch, open_gate).sum()
         found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))
     return torch.stack(found)
+
+
+def flat(parts):
+    return torch.cat([part.module.weight.detach().flatten() for part in parts])
+
+
+def put(parts, vector):
+    for part in parts:
+        part.module.weight.data.copy_(part.matrices(vector.unsqueeze(0))[0])
+
+
+def minimise(objective, parts, start, kept):
+    """Train from where the weights are to the minimum of the weighted mean loss of the pairs."""
+    weights = weights_of_parts(parts)
+    search = {"max_iter": 40, "tolerance_grad": 1e-5, "line_search_fn": "strong_wolfe"}
+    batch = objective.batch(range(len(kept)), whole=True)
+
+    def closure():
+        objective.model.zero_grad()
+        with exact_attention():
+            loss = (objective.losses(batch, open_gate) * kept).mean()
+        away = torch.cat([weight.flatten() for weight in weights]) - start
+        loss = loss + DECAY / 2 * away.square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(6):  # the search ends early where float32 is too coarse for its step
+        torch.optim.LBFGS(weights, **search).step(closure)
+        if max(weight.grad.abs().max() for weight in weights) < 1e-4:
+            break
+    objective.model.zero_grad()
