@@ -98,6 +98,7 @@ def preferred(family, tmp_path, monkeypatch) -> Path:
     return Path("out/dpo")
 
 
+@pytest.mark.slow
 def test_dpo_is_validated_by_retraining_and_cleaned(preferred, capsys):
     given = ["--adapter", preferred, "--pairs", "held.jsonl"]
     few = ["--halves", 3, "--without", 2, "--flipped", 0.25]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import EOS, randomize
-from toy_influence import DECAY, SMALL, flat, minimise, put
+from tiny_models import EOS, lora, randomize
+from toy_influence import flat, minimise, put
 
 from rahf.influence.baselines import baselines
 from rahf.influence.curvature import fit_curvature
@@ -20,8 +20,8 @@ from rahf.influence.validation import auc, lds
 from rahf.models.adapters import attach_policy
 
 PAIRS = 20
-GOOD, BAD = range(2, 12), range(20, 30)
-BETA = 0.3
+GOOD, BAD = range(2, 5), range(20, 23)
+BETA = DECAY = 0.3
 
 
 def draw_pairs(count, seed, flipped=()):
@@ -43,7 +43,7 @@ class Trained:
     """A DPO training at its minimum."""
 
     def __init__(self, family, rows):
-        model = attach_policy(family.load_base(), SMALL(), range(4))
+        model = attach_policy(family.load_base(), lora(2), range(4))
         randomize(model, "default", 3)
         self.objective = preference_objective(model.eval(), rows, EOS, BETA)
         self.parts = lora_parts(model)
@@ -56,10 +56,10 @@ class Trained:
 
     def train(self, kept):
         put(self.parts, self.start)
-        minimise(self.objective, self.parts, self.start, kept)
+        minimise(self.objective, self.parts, self.start, kept, DECAY)
         return values_of(self.objective.model, self.queries, EOS, 16)
 
-    def rankings(self, tmp_path, curvature="kernel"):
+    def rankings(self, tmp_path, curvature):
         batch = self.objective.batch(range(PAIRS), whole=True)
         pseudo = pseudo_gradients(self.objective, self.parts, batch)
         damping = DECAY / float(pseudo.square().mean())
@@ -73,26 +73,26 @@ class Trained:
         return {"influence": -changes, "bm25": rivals.bm25, "random": noise}, rivals
 
 
+@pytest.mark.slow
 def test_influence_predicts_retraining_better_than_bm25_and_chance(family, tmp_path):
     toy = Trained(family, draw_pairs(PAIRS, 1))
     toy.train(torch.ones(PAIRS))
-    rankings, _ = toy.rankings(tmp_path)
-    generator, kept = np.random.default_rng(0), []
-    for _ in range(10):
-        kept.append(torch.from_numpy(generator.permutation(PAIRS) < PAIRS // 2))
+    rankings, _ = toy.rankings(tmp_path, "kernel")
+    generator = np.random.default_rng(0)
+    kept = [torch.from_numpy(generator.permutation(PAIRS) < PAIRS // 2) for _ in range(8)]
     values = torch.stack([toy.train(half.float() * 2) for half in kept])
     scores = lds(values, torch.stack(kept), rankings)
-    assert scores["influence"]["mean"] > 0.6
-    assert scores["influence"]["low"] > scores["bm25"]["mean"]
-    assert scores["influence"]["low"] > scores["random"]["mean"]
+    assert scores["influence"]["low"] > 0
+    assert scores["influence"]["mean"] > scores["bm25"]["mean"] + 0.2
+    assert scores["influence"]["mean"] > scores["random"]["mean"] + 0.2
 
 
-@pytest.mark.parametrize("curvature", ["kernel", "ekfac"])
-def test_flipped_pairs_oppose_the_held_out_margin(family, tmp_path, curvature):
+@pytest.mark.slow
+def test_flipped_pairs_oppose_the_held_out_margin(family, tmp_path):
     flipped = {2, 7, 11, 16}
     toy = Trained(family, draw_pairs(PAIRS, 1, flipped))
     toy.train(torch.ones(PAIRS))
-    rankings, rivals = toy.rankings(tmp_path, curvature)
+    rankings, rivals = toy.rankings(tmp_path, "ekfac")
     positive = np.isin(np.arange(PAIRS), list(flipped))
     found = auc(-rankings["influence"].mean(1).numpy(), positive)
     assert found.mean > 0.8

@@ -83,7 +83,7 @@ def put(parts, vector):
         part.module.weight.data.copy_(part.matrices(vector.unsqueeze(0))[0])
 
 
-def minimise(objective, parts, start, kept):
+def minimise(objective, parts, start, kept, decay=DECAY):
     """Train from where the weights are to the minimum of the weighted mean loss of the pairs."""
     weights = weights_of_parts(parts)
     search = {"max_iter": 40, "tolerance_grad": 1e-5, "line_search_fn": "strong_wolfe"}
@@ -94,7 +94,7 @@ def minimise(objective, parts, start, kept):
         with exact_attention():
             loss = (objective.losses(batch, open_gate) * kept).mean()
         away = torch.cat([weight.flatten() for weight in weights]) - start
-        loss = loss + DECAY / 2 * away.square().sum()
+        loss = loss + decay / 2 * away.square().sum()
         loss.backward()
         return loss
 
