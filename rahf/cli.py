@@ -116,9 +116,7 @@ COMMANDS: dict[str, Command | Group] = {
     "influence": Group(
         "find the training pairs that caused what an adapter does",
         {
-            "fit": Command(
-                plain_command, "fit the curvature of a finished training", FROM_CHECKPOINT
-            ),
+            "fit": Command(plain_command, "fit the curvature of a finished training", FROM_FILE),
             "score": Command(
                 plain_command, "attribute queries to the pairs that an adapter was trained on"
             ),

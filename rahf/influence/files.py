@@ -35,6 +35,9 @@ SCORES_FILE = "scores.safetensors"
 QUERIES_FILE = "queries.jsonl"
 SUMMARY_FILE = "summary.json"
 
+PLAUSIBLE = 1.0
+"""Nats; no training sequence had a larger influence in arXiv 2308.03296."""
+
 
 def rivals_of(
     fitted: Fitted, queries: Sequence[Query], settings: Settings, validated_by: Path | None
@@ -78,7 +81,6 @@ def write_results(
         explain(records, fitted, influence, settings, explained)
     write_lines(folder / QUERIES_FILE, records)
     unit = "dot product" if settings.curvature == "identity" else unit
-    notes = [note for stage in influence.stages.values() for note in stage.notes]
     summary = {
         "adapter": str(fitted.subject.training.folder),
         "curvature": settings.curvature,
@@ -87,9 +89,22 @@ def write_results(
         "pairs": {name: len(stage.rows) for name, stage in influence.stages.items()},
         "layers": layer_histogram(influence),
         "agreement": agreement(found),
-        "notes": list(dict.fromkeys(notes)),
+        "notes": _notes(influence, unit),
     }
     write_json(folder / SUMMARY_FILE, summary)
+
+
+def _notes(influence: Influence, unit: str) -> list[str]:
+    """Return what a reader of the scores has to know, each once."""
+    notes = [note for stage in influence.stages.values() for note in stage.notes]
+    largest = float(influence.total.abs().max())
+    if unit == "nats" and largest > PLAUSIBLE:
+        notes.append(
+            f"changes of up to {largest:.2g} nats are more than single pairs do: the training is "
+            "far from a minimum, or the damping is too small. Read the order of the pairs, not "
+            "the sizes"
+        )
+    return list(dict.fromkeys(notes))
 
 
 def _write_scores(path: Path, influence: Influence, rivals: Baselines) -> None:

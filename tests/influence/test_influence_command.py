@@ -56,7 +56,10 @@ def test_an_alignment_is_attributed_to_its_pairs_directly_and_through_its_teache
     assert set(first["ranks"]) >= {"influence", "gradient dot", "BM25", "similarity", "margin"}
     page = Path("scored/index.html").read_text()
     assert "<b>" not in page.replace("</b>", "")
-    assert read_json(Path("scored/summary.json"))["unit"] == "nats"
+    summary = read_json(Path("scored/summary.json"))
+    assert summary["unit"] == "nats"
+    too_large = bool(scores["total"].abs().max() > 1)
+    assert any("more than single pairs do" in note for note in summary["notes"]) == too_large
 
 
 def test_what_cannot_be_attributed_is_refused_in_one_line(trained, family, capsys):
