@@ -36,7 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="adapter trained on validation pairs, for the rival LossDiff",
     )
     option("--write", metavar="FILE", type=Path, help="new data file with the pairs of --arm")
-    option("--arm", metavar="NAME", default="drop worst", help="arm of --write (drop worst)")
+    option(
+        "--arm", metavar="NAME", default="drop worst", help="arm of --write (default: drop worst)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

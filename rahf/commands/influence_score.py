@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type="count from zero",
         default=3,
-        help="of these, the pairs that are shown token by token (default: 3)",
+        help="how many of these are shown token by token (default: 3)",
     )
     option(
         "--validated_by",

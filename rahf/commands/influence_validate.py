@@ -45,7 +45,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0.2,
         help="share of the pairs whose sides trade places; needs --pairs (default: 0.2)",
     )
-    option("--seeds", metavar="N", type="count", default=1, help="of --without (default: 1)")
+    option(
+        "--seeds",
+        metavar="N",
+        type="count",
+        default=1,
+        help="retrainings by each --without (default: 1)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
