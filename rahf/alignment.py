@@ -103,7 +103,7 @@ class Alignment:
         move[:, : batch["aligned_responses"]] = self._move(batch, frozen)
         scale = layer_scale(self.options.layer_scale, reference, move, owner, responses + retained)
         # A retained text has no shift: it is measured in the unit of the response beside it.
-        scale[:, responses:] = scale[:, :retained]
+        scale = torch.cat([scale[:, :responses], scale[:, :retained]], 1)
         return Target(reference, move, scale)
 
     def _move(self, batch: Batch, frozen: Frozen) -> Tensor | float:

@@ -123,6 +123,23 @@ COMMANDS: dict[str, Command | Group] = {
             ),
         },
     ),
+    "influence": Group(
+        "find the training pairs that caused what an adapter does",
+        {
+            "fit": Command(plain_command, "fit the curvature of a finished training", FROM_FILE),
+            "score": Command(
+                plain_command, "attribute queries to the pairs that an adapter was trained on"
+            ),
+            "validate": Command(
+                plain_command, "compare influence and its rivals with retraining", FROM_FILE
+            ),
+            "clean": Command(
+                plain_command,
+                "retrain without, or with turned, the pairs that hurt, and measure it",
+                FROM_FILE,
+            ),
+        },
+    ),
     "evaluate": Group(
         "measure a model's preferences, judge responses, run tasks",
         {

@@ -29,6 +29,7 @@ LEVELS = (
     ("trainer",),
     ("pipeline",),
     ("comparison",),
+    ("influence",),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -1,0 +1,97 @@
+"""`rahf influence clean`: whether an adapter is better without the pairs that hurt it."""
+
+import argparse
+from pathlib import Path
+
+from rahf.commands.options.influence import influence_options, settings_of, told_of
+
+EPILOG = """\
+Half of the held-out pairs decide which training pairs are the worst, the other half measures the
+accuracy of the retrained adapters. Every arm changes equally many pairs. Proposes only: with
+--write, the pairs of the arm that is named by --arm become a new data file."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    option = parser.add_argument
+    influence_options(parser)
+    option(
+        "--pairs", required=True, metavar="NAME", help="held-out pairs: a file, folder or Hub id"
+    )
+    option("--split", metavar="NAME", default="train", help="split of --pairs (default: train)")
+    option("--limit", metavar="N", type="count", help="the first N held-out pairs")
+    option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
+    option(
+        "--share",
+        metavar="X",
+        type="share",
+        default=0.1,
+        help="share of the training pairs that an arm changes (default: 0.1)",
+    )
+    option("--seeds", metavar="N", type="count", default=3, help="retrainings an arm (default: 3)")
+    option(
+        "--validated_by",
+        metavar="FOLDER",
+        type=Path,
+        help="adapter trained on validation pairs, for the rival LossDiff",
+    )
+    option("--write", metavar="FILE", type=Path, help="new data file with the pairs of --arm")
+    option(
+        "--arm", metavar="NAME", default="drop worst", help="arm of --write (default: drop worst)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import alone, write_json
+    from rahf.influence.trained import read_training
+    from rahf.report.influence import cleaning_table
+
+    if options.write is not None and options.write.exists():
+        raise ValueError(f"--write {options.write} is there already; give another name.")
+    training = read_training(options.adapter)
+    told_of(training)
+    settings = settings_of(options)
+    with alone(options.output, wait=False), alone(settings.factors, wait=False):
+        arms, found = _compared(options, training, settings)
+        write_json(options.output / "cleaning.json", {"adapter": str(options.adapter), **found})
+    print(cleaning_table(found["arms"]))
+    if options.write is not None:
+        print(_written(options, training, arms))
+    return 0
+
+
+def _compared(options: argparse.Namespace, training, settings):
+    """Return the arms, and what they came to."""
+    from rahf.influence.cleaning import arms_of, compare_arms, halves
+    from rahf.influence.files import rivals_of
+    from rahf.influence.inputs import of_rows, pair_rows
+    from rahf.influence.queries import ask
+    from rahf.influence.records import rankings
+    from rahf.influence.run import POLICY_STAGE, fit_stage, score_all
+    from rahf.models.adapters import pad_id
+
+    fitted = fit_stage(training, POLICY_STAGE, settings)
+    subject, size = fitted.subject, options.batch_size
+    template = training.recipe.data.chat_template
+    rows = pair_rows(options.pairs, options.split, subject.tokenizer, template, options.limit)
+    deciding, measuring = halves(rows)
+    questions = of_rows(deciding, subject.tokenizer)
+    model, pad = subject.objective.model, pad_id(subject.tokenizer)
+    asked = ask(model, fitted.parts, questions.queries, pad, size)
+    influence = score_all(fitted, asked, settings)
+    rivals = rivals_of(fitted, questions.queries, settings, options.validated_by)
+    count = max(1, round(options.share * len(influence.rows)))
+    arms = arms_of(influence.rows, rankings(influence, rivals), count)
+    folder, seeds = options.output / "retrained", range(options.seeds)
+    found = compare_arms(training, arms, measuring, seeds, folder, size)
+    return arms, {"pairs": len(influence.rows), "changed": count, "arms": found}
+
+
+def _written(options: argparse.Namespace, training, arms) -> str:
+    from rahf.influence.cleaning import write_cleaned
+
+    by_name = {arm.name: arm.edit for arm in arms}
+    if options.arm not in by_name:
+        raise ValueError(f"--arm {options.arm!r} is none of {', '.join(by_name)}.")
+    count = write_cleaned(training, by_name[options.arm], options.write)
+    return f"{options.arm}: {count} pairs in {options.write}"

@@ -1,0 +1,108 @@
+"""`rahf influence validate`: influence and its rivals against retraining."""
+
+import argparse
+from pathlib import Path
+
+from rahf.commands.options.influence import (
+    asked_of,
+    influence_options,
+    question_options,
+    settings_of,
+    told_of,
+)
+
+EPILOG = """\
+The adapter is trained again by the project's trainers: on random halves of its pairs (--halves),
+without the pairs that support or oppose the queries most (--without), and with the sides of some
+pairs turned (--flipped). FOLDER keeps every retraining, so that a stopped run resumes, and
+validation.json. 0 leaves a part out."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    option = parser.add_argument
+    influence_options(parser)
+    question_options(parser)
+    option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
+    option(
+        "--halves",
+        metavar="N",
+        type="count from zero",
+        default=16,
+        help="random halves to train on (default: 16)",
+    )
+    option(
+        "--without",
+        metavar="N",
+        type="count from zero",
+        default=10,
+        help="pairs that are left out together (default: 10)",
+    )
+    option(
+        "--flipped",
+        metavar="SHARE",
+        type="number from zero",
+        default=0.2,
+        help="share of the pairs whose sides trade places; needs --pairs (default: 0.2)",
+    )
+    option(
+        "--seeds",
+        metavar="N",
+        type="count",
+        default=1,
+        help="retrainings by each --without (default: 1)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import alone, write_json
+    from rahf.influence.trained import read_training
+    from rahf.report.influence import validation_text
+
+    if options.flipped >= 1:
+        raise ValueError(f"--flipped {options.flipped} is not a share below 1.")
+    training = read_training(options.adapter)
+    told_of(training)
+    settings = settings_of(options)
+    with alone(options.output, wait=False), alone(settings.factors, wait=False):
+        found = _validated(options, training, settings)
+        write_json(options.output / "validation.json", found)
+    print(validation_text(found))
+    return 0
+
+
+def _validated(options: argparse.Namespace, training, settings) -> dict:
+    from rahf.influence.files import rivals_of
+    from rahf.influence.queries import ask
+    from rahf.influence.records import rankings
+    from rahf.influence.run import POLICY_STAGE, fit_stage, score_all
+    from rahf.influence.validation import (
+        Retrainings,
+        datamodelling_scores,
+        flip_recovery,
+        leave_out,
+        step_agreement,
+        with_random,
+    )
+    from rahf.models.adapters import pad_id
+
+    fitted = fit_stage(training, POLICY_STAGE, settings)
+    questions, size = asked_of(options, fitted.subject), options.batch_size
+    model, pad = fitted.subject.objective.model, pad_id(fitted.subject.tokenizer)
+    asked = ask(model, fitted.parts, questions.queries, pad, size, questions.values)
+    influence = score_all(fitted, asked, settings)
+    retrainings = Retrainings(training, questions, options.output / "retrained", size)
+    found = {"adapter": str(options.adapter), "curvature": options.curvature}
+    found["steps"] = step_agreement(fitted, influence, questions, 5, size)
+    if options.halves:
+        rivals = rankings(influence, rivals_of(fitted, questions.queries, settings, None))
+        given = (influence.rows, with_random(rivals), options.halves)
+        found["datamodelling"] = datamodelling_scores(retrainings, *given)
+    if options.without:
+        found["leave_out"] = leave_out(
+            retrainings, influence, options.without, range(options.seeds)
+        )
+    if options.flipped and options.pairs is not None:
+        given = (influence.rows, options.flipped, 0, settings)
+        found["flips"] = flip_recovery(retrainings, *given)
+    return found

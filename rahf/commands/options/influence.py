@@ -1,0 +1,93 @@
+"""Options of the commands that compute influence, and what they name."""
+
+import argparse
+from pathlib import Path
+
+CURVATURES = ("ekfac", "kernel", "cg", "identity")
+
+
+def influence_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option(
+        "--adapter",
+        required=True,
+        metavar="FOLDER",
+        type=Path,
+        help="output folder of rahf align or rahf dpo, or of a teacher",
+    )
+    option(
+        "--curvature",
+        choices=CURVATURES,
+        default=CURVATURES[0],
+        help=f"what replaces the Hessian of the training (default: {CURVATURES[0]})",
+    )
+    option(
+        "--factors",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the fitted curvature (default: influence in the adapter's folder)",
+    )
+    option("--batch_size", metavar="N", type="count", default=8, help="pairs at once (default: 8)")
+    option(
+        "--damping",
+        metavar="X",
+        type="positive number",
+        default=0.1,
+        help="damping as a share of the mean curvature (default: 0.1)",
+    )
+    option("--direct", action="store_true", help="leave out what goes through the teachers")
+
+
+def question_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is asked of the adapter."""
+    option = parser.add_argument
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--responses", metavar="FILE", type=Path, help="prompts with responses")
+    asked.add_argument("--pairs", metavar="NAME", help="held-out pairs: a file, folder or Hub id")
+    option("--split", metavar="NAME", default="train", help="split of --pairs (default: train)")
+    option("--direction", metavar="FOLDER", type=Path, help="project on these directions")
+    option("--layer", metavar="N", type="count from zero", help="layer of --direction")
+    option("--limit", metavar="N", type="count", help="the first N records")
+    parser.set_defaults(check=check_questions)
+
+
+def check_questions(options: argparse.Namespace) -> None:
+    if options.direction is not None and options.responses is None:
+        raise ValueError("--direction projects responses: give --responses, not --pairs.")
+    if options.layer is not None and options.direction is None:
+        raise ValueError("--layer is that of --direction, which is not given: omit it.")
+
+
+def asked_of(options: argparse.Namespace, subject):
+    """Return the queries of --responses or --pairs."""
+    from rahf.influence.inputs import of_responses, of_rows, pair_rows, projected
+
+    given = (subject.tokenizer, subject.training.recipe.data.chat_template, options.limit)
+    if options.responses is None:
+        rows = pair_rows(options.pairs, options.split, *given)
+        return of_rows(rows, subject.tokenizer)
+    questions = of_responses(options.responses, *given)
+    if options.direction is None:
+        return questions
+    return projected(questions, options.direction, options.layer)
+
+
+def settings_of(options: argparse.Namespace):
+    from rahf.influence.run import Settings
+
+    return Settings(
+        options.curvature,
+        options.factors or options.adapter / "influence",
+        options.batch_size,
+        options.damping,
+        through=not options.direct,
+    )
+
+
+def told_of(training) -> None:
+    """Print what could not be checked of a training."""
+    if training.unchecked:
+        print(
+            "note: the record of the training holds no identity of its pairs, as for data of the "
+            "Hub, so that they are not compared to those that are read now"
+        )

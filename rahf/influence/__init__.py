@@ -1,0 +1,1 @@
+"""Influence of single training pairs on what a trained adapter does."""

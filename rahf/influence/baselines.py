@@ -1,0 +1,118 @@
+"""Rivals of influence, cheap rankings of the same pairs that are shown beside it.
+
+BM25 over token ids, cosine of mean hidden states, the pair's own margin under the trained model,
+the implicit reward margin IRM, and LossDiff (Zhang et al. 2025, arXiv 2510.13212). The dot product
+of gradients comes with the scores. Knows models and tokenised pairs.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor
+
+from rahf.data.rows import sequence_rows
+from rahf.influence.objectives import Objective, in_batches, open_gate, real_tokens
+from rahf.influence.queries import Query
+from rahf.models.adapter_files import POLICY, put_adapter
+from rahf.models.adapters import base_name, check_same_base, depth_of, frozen_pass
+from rahf.models.capture import record
+from rahf.models.likelihood import model_inputs, pair_likelihoods
+
+VALIDATED = "validated"
+"""Name of the adapter that was trained on validation pairs, on the model."""
+
+K1, B = 1.2, 0.75
+"""BM25's constants (Robertson and Zaragoza 2009)."""
+
+
+class Baselines(NamedTuple):
+    """Rankings of the pairs that need no curvature."""
+
+    bm25: Float[Tensor, "pairs queries"]
+    similarity: Float[Tensor, "pairs queries"]  # cosine of mean hidden states, last block
+    margin: Float[Tensor, " pairs"]  # chosen minus rejected under the trained model, nats
+    irm: Float[Tensor, " pairs"]  # that minus the same under the base: implicit reward / beta
+    # Loss minus that of a model trained on validation pairs, where one is given.
+    loss_diff: Float[Tensor, " pairs"] | None = None
+
+
+def bm25(documents: Sequence[list[int]], queries: Sequence[list[int]]) -> Tensor:
+    """Return Okapi BM25 of each document and query, [documents, queries]; terms are token ids."""
+    counts = [Counter(document) for document in documents]
+    average = sum(map(len, documents)) / max(1, len(documents))
+    holding = Counter(term for count in counts for term in count)
+    found = torch.zeros(len(documents), len(queries))
+    for row, (document, count) in enumerate(zip(documents, counts, strict=True)):
+        length = K1 * (1 - B + B * len(document) / average)
+        for column, query in enumerate(queries):
+            for term in set(query) & count.keys():
+                absent = len(documents) - holding[term]
+                rarity = math.log(1 + (absent + 0.5) / (holding[term] + 0.5))
+                found[row, column] += rarity * count[term] * (K1 + 1) / (count[term] + length)
+    return found
+
+
+def baselines(
+    model: PeftModel, rows: Dataset, queries: Sequence[Query], pad: int, batch_size: int
+) -> Baselines:
+    """Return the rankings of the pairs for the queries."""
+    pairs = [rows[place] for place in range(len(rows))]
+    texts = [pair["prompt_ids"] + pair["chosen_ids"] + pair["rejected_ids"] for pair in pairs]
+    asked = [query.rows[0].prompt + query.rows[0].response for query in queries]
+    own = pair_likelihoods(model, rows, pad, batch_size)
+    with frozen_pass(model, None):
+        base = pair_likelihoods(model, rows, pad, batch_size)
+    margin = own.chosen - own.rejected
+    of_pairs = mean_states(
+        model, [pair["prompt_ids"] + pair["chosen_ids"] for pair in pairs], pad, batch_size
+    )
+    of_queries = mean_states(model, asked, pad, batch_size)
+    similarity = torch.nn.functional.cosine_similarity(of_pairs[:, None], of_queries, dim=-1)
+    irm = margin - (base.chosen - base.rejected)
+    return Baselines(bm25(texts, asked), similarity, margin, irm)
+
+
+@torch.no_grad()
+def mean_states(
+    model: PeftModel, texts: Sequence[list[int]], pad: int, batch_size: int
+) -> Float[Tensor, "texts d_model"]:
+    """Return the mean of the last block's hidden states over each text."""
+    device, found, last = next(model.parameters()).device, [], depth_of(model) - 1
+    none = torch.empty(0, dtype=torch.long, device=device)
+    for places in in_batches(len(texts), batch_size):
+        some = [texts[place] for place in places]
+        rows = send_to_device(sequence_rows([[] for _ in some], some, pad), device)
+        real = real_tokens(rows)
+        with record(model, (last,), real.flatten().nonzero().squeeze(1), stop=True) as recording:
+            model(**model_inputs(rows), use_cache=False, logits_to_keep=none)
+        owner, states = rows["owner"][real], recording.stack()[0]
+        sums = states.new_zeros(len(some), states.shape[1]).index_add(0, owner, states)
+        found.append((sums / real.sum(1, keepdim=True)).cpu())
+    return torch.cat(found)
+
+
+def loss_difference(
+    objective: Objective, validated_by: Path, batch_size: int
+) -> Float[Tensor, " pairs"]:
+    """Return LossDiff: the loss of each pair minus that under an adapter that was trained on
+    validation pairs, by the same loss.
+    """
+    check_same_base(validated_by, base_name(objective.model))
+    put_adapter(objective.model, validated_by, VALIDATED)
+    own = pair_losses(objective, POLICY, batch_size)
+    return own - pair_losses(objective, VALIDATED, batch_size)
+
+
+def pair_losses(objective: Objective, adapter: str, batch_size: int) -> Float[Tensor, " pairs"]:
+    """Return the loss of each pair under one of the model's adapters."""
+    with frozen_pass(objective.model, adapter):
+        batches = objective.batches(batch_size, whole=False)
+        return torch.cat([objective.losses(batch, open_gate).cpu() for batch in batches])

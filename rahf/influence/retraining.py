@@ -1,0 +1,93 @@
+"""Repeat a training on other pairs: without some, or with some turned.
+
+Every stage that the training's own run has trained is trained again by the project's trainers, with
+the same settings. A finished retraining is found in its folder and not repeated.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from rahf.directions.vectors import Directions
+from rahf.influence.trained import TEACHER_METHODS, Edit, Training, pairs_of, teachers_trained
+from rahf.pipeline.inputs import (
+    QUIET_DEFAULTS,
+    alignment_arguments,
+    load_base,
+    load_tokenizer,
+    lora_config,
+    teachers_of,
+)
+from rahf.recipe.recipe import Recipe
+from rahf.trainer import RAHFTrainer
+from rahf.training.checkpoints import ADAPTER_FILE
+from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
+from rahf.training.trl_dpo import train_dpo
+
+ALONE = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True}
+ALONE |= {"load_best_model_at_end": False, "logging_strategy": "no"}
+"""Arguments of a retraining: nothing is kept or measured on the way."""
+
+
+def retrain(training: Training, edit: Edit, folder: Path, seed: int) -> Training:
+    """Return the training repeated into `folder` on edited pairs.
+
+    Args:
+        seed: of the order of the pairs and of what is new in the adapter.
+    """
+    recipe = training.recipe
+    changed = recipe.training | ALONE | {"output_dir": str(folder), "seed": seed}
+    recipe = dataclasses.replace(recipe, training=changed)
+    again = training._replace(folder=folder, recipe=recipe, edit=edit, original=training)
+    tokenizer = load_tokenizer(recipe)
+    for name, teacher in teachers_trained(again).items():
+        its = teacher.recipe.training | ALONE | {"seed": seed}
+        teacher_recipe = dataclasses.replace(teacher.recipe, training=its)
+        _train(teacher._replace(recipe=teacher_recipe), name, tokenizer)
+    _train(again, training.kind, tokenizer)
+    return again
+
+
+def _train(training: Training, kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    if (training.folder / ADAPTER_FILE).exists():
+        return
+    rows, recipe = pairs_of(training, tokenizer), training.recipe
+    if kind == "dpo":
+        arguments = {**_arguments(recipe), "beta": training.beta}
+        made = (load_base(recipe), rows, tokenizer, lora_config(recipe))
+        train_dpo(*made, training.folder, arguments)
+    elif kind in TEACHER_METHODS:
+        _train_teacher(training, kind, rows, tokenizer)
+    else:
+        _train_alignment(training, rows, tokenizer)
+
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in recipe.training.items() if key != "output_dir"}
+
+
+def _train_teacher(
+    training: Training, name: str, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    recipe = training.recipe
+    given = {**QUIET_DEFAULTS, **TEACHER_DEFAULTS, **_arguments(recipe)}
+    args = TrainingArguments(output_dir=str(training.folder), **given)
+    how = (recipe.teachers.label_smoothing, recipe.teachers.beta, recipe.method.packing)
+    train_teacher(name, load_base(recipe), rows, tokenizer, lora_config(recipe), args, *how)
+
+
+def _train_alignment(training: Training, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Train the alignment; a mean shift is fitted again on its pairs, and kept."""
+    recipe = training.recipe
+    args, method = alignment_arguments(recipe), recipe.method
+    made = (load_base(recipe), args, rows, None, tokenizer, lora_config(recipe))
+    trainer = RAHFTrainer(*made, teachers_of(recipe), method.directions)
+    trainer.train()
+    fitted = trainer.alignment.directions
+    if "directions" in recipe.stages and fitted is not None:
+        layers, made_with = trainer.alignment.layers, {"fit": "mean"}
+        Directions(layers, fitted.cpu(), made_with).save(training.folder / "directions")
+    trainer.save_model()

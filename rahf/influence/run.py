@@ -1,0 +1,135 @@
+"""Fit the curvature of an adapter's training and of its teachers', and score their pairs.
+
+Each stage of a training is attributed by itself; a pair's total is the sum over the stages that it
+took part in: the policy directly, and each teacher through the targets that it gave the policy.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rahf.influence.curvature import Curvature, CurvatureName, fit_curvature
+from rahf.influence.factors import check_key
+from rahf.influence.formula import DAMPING
+from rahf.influence.gradients import Part, lora_parts
+from rahf.influence.queries import Asked
+from rahf.influence.scores import Detail, Scores, detail_of, score_pairs
+from rahf.influence.through import teacher_queries
+from rahf.influence.trained import Subject, Training, open_training, read_training, teachers_trained
+
+POLICY_STAGE = "policy"
+
+
+class Settings(NamedTuple):
+    """How influence is computed."""
+
+    curvature: CurvatureName = "ekfac"
+    factors: Path = Path("influence")  # folder, with one for each stage
+    batch_size: int = 8  # pairs at once
+    damping: float = DAMPING
+    through: bool = True  # the teachers too
+
+
+class Fitted(NamedTuple):
+    """A stage whose curvature is known."""
+
+    subject: Subject
+    parts: tuple[Part, ...]
+    curvature: Curvature
+
+
+class Stage(NamedTuple):
+    """What the pairs of one stage did to the queries."""
+
+    rows: list[int]  # `row` of each pair
+    scores: Scores
+    solved: Float[Tensor, "queries parameters"]
+    notes: list[str]
+
+
+class Influence(NamedTuple):
+    """What all pairs did to the queries."""
+
+    rows: list[int]  # `row` of every pair of any stage
+    stages: dict[str, Stage]  # the policy, then its teachers
+    total: Float[Tensor, "pairs queries"]  # sum over the stages, in the order of `rows`
+
+    def of_stage(self, name: str) -> Float[Tensor, "pairs queries"]:
+        """Return the changes through one stage in the order of `rows`; 0 without a part in it."""
+        return _spread(self.rows, self.stages[name])
+
+
+def fit_stage(training: Training, name: str, settings: Settings) -> Fitted:
+    """Load a stage and fit its curvature, unless its factors are kept."""
+    subject = open_training(training)
+    parts, folder = lora_parts(subject.objective.model), settings.factors / name
+    check_key(folder, subject)
+    how = (folder, settings.batch_size, settings.damping)
+    return Fitted(subject, parts, fit_curvature(settings.curvature, subject.objective, parts, *how))
+
+
+def fit_all(adapter: Path, settings: Settings) -> list[str]:
+    """Fit the curvature of an adapter and of its teachers; return the names of the stages."""
+    training, stages = read_training(adapter), [POLICY_STAGE]
+    fit_stage(training, POLICY_STAGE, settings)
+    if settings.through:
+        for name, teacher in teachers_trained(training).items():
+            fit_stage(teacher, name, settings)
+            stages.append(name)
+    return stages
+
+
+def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
+    """Return what the pairs of every stage did to the queries.
+
+    Args:
+        fitted: the adapter.
+        asked: the queries at it.
+    """
+    solved = fitted.curvature.solve(asked.gradients)
+    stages = {POLICY_STAGE: _score(fitted, solved, asked.gradients, settings)}
+    training = fitted.subject.training
+    teachers = teachers_trained(training) if settings.through else {}
+    if teachers:
+        size = settings.batch_size
+        towards = teacher_queries(fitted.subject, fitted.parts, solved, teachers, size)
+        for name, its_training in teachers.items():
+            teacher = fit_stage(its_training, name, settings)
+            its = teacher.curvature.solve(towards[name])
+            stages[name] = _score(teacher, its, towards[name], settings)
+    rows = sorted({row for stage in stages.values() for row in stage.rows})
+    total = sum(_spread(rows, stage) for stage in stages.values())
+    return Influence(rows, stages, total)
+
+
+def _score(fitted: Fitted, solved: Tensor, asked: Tensor, settings: Settings) -> Stage:
+    subject, curvature = fitted.subject, fitted.curvature
+    scores = score_pairs(
+        subject.objective,
+        fitted.parts,
+        solved,
+        asked,
+        curvature.solve_pairs,
+        settings.batch_size,
+    )
+    return Stage(subject.rows["row"][:], scores, solved, list(curvature.notes))
+
+
+def _spread(rows: Sequence[int], stage: Stage) -> Float[Tensor, "pairs queries"]:
+    place_of = {row: place for place, row in enumerate(rows)}
+    found = torch.zeros(len(rows), stage.scores.changes.shape[1])
+    found[[place_of[row] for row in stage.rows]] = stage.scores.changes
+    return found
+
+
+def details(fitted: Fitted, stage: Stage, query: int, rows: Sequence[int]) -> dict[int, Detail]:
+    """Return the changes of a query by pairs of a stage, by side, layer and token."""
+    place_of = {row: place for place, row in enumerate(stage.rows)}
+    objective, parts, solved = fitted.subject.objective, fitted.parts, stage.solved[query]
+    return {
+        row: detail_of(objective, parts, solved, place_of[row]) for row in rows if row in place_of
+    }

@@ -1,0 +1,208 @@
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import EOS, tiny_dataset
+from torch import nn
+from toy_influence import alignment_of, loop_gradients, objective_of, policy
+
+from rahf.influence import factors
+from rahf.influence.aligned import _distance_pseudo
+from rahf.influence.curvature import fit_curvature
+from rahf.influence.formula import conjugate_gradients, kernel_solve
+from rahf.influence.gradients import Part, exact_attention, lora_parts, weights_of_parts
+from rahf.influence.hessian import hessian_product
+from rahf.influence.objectives import (
+    Batch,
+    Objective,
+    open_gate,
+    preference_objective,
+    sampled_cross_entropy,
+)
+from rahf.objective import Target
+from rahf.terms import Evidence
+
+DAMPING = 0.1
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(parts, pseudo, count):
+    """The damped Gauss-Newton matrix."""
+    matrix = pseudo.T @ pseudo / count
+    return matrix + DAMPING * matrix.diagonal().mean() * torch.eye(len(matrix))
+
+
+def test_the_kernel_solves_as_the_dense_matrix_does():
+    pseudo, vectors = draw(7, 20), draw(3, 20, seed=1)
+    expected = torch.linalg.solve(dense(None, pseudo, 7), vectors.T).T
+    assert torch.allclose(kernel_solve(vectors, pseudo, 7, DAMPING), expected, rtol=1e-3)
+
+
+def test_the_identity_is_the_dot_product_and_the_kernel_the_dense_solve(family, tmp_path):
+    objective = objective_of(family, "dpo", tmp_path)
+    parts = lora_parts(objective.model)
+    vectors, pseudo = draw(2, parts[-1].stop), loop_gradients(objective, pseudo=True)
+    for name, expected in (
+        ("identity", vectors),
+        ("kernel", torch.linalg.solve(dense(parts, pseudo, 6), vectors.T).T),
+    ):
+        found = fit_curvature(name, objective, parts, tmp_path, 4).solve(vectors)
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
+
+
+def linear_objective(inputs, targets):
+    """Regression by one matrix, each unit of noise of each example a row of its own."""
+    model, outputs = nn.Linear(inputs.shape[1], targets, bias=False), targets
+
+    def collate(places, _):
+        rows = [(place // outputs, place % outputs) for place in places]
+        block = {"x": inputs[[row for row, _ in rows]], "unit": torch.tensor([u for _, u in rows])}
+        example, mask = torch.arange(len(rows)), torch.ones(len(rows), 1, dtype=torch.bool)
+        zeros = torch.zeros_like(example)
+        return Batch(block, ["row"] * len(rows), example, zeros, mask, mask)
+
+    def pseudo(batch):
+        found = model(batch.inputs["x"].unsqueeze(1)).squeeze(1)
+        return found.gather(1, batch.inputs["unit"].unsqueeze(1)).sum()
+
+    rows = Dataset.from_list([{"row": place} for place in range(len(inputs) * outputs)])
+    objective = Objective(model, rows, ("chosen",), collate, None, pseudo)
+    return objective, (Part("only", 0, model, 0, model.weight.numel()),)
+
+
+def test_ekfac_is_the_gauss_newton_matrix_of_a_linear_model(tmp_path):
+    inputs = draw(30, 4) * torch.tensor([3.0, 1.0, 0.3, 0.1]) + 1
+    objective, parts = linear_objective(inputs, 3)
+    curvature = fit_curvature("ekfac", objective, parts, tmp_path, 16, DAMPING)
+    matrix = torch.kron(torch.eye(3), inputs.T @ inputs / len(inputs) / 3)
+    matrix += DAMPING * matrix.diagonal().mean() * torch.eye(12)
+    vectors = draw(5, 12, seed=2)
+    expected = torch.linalg.solve(matrix, vectors.T).T
+    assert torch.allclose(curvature.solve(vectors), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_dpo_pseudo_gradients_have_the_exact_gauss_newton_matrix(family, tmp_path):
+    objective = objective_of(family, "dpo", tmp_path)
+    pseudo, losses = loop_gradients(objective, pseudo=True), loop_gradients(objective)
+    # The gradient of the loss is -sigmoid(-m) times that of the margin m.
+    with torch.no_grad():
+        values = objective.losses(objective.batch(range(6), whole=False), open_gate)
+    wrong = 1 - (-values).exp()
+    margins = -losses / wrong.unsqueeze(1)
+    expected = (margins.T * (wrong * (1 - wrong))) @ margins
+    assert torch.allclose(pseudo.T @ pseudo, expected, atol=1e-4 * expected.abs().max())
+
+
+def test_drawn_labels_have_the_fisher_matrix_of_the_predictions():
+    logits = draw(1, 5)
+    uniform = (torch.arange(20000) + 0.5) / 20000
+    many = logits.expand(20000, -1).clone().requires_grad_()
+    (gradients,) = torch.autograd.grad(sampled_cross_entropy(many, uniform).sum(), many)
+    share = logits[0].softmax(0)
+    expected = share.diag() - share.outer(share)
+    assert torch.allclose(gradients.T @ gradients / 20000, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_noise_on_states_has_the_second_derivative_of_the_distance(squared):
+    states = draw(1, 1, 3).requires_grad_()
+    target = Target(torch.zeros(1, 1, 3), draw(1, 1, 3, seed=4), torch.full((1, 1), 2.0))
+    rows = {"reference": {"aligned_owner": torch.tensor([0])}}
+    evidence, weight = Evidence(rows, states, target, None, None), torch.tensor([0.5]).sqrt()
+    found = torch.zeros(3, 3)
+    for key in range(3000):
+        pseudo = _distance_pseudo(evidence, weight, [f"{key}"], squared=squared)
+        (gradient,) = torch.autograd.grad(pseudo, states)
+        found += gradient.flatten().outer(gradient.flatten()) / 3000
+
+    def distance(x):
+        size = (x - target.states.flatten()).norm() / 2
+        return 0.5 * (size**2 if squared else size)
+
+    expected = torch.autograd.functional.hessian(distance, states.detach().flatten())
+    assert torch.allclose(found, expected, atol=0.1 * expected.abs().max())
+
+
+def test_hessian_products_are_differences_of_gradients(family, tmp_path):
+    objective = objective_of(family, "dual", tmp_path, retain_weight=1.0)
+    parts = lora_parts(objective.model)
+    vectors = draw(2, parts[-1].stop)
+    found = hessian_product(objective, parts, vectors, 4)
+
+    def total():
+        batches = objective.batches(3, whole=True)
+        sums = 0
+        for batch in batches:
+            with exact_attention():
+                loss = objective.losses(batch, open_gate).sum() / 6
+            grads = torch.autograd.grad(loss, weights_of_parts(parts), allow_unused=True)
+            sums = sums + torch.cat([grad.flatten() for grad in grads])
+        return sums
+
+    def moved(vector):
+        for part in parts:
+            weight = part.module.weight.data
+            weight += part.matrices(vector.unsqueeze(0))[0]
+
+    for vector, product in zip(vectors, found, strict=True):
+        step = 1e-3 * vector
+        moved(step)
+        plus = total()
+        moved(-2 * step)
+        expected = (plus - total()) / 2e-3
+        moved(step)
+        assert (product - expected).norm() < 0.03 * expected.norm()
+
+
+def test_conjugate_gradients_solve_and_end_where_curvature_is_negative():
+    square, right = draw(6, 6), draw(3, 6, seed=1)
+    positive = square @ square.T + torch.eye(6)
+    solved = conjugate_gradients(lambda x: x @ positive, right, lambda x: x / 2, 20, 1e-6)
+    assert torch.allclose(solved.vectors, torch.linalg.solve(positive, right.T).T, atol=1e-3)
+    assert not solved.truncated.any()
+    ended = conjugate_gradients(lambda x: -x, right, lambda x: x / 2, 20)
+    assert ended.truncated.all()
+    assert torch.equal(ended.vectors, right / 2)
+
+
+def test_cg_solves_with_the_hessian(family, tmp_path):
+    objective = objective_of(family, "dual", tmp_path, dpo_weight=0.0, distance="squared_l2")
+    parts = lora_parts(objective.model)
+    curvature = fit_curvature("cg", objective, parts, tmp_path, 4, damping=300.0)
+    vectors = draw(1, parts[-1].stop)
+    solved = curvature.solve(vectors)
+    bases = factors.fit_ekfac(objective, parts, 4, tmp_path)
+    level = 300.0 * sum(basis.moments.sum() for basis in bases) / parts[-1].stop
+    back = hessian_product(objective, parts, solved, 4) + level * solved
+    assert (back - vectors).norm() < 0.05 * vectors.norm(), curvature.notes
+
+
+def test_a_stopped_fit_resumes_with_the_next_batch(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(factors, "SAVE_SECONDS", 0.0)
+    objective = preference_objective(policy(family), tiny_dataset(6), EOS, 0.5)
+    parts = lora_parts(objective.model)
+    expected = factors.fit_ekfac(objective, parts, 2, tmp_path / "whole")
+    seen, real = [], objective.pseudo
+
+    def stopping(batch):
+        seen.append(batch.names[0])
+        if len(seen) == 5:  # the second batch of the second pass
+            raise KeyboardInterrupt
+        return real(batch)
+
+    stopped = Objective(**{**vars(objective), "pseudo": stopping})
+    with pytest.raises(KeyboardInterrupt):
+        factors.fit_ekfac(stopped, parts, 2, tmp_path / "stopped")
+    found = factors.fit_ekfac(stopped, parts, 2, tmp_path / "stopped")
+    assert seen == [f"pair {row}" for row in (100, 102, 104, 100, 102, 102, 104)]
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(*both) for both in zip(one, other, strict=True))
+    assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["ekfac.safetensors"]
+
+
+def test_a_term_that_couples_pairs_is_refused(family, tmp_path):
+    with pytest.raises(ValueError, match="no pair has a loss of its own"):
+        objective_of(family, "repbend", tmp_path)
+    assert alignment_of(family, "lorra", tmp_path).options.similarity_weight == 0

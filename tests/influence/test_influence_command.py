@@ -1,0 +1,130 @@
+"""`rahf influence` on trainings of the tiny family, from the adapter's folder to the page."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_recipes import write_lines
+
+from rahf.artifacts import read_json, read_lines
+from rahf.cli import main
+from rahf.influence.files import SCORES_FILE
+
+HELD_OUT = [{"prompt": "w2 w3", "chosen": "w4 w5 <b>", "rejected": "w8 w9"}]
+
+
+@pytest.fixture
+def trained(recipe_file) -> Path:
+    """A DUAL alignment with its teachers."""
+    assert main(["align", str(recipe_file), "--stage", "positive"]) == 0
+    assert main(["align", str(recipe_file), "--stage", "negative"]) == 0
+    assert main(["align", str(recipe_file), "--stage", "alignment"]) == 0
+    Path("held.jsonl").write_text(json.dumps(HELD_OUT[0]) + "\n")
+    return Path("out")
+
+
+def influence(*given) -> int:
+    return main(["influence", *map(str, given)])
+
+
+def test_an_alignment_is_attributed_to_its_pairs_directly_and_through_its_teachers(trained, capsys):
+    assert influence("fit", "--adapter", trained) == 0
+    told = capsys.readouterr().out
+    assert [line.split(":")[0] for line in told.splitlines()] == ["policy", "positive", "negative"]
+    given = ["--adapter", trained, "--pairs", "held.jsonl", "--output", "scored", "--explained", 1]
+    assert influence("score", *given) == 0
+    told = capsys.readouterr().out
+    assert "through positive" in told
+    assert "page: scored/index.html" in told
+    scores = load_file(f"scored/{SCORES_FILE}")
+    stages = [scores[f"{name}.changes"] for name in ("policy", "positive", "negative")]
+    assert torch.allclose(scores["total"], sum(stages), atol=1e-7)
+    assert all(stage.abs().max() > 0 for stage in stages)
+    (record,) = read_lines(Path("scored/queries.jsonl"))
+    assert [pair["change"] for pair in record["pairs"]] == sorted(scores["total"][:, 0].tolist())
+    first = record["pairs"][0]
+    (detail,) = first["details"]
+    change = first["through"][detail["stage"]]
+    assert sum(detail["sides"].values()) == pytest.approx(change, rel=1e-3)
+    assert sum(detail["layers"]) == pytest.approx(change, rel=1e-3)
+    for kind in ("update", "output"):
+        tokens = sum(sum(row[kind]) for row in detail["rows"])
+        assert tokens == pytest.approx(change, rel=1e-3)
+    assert set(first["ranks"]) >= {"influence", "gradient dot", "BM25", "similarity", "margin"}
+    page = Path("scored/index.html").read_text()
+    assert "<b>" not in page.replace("</b>", "")
+    summary = read_json(Path("scored/summary.json"))
+    assert summary["unit"] == "nats"
+    too_large = bool(scores["total"].abs().max() > 1)
+    assert any("more than single pairs do" in note for note in summary["notes"]) == too_large
+
+
+def test_what_cannot_be_attributed_is_refused_in_one_line(trained, family, capsys):
+    cases = {
+        "no adapter_config.json": "pairs",
+        "holds no stage.json": family.adapters["positive"],
+        "trained on other content": trained,
+    }
+    Path("pairs/train.jsonl").write_text(Path("pairs/train.jsonl").read_text().replace("w4", "w5"))
+    for told, folder in cases.items():
+        assert influence("fit", "--adapter", folder, "--factors", "f") == 2
+        assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def preferred(family, tmp_path, monkeypatch) -> Path:
+    """A DPO adapter on pairs of two words, one of which the held-out pairs prefer as well."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pairs = [
+        {"prompt": f"w{n}", "chosen": f"w{n} w5 w{n + 1}", "rejected": f"w{n + 1} w6"}
+        for n in range(8, 24)
+    ]
+    write_lines(tmp_path / "pairs.jsonl", pairs)
+    write_lines(tmp_path / "held.jsonl", [pairs[n] | {"prompt": f"w{n + 25}"} for n in range(6)])
+    recipe = {
+        "model_name_or_path": str(family.base),
+        "dataset_name": "pairs.jsonl",
+        "dataset_test_split": None,
+        "test_share": 0.0,
+        "output_dir": "out",
+        "max_steps": 8,
+        "learning_rate": 0.01,
+        "lora_r": 2,
+        "use_cpu": True,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["dpo", "recipe.yaml", "--disable_tqdm"]) == 0
+    return Path("out/dpo")
+
+
+@pytest.mark.slow
+def test_dpo_is_validated_by_retraining_and_cleaned(preferred, capsys):
+    given = ["--adapter", preferred, "--pairs", "held.jsonl"]
+    few = ["--halves", 3, "--without", 2, "--flipped", 0.25]
+    assert influence("validate", *given, *few, "--output", "validated") == 0
+    found = read_json(Path("validated/validation.json"))
+    assert found["steps"]["correlation"] > 0.99
+    assert found["steps"]["slope"] == pytest.approx(1, abs=0.05)
+    assert set(found["datamodelling"]) >= {"influence", "BM25", "random", "gradient dot"}
+    assert set(found["leave_out"]) == {"supporters", "opponents", "random"}
+    assert found["flips"]["flipped"] == 4
+    assert {"influence", "margin"} <= set(found["flips"]["auc"])
+    capsys.readouterr()
+    arm = ["--write", "cleaned.jsonl", "--arm", "flip worst", "--seeds", 1, "--share", 0.25]
+    assert influence("clean", *given, *arm, "--output", "cleaned") == 0
+    assert "flip worst: 16 pairs in cleaned.jsonl" in capsys.readouterr().out
+    arms = read_json(Path("cleaned/cleaning.json"))["arms"]
+    counts = {name: len(each["rows"]) for name, each in arms.items()}
+    assert counts.pop("all pairs") == 0
+    assert set(counts.values()) == {4}
+    before, after = read_lines(Path("pairs.jsonl")), read_lines(Path("cleaned.jsonl"))
+    turned = {
+        n for n, pair in enumerate(after) if pair["chosen"][0]["content"] != before[n]["chosen"]
+    }
+    assert turned == set(arms["flip worst"]["rows"])
+    assert influence("clean", *given, *arm, "--output", "cleaned") == 2
+    assert "cleaned.jsonl is there already" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""Influence against retraining on a toy: which ranking predicts it, which finds flipped pairs."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import EOS, lora, randomize
+from toy_influence import flat, minimise, put
+
+from rahf.influence.baselines import baselines
+from rahf.influence.curvature import fit_curvature
+from rahf.influence.factors import pseudo_gradients
+from rahf.influence.gradients import lora_parts
+from rahf.influence.objectives import preference_objective
+from rahf.influence.queries import ask, margin, values_of
+from rahf.influence.scores import score_pairs
+from rahf.influence.validation import auc, lds
+from rahf.models.adapters import attach_policy
+
+PAIRS = 20
+GOOD, BAD = range(2, 5), range(20, 23)
+BETA = DECAY = 0.3
+
+
+def draw_pairs(count, seed, flipped=()):
+    """Pairs whose chosen response has good words, whose rejected one bad ones."""
+    generator, found = random.Random(seed), []
+    for row in range(count):
+        words = [
+            [generator.choice(group) for _ in range(generator.randint(3, 5))] + [EOS]
+            for group in (GOOD, BAD)
+        ]
+        chosen, rejected = words[:: -1 if row in flipped else 1]
+        prompt = [generator.randrange(30, 40) for _ in range(3)]
+        pair = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        found.append({"row": row} | pair)
+    return Dataset.from_list(found)
+
+
+class Trained:
+    """A DPO training at its minimum."""
+
+    def __init__(self, family, rows):
+        model = attach_policy(family.load_base(), lora(2), range(4))
+        randomize(model, "default", 3)
+        self.objective = preference_objective(model.eval(), rows, EOS, BETA)
+        self.parts = lora_parts(model)
+        self.start = flat(self.parts)
+        held_out = draw_pairs(6, 99)
+        self.queries = [
+            margin("q", pair["prompt_ids"], pair["chosen_ids"], pair["rejected_ids"])
+            for pair in held_out
+        ]
+
+    def train(self, kept):
+        put(self.parts, self.start)
+        minimise(self.objective, self.parts, self.start, kept, DECAY)
+        return values_of(self.objective.model, self.queries, EOS, 16)
+
+    def rankings(self, tmp_path, curvature):
+        batch = self.objective.batch(range(PAIRS), whole=True)
+        pseudo = pseudo_gradients(self.objective, self.parts, batch)
+        damping = DECAY / float(pseudo.square().mean())
+        fitted = fit_curvature(curvature, self.objective, self.parts, tmp_path, PAIRS, damping)
+        asked = ask(self.objective.model, self.parts, self.queries, EOS, 16)
+        solved = fitted.solve(asked.gradients)
+        given = (self.parts, solved, asked.gradients, fitted.solve_pairs, PAIRS)
+        changes = score_pairs(self.objective, *given).changes
+        rivals = baselines(self.objective.model, self.objective.rows, self.queries, EOS, PAIRS)
+        noise = torch.randn(changes.shape, generator=torch.Generator().manual_seed(0))
+        return {"influence": -changes, "bm25": rivals.bm25, "random": noise}, rivals
+
+
+@pytest.mark.slow
+def test_influence_predicts_retraining_better_than_bm25_and_chance(family, tmp_path):
+    toy = Trained(family, draw_pairs(PAIRS, 1))
+    toy.train(torch.ones(PAIRS))
+    rankings, _ = toy.rankings(tmp_path, "kernel")
+    generator = np.random.default_rng(0)
+    kept = [torch.from_numpy(generator.permutation(PAIRS) < PAIRS // 2) for _ in range(8)]
+    values = torch.stack([toy.train(half.float() * 2) for half in kept])
+    scores = lds(values, torch.stack(kept), rankings)
+    assert scores["influence"]["low"] > 0
+    assert scores["influence"]["mean"] > scores["bm25"]["mean"] + 0.2
+    assert scores["influence"]["mean"] > scores["random"]["mean"] + 0.2
+
+
+@pytest.mark.slow
+def test_flipped_pairs_oppose_the_held_out_margin(family, tmp_path):
+    flipped = {2, 7, 11, 16}
+    toy = Trained(family, draw_pairs(PAIRS, 1, flipped))
+    toy.train(torch.ones(PAIRS))
+    rankings, rivals = toy.rankings(tmp_path, "ekfac")
+    positive = np.isin(np.arange(PAIRS), list(flipped))
+    found = auc(-rankings["influence"].mean(1).numpy(), positive)
+    assert found.mean > 0.8
+    assert found.mean > auc(-rivals.margin.numpy(), positive).mean
+
+
+def test_the_auc_is_a_share_of_ordered_pairs():
+    positive = np.array([True, True, False, False, False])
+    scores = np.array([3.0, 1.0, 2.0, 1.0, 0.0])
+    found = auc(scores, positive)
+    assert found.mean == pytest.approx((3 + 1.5) / 6)
+    assert found.low <= found.mean <= found.high
