@@ -24,6 +24,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     model_options(parser)
     option = parser.add_argument
+    option(
+        "--untrained_seed",
+        metavar="N",
+        type="seed",
+        help="give the model random weights of this seed: a null for `rahf features probe`",
+    )
     option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
     option("--dry_run", action="store_true", help="try a few texts, report time and memory, stop")
     _text_options(parser)
@@ -147,9 +153,11 @@ def _made_with(options: argparse.Namespace, job: "Job") -> dict[str, Any]:
     names = ("split", "column", "tokens", "held_out", "length", "every_token", "site", "kind")
     names += ("latents", "k", "signed", "seeds", "learning_rate", "batch_tokens")
     chosen = {name: getattr(options, name) for name in names}
+    untrained = options.untrained_seed
     return {
         **identity(options),
         "base": options.base,
+        **({} if untrained is None else {"untrained_seed": untrained}),
         "text": _source(options),
         "layers": list(job.reader.layers),
         **chosen,
@@ -166,6 +174,7 @@ def _job(options: argparse.Namespace) -> "Job":
 
     from rahf.interpret.features.runs import Job
     from rahf.interpret.features.streams import StateReader
+    from rahf.interpret.features.untrained import untrained_like
     from rahf.models.adapters import depth_of, pad_id
     from rahf.recipe.layers import resolve_layers
 
@@ -177,6 +186,13 @@ def _job(options: argparse.Namespace) -> "Job":
             f"--kind differences needs an adapter, but {options.model} is a full model; give an "
             "adapter, or --kind states."
         )
+    if options.untrained_seed is not None:
+        if adapted:
+            raise ValueError(
+                f"--untrained_seed needs a full model, but {options.model} is an adapter; give its "
+                "base."
+            )
+        model = untrained_like(model, options.untrained_seed)
     layers = resolve_layers(options.layers, depth_of(model))
     place = (layers, options.site, options.kind, pad_id(tokenizer), options.batch_size)
     return Job(

@@ -25,6 +25,7 @@ from rahf.interpret.features.movement import (
     feature_figures,
     moved_count,
     ranked,
+    size_quantiles,
 )
 from rahf.interpret.features.responses import HeldOut, Read, read_batch
 from rahf.interpret.features.rivals import Reproduced, Rivals, Seen, seen
@@ -220,7 +221,7 @@ def movement_figures(
         placebos: adapters trained on shuffled pairs.
         top: features that are listed.
     """
-    moved, rows = found.moved, []
+    moved, rows, names = found.moved, [], (*adapters, *placebos)
     for latent in ranked(moved)[:top].tolist():
         shown = found.seen(latent, directions[latent])
         row = feature_figures(moved, latent, adapters, placebos)
@@ -230,7 +231,8 @@ def movement_figures(
         "prompts": moved.prompts,
         "tokens": moved.tokens,
         "features_tested": int(moved.tested.sum()),
-        "moved": {name: moved_count(moved.changes[name]) for name in (*adapters, *placebos)},
+        "moved": {name: moved_count(moved.changes[name]) for name in names},
+        "size_quantiles": {name: size_quantiles(moved, moved.changes[name]) for name in names},
         "beyond_placebo": None if moved.band is None else int(beyond(moved, first).sum()),
         "placebo_band": moved.band,
         "fit": found.fit,

@@ -30,6 +30,9 @@ FALSE_DISCOVERIES = 0.05
 POSITION_BINS = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513, 1025)
 """Tokens of a response at which ranges of positions begin, after the first range."""
 
+QUANTILES = 100
+"""Steps of the quantiles in which sizes are kept."""
+
 TRACKS = 0.5
 """Share of the variance of an activation that position or length alone accounts for."""
 
@@ -220,6 +223,13 @@ def ranked(moved: Moved) -> Int[Tensor, " latents"]:
 def moved_count(change: Change) -> int:
     """Return the number of latents whose q value is below 0.05."""
     return int((change.q < FALSE_DISCOVERIES).sum())
+
+
+def size_quantiles(moved: Moved, change: Change) -> list[float]:
+    """Return the quantiles of the |sizes| of the tested latents, in steps of 1 / QUANTILES."""
+    sizes = change.size[moved.tested].abs()
+    steps = torch.linspace(0, 1, QUANTILES + 1, dtype=sizes.dtype)
+    return sizes.quantile(steps).tolist() if len(sizes) else []
 
 
 def outside(sizes: Float[Tensor, " latents"], moved: Moved) -> float:
