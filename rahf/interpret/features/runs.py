@@ -18,7 +18,7 @@ from rahf.interpret.features.checkpoints import save_dictionary
 from rahf.interpret.features.corpus import Corpus, Piece, split_documents
 from rahf.interpret.features.dictionary import Origin
 from rahf.interpret.features.quality import agreement_of, fit_of, kept_of
-from rahf.interpret.features.streams import BLOCK, Schedule, StateReader, schedule
+from rahf.interpret.features.streams import BLOCK, BlockReader, Schedule, StateReader, schedule
 from rahf.interpret.features.topk import TopKDictionary
 from rahf.interpret.features.training import Name, Settings, Trained, begun, train_coders
 from rahf.models.adapters import base_name
@@ -148,7 +148,7 @@ def misfits(job: Job) -> list[str]:
     own, steps = int(job.corpus.counts().sum()), job.tokens // job.settings.batch_tokens
     if own < job.tokens:
         found.append(
-            f"the text has {own:,} tokens, held-out ones included, so each is read "
+            f"the text has {own:,} tokens, held-out ones included, so each is seen "
             f"{job.tokens / own:.1f} times; give more text, or fewer tokens."
         )
     if steps < FEW_STEPS:
@@ -194,8 +194,9 @@ def estimated(job: Job) -> Estimate:
     weights = 4 * sum(part.numel() for coder in coders.values() for part in coder.weights)
     kept = 4 * len(job.reader.layers) * min(total, BLOCK) * width
     whole = int(job.corpus.counts().sum())
-    seconds = total * (reading + training)
-    share = reading / (reading + training)
+    blocks = BlockReader(job.reader, plan)
+    reads, trains = blocks.tokens * reading, total * training
+    share, states = reads / (reads + trains), (3 if blocks.once else 2) * kept
     return Estimate(
-        whole, total / whole, len(coders), seconds, share, 2 * kept + 4 * weights, weights
+        whole, total / whole, len(coders), reads + trains, share, states + 4 * weights, weights
     )

@@ -156,6 +156,46 @@ class Schedule(NamedTuple):
             yield states[:, part.to(states.device)]
 
 
+class BlockReader:
+    """Reads the blocks of a schedule; a text that comes again and fits into a block is read once.
+
+    It is read in one order, whichever block is asked for first, so that a training that resumes
+    has the same states.
+    """
+
+    def __init__(self, reader: StateReader, plan: Schedule):
+        self._reader, self._plan = reader, plan
+        sequence, counts = torch.cat(plan.blocks), plan.corpus.counts()
+        self._distinct = sequence.unique()
+        tokens = int(counts[self._distinct].sum())
+        self.once = len(self._distinct) < len(sequence) and tokens <= max(plan.tokens)
+        self.tokens = tokens if self.once else sum(plan.tokens)
+        """Tokens that go through the model."""
+        lengths = counts[self._distinct]
+        self._starts, self._lengths = lengths.cumsum(0) - lengths, lengths
+        self._kept: Tensor | None = None
+
+    def __call__(
+        self, block: int, told: Callable[[int], object] = id
+    ) -> Float[Tensor, "layers tokens d_model"]:
+        """Return the states of a block; see `StateReader`."""
+        pieces = self._plan.blocks[block]
+        if not self.once:
+            return self._read(pieces, told)
+        done = 0
+        if self._kept is None:
+            self._kept, done = self._read(self._distinct, told), self.tokens
+        told(self._plan.tokens[block] - done)
+        places = torch.searchsorted(self._distinct, pieces)
+        starts, lengths = self._starts[places], self._lengths[places]
+        first = lengths.cumsum(0) - lengths  # row of the block at which each piece begins
+        rows = torch.arange(int(lengths.sum())) + (starts - first).repeat_interleave(lengths)
+        return self._kept[:, rows.to(self._kept.device)]
+
+    def _read(self, pieces: Int64[Tensor, " pieces"], told: Callable[[int], object]) -> Tensor:
+        return self._reader([self._plan.corpus.piece(index) for index in pieces.tolist()], told)
+
+
 def schedule(
     corpus: Corpus,
     pieces: Int64[Tensor, " pieces"],

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rahf.interpret.features.coder import Coder
-from rahf.interpret.features.streams import Schedule, StateReader
+from rahf.interpret.features.streams import BlockReader, Schedule, StateReader
 
 BATCH = 2048
 """Tokens of a training step."""
@@ -87,13 +87,13 @@ def train_coders(
     total = sum(plan.tokens)
     dead_after = round(DEAD_AFTER * total)
     coders, log = resumed(checkpoint, settings, reader.device) if checkpoint.exists() else ({}, [])
+    read_block = BlockReader(reader, plan)
     before, saved = sum(plan.tokens[: len(log)]), monotonic()
     options = {"unit": " tokens", "unit_scale": True, "desc": "features"}
     with tqdm(total=total, initial=before, **options) as bar:
         for block in range(len(log), len(plan.blocks)):
             start = monotonic()
-            pieces = [plan.corpus.piece(index) for index in plan.blocks[block].tolist()]
-            states = reader(pieces, bar.update)
+            states = read_block(block, bar.update)
             coders = coders or begun(states, reader.layers, settings)
             read = monotonic()
             left = _train_on_block(coders, states, plan, block, settings, dead_after)

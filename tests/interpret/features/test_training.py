@@ -153,7 +153,7 @@ def test_the_command_writes_dictionaries_and_what_they_are_worth(family, text, t
     }
     printed = capsys.readouterr()
     assert "variance explained" in printed.out
-    assert "so each is read" in printed.err
+    assert "so each is seen" in printed.err
     assert "75 steps of 40 tokens, too few" in printed.err
     found = load_dictionary(output / "layer2_latents24_seed1")
     assert found.origin.layer == 2
