@@ -64,7 +64,7 @@ def _text_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--length", metavar="N", type="count", default=256, help="tokens of a piece (default: 256)"
     )
-    option("--every_token", action="store_true", help="read first and special tokens too")
+    option("--every_token", action="store_true", help="read first, special and massive tokens")
     option(
         "--batch_size", metavar="N", type="count", default=16, help="pieces at once (default: 16)"
     )
@@ -215,7 +215,13 @@ def _settings(options: argparse.Namespace) -> "Settings":
             "active latents than there are."
         )
     return Settings(
-        latents, options.k, seeds, options.signed, options.learning_rate, options.batch_tokens
+        latents,
+        options.k,
+        seeds,
+        options.signed,
+        options.every_token,
+        options.learning_rate,
+        options.batch_tokens,
     )
 
 

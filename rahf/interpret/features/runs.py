@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
 from rahf.artifacts import LOG_FILE, StageRecord, alone, write_json, write_lines, write_text
 from rahf.interpret.features.bases import fingerprint_of
@@ -117,16 +116,18 @@ def measured(
     job: Job, dictionaries: Mapping[Name, TopKDictionary], trained: Trained, pieces: list[Piece]
 ) -> dict[str, Any]:
     """Return the figures of every dictionary on held-out pieces."""
-    states, log = job.reader(pieces), trained.log
+    whole, log = job.reader(pieces), trained.log
+    states = job.settings.read(whole, job.reader.kind)
     read = torch.tensor([int(piece.read.sum()) for piece in pieces])
     some = pieces[: 1 + int((read.cumsum(0) < LOSS_TOKENS).sum())]
     reader = job.reader._replace(batch_size=LOSS_BATCH)
+    kept = kept_of(dictionaries, reader, some, massive=job.settings.massive)
     rows = []
-    for name, dictionary in tqdm(dictionaries.items(), desc="measuring", unit=" dictionaries"):
+    for name, dictionary in dictionaries.items():
         of_layer = states[reader.layers.index(name.layer)]
         figures = name._asdict() | fit_of(dictionary, of_layer.split(TRIED))._asdict()
         figures["dead"] = log[-1]["dead"][str(name)] / name.latents
-        figures["loss"] = kept_of(dictionary, reader, some)._asdict()
+        figures["loss"] = kept[name]._asdict()
         figures["agreement"] = None
         for seed in [seed for seed in job.settings.seeds if seed != name.seed][:1]:
             other = dictionaries[name._replace(seed=seed)]
@@ -136,6 +137,8 @@ def measured(
         "kind": reader.kind,
         "site": reader.site,
         "tokens": log[-1]["tokens"],
+        "held_out_tokens": states.shape[1],
+        "massive_tokens": whole.shape[1] - states.shape[1],
         "reading_seconds": sum(line["reading_seconds"] for line in log),
         "training_seconds": sum(line["training_seconds"] for line in log),
         "dictionaries": rows,
@@ -184,6 +187,7 @@ def estimated(job: Job) -> Estimate:
     start = perf_counter()
     states = job.reader(pieces)
     reading = (perf_counter() - start) / read
+    states = job.settings.read(states, job.reader.kind)
     coders = begun(states, job.reader.layers, job.settings)
     start = perf_counter()
     for name, coder in coders.items():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 
 BLOCK = 2**16
 """Tokens whose states are kept and shuffled together."""
+
+
+MASSIVE = 10.0
+"""Norm, over the median of all tokens, from which a state is massive."""
 
 
 class StateReader(NamedTuple):
@@ -97,6 +101,17 @@ class StateReader(NamedTuple):
                 outputs[layer].flatten(0, -2).index_select(0, wanted) for layer in self.layers
             ]
             return torch.stack(states).float()
+
+
+def ordinary(states: Float[Tensor, "layers tokens d_model"]) -> Bool[Tensor, " tokens"]:
+    """Return which tokens have a massive state in no layer.
+
+    A few tokens that a model uses as the first of a text have states a hundred times as large as
+    others (Sun et al. 2024, arXiv 2402.17762): nearly all variance, and all loss, would be theirs.
+    """
+    sizes = states.norm(dim=2)
+    limits = MASSIVE * sizes.median(dim=1, keepdim=True).values
+    return ((sizes <= limits) | (limits == 0)).all(0)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rahf.interpret.features.corpus import (
     split_documents,
     texts_of,
 )
-from rahf.interpret.features.streams import BlockReader, StateReader, schedule
+from rahf.interpret.features.streams import BlockReader, StateReader, ordinary, schedule
 
 TEXTS = [" ".join(f"w{2 + (5 * text + n) % 37}" for n in range(3 + 4 * text)) for text in range(6)]
 
@@ -180,6 +180,15 @@ def test_states_that_are_not_finite_are_an_error():
     reader = StateReader(model, (0, 1), "residual", "states", EOS)
     with pytest.raises(ValueError, match="layer 1 are not finite"):
         reader(pieces_of(corpus()))
+
+
+def test_a_token_is_massive_where_its_state_in_any_layer_is():
+    states = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))
+    states[0, 3] *= 100
+    states[1, 7] *= 100
+    assert (~ordinary(states)).nonzero().flatten().tolist() == [3, 7]
+    assert ordinary(states * torch.tensor([1.0, 50.0])[:, None, None]).sum() == 38  # by layer
+    assert ordinary(torch.zeros(1, 4, 8)).all()
 
 
 @pytest.mark.parametrize(("block_tokens", "once"), [(60, True), (20, False)])

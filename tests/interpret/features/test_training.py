@@ -14,6 +14,8 @@ from rahf.cli import main
 from rahf.interpret.features.bases import fingerprint_of
 from rahf.interpret.features.checkpoints import load_dictionary
 from rahf.interpret.features.corpus import corpus_of_texts
+from rahf.interpret.features.dictionary import Origin
+from rahf.interpret.features.quality import fit_of
 from rahf.interpret.features.streams import StateReader, schedule
 from rahf.interpret.features.training import Name, Settings, train_coders
 from rahf.interpret.features.untrained import untrained_like
@@ -69,6 +71,33 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path):
         ):
             assert torch.equal(mine, theirs), name
             assert torch.equal(resumed.coders[name].silent, whole.coders[name].silent)
+
+
+class Massive(StateReader):
+    """A reader of states of which every fortieth is massive."""
+
+    def __call__(self, pieces, told=id):
+        states = super().__call__(pieces, told)
+        states[:, ::40] *= 1000
+        return states
+
+
+def test_massive_states_are_not_trained_on_unless_asked_for(tmp_path):
+    reader, plan = reader_and_plan()
+    found = {
+        massive: train_coders(
+            Massive(*reader), plan, replace(SETTINGS, massive=massive), tmp_path / str(massive)
+        )
+        for massive in (False, True)
+    }
+    scales = [next(iter(each.coders.values())).scale for each in found.values()]
+    assert scales[1] > 10 * scales[0]
+    states = reader([plan.corpus.piece(index) for index in range(20)])
+    for massive, trained in found.items():
+        coder = trained.coders[Name(1, 40, 0)]
+        origin = Origin("tiny", None, 1, "residual", "states")
+        explained = fit_of(coder.dictionary(origin), [states[0]]).explained
+        assert (explained > 0.5) == (not massive)
 
 
 def test_what_is_trained_beside_it_and_the_batch_size_change_nothing(tmp_path):
