@@ -110,11 +110,11 @@ def movement_figure(figures: Mapping[str, Any], path: Path) -> None:
     for name, sizes in figures["size_quantiles"].items():
         left = [1 - step / max(1, len(sizes) - 1) for step in range(len(sizes))]
         style = "--" if name.startswith("placebo") else "-"
-        tested.plot(sizes, left, style, label=SHOWN.get(name, name.replace("_", " ")))
+        tested.plot(sizes[:-1], left[:-1], style, label=SHOWN.get(name, name.replace("_", " ")))
     if figures["placebo_band"] is not None:
         tested.axvspan(0, figures["placebo_band"], color=BAND_COLOR, zorder=0)
     tested.set(xlabel="size above", ylabel="share of the features", title="all tested features")
-    tested.set(xlim=(0, None), ylim=(0, 1))
+    tested.set(xlim=(0, None), yscale="log", ylim=(0.01, 1))
     tested.legend(frameon=False)
     figure.savefig(path, dpi=100)
 
@@ -150,8 +150,12 @@ def _draw_listed(axes: Any, rows: list[Mapping[str, Any]], band: float | None) -
 def _drawn(tokens: Sequence[str]) -> str:
     """Return a few tokens; letters that the font of the chart lacks become question marks."""
     text = tokens_text(tokens[:TOKENS_DRAWN])
-    return "".join(letter if letter < FIRST_LACKING else "?" for letter in text)
+    return "".join(letter if _has(ord(letter)) else "?" for letter in text)
 
 
 TOKENS_DRAWN = 4
-FIRST_LACKING = "\u0530"  # the font has Latin, Greek and Cyrillic letters
+
+
+def _has(code: int) -> bool:
+    """Return whether the font of the chart has Latin, Greek, Cyrillic letters and punctuation."""
+    return code < 0x530 or 0x2010 <= code <= 0x2027

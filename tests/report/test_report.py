@@ -138,7 +138,7 @@ def test_the_chart_draws_a_line_for_every_method(tmp_path):
 @pytest.mark.filterwarnings("error")  # of letters that the font lacks
 def test_the_chart_of_features_takes_any_token_and_no_placebo(tmp_path):
     row = {"feature": 7, "effect": 0.2, "low": 0.1, "high": 0.4, "size": 0.3, "placebo_size": []}
-    raises = [" $x_1$", "\u4f60", "\n", "{", "caf\u00e9"]
+    raises = [" $x_1$", "\u201c\u4f60", "\n", "{", "caf\u00e9"]
     plain = {"placebo_band": None, "size_quantiles": {"default": [0.0, 0.1, 0.5]}}
     beside = {"placebo_band": 0.2, "size_quantiles": {"default": [0.0, 1.0], "placebo_1": [0, 1]}}
     still = row | {"effect": 0.0, "size": 0.0, "placebo_size": [0.1]}

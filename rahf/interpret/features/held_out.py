@@ -180,7 +180,8 @@ def encoded(
 ) -> tuple[dict[str | None, SparseCodes], Float[Tensor, "tokens d_model"]]:
     """Return codes of the base (None) and of each adapter, and what they say the difference is.
 
-    A dictionary of differences has codes of the differences, and none of the base.
+    A dictionary of differences has codes of the differences; those of the base are the codes of no
+    difference, which are not empty where the dictionary has biases.
     """
     if dictionary.origin.kind == "states":
         codes = {None: dictionary.encode(read.base)}
@@ -189,9 +190,7 @@ def encoded(
         return codes, first - dictionary.decode(codes[None])
     codes = {name: dictionary.encode(hidden - read.base) for name, hidden in read.aligned.items()}
     first = codes[next(iter(read.aligned))]
-    nothing = SparseCodes(
-        torch.zeros_like(first.offsets), first.indices[:0], first.values[:0], first.latents
-    )
+    nothing = dictionary.encode(torch.zeros_like(read.base))
     return {None: nothing, **codes}, dictionary.decode(first)
 
 

@@ -43,7 +43,7 @@ class Said(NamedTuple):
     """One response as the base and the aligned models encode it, on the same tokens."""
 
     prompt: int  # cluster; the responses to one prompt follow one another
-    base: SparseCodes  # no entry where the dictionary is of differences
+    base: SparseCodes  # of no difference where the dictionary is of differences
     aligned: Mapping[str, SparseCodes]  # by adapter
     divergence: float | None = None  # mean KL of the first adapter's predictions, nats per token
 
@@ -53,7 +53,7 @@ class Change(NamedTuple):
 
     effect: ClusteredMeans  # of the activation, per response token
     q: Float64[Tensor, " latents"]  # of Benjamini and Hochberg, over the tested latents
-    size: Float64[Tensor, " latents"]  # effect / standard deviation of the activation
+    size: Float64[Tensor, " latents"]  # effect / spread of the activation, one for all adapters
     rate: Float64[Tensor, " latents"]  # share of tokens in which the latent is active
 
 
@@ -186,12 +186,18 @@ class Movement:
         )
 
     def _change(self, name: str, tokens: int, tested: Tensor) -> Change:
-        effect = self._changes[name].means()
-        totals = self._aligned[name]
-        spread = ((totals.variance(tokens) + self._base.variance(tokens)) / 2).sqrt()
+        effect, spread = self._changes[name].means(), self._spread(tokens)
         size = torch.where(spread > 0, effect.mean / spread, torch.zeros_like(spread))
         q = benjamini_hochberg(effect.p, tested)
-        return Change(effect, q, size, totals.active / tokens)
+        return Change(effect, q, size, self._aligned[name].active / tokens)
+
+    def _spread(self, tokens: int) -> Float64[Tensor, " latents"]:
+        """Return the standard deviation over tokens of the base and of all adapters.
+
+        With a spread of its own, a placebo that hardly changes anything has the largest sizes.
+        """
+        totals = (self._base, *self._aligned.values())
+        return (sum(each.variance(tokens) for each in totals) / len(totals)).sqrt()
 
     def _between_positions(self, tokens: int) -> Float64[Tensor, " latents"]:
         totals = self._aligned[self.adapters[0]]
