@@ -263,7 +263,9 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
         (*probe, "three.jsonl"): "has 3 labels (0, 1, 2)",
         (*probe, "prompts.jsonl"): "needs a text in the column 'text'",
         (*probe, "texts.jsonl", "--untrained_dictionary", "upper"): "reads layer 3 (residual)",
-        (*probe, "texts.jsonl", "--untrained_dictionary", "dictionary"): "with the fingerprint",
+        (*probe, "texts.jsonl", "--untrained_seed", 3, "--untrained_dictionary", "dictionary"): (
+            "with the fingerprint"
+        ),
         ("splitting", "--dictionary", "larger", "--larger", "dictionary"): "exchange them",
         ("splitting", "--dictionary", "dictionary", "--larger", "upper"): "two sizes of one",
         ("neurons", "--model", adapter, "--dictionary", "dictionary", *text): "give the base",
