@@ -17,7 +17,7 @@ from rahf.trainer_config import RAHFConfig
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
-DOCUMENTS = [*PAGES, *sorted(ROOT.glob("recipes/*/README.md"))]
+DOCUMENTS = [*PAGES, *sorted(ROOT.glob("recipes/*/*.md"))]
 
 LONGEST = 140
 

@@ -51,7 +51,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batch_size", metavar="N", type="count", default=4, help="responses at once (default: 4)"
     )
     explanations_option(parser)
-    option("--output", metavar="FOLDER", type=Path, help="folder for features.json and the table")
+    option(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        help="folder for features.json, the table, the chart",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 def _shown(options: argparse.Namespace) -> str:
     """Return the tables, and write them where a folder is given."""
     from rahf.artifacts import write_json, write_text
-    from rahf.report.feature_movement import movement_tables
+    from rahf.report.feature_movement import movement_figure, movement_tables
 
     figures = {
         **identity(options),
@@ -78,6 +83,7 @@ def _shown(options: argparse.Namespace) -> str:
     if options.output is not None:
         write_json(options.output / "features.json", figures)
         write_text(options.output / "features.md", table + "\n")
+        movement_figure(figures, options.output / "features.png")
     return table
 
 

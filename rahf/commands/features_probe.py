@@ -5,14 +5,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rahf.commands.options.dictionaries import print_dictionary_figures, reading, reading_options
+from rahf.commands.options.dictionaries import (
+    dictionary_of,
+    print_dictionary_figures,
+    reading,
+    reading_options,
+)
 
 EPILOG = """\
 FILE holds records (jsonl, json, csv, also gzipped) with a text and one of two labels. Features are
 chosen and probes are fitted on 70 % of the texts; figures are of the others. The table compares
 the dictionary with a dense probe on hidden states, single dimensions of them, and the same of an
-untrained model. A dictionary is useful where few features come near the dense probe and far from
-both nulls."""
+untrained model, features too with --untrained_dictionary. A dictionary is useful where few
+features come near the dense probe and far from the nulls."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +51,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="seed of the untrained model (default: 0)",
     )
+    option(
+        "--untrained_dictionary",
+        metavar="FOLDER",
+        help="dictionary of that untrained model (`rahf features train --untrained_seed N`)",
+    )
     option("--seed", metavar="N", type="seed", default=0, help="seed of the split (default: 0)")
     option(
         "--batch_size", metavar="N", type="count", default=16, help="texts at once (default: 16)"
@@ -57,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from rahf.interpret.features.bases import check_base
     from rahf.interpret.features.labelled import read_labelled
     from rahf.interpret.features.probing import split_labels
     from rahf.interpret.features.texts import first_pieces
@@ -69,6 +80,7 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     }
     splits = {path: split_labels(given.labels, options.seed) for path, given in sets.items()}
     read = reading(options)
+    null = _null(options, read)
     firsts = {
         path: first_pieces(given.texts, read.tokenizer, options.length)
         for path, given in sets.items()
@@ -76,13 +88,35 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     _report_omitted(sets, firsts)
     trained = {path: _read(options, read, firsts[path], given) for path, given in sets.items()}
     read = read._replace(model=untrained_like(read.model, options.untrained_seed))
+    if null is not None:
+        check_base(null, read.model)
+        read = read._replace(dictionary=null)
     found = []
     for path, given in sets.items():
-        untrained = _read(options, read, firsts[path], given, encode=False)
+        untrained = _read(options, read, firsts[path], given, encode=null is not None)
         figures = _set_figures(trained[path], untrained, given.labels, splits[path])
         found.append({"texts": path.name, "positive": given.positive, **figures})
     tables = "\n\n".join(probe_table(figures) for figures in found)
     return {"sets": found}, tables
+
+
+def _null(options: argparse.Namespace, read):
+    """Return the dictionary of the untrained model, if there is one.
+
+    Raises:
+        ValueError: it does not read what the other dictionary reads.
+    """
+    if options.untrained_dictionary is None:
+        return None
+    null = dictionary_of(options, options.untrained_dictionary)
+    places = [(each.origin.layer, each.origin.site) for each in (read.dictionary, null)]
+    if places[0] != places[1]:
+        raise ValueError(
+            f"--untrained_dictionary {options.untrained_dictionary} reads layer {places[1][0]} "
+            f"({places[1][1]}), --dictionary reads layer {places[0][0]} ({places[0][1]}): give two "
+            "of one place."
+        )
+    return null
 
 
 def _report_omitted(sets, firsts) -> None:
@@ -116,10 +150,14 @@ def _set_figures(trained, untrained, labels, split) -> dict:
         probe_latents,
     )
 
+    untrained_features = {}
+    if untrained.codes is not None:
+        untrained_features["untrained features"] = probe_latents(untrained.codes, labels, split)
     probes = {
         "features": probe_latents(trained.codes, labels, split),
         "dimensions": probe_dimensions(trained.hidden, labels, split),
         "hidden states": probe_densely(trained.hidden, labels, split),
+        **untrained_features,
         "untrained dimensions": probe_dimensions(untrained.hidden, labels, split),
         "untrained hidden states": probe_densely(untrained.hidden, labels, split),
     }

@@ -26,6 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     check_first_text(parser, lambda options: options.text or options.dataset)
     option = parser.add_argument
+    option(
+        "--untrained_seed",
+        metavar="N",
+        type="seed",
+        help="give the model random weights of this seed: a null for `rahf features probe`",
+    )
     option("--output", required=True, metavar="FOLDER", type=Path, help="folder of the results")
     option("--dry_run", action="store_true", help="try a few texts, report time and memory, stop")
     _text_options(parser)
@@ -60,7 +66,7 @@ def _text_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--length", metavar="N", type="count", default=256, help="tokens of a piece (default: 256)"
     )
-    option("--every_token", action="store_true", help="read first and special tokens too")
+    option("--every_token", action="store_true", help="read first, special and massive tokens")
     option(
         "--batch_size", metavar="N", type="count", default=16, help="pieces at once (default: 16)"
     )
@@ -149,9 +155,11 @@ def _made_with(options: argparse.Namespace, job: "Job") -> dict[str, Any]:
     names = ("split", "column", "tokens", "held_out", "length", "every_token", "site", "kind")
     names += ("latents", "k", "signed", "seeds", "learning_rate", "batch_tokens")
     chosen = {name: getattr(options, name) for name in names}
+    untrained = options.untrained_seed
     return {
         **identity(options),
         "base": options.base,
+        **({} if untrained is None else {"untrained_seed": untrained}),
         "text": _source(options),
         "layers": list(job.reader.layers),
         **chosen,
@@ -168,6 +176,7 @@ def _job(options: argparse.Namespace) -> "Job":
 
     from rahf.interpret.features.runs import Job
     from rahf.interpret.features.streams import StateReader
+    from rahf.interpret.features.untrained import untrained_like
     from rahf.models.adapters import depth_of, pad_id
     from rahf.recipe.layers import resolve_layers
 
@@ -179,6 +188,13 @@ def _job(options: argparse.Namespace) -> "Job":
             f"--kind differences needs an adapter, but {options.model} is a full model; give an "
             "adapter, or --kind states."
         )
+    if options.untrained_seed is not None:
+        if adapted:
+            raise ValueError(
+                f"--untrained_seed needs a full model, but {options.model} is an adapter; give its "
+                "base."
+            )
+        model = untrained_like(model, options.untrained_seed)
     layers = resolve_layers(options.layers, depth_of(model))
     place = (layers, options.site, options.kind, pad_id(tokenizer), options.batch_size)
     return Job(
@@ -201,7 +217,13 @@ def _settings(options: argparse.Namespace) -> "Settings":
             "active latents than there are."
         )
     return Settings(
-        latents, options.k, seeds, options.signed, options.learning_rate, options.batch_tokens
+        latents,
+        options.k,
+        seeds,
+        options.signed,
+        options.every_token,
+        options.learning_rate,
+        options.batch_tokens,
     )
 
 

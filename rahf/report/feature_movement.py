@@ -1,6 +1,7 @@
-"""Tables of the features that moved between a base and its aligned model."""
+"""Tables and a chart of the features that moved between a base and its aligned model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rahf.report.explanations import explanation_cells
@@ -99,3 +100,66 @@ def _verdict(figures: Mapping[str, Any]) -> str:
         "by no rival: neither the mean difference nor the principal components make half of the "
         "effect, and neither the probe nor the token KL follows it."
     )
+
+
+def movement_figure(figures: Mapping[str, Any], path: Path) -> None:
+    """Draw the listed features beside the placebos, and the sizes of all tested features."""
+    from matplotlib.figure import Figure
+
+    rows = figures["features"]
+    height = max(3.4, 1.2 + 0.22 * len(rows))
+    figure = Figure(figsize=(11, height), layout="constrained")
+    listed, tested = figure.subplots(1, 2, width_ratios=[3, 2])
+    _draw_listed(listed, rows, figures["placebo_band"])
+    for name, sizes in figures["size_quantiles"].items():
+        left = [1 - step / max(1, len(sizes) - 1) for step in range(len(sizes))]
+        style = "--" if name.startswith("placebo") else "-"
+        tested.plot(sizes[:-1], left[:-1], style, label=SHOWN.get(name, name.replace("_", " ")))
+    if figures["placebo_band"] is not None:
+        tested.axvspan(0, figures["placebo_band"], color=BAND_COLOR, zorder=0)
+    tested.set(xlabel="size above", ylabel="share of the features", title="all tested features")
+    tested.set(xlim=(0, None), yscale="log", ylim=(0.01, 1))
+    tested.legend(frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+BAND_COLOR = "#e8e8e8"
+SHOWN = {"default": "adapter"}
+
+
+def _draw_listed(axes: Any, rows: list[Mapping[str, Any]], band: float | None) -> None:
+    """Draw each feature's size with its interval, hollow circles where placebos have it."""
+    places = range(len(rows))
+    if band is not None:
+        axes.axvspan(-band, band, color=BAND_COLOR, zorder=0, label="95 % of the placebo's sizes")
+    axes.axvline(0, color="#999", linewidth=0.8)
+    scales = [row["size"] / row["effect"] if row["effect"] else 0.0 for row in rows]
+    bounds = [
+        [scale * (row["effect"] - row["low"]) for scale, row in zip(scales, rows, strict=True)],
+        [scale * (row["high"] - row["effect"]) for scale, row in zip(scales, rows, strict=True)],
+    ]
+    axes.errorbar(
+        [row["size"] for row in rows], places, xerr=bounds, fmt="o", markersize=4, label="adapter"
+    )
+    placebos = [(size, place) for place in places for size in rows[place]["placebo_size"]]
+    if placebos:
+        axes.plot(*zip(*placebos, strict=True), "o", color="C1", fillstyle="none", label="placebo")
+    labels = [f"{row['feature']} {_drawn(row.get('raises', []))}" for row in rows]
+    axes.set_yticks([*places], labels, fontsize="x-small", parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlabel="size: effect / standard deviation", title="listed features, tokens they raise")
+    axes.legend(frameon=False, fontsize="x-small")
+
+
+def _drawn(tokens: Sequence[str]) -> str:
+    """Return a few tokens; letters that the font of the chart lacks become question marks."""
+    text = tokens_text(tokens[:TOKENS_DRAWN])
+    return "".join(letter if _has(ord(letter)) else "?" for letter in text)
+
+
+TOKENS_DRAWN = 4
+
+
+def _has(code: int) -> bool:
+    """Return whether the font of the chart has Latin, Greek, Cyrillic letters and punctuation."""
+    return code < 0x530 or 0x2010 <= code <= 0x2027

@@ -10,11 +10,17 @@ EDGES = ("< 1e-6", "1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "> 0.1")
 
 
 def quality_table(figures: Mapping[str, Any]) -> str:
-    """Return a markdown table, a line for each dictionary."""
+    """Return a markdown table, a line for each dictionary, and how many tokens were not read."""
     kept = "loss recovered" if figures["kind"] == "states" else "KL recovered"
     header = ["layer", "latents", "seed", "L0", "variance explained", kept, "dead", "silent"]
     header += ["agreement of seeds", "latents found again", "by chance"]
-    return markdown(header, [_line(row) for row in figures["dictionaries"]])
+    table = markdown(header, [_line(row) for row in figures["dictionaries"]])
+    if not figures["massive_tokens"]:
+        return table
+    return (
+        f"{table}\n\n{figures['massive_tokens']} held-out tokens beside the "
+        f"{figures['held_out_tokens']:,} measured ones have massive states, which are not read."
+    )
 
 
 def _line(row: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.directions.vectors import Directions
 from rahf.interpret.features.checkpoints import save_dictionary
+from rahf.interpret.features.untrained import untrained_like
 
 
 def texts(count, start=0):
@@ -90,6 +91,10 @@ def test_the_diff_is_compared_with_placebo_seeds_and_rivals(folder, family, caps
     assert len(found["features"]) == 7
     assert list(found["explained"])[:2] == ["dictionary", "mean difference"]
     assert found["placebo_band"] > 0
+    assert Path("diff/features.png").stat().st_size > 5000
+    sizes = found["size_quantiles"]["placebo_1"]
+    assert sizes == sorted(sizes)
+    assert sizes[95] == pytest.approx(found["placebo_band"])
     assert {"rivals", "seen_by", "raises", "tracks"} <= found["features"][0].keys()
     out = capsys.readouterr().out
     assert out.strip() == Path("diff/features.md").read_text().strip()
@@ -194,6 +199,13 @@ def test_a_probe_reads_labelled_texts_beside_the_untrained_model(folder, family,
     ]
     assert found["probes"]["hidden states"]["auc"]["mean"] > 0.9
     assert len(found["probes"]["features"]["8"]["features"]) == 8
+    null = untrained_like(family.load_base(), 3)
+    save_dictionary(random_dictionary(null), Path("null"))
+    seeded = (*options, "--texts", "texts.jsonl", "--untrained_seed", 3)
+    [beside] = figures(*seeded, "--untrained_dictionary", "null")["sets"]
+    assert list(beside["probes"])[3] == "untrained features"
+    assert len(beside["probes"]["untrained features"]["8"]["features"]) == 8
+    assert beside["probes"]["features"] == found["probes"]["features"]
     columns = ("--text_column", "prompt", "--label_column", "target")
     figures(*options, "--texts", "other.jsonl", *columns, "--limit", 60)
     told = capsys.readouterr()
@@ -312,6 +324,10 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
         (*steer[:-2], 32, "--how", "ablate"): "features 0 to 31",
         (*probe, "three.jsonl"): "has 3 labels (0, 1, 2)",
         (*probe, "prompts.jsonl"): "needs a text in the column 'text'",
+        (*probe, "texts.jsonl", "--untrained_dictionary", "upper"): "reads layer 3 (residual)",
+        (*probe, "texts.jsonl", "--untrained_seed", 3, "--untrained_dictionary", "dictionary"): (
+            "with the fingerprint"
+        ),
         ("splitting", "--dictionary", "larger", "--larger", "dictionary"): "exchange them",
         ("splitting", "--dictionary", "dictionary", "--larger", "upper"): "two sizes of one",
         ("neurons", "--model", adapter, "--dictionary", "dictionary", *text): "give the base",

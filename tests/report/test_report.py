@@ -12,6 +12,7 @@ from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import directions_card, model_card
 from rahf.report.escaping import visible_token
+from rahf.report.feature_movement import movement_figure
 from rahf.report.feature_terms import tokens_text
 from rahf.report.features import duration, size
 from rahf.report.tables import judge_text, layers_table, markdown, models_table, side_by_side
@@ -200,6 +201,24 @@ def test_the_chart_draws_a_line_for_every_method(tmp_path):
     path = tmp_path / "tradeoff.png"
     tradeoff_chart({"DPO": dpo, "RAHF": dual}, path, "loss", wins=False)
     assert path.stat().st_size > 5000
+
+
+@pytest.mark.filterwarnings("error")  # of letters that the font lacks
+def test_the_chart_of_features_takes_any_token_and_no_placebo(tmp_path):
+    row = {"feature": 7, "effect": 0.2, "low": 0.1, "high": 0.4, "size": 0.3, "placebo_size": []}
+    raises = [" $x_1$", "\u201c\u4f60", "\n", "{", "caf\u00e9"]
+    plain = {"placebo_band": None, "size_quantiles": {"default": [0.0, 0.1, 0.5]}}
+    beside = {"placebo_band": 0.2, "size_quantiles": {"default": [0.0, 1.0], "placebo_1": [0, 1]}}
+    still = row | {"effect": 0.0, "size": 0.0, "placebo_size": [0.1]}
+    for figures, rows in (
+        (plain, []),
+        (plain, [row]),
+        (beside, [row | {"raises": raises, "placebo_size": [0.1]}, still]),
+        (plain | {"size_quantiles": {"default": []}}, [row]),
+    ):
+        movement_figure(figures | {"features": rows}, tmp_path / "features.png")
+        assert (tmp_path / "features.png").stat().st_size > 5000
+        (tmp_path / "features.png").unlink()
 
 
 def test_names_and_data_on_a_card_are_only_shown():

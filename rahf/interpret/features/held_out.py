@@ -25,6 +25,7 @@ from rahf.interpret.features.movement import (
     feature_figures,
     moved_count,
     ranked,
+    size_quantiles,
 )
 from rahf.interpret.features.responses import HeldOut, Read, read_batch
 from rahf.interpret.features.rivals import Reproduced, Rivals, Seen, seen
@@ -179,7 +180,8 @@ def encoded(
 ) -> tuple[dict[str | None, SparseCodes], Float[Tensor, "tokens d_model"]]:
     """Return codes of the base (None) and of each adapter, and the difference that they give.
 
-    A dictionary of differences has codes of the differences, and none of the base.
+    A dictionary of differences has codes of the differences; those of the base are the codes of no
+    difference, which are not empty where the dictionary has biases.
     """
     if dictionary.origin.kind == "states":
         codes = {None: dictionary.encode(read.base)}
@@ -188,9 +190,7 @@ def encoded(
         return codes, first - dictionary.decode(codes[None])
     codes = {name: dictionary.encode(hidden - read.base) for name, hidden in read.aligned.items()}
     first = codes[next(iter(read.aligned))]
-    nothing = SparseCodes(
-        torch.zeros_like(first.offsets), first.indices[:0], first.values[:0], first.latents
-    )
+    nothing = dictionary.encode(torch.zeros_like(read.base))
     return {None: nothing, **codes}, dictionary.decode(first)
 
 
@@ -220,7 +220,7 @@ def movement_figures(
         placebos: adapters trained on shuffled pairs.
         top: features that are listed.
     """
-    moved, rows = found.moved, []
+    moved, rows, names = found.moved, [], (*adapters, *placebos)
     for latent in ranked(moved)[:top].tolist():
         shown = found.seen(latent, directions[latent])
         row = feature_figures(moved, latent, adapters, placebos)
@@ -230,7 +230,8 @@ def movement_figures(
         "prompts": moved.prompts,
         "tokens": moved.tokens,
         "features_tested": int(moved.tested.sum()),
-        "moved": {name: moved_count(moved.changes[name]) for name in (*adapters, *placebos)},
+        "moved": {name: moved_count(moved.changes[name]) for name in names},
+        "size_quantiles": {name: size_quantiles(moved, moved.changes[name]) for name in names},
         "beyond_placebo": None if moved.band is None else int(beyond(moved, first).sum()),
         "placebo_band": moved.band,
         "fit": found.fit,

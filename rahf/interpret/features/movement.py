@@ -30,6 +30,9 @@ FALSE_DISCOVERIES = 0.05
 POSITION_BINS = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513, 1025)
 """Tokens of a response at which ranges of positions begin, after the first range."""
 
+QUANTILES = 100
+"""Steps of the quantiles in which sizes are kept."""
+
 TRACKS = 0.5
 """Share of the variance of an activation that position or length alone accounts for."""
 
@@ -40,7 +43,7 @@ class Said(NamedTuple):
     """One response as the base and the aligned models encode it, on the same tokens."""
 
     prompt: int  # cluster; the responses to one prompt follow one another
-    base: SparseCodes  # no entry where the dictionary is of differences
+    base: SparseCodes  # of no difference where the dictionary is of differences
     aligned: Mapping[str, SparseCodes]  # by adapter
     divergence: float | None = None  # mean KL of the first adapter's predictions, nats per token
 
@@ -50,7 +53,7 @@ class Change(NamedTuple):
 
     effect: ClusteredMeans  # of the activation, per response token
     q: Float64[Tensor, " latents"]  # of Benjamini and Hochberg, over the tested latents
-    size: Float64[Tensor, " latents"]  # effect / standard deviation of the activation
+    size: Float64[Tensor, " latents"]  # effect / spread of the activation, one for all adapters
     rate: Float64[Tensor, " latents"]  # share of tokens in which the latent is active
 
 
@@ -183,12 +186,18 @@ class Movement:
         )
 
     def _change(self, name: str, tokens: int, tested: Tensor) -> Change:
-        effect = self._changes[name].means()
-        totals = self._aligned[name]
-        spread = ((totals.variance(tokens) + self._base.variance(tokens)) / 2).sqrt()
+        effect, spread = self._changes[name].means(), self._spread(tokens)
         size = torch.where(spread > 0, effect.mean / spread, torch.zeros_like(spread))
         q = benjamini_hochberg(effect.p, tested)
-        return Change(effect, q, size, totals.active / tokens)
+        return Change(effect, q, size, self._aligned[name].active / tokens)
+
+    def _spread(self, tokens: int) -> Float64[Tensor, " latents"]:
+        """Return the standard deviation over tokens of the base and of all adapters.
+
+        With a spread of its own, a placebo that hardly changes anything has the largest sizes.
+        """
+        totals = (self._base, *self._aligned.values())
+        return (sum(each.variance(tokens) for each in totals) / len(totals)).sqrt()
 
     def _between_positions(self, tokens: int) -> Float64[Tensor, " latents"]:
         totals = self._aligned[self.adapters[0]]
@@ -220,6 +229,13 @@ def ranked(moved: Moved) -> Int[Tensor, " latents"]:
 def moved_count(change: Change) -> int:
     """Return the number of latents whose q value is below 0.05."""
     return int((change.q < FALSE_DISCOVERIES).sum())
+
+
+def size_quantiles(moved: Moved, change: Change) -> list[float]:
+    """Return the quantiles of the |sizes| of the tested latents, in steps of 1 / QUANTILES."""
+    sizes = change.size[moved.tested].abs()
+    steps = torch.linspace(0, 1, QUANTILES + 1, dtype=sizes.dtype)
+    return sizes.quantile(steps).tolist() if len(sizes) else []
 
 
 def outside(sizes: Float[Tensor, " latents"], moved: Moved) -> float:

@@ -4,19 +4,20 @@ two training seeds agree.
 Knows dictionaries and a reader of states; knows no training and no report.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from peft import PeftModel
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from rahf.data.rows import Rows
 from rahf.interpret.features.corpus import Piece
 from rahf.interpret.features.dictionary import Dictionary, Origin
-from rahf.interpret.features.streams import StateReader, mlp_of
+from rahf.interpret.features.streams import StateReader, mlp_of, ordinary
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import find_blocks
 from rahf.models.likelihood import model_inputs, rows_for
@@ -115,54 +116,95 @@ def agreement_of(first: Dictionary, second: Dictionary, signed: bool = False) ->
 
 
 @torch.no_grad()
-def kept_of(dictionary: Dictionary, reader: StateReader, pieces: Sequence[Piece]) -> Kept:
-    """Return what the model keeps with the reconstruction in place of the states that are read."""
-    sums = torch.zeros(3, dtype=torch.float64)
+def kept_of(
+    dictionaries: Mapping[Any, Dictionary],
+    reader: StateReader,
+    pieces: Sequence[Piece],
+    *,
+    massive: bool = False,
+) -> dict[Any, Kept]:
+    """Return what the model keeps with each reconstruction in place of the states that are read.
+
+    Args:
+        dictionaries: by any name; what does not depend on the dictionary is computed once.
+        massive: massive states are replaced too.
+    """
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in dictionaries}
     tokens = 0
-    for first in range(0, len(pieces), reader.batch_size):
-        batch = pieces[first : first + reader.batch_size]
-        costs = _costs(dictionary, reader, batch)
-        sums += torch.stack([cost.cpu().double().sum() for cost in costs])
-        tokens += len(costs[0])
-    whole, spliced, ablated = (sums / tokens).tolist()
+    starts = range(0, len(pieces), reader.batch_size)
+    for first in tqdm(starts, desc="measuring", unit="batch", leave=False):
+        batch = _Batch.read_of(
+            dictionaries.values(), reader, pieces[first : first + reader.batch_size]
+        )
+        whole, tokens = batch.cost(batch.whole), tokens + len(batch.whole)
+        ablated = {layer: batch.cost(batch.ablated(layer)) for layer in batch.origins}
+        for name, dictionary in dictionaries.items():
+            spliced = batch.cost(batch.spliced(dictionary, massive))
+            costs = (whole, spliced, ablated[dictionary.origin.layer])
+            sums[name] += torch.stack([cost.cpu().double().sum() for cost in costs])
+    return {name: _kept(*(total / tokens).tolist()) for name, total in sums.items()}
+
+
+def _kept(whole: float, spliced: float, ablated: float) -> Kept:
     recovered = (ablated - spliced) / (ablated - whole) if ablated != whole else float("nan")
     return Kept(whole, spliced, ablated, recovered)
 
 
-def _costs(
-    dictionary: Dictionary, reader: StateReader, pieces: Sequence[Piece]
-) -> list[Float[Tensor, " tokens"]]:
-    """Return the costs per predicted token: nothing replaced, spliced, ablated."""
-    rows = rows_for(
-        reader.model, [piece.ids for piece in pieces], [[] for _ in pieces], reader.pad_token_id
-    )
-    read = nn.utils.rnn.pad_sequence([piece.read for piece in pieces], batch_first=True)
-    base = None
-    if reader.kind == "differences":
-        of_base = reader._replace(kind="states", adapter=None, layers=(dictionary.origin.layer,))
-        base = of_base.states(pieces)[0]
+class _Batch(NamedTuple):
+    """A few pieces, and what the model predicts on them."""
 
-    def spliced(states: Tensor) -> Tensor:
-        given = states if base is None else states - base
-        made = dictionary.decode(dictionary.encode(given))
-        return made if base is None else base + made
+    reader: StateReader
+    origins: dict[int, Origin]  # of one dictionary of each layer
+    rows: Rows
+    read: Bool[Tensor, "rows seq"]  # positions at which states are replaced
+    base: dict[int, Float[Tensor, "read d_model"]]  # the base's states; none where kind is states
+    whole: Float[Tensor, "tokens vocab"]  # predictions with nothing replaced
 
-    def ablated(states: Tensor) -> Tensor:
-        return torch.zeros_like(states) if base is None else base
+    @classmethod
+    def read_of(
+        cls, dictionaries: Iterable[Dictionary], reader: StateReader, pieces: Sequence[Piece]
+    ) -> "_Batch":
+        origins = {each.origin.layer: each.origin for each in dictionaries}
+        layers, base = tuple(sorted(origins)), {}
+        rows = rows_for(
+            reader.model, [piece.ids for piece in pieces], [[] for _ in pieces], reader.pad_token_id
+        )
+        read = nn.utils.rnn.pad_sequence([piece.read for piece in pieces], batch_first=True)
+        if reader.kind == "differences":
+            of_base = reader._replace(kind="states", adapter=None, layers=layers)
+            base = dict(zip(layers, of_base.states(pieces), strict=True))
+        whole = _logprobs(reader, rows, nullcontext())
+        return cls(reader, origins, rows, read, base, whole)
 
-    whole = _logprobs(reader, rows, nullcontext())
-    tokens = rows["input_ids"][:, 1:][rows["attention_mask"][:, 1:].bool()]
+    def spliced(self, dictionary: Dictionary, massive: bool) -> Float[Tensor, "tokens vocab"]:
+        """Return the predictions with the reconstruction in place of the states."""
+        base = self.base.get(dictionary.origin.layer)
 
-    def cost(logprobs: Tensor) -> Tensor:
-        if base is None:
+        def change(states: Tensor) -> Tensor:
+            if base is not None:
+                return base + dictionary.decode(dictionary.encode(states - base))
+            made = dictionary.decode(dictionary.encode(states))
+            return made if massive else torch.where(ordinary(states[None])[:, None], made, states)
+
+        return self._replaced(dictionary.origin, change)
+
+    def ablated(self, layer: int) -> Float[Tensor, "tokens vocab"]:
+        """Return the predictions with zero, or the base's states, in place of the states."""
+        base = self.base.get(layer)
+        zeros: Callable[[Tensor], Tensor] = torch.zeros_like
+        return self._replaced(self.origins[layer], zeros if base is None else lambda _: base)
+
+    def _replaced(self, origin: Origin, change: Callable[[Tensor], Tensor]) -> Tensor:
+        place = replaced_states(self.reader.model, origin, self.read, change)
+        return _logprobs(self.reader, self.rows, place)
+
+    def cost(self, logprobs: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
+        """Return the loss, or the divergence from the aligned model, of each predicted token."""
+        if not self.base:
+            ids, mask = self.rows["input_ids"], self.rows["attention_mask"]
+            tokens = ids[:, 1:][mask[:, 1:].bool()]
             return nn.functional.nll_loss(logprobs, tokens, reduction="none")
-        return nn.functional.kl_div(logprobs, whole, reduction="none", log_target=True).sum(-1)
-
-    places = (
-        replaced_states(reader.model, dictionary.origin, read, change)
-        for change in (spliced, ablated)
-    )
-    return [cost(whole), *(cost(_logprobs(reader, rows, place)) for place in places)]
+        return nn.functional.kl_div(logprobs, self.whole, reduction="none", log_target=True).sum(-1)
 
 
 def _logprobs(

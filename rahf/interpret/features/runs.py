@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
 from rahf.artifacts import LOG_FILE, StageRecord, alone, write_json, write_lines, write_text
 from rahf.interpret.features.bases import fingerprint_of
@@ -18,7 +17,7 @@ from rahf.interpret.features.checkpoints import save_dictionary
 from rahf.interpret.features.corpus import Corpus, Piece, split_documents
 from rahf.interpret.features.dictionary import Origin
 from rahf.interpret.features.quality import agreement_of, fit_of, kept_of
-from rahf.interpret.features.streams import BLOCK, Schedule, StateReader, schedule
+from rahf.interpret.features.streams import BLOCK, BlockReader, Schedule, StateReader, schedule
 from rahf.interpret.features.topk import TopKDictionary
 from rahf.interpret.features.training import Name, Settings, Trained, begun, train_coders
 from rahf.models.adapters import base_name
@@ -117,16 +116,18 @@ def measured(
     job: Job, dictionaries: Mapping[Name, TopKDictionary], trained: Trained, pieces: list[Piece]
 ) -> dict[str, Any]:
     """Return the figures of every dictionary on held-out pieces."""
-    states, log = job.reader(pieces), trained.log
+    whole, log = job.reader(pieces), trained.log
+    states = job.settings.read(whole, job.reader.kind)
     read = torch.tensor([int(piece.read.sum()) for piece in pieces])
     some = pieces[: 1 + int((read.cumsum(0) < LOSS_TOKENS).sum())]
     reader = job.reader._replace(batch_size=LOSS_BATCH)
+    kept = kept_of(dictionaries, reader, some, massive=job.settings.massive)
     rows = []
-    for name, dictionary in tqdm(dictionaries.items(), desc="measuring", unit="dictionary"):
+    for name, dictionary in dictionaries.items():
         of_layer = states[reader.layers.index(name.layer)]
         figures = name._asdict() | fit_of(dictionary, of_layer.split(TRIED))._asdict()
         figures["dead"] = log[-1]["dead"][str(name)] / name.latents
-        figures["loss"] = kept_of(dictionary, reader, some)._asdict()
+        figures["loss"] = kept[name]._asdict()
         figures["agreement"] = None
         for seed in [seed for seed in job.settings.seeds if seed != name.seed][:1]:
             other = dictionaries[name._replace(seed=seed)]
@@ -136,6 +137,8 @@ def measured(
         "kind": reader.kind,
         "site": reader.site,
         "tokens": log[-1]["tokens"],
+        "held_out_tokens": states.shape[1],
+        "massive_tokens": whole.shape[1] - states.shape[1],
         "reading_seconds": sum(line["reading_seconds"] for line in log),
         "training_seconds": sum(line["training_seconds"] for line in log),
         "dictionaries": rows,
@@ -148,7 +151,7 @@ def misfits(job: Job) -> list[str]:
     own, steps = int(job.corpus.counts().sum()), job.tokens // job.settings.batch_tokens
     if own < job.tokens:
         found.append(
-            f"the text has {own:,} tokens, held-out ones included, so each is read "
+            f"the text has {own:,} tokens, held-out ones included, so each is seen "
             f"{job.tokens / own:.1f} times; give more text, or fewer tokens."
         )
     if steps < FEW_STEPS:
@@ -185,6 +188,7 @@ def estimated(job: Job) -> Estimate:
     start = perf_counter()
     states = job.reader(pieces)
     reading = (perf_counter() - start) / read
+    states = job.settings.read(states, job.reader.kind)
     coders = begun(states, job.reader.layers, job.settings)
     start = perf_counter()
     for name, coder in coders.items():
@@ -195,8 +199,9 @@ def estimated(job: Job) -> Estimate:
     weights = 4 * sum(part.numel() for coder in coders.values() for part in coder.weights)
     kept = 4 * len(job.reader.layers) * min(total, BLOCK) * width
     whole = int(job.corpus.counts().sum())
-    seconds = total * (reading + training)
-    share = reading / (reading + training)
+    blocks = BlockReader(job.reader, plan)
+    reads, trains = blocks.tokens * reading, total * training
+    share, states = reads / (reads + trains), (3 if blocks.once else 2) * kept
     return Estimate(
-        whole, total / whole, len(coders), seconds, share, 2 * kept + 4 * weights, weights
+        whole, total / whole, len(coders), reads + trains, share, states + 4 * weights, weights
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 
 BLOCK = 2**16
 """Tokens whose states are kept and shuffled together."""
+
+
+MASSIVE = 10.0
+"""Norm, over the median of all tokens, from which a state is massive."""
 
 
 class StateReader(NamedTuple):
@@ -99,6 +103,17 @@ class StateReader(NamedTuple):
             return torch.stack(states).float()
 
 
+def ordinary(states: Float[Tensor, "layers tokens d_model"]) -> Bool[Tensor, " tokens"]:
+    """Return which tokens have a massive state in no layer.
+
+    A few tokens that a model uses as the first of a text have states a hundred times as large as
+    others (Sun et al. 2024, arXiv 2402.17762): nearly all variance, and all loss, would be theirs.
+    """
+    sizes = states.norm(dim=2)
+    limits = MASSIVE * sizes.median(dim=1, keepdim=True).values
+    return ((sizes <= limits) | (limits == 0)).all(0)
+
+
 @contextmanager
 def recorded_mlps(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Record the outputs of the MLPs of blocks, in a forward that stops at the last of them."""
@@ -154,6 +169,46 @@ class Schedule(NamedTuple):
         order = torch.from_numpy(np.random.default_rng([self.seed, block]).permutation(count))
         for part in order.tensor_split(max(1, round(count / size))):
             yield states[:, part.to(states.device)]
+
+
+class BlockReader:
+    """Reads the blocks of a schedule; a text that comes again and fits into a block is read once.
+
+    It is read in one order, whichever block is asked for first, so that a training that resumes
+    has the same states.
+    """
+
+    def __init__(self, reader: StateReader, plan: Schedule):
+        self._reader, self._plan = reader, plan
+        sequence, counts = torch.cat(plan.blocks), plan.corpus.counts()
+        self._distinct = sequence.unique()
+        tokens = int(counts[self._distinct].sum())
+        self.once = len(self._distinct) < len(sequence) and tokens <= max(plan.tokens)
+        self.tokens = tokens if self.once else sum(plan.tokens)
+        """Tokens that go through the model."""
+        lengths = counts[self._distinct]
+        self._starts, self._lengths = lengths.cumsum(0) - lengths, lengths
+        self._kept: Tensor | None = None
+
+    def __call__(
+        self, block: int, report: Callable[[int], object] = id
+    ) -> Float[Tensor, "layers tokens d_model"]:
+        """Return the states of a block; see `StateReader`."""
+        pieces = self._plan.blocks[block]
+        if not self.once:
+            return self._read(pieces, report)
+        done = 0
+        if self._kept is None:
+            self._kept, done = self._read(self._distinct, report), self.tokens
+        report(self._plan.tokens[block] - done)
+        places = torch.searchsorted(self._distinct, pieces)
+        starts, lengths = self._starts[places], self._lengths[places]
+        first = lengths.cumsum(0) - lengths  # row of the block at which each piece begins
+        rows = torch.arange(int(lengths.sum())) + (starts - first).repeat_interleave(lengths)
+        return self._kept[:, rows.to(self._kept.device)]
+
+    def _read(self, pieces: Int64[Tensor, " pieces"], report: Callable[[int], object]) -> Tensor:
+        return self._reader([self._plan.corpus.piece(index) for index in pieces.tolist()], report)
 
 
 def schedule(

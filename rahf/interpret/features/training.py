@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rahf.interpret.features.coder import Coder
-from rahf.interpret.features.streams import Schedule, StateReader
+from rahf.interpret.features.dictionary import Kind
+from rahf.interpret.features.streams import BlockReader, Schedule, StateReader, ordinary
 
 BATCH = 2048
 """Tokens of a training step."""
@@ -51,8 +52,15 @@ class Settings:
     k: int  # active latents per token
     seeds: tuple[int, ...]
     signed: bool = False  # latents may be negative
+    massive: bool = False  # states of massive norm are read too
     learning_rate: float = 1e-3
     batch_tokens: int = BATCH
+
+    def read(
+        self, states: Float[Tensor, "layers tokens d_model"], kind: Kind
+    ) -> Float[Tensor, "layers read d_model"]:
+        """Return the states without massive ones; differences between models have none."""
+        return states if self.massive or kind == "differences" else states[:, ordinary(states)]
 
     def names(self, layers: tuple[int, ...]) -> list[Name]:
         return [
@@ -87,13 +95,13 @@ def train_coders(
     total = sum(plan.tokens)
     dead_after = round(DEAD_AFTER * total)
     coders, log = resumed(checkpoint, settings, reader.device) if checkpoint.exists() else ({}, [])
+    read_block = BlockReader(reader, plan)
     before, saved = sum(plan.tokens[: len(log)]), monotonic()
     options = {"unit": " tokens", "unit_scale": True, "desc": "features"}
     with tqdm(total=total, initial=before, **options) as bar:
         for block in range(len(log), len(plan.blocks)):
             start = monotonic()
-            pieces = [plan.corpus.piece(index) for index in plan.blocks[block].tolist()]
-            states = reader(pieces, bar.update)
+            states = settings.read(read_block(block, bar.update), reader.kind)
             coders = coders or begun(states, reader.layers, settings)
             read = monotonic()
             left = _train_on_block(coders, states, plan, block, settings, dead_after)

@@ -2,6 +2,8 @@
 was planted is found, and a placebo is within the band of another.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from planted_dictionaries import random_dictionary
@@ -9,9 +11,9 @@ from tiny_models import EOS, tiny_model
 from toy_alignment import LAYER, any_text, feature_of, text, toy_adapter, toy_base, toy_dictionary
 from transformers import LlamaForCausalLM
 
-from rahf.interpret.features.held_out import find_movement, movement_figures
+from rahf.interpret.features.held_out import encoded, find_movement, movement_figures
 from rahf.interpret.features.movement import outside, ranked
-from rahf.interpret.features.responses import HeldOut, read_batch
+from rahf.interpret.features.responses import HeldOut, Read, read_batch
 from rahf.models.adapters import put_adapter
 from rahf.report.feature_movement import movement_tables
 
@@ -49,6 +51,17 @@ def test_results_do_not_depend_on_the_batch_size(site, kind, family):
         for name, part in other.rivals.explained.items():
             assert part.share() == pytest.approx(found[0].rivals.explained[name].share(), rel=1e-4)
     assert (found[0].moved.prompts, found[0].fit["base"] is None) == (4, kind == "differences")
+
+
+def test_no_difference_moves_no_feature_of_differences():
+    plain = random_dictionary(kind="differences")
+    bias = torch.randn(plain.d_model, generator=torch.Generator().manual_seed(3))
+    dictionary = replace(plain, weights=plain.weights._replace(bias=bias))
+    states = torch.randn(9, plain.d_model, generator=torch.Generator().manual_seed(4))
+    codes, _ = encoded(dictionary, Read(states, {"same": states, "moved": states + 1}, [9], [0.0]))
+    assert len(codes[None].indices) > 0
+    assert torch.equal(codes[None].values, codes["same"].values)
+    assert not torch.equal(codes[None].values, codes["moved"].values)
 
 
 @pytest.mark.parametrize("site", ["residual", "mlp"])

@@ -185,3 +185,20 @@ def test_a_latent_of_a_single_prompt_is_not_tested():
     assert moved.tested.tolist() == [latent != 2 for latent in range(LATENTS)]
     assert 2 not in ranked(moved).tolist()
     assert moved.changes["default"].q[2] == 1
+
+
+def test_sizes_of_adapters_have_one_unit():
+    """A placebo that shifts a steady activation by little is no larger than what moves it."""
+    generator = torch.Generator().manual_seed(0)
+    movement = Movement(LATENTS, ["policy", "placebo"], ["placebo"])
+    for prompt in range(12):
+        base = torch.ones(20, LATENTS)
+        moved = base + 0.5 + torch.rand(20, LATENTS, generator=generator)
+        movement.add(said(prompt, base, {"policy": moved, "placebo": base + 0.01}))
+    moved = movement.moved()
+    sizes = {name: change.size.abs() for name, change in moved.changes.items()}
+    effects = {name: change.effect.mean for name, change in moved.changes.items()}
+    torch.testing.assert_close(
+        sizes["placebo"] / sizes["policy"], (effects["placebo"] / effects["policy"]).abs()
+    )
+    assert moved.band < sizes["policy"].min()

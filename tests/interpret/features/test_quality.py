@@ -25,6 +25,10 @@ def dead(width, layer=1, site="residual", kind="states"):
     return TopKDictionary(origin, Weights(axes, none - 1e9, axes, none), 2)
 
 
+def kept_by(dictionary, reader, pieces):
+    return kept_of({"it": dictionary}, reader, pieces)["it"]
+
+
 def test_the_fit_is_the_one_by_hand():
     states = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     dictionary = TopKDictionary(ORIGIN, weights(), 3)
@@ -70,21 +74,51 @@ def test_a_dictionary_agrees_with_itself_and_with_another_only_by_chance():
 def test_the_loss_is_kept_by_a_perfect_dictionary_and_lost_by_a_dead_one(site):
     model, pieces = tiny_model("llama"), pieces_of(corpus())
     reader = StateReader(model, (1,), site, "states", EOS, 4)
-    kept = kept_of(perfect(16, site=site), reader, pieces)
+    kept = kept_by(perfect(16, site=site), reader, pieces)
     assert kept.spliced == pytest.approx(kept.whole, abs=1e-5)
     assert kept.recovered == pytest.approx(1.0, abs=1e-3)
     assert kept.ablated != pytest.approx(kept.whole, abs=1e-2)
-    assert kept_of(dead(16, site=site), reader, pieces).recovered == pytest.approx(0.0, abs=1e-3)
-    alone = kept_of(perfect(16, site=site), reader._replace(batch_size=1), pieces)
+    assert kept_by(dead(16, site=site), reader, pieces).recovered == pytest.approx(0.0, abs=1e-3)
+    alone = kept_by(perfect(16, site=site), reader._replace(batch_size=1), pieces)
     assert alone == pytest.approx(kept, abs=1e-4)
 
 
 def test_of_differences_the_divergence_from_the_aligned_model_is_kept():
     model, pieces = adapted(), pieces_of(corpus())
     reader = StateReader(model, (1,), "residual", "differences", EOS, 4)
-    kept = kept_of(perfect(16, kind="differences"), reader, pieces)
+    kept = kept_by(perfect(16, kind="differences"), reader, pieces)
     assert kept.whole == pytest.approx(0.0, abs=1e-6)
     assert kept.spliced == pytest.approx(0.0, abs=1e-5)
     assert kept.ablated > 0.01
-    lost = kept_of(dead(16, kind="differences"), reader, pieces)
+    lost = kept_by(dead(16, kind="differences"), reader, pieces)
     assert lost.spliced == pytest.approx(kept.ablated, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["states", "differences"])
+def test_dictionaries_of_several_layers_are_measured_together_as_each_alone(kind):
+    model, pieces = (tiny_model("llama") if kind == "states" else adapted()), pieces_of(corpus())
+    makes = {"perfect": perfect, "dead": dead}
+    several = {
+        (name, layer): make(16, layer, kind=kind)
+        for name, make in makes.items()
+        for layer in (1, 2)
+    }
+    reader = StateReader(model, (1, 2), "residual", kind, EOS, 4)
+    together = kept_of(several, reader, pieces)
+    for name, dictionary in several.items():
+        alone = kept_by(dictionary, reader._replace(layers=(dictionary.origin.layer,)), pieces)
+        assert together[name] == pytest.approx(alone, abs=1e-5)
+
+
+def test_massive_states_keep_their_place_unless_asked_for():
+    model, pieces = tiny_model("llama"), pieces_of(corpus())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[int(pieces[1].ids[2])] *= 1e4
+    reader = StateReader(model, (1,), "residual", "states", EOS, 4)
+    marked = dead(16)
+    kept, lost = (
+        kept_of({"it": marked}, reader, pieces, massive=massive)["it"] for massive in (False, True)
+    )
+    assert lost.spliced == pytest.approx(lost.ablated, abs=1e-5)
+    assert kept.whole == lost.whole
+    assert abs(kept.spliced - lost.spliced) > 1e-3

@@ -15,7 +15,7 @@ from rahf.interpret.features.corpus import (
     split_documents,
     texts_of,
 )
-from rahf.interpret.features.streams import StateReader, schedule
+from rahf.interpret.features.streams import BlockReader, StateReader, ordinary, schedule
 
 TEXTS = [" ".join(f"w{2 + (5 * text + n) % 37}" for n in range(3 + 4 * text)) for text in range(6)]
 
@@ -180,3 +180,36 @@ def test_states_that_are_not_finite_are_an_error():
     reader = StateReader(model, (0, 1), "residual", "states", EOS)
     with pytest.raises(ValueError, match="layer 1 are not finite"):
         reader(pieces_of(corpus()))
+
+
+def test_a_token_is_massive_where_its_state_in_any_layer_is():
+    states = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))
+    states[0, 3] *= 100
+    states[1, 7] *= 100
+    assert (~ordinary(states)).nonzero().flatten().tolist() == [3, 7]
+    assert ordinary(states * torch.tensor([1.0, 50.0])[:, None, None]).sum() == 38  # by layer
+    assert ordinary(torch.zeros(1, 4, 8)).all()
+
+
+@pytest.mark.parametrize(("block_tokens", "once"), [(60, True), (20, False)])
+def test_a_text_that_comes_again_and_fits_a_block_is_read_once(block_tokens, once):
+    found, given, told = corpus(), [], []
+
+    class Counted(StateReader):
+        def __call__(self, pieces, told=id):
+            given.extend(pieces)
+            return super().__call__(pieces, told)
+
+    reader = StateReader(tiny_model(), (0, 2), "residual", "states", EOS, 4)
+    plan = schedule(found, torch.arange(2, found.pieces), 200, seed=0, block_tokens=block_tokens)
+    blocks = BlockReader(Counted(*reader), plan)
+    assert blocks.once == once
+    states = [blocks(number, told.append) for number in range(len(plan.blocks))]
+    for block, read, tokens in zip(plan.blocks, states, plan.tokens, strict=True):
+        expected = reader([found.piece(index) for index in block.tolist()])
+        assert read.shape[1] == tokens
+        torch.testing.assert_close(read, expected, atol=1e-4, rtol=1e-4)
+    assert sum(told) == sum(plan.tokens)
+    assert sum(int(piece.read.sum()) for piece in given) == blocks.tokens
+    assert (blocks.tokens < sum(plan.tokens)) == once
+    assert torch.equal(BlockReader(reader, plan)(2), states[2])  # a training that resumes there

@@ -8,6 +8,7 @@ from tiny_models import D_MODEL, EOS, lora, tiny_model, tiny_tokenizer
 
 from rahf.interpret.features.texts import first_pieces, neuron_module, of_texts, read_texts
 from rahf.interpret.features.untrained import untrained_like
+from rahf.models.adapters import base_name
 
 TEXTS = ["w5 w6 w7", "w8", "w9 w10 w11 w12 w13 w14 w15", "w4 w3 w2 w5", "[EOS]"]
 
@@ -60,6 +61,7 @@ def test_an_untrained_model_has_the_shape_and_none_of_the_weights():
     assert torch.equal(weights[1], weights[2])
     assert not torch.equal(weights[1], weights[3])
     assert not torch.equal(weights[0], weights[1])
+    assert base_name(first) == f"{base_name(model)} with random weights of seed 0"
 
 
 def test_neurons_are_read_of_a_full_model():

@@ -11,10 +11,14 @@ from tiny_models import EOS, tiny_model, tiny_tokenizer
 from tiny_recipes import write_lines
 
 from rahf.cli import main
+from rahf.interpret.features.bases import fingerprint_of
 from rahf.interpret.features.checkpoints import load_dictionary
 from rahf.interpret.features.corpus import corpus_of_texts
+from rahf.interpret.features.dictionary import Origin
+from rahf.interpret.features.quality import fit_of
 from rahf.interpret.features.streams import StateReader, schedule
 from rahf.interpret.features.training import Name, Settings, train_coders
+from rahf.interpret.features.untrained import untrained_like
 
 SETTINGS = Settings((24, 40), 3, (0, 1), learning_rate=1e-2, batch_tokens=50)
 
@@ -67,6 +71,33 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path):
         ):
             assert torch.equal(mine, theirs), name
             assert torch.equal(resumed.coders[name].silent, whole.coders[name].silent)
+
+
+class Massive(StateReader):
+    """A reader of states of which every fortieth is massive."""
+
+    def __call__(self, pieces, told=id):
+        states = super().__call__(pieces, told)
+        states[:, ::40] *= 1000
+        return states
+
+
+def test_massive_states_are_not_trained_on_unless_asked_for(tmp_path):
+    reader, plan = reader_and_plan()
+    found = {
+        massive: train_coders(
+            Massive(*reader), plan, replace(SETTINGS, massive=massive), tmp_path / str(massive)
+        )
+        for massive in (False, True)
+    }
+    scales = [next(iter(each.coders.values())).scale for each in found.values()]
+    assert scales[1] > 10 * scales[0]
+    states = reader([plan.corpus.piece(index) for index in range(20)])
+    for massive, trained in found.items():
+        coder = trained.coders[Name(1, 40, 0)]
+        origin = Origin("tiny", None, 1, "residual", "states")
+        explained = fit_of(coder.dictionary(origin), [states[0]]).explained
+        assert (explained > 0.5) == (not massive)
 
 
 def test_what_is_trained_beside_it_and_the_batch_size_change_nothing(tmp_path):
@@ -151,7 +182,7 @@ def test_the_command_writes_dictionaries_and_what_they_are_worth(family, text, t
     }
     printed = capsys.readouterr()
     assert "variance explained" in printed.out
-    assert "so each is read" in printed.err
+    assert "so each is seen" in printed.err
     assert "75 steps of 40 tokens, too few" in printed.err
     found = load_dictionary(output / "layer2_latents24_seed1")
     assert found.origin.layer == 2
@@ -198,6 +229,20 @@ def test_of_an_adapter_the_differences_are_trained(family, tmp_path, capsys):
     assert "KL recovered" in capsys.readouterr().out
 
 
+def test_the_null_is_trained_on_random_weights(family, text, tmp_path):
+    options = ("--latents", 24, "--seeds", 0, "--layers", 1)
+    for name, seed in (("trained", ()), ("null", ("--untrained_seed", 3))):
+        assert command(family, text, tmp_path / name, *options, *seed) == 0
+    origins = [
+        load_dictionary(tmp_path / name / "layer1_latents24_seed0").origin
+        for name in ("trained", "null")
+    ]
+    null = untrained_like(family.load_base(), 3)
+    assert origins[1].fingerprint == fingerprint_of(null) != origins[0].fingerprint
+    assert origins[1].base == f"{origins[0].base} with random weights of seed 3"
+    assert command(family, text, tmp_path / "null", *options) == 2
+
+
 def test_a_dry_run_reports_and_writes_nothing(family, text, tmp_path, capsys):
     assert command(family, text, tmp_path / "out", "--dry_run", "--latents", 24, 40) == 0
     printed = capsys.readouterr().out
@@ -210,6 +255,11 @@ def test_what_cannot_be_trained_is_one_line(family, text, tmp_path, capsys):
     write_lines(tmp_path / "one.jsonl", [{"text": "w2 w3 w4"}])
     for given, source, message in (
         (("--kind", "differences"), text, "needs an adapter"),
+        (
+            ("--model", family.adapters["positive"], "--untrained_seed", 0),
+            text,
+            "--untrained_seed needs a full model",
+        ),
         (("--k", 30, "--latents", 24), text, "--k 30 is more than --latents 24"),
         (("--layers", 4), text, "reaches block 4, but the model has 4 blocks"),
         (("--length", 1), text, "leaves no room"),
