@@ -71,7 +71,16 @@ class DirectionMonitor(TrainerCallback):
         self._before: dict[str, Tensor] = {}
 
     def on_train_begin(self, args, state: TrainerState, control: TrainerControl, **kwargs):
-        """Read the model before training, or what was read before an interruption."""
+        """Read the model before training, or what was read before an interruption.
+
+        Raises:
+            ValueError: limits that no reading would reach before the end of the training.
+        """
+        if self._limits and self._every is None and args.logging_strategy == "no":
+            raise ValueError(
+                "stop_when needs readings during the training, but logging_strategy is 'no': give "
+                "`every`."
+            )
         path = Path(args.output_dir) / FILE_NAME
         if state.global_step:
             self._before = read_before(path, self._identity())
@@ -82,16 +91,29 @@ class DirectionMonitor(TrainerCallback):
             write_json(path, {"of": self._identity(), "projections": values})
 
     def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
-        """Log the movement where it is due, and end the training at a limit."""
-        last = state.global_step >= state.max_steps
+        """Log the movement every so many steps, where the trainer logs, and at the last step."""
         due = control.should_log if self._every is None else state.global_step % self._every == 0
-        if not due and not last:
-            return
+        if due or state.global_step >= state.max_steps:
+            self._report(state, control)
+
+    def on_epoch_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+        """Log the movement where the trainer logs by epoch."""
+        if self._every is None and control.should_log and not self._reported(state):
+            self._report(state, control)
+
+    def _reported(self, state: TrainerState) -> bool:
+        return bool(self.history) and self.history[-1]["step"] == state.global_step
+
+    def _report(self, state: TrainerState, control: TrainerControl) -> None:
         moved = {name: now - self._before[name] for name, now in self._read().items()}
         overall = {name: mean_estimate(each.mean(0).tolist()) for name, each in moved.items()}
         figures = figures_of(moved, overall, self._directions)
         self.history.append({"step": state.global_step, **figures})
-        self._trainer.log(dict(figures))
+        # The base class's log: that of a subclass would write and clear its own averages here. And
+        # a log clears the order to log, which is still the trainer's own.
+        should_log = control.should_log
+        Trainer.log(self._trainer, dict(figures))
+        control.should_log = should_log
         for name, limit in self._limits.items():
             if reached(overall[name].mean, limit):
                 self._stop(name, overall[name], limit, state, control)

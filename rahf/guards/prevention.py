@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from rahf.directions.vectors import Directions
 from rahf.models.capture import find_blocks, without_adapters
@@ -150,23 +149,3 @@ def _check(alpha: float, positions: str) -> None:
 def increments(directions: Directions) -> Directions:
     """Return what each layer adds to the layers before it, in ascending order of the layers."""
     return directions.only(tuple(sorted(directions.layers))).increments()
-
-
-class PreventionCallback(TrainerCallback):
-    """`prevent` from the beginning to the end of a training of transformers' Trainer."""
-
-    def __init__(
-        self, directions: Directions, alpha: float = 1.0, positions: Positions = "response"
-    ):
-        self._given = (directions, alpha, positions)
-        self._open = ExitStack()
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Begin to add."""
-        directions, alpha, positions = self._given
-        self._open.close()  # of a training that was interrupted by an error
-        self._open.enter_context(prevent(model, directions, alpha, positions=positions))
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Leave the model as it was."""
-        self._open.close()

@@ -12,6 +12,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 import rahf
 from rahf.directions.vectors import Directions
+from rahf.evaluation.intervals import mean_estimate
 from rahf.guards.projections import projections
 
 ANSWERS = [
@@ -46,8 +47,15 @@ def by_loop(model, given, ids):
 def test_projections_equal_a_loop(architecture, batch_size):
     model, given = tiny_model(architecture), directions((0, 2))
     ids = [([5, 6, 7], [8, 9]), ([10], [11]), ([12, 13], [14, 15, 16, 17]), ([2, 3, 4, 5], [6])]
-    found = projections(model, {"tone": given}, ids, 1, batch_size)["tone"]
-    torch.testing.assert_close(found, by_loop(model, given, ids), atol=1e-5, rtol=1e-5)
+    beside = {"tone": given, "length": directions((1, 2), seed=1)}
+    model.train()
+    model.lm_head.eval()
+    modes = [module.training for module in model.modules()]
+    found = projections(model, beside, ids, 1, batch_size)
+    assert [module.training for module in model.modules()] == modes
+    model.eval()
+    for name, each in beside.items():
+        torch.testing.assert_close(found[name], by_loop(model, each, ids), atol=1e-5, rtol=1e-5)
 
 
 def policy():
@@ -111,6 +119,9 @@ def test_a_trainer_logs_the_movement_and_prevention_changes_what_it_learns(made,
             trainer.train()
         logged = [each for each in trainer.state.log_history if "directions/tone" in each]
         assert [each["step"] for each in logged] == [2, 4, 6]
+        losses = [each for each in trainer.state.log_history if "loss" in each]
+        assert [each["step"] for each in losses] == [2, 4, 6]
+        assert not [key for each in logged for key in each if key.startswith("rewards/")]
         assert logged[-1]["directions/tone/low"] <= logged[-1]["directions/tone"]
         assert [each["directions/tone"] for each in monitor.history] == [
             each["directions/tone"] for each in logged
@@ -122,13 +133,16 @@ def test_a_trainer_logs_the_movement_and_prevention_changes_what_it_learns(made,
 
 def test_a_reading_is_the_difference_to_the_model_before_training(tmp_path):
     trainer, given = plain_trainer(tmp_path), directions()
-    monitor = rahf.DirectionMonitor(trainer, {"tone": given}, ANSWERS, every=6, batch_size=5)
+    monitor = rahf.DirectionMonitor(trainer, {"tone": given}, ANSWERS, every=4, batch_size=5)
     trainer.add_callback(monitor)
     before = by_loop(trainer.model.eval(), given, monitor._answers)
     trainer.train()
     after = by_loop(trainer.model.eval(), given, monitor._answers)
+    assert [each["step"] for each in monitor.history] == [4, 6]
     figures = monitor.history[-1]
-    assert figures["directions/tone"] == pytest.approx((after - before).mean().item(), abs=1e-5)
+    expected = mean_estimate((after - before).mean(0).tolist())
+    names = ("directions/tone", "directions/tone/low", "directions/tone/high")
+    assert [figures[name] for name in names] == pytest.approx([*expected], abs=1e-5)
     layers = [figures[f"directions/tone/layer_{layer}"] for layer in given.layers]
     assert layers == pytest.approx((after - before).mean(1).tolist(), abs=1e-5)
 
@@ -147,6 +161,25 @@ def test_a_limit_ends_the_training_and_gives_the_reason(tmp_path):
     trainer.train()
     assert trainer.state.global_step < 6
     assert "along 'tone'" in monitor.stopped
+
+
+def test_a_trainer_that_logs_by_epoch_is_read_by_epoch_and_two_monitors_read_alike(tmp_path):
+    options = {"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3}
+    trainer = plain_trainer(tmp_path, **options)
+    monitors = [
+        rahf.DirectionMonitor(trainer, {name: directions()}, ANSWERS) for name in ("one", "other")
+    ]
+    for monitor in monitors:
+        trainer.add_callback(monitor)
+    trainer.train()
+    assert [[each["step"] for each in monitor.history] for monitor in monitors] == [[8, 16, 24]] * 2
+    losses = [each["step"] for each in trainer.state.log_history if "loss" in each]
+    assert losses == [8, 16, 24]
+    silent = plain_trainer(tmp_path, logging_strategy="no")
+    limits = {"stop_when": {"tone": 1.0}}
+    silent.add_callback(rahf.DirectionMonitor(silent, {"tone": directions()}, ANSWERS, **limits))
+    with pytest.raises(ValueError, match="give `every`"):
+        silent.train()
 
 
 def test_watching_changes_no_digit_of_the_training(tmp_path):

@@ -78,10 +78,11 @@ def test_alpha_times_the_direction_is_added_where_a_response_is_predicted():
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_several_layers_add_increments_and_all_positions_need_no_labels():
+def test_several_layers_add_increments_in_their_order_and_all_positions_need_no_labels():
     model, given = trained(), directions((1, 3))
+    backwards = Directions((3, 1), given.vectors.flip(0))
     before = states(model, 1)
-    with rahf.prevent(model, given, 2.0, positions="all"):
+    with rahf.prevent(model, backwards, 2.0, positions="all"):
         first = states(model, 1) - before
         above = states(model, 3)
     torch.testing.assert_close(first, (2 * given.vectors[0]).expand_as(first), atol=1e-5, rtol=1e-5)
@@ -173,5 +174,7 @@ def test_missing_labels_are_an_error_and_not_another_position():
     model = trained()
     with rahf.prevent(model, directions()), pytest.raises(ValueError, match="positions='all'"):
         model(**INPUTS, use_cache=False)
-    with rahf.prevent(model, directions()), pytest.raises(ValueError, match="outside"):
-        model.get_base_model().get_decoder()(**INPUTS, use_cache=False)
+    with rahf.prevent(model, directions(), positions="all"):
+        model(**INPUTS, use_cache=False)
+        with pytest.raises(ValueError, match="outside"):
+            model.get_base_model().get_decoder()(**INPUTS, use_cache=False)
