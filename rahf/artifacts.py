@@ -22,9 +22,9 @@ RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "log.jsonl"
 CHOICE_FILE = "choice.json"
 ANSWERS_FILE = "answers.jsonl"
+MANIFEST = "manifest.json"  # of a checkpoint: its files, and their checksums
 
-SHOWN = 5
-"""Numbers of damaged lines that a warning names."""
+SHOWN = 5  # numbers of damaged lines that a warning names
 
 logger = logging.getLogger(__name__)
 
@@ -143,14 +143,13 @@ def alone(path: Path, *, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
-HASHED = 64 * 2**20
-"""Bytes up to which a file is identified by its content."""
+HASHED = 64 * 2**20  # bytes up to which a file is identified by its content
 
 WEIGHTS = (
     *("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf", "*.index.json"),
-    *("config.json", "adapter_config.json", "checkpoint-[0-9]*/*"),
+    *("config.json", "adapter_config.json"),
 )
-"""Files that only a folder of a model, an adapter or a training holds."""
+"""Files that only a folder of a model or an adapter holds."""
 
 PARTS_OF_MODEL = (
     *WEIGHTS,
@@ -289,13 +288,15 @@ class StageRecord:
         return read_object(self._path, complete=bool, settings=dict)
 
     def refuse_foreign(self) -> None:
-        """Refuse a folder with a model that no stage has left: it would be overwritten."""
-        files = (file for name in WEIGHTS for file in self.folder.glob(name))
-        found = sorted(str(file.relative_to(self.folder)) for file in files)
-        if found and not self._path.exists():
+        """Refuse weights or checkpoints that rahf has not left: they would be overwritten."""
+        own = {file.parent for file in self.folder.glob(f"checkpoint-[0-9]*/{MANIFEST}")}
+        names = (*WEIGHTS, "checkpoint-[0-9]*/*")
+        found = {file for name in names for file in self.folder.glob(name)}
+        foreign = sorted(file.relative_to(self.folder) for file in found if file.parent not in own)
+        if foreign and not self._path.exists():
             raise ValueError(
-                f"{self.folder} holds {found[0]} and no {STAGE_FILE}: it is the folder of another "
-                "model, which would be overwritten. Give another output."
+                f"{self.folder} holds {foreign[0]} and no {STAGE_FILE}: it is the folder of "
+                "another model, which would be overwritten. Give another output."
             )
 
     def _left(self) -> list[Path]:

@@ -4,6 +4,7 @@ active.
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,13 @@ def _what_is_explained(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import alone
+
+    with nullcontext() if options.dry_run else alone(options.output, wait=False):
+        return _explained(options)
+
+
+def _explained(options: argparse.Namespace) -> int:
     from rahf.artifacts import identity_of, read_lines
     from rahf.generation.record_file import record_file
     from rahf.interpret.explanations.cost import cost_of

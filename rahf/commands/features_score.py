@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,13 @@ def _prediction_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from rahf.artifacts import alone
+
+    with nullcontext() if options.dry_run else alone(options.folder, wait=False):
+        return _scored(options)
+
+
+def _scored(options: argparse.Namespace) -> int:
     from rahf.artifacts import read_lines
     from rahf.generation.record_file import record_file
     from rahf.interpret.explanations.records import SCORES_FILE

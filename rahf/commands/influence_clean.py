@@ -48,10 +48,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.write is not None and options.write.exists():
         raise ValueError(f"--write {options.write} is there already; give another name.")
-    training = read_training(options.adapter)
-    told_of(training)
     settings = settings_of(options)
     with alone(options.output, wait=False), alone(settings.factors, wait=False):
+        training = read_training(options.adapter)
+        told_of(training)
         arms, found = _compared(options, training, settings)
         write_json(options.output / "cleaning.json", {"adapter": str(options.adapter), **found})
     print(cleaning_table(found["arms"]))

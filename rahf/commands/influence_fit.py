@@ -20,9 +20,9 @@ def run(options: argparse.Namespace) -> int:
     from rahf.influence.run import fit_all
     from rahf.influence.trained import read_training
 
-    told_of(read_training(options.adapter))
     settings = settings_of(options)
     with alone(settings.factors, wait=False):
+        told_of(read_training(options.adapter))
         for name in fit_all(options.adapter, settings):
             print(f"{name}: {options.curvature} in {settings.factors / name}")
     return 0

@@ -51,10 +51,10 @@ def run(options: argparse.Namespace) -> int:
     from rahf.influence.run import POLICY_STAGE, fit_stage
     from rahf.influence.trained import read_training
 
-    training = read_training(options.adapter)
-    told_of(training)
     settings = settings_of(options)
     with alone(options.output, wait=False), alone(settings.factors, wait=False):
+        training = read_training(options.adapter)
+        told_of(training)
         _score(options, settings, fit_stage(training, POLICY_STAGE, settings))
         print(_report(options))
     return 0

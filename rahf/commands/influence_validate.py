@@ -61,10 +61,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.flipped >= 1:
         raise ValueError(f"--flipped {options.flipped} is not a share below 1.")
-    training = read_training(options.adapter)
-    told_of(training)
     settings = settings_of(options)
     with alone(options.output, wait=False), alone(settings.factors, wait=False):
+        training = read_training(options.adapter)
+        told_of(training)
         found = _validated(options, training, settings)
         write_json(options.output / "validation.json", found)
     print(validation_text(found))

@@ -22,6 +22,7 @@ from rahf.directions.vectors import Directions
 from rahf.evaluation.intervals import Estimate, mean_estimate
 from rahf.guards.projections import Ids, check_directions, projections
 from rahf.models.adapters import pad_id
+from rahf.overrides import overrides
 
 FILE_NAME = "directions_before.json"
 
@@ -70,6 +71,7 @@ class DirectionMonitor(TrainerCallback):
         self._answers = ids_of(answers, trainer.processing_class)
         self._before: dict[str, Tensor] = {}
 
+    @overrides(TrainerCallback)
     def on_train_begin(self, args, state: TrainerState, control: TrainerControl, **kwargs):
         """Read the model before training, or what was read before an interruption.
 
@@ -90,12 +92,14 @@ class DirectionMonitor(TrainerCallback):
             values = {name: each.tolist() for name, each in self._before.items()}
             write_json(path, {"of": self._identity(), "projections": values})
 
+    @overrides(TrainerCallback)
     def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
         """Log the movement every so many steps, where the trainer logs, and at the last step."""
         due = control.should_log if self._every is None else state.global_step % self._every == 0
         if due or state.global_step >= state.max_steps:
             self._report(state, control)
 
+    @overrides(TrainerCallback)
     def on_epoch_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
         """Log the movement where the trainer logs by epoch."""
         if self._every is None and control.should_log and not self._reported(state):

@@ -20,10 +20,10 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rahf.artifacts import MANIFEST
 from rahf.models.adapters import POLICY
 
 ADAPTER_FILE = "adapter_model.safetensors"
-MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
 
 State = dict[str, dict[str, Any]]

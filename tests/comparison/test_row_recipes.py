@@ -134,7 +134,7 @@ def test_all_problems_of_all_rows_trials_and_the_recipe_are_reported_at_once(wri
     assert sorted(problems(write(rows, learning_rat=1, dtype="int4"), capsys)) == [
         "compare.judge: 'vibes' is not one of lexicon, length, refusal, regex:PATTERN, "
         "reward:NAME, references:FILE, choice:NAME, api:MODEL",
-        "compare.rows.sft: lora_r: 0 is out of range, it must be at least 1",
+        "compare.rows.sft: lora_r: 0 is out of range, it must be at least 1 and below 65536",
         "compare.trials.dual[1]: alfa: unknown key, did you mean alpha?",
         "compare.trials.dual[2]: alpha: 'big' is not a number or one of auto",
         "compare.trials.sft[1]: max_steps: 'x' is not a whole number",

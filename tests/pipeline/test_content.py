@@ -253,6 +253,12 @@ WRITES = {
         "--output f.json",
     ),
     "features splitting": ("f.json", "--dictionary d --larger e --output f.json"),
+    "features explain": ("why", f"{MODEL} --dictionary d --text t.jsonl --output why"),
+    "features score": ("why", "why"),
+    "influence fit": ("factors", "--adapter out --factors factors"),
+    "influence score": ("causes", "--adapter out --pairs pairs --output causes"),
+    "influence validate": ("causes", "--adapter out --pairs pairs --output causes"),
+    "influence clean": ("causes", "--adapter out --pairs pairs --output causes"),
     "sweep": ("grid/sweep", "recipe.yaml --alpha 1,2 --output_dir grid"),
 }
 """What every command writes, or sends, and its arguments."""

@@ -16,6 +16,7 @@ from rahf.cli import main
 from rahf.distributed.sigterm import StopOnSigterm
 from rahf.models.adapters import load_model
 from rahf.models.likelihood import pair_likelihoods
+from rahf.recipe.training_arguments import training_annotations
 from rahf.training.checkpoints import MANIFEST, write_manifest
 from rahf.training.cost import CLOCK_FILE
 from rahf.training.resumable_trainer import STAGING
@@ -45,7 +46,12 @@ def test_the_first_loss_is_that_of_no_preference_and_the_second_follows_our_like
     assert log[1] < log[0]
 
 
-def test_a_training_that_diverges_saves_nothing_and_ends_with_an_error(family, tmp_path, capsys):
+def test_a_training_that_diverges_saves_nothing_and_ends_with_an_error(
+    family, tmp_path, capsys, monkeypatch
+):
+    # It diverges at once where no limit is.
+    monkeypatch.setitem(training_annotations(), "learning_rate", float)
+    monkeypatch.setattr("rahf.recipe.fields._FURTHEST", math.inf)
     path = recipe_of(family, tmp_path, learning_rate=1e38, max_steps=4)
     assert main(["dpo", str(path)]) == 2
     assert "error: the " in (told := capsys.readouterr().err)

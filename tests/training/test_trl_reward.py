@@ -12,6 +12,7 @@ from tokenizers_for_tests import llama_tokenizer
 
 from rahf.artifacts import read_json
 from rahf.cli import main
+from rahf.commands.options.numbers import NUMBERS
 from rahf.data.chat_format import chat_format
 from rahf.data.pairs import normalize_pairs
 from rahf.distributed.sigterm import StopOnSigterm
@@ -162,7 +163,12 @@ def test_missing_trl_names_what_to_install(tmp_path, family, capsys, monkeypatch
 
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("rank", ["4", "0"])
-def test_a_reward_model_that_diverges_is_not_saved(tmp_path, family, capsys, rank, steps):
+def test_a_reward_model_that_diverges_is_not_saved(
+    tmp_path, family, capsys, monkeypatch, rank, steps
+):
+    # It diverges at once where no limit is.
+    for kind in ("learning rate", "positive learning rate"):
+        monkeypatch.setitem(NUMBERS, kind, float)
     save_lines(tmp_path / "pairs" / "train.jsonl", pairs(2, 24))
     save_lines(tmp_path / "pairs" / "test.jsonl", pairs(20, 8))
     options = ["--model", family.base, "--pairs", tmp_path / "pairs", "--test_split", "test"]
