@@ -131,11 +131,11 @@ def loading_report_checked(name: str) -> Iterator[None]:
         sizes = _MISMATCHED.findall("\n".join(reports))
         if not sizes:
             raise
-        key, given, wanted = sizes[0]
+        key, given, wanted = min(sizes)
         raise ValueError(
             f"the weights in {name} have other shapes than its config.json gives, such as {key}: "
-            f"[{given}] in the weights, [{wanted}] by the configuration. Give the whole folder as "
-            "save_pretrained wrote it."
+            f"[{given}] in the weights, [{wanted}] by the configuration. Give the complete folder "
+            "as save_pretrained wrote it."
         ) from error
 
 

@@ -94,7 +94,7 @@ def _explained(path: Path, lines: list[dict], folder: Path) -> str:
             f"--directions {folder}",
             file=sys.stderr,
         )
-    known = {line["number"]: line for line in lines if line["kind"] == "direction" and same}
+    known = {line["number"]: line for line in lines if line["kind"] == "vector" and same}
     return layers_explained(directions.layers, known)
 
 

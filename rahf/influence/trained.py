@@ -41,14 +41,12 @@ from rahf.pipeline.inputs import (
     teachers_of,
     train_rows,
 )
+from rahf.recipe.methods import DEFAULT_METHOD, METHODS
 from rahf.recipe.recipe import Recipe, load_recipe, recipe_from_dict
 from rahf.training.preparation import prepare
 
 TEACHER_METHODS = {
-    "positive": "dual",
-    "negative": "dual",
-    "contrast": "scit",
-    "preferred": "dpo_shift",
+    teacher: name for name, method in reversed([*METHODS.items()]) for teacher in method.teachers
 }
 """A method that trains each teacher."""
 
@@ -155,7 +153,7 @@ def _recipe(folder: Path, kind: str, settings: Mapping[str, Any]) -> Recipe:
     given = {key: value for key, value in settings.items() if key != "rows_per_step"}
     given |= {"per_device_train_batch_size": settings["rows_per_step"]} | ALONE
     own = {key: given.pop(key) for key in OF_TEACHERS if key in given}
-    method = TEACHER_METHODS.get(kind, "dual")
+    method = TEACHER_METHODS.get(kind, DEFAULT_METHOD)
     teachers = own if kind in TEACHER_METHODS else {}
     return recipe_from_dict(
         {**given, "method": method, "teachers": teachers, "output_dir": str(folder)}

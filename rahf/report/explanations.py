@@ -9,7 +9,7 @@ from rahf.report.tables import markdown
 SHOWN = 20
 """Units of a table."""
 
-TITLES = {"feature": "feature {}", "direction": "direction, layer {}", "random": "random {}"}
+TITLES = {"feature": "feature {}", "vector": "direction, layer {}", "random": "random {}"}
 
 
 def explained_text(explanation: str | None, scores: Mapping[str, Any] | None) -> str:

@@ -626,7 +626,7 @@ def test_directions_are_explained_and_shown_beside_their_evidence(here, capsys, 
     options = ("--model", "model", "--text", "texts.jsonl", "--window", 16, "--random", 1)
     assert features("explain", *options, "--directions", "directions", "--output", "of_it") == 0
     [line, null] = read_lines(Path("of_it/explanations.jsonl"))
-    assert (line["kind"], line["number"], null["kind"]) == ("direction", 0, "random")
+    assert (line["kind"], line["number"], null["kind"]) == ("vector", 0, "random")
     assert '"?"' in line["explanation"]
     from rahf.commands.directions import _explained
 

@@ -258,4 +258,4 @@ def _ids(corpus: Corpus, windows: Windows, window: int) -> list[int]:
 
 
 def _seeds(unit: Unit) -> tuple[int, int, int]:
-    return ("feature", "direction", "random").index(unit.kind), unit.number, unit.layer
+    return ("feature", "vector", "random").index(unit.kind), unit.number, unit.layer

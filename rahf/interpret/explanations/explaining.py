@@ -98,7 +98,7 @@ def units_of(job: Job, states: dict[int, Float[Tensor, "tokens d_model"]]) -> Un
         rate = firing_rate(parts, states)
     given = wanted.directions
     for row, layer in enumerate(given.layers if given is not None else ()):
-        unit = Unit("direction", layer, layer)
+        unit = Unit("vector", layer, layer)
         parts.append(_directions(job, given.vectors[row : row + 1], states, rate, [unit]))
     for row, layer in enumerate(job.reader.layers):
         count = len(range(row, wanted.random, len(job.reader.layers)))

@@ -22,7 +22,7 @@ from rahf.interpret.features.dictionary import (
     decoded,
 )
 
-UnitKind = Literal["feature", "direction", "random"]
+UnitKind = Literal["feature", "vector", "random"]
 
 RATES = (0.002, 0.1)
 """Lowest and highest share of tokens in which a direction counts as active."""
