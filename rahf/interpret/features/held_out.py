@@ -111,7 +111,7 @@ class _Gathered:
         if measured:
             self._fits["difference"].add(aligned - read.base, guess)
             self._reproduce(read.base, aligned, codes)
-        for said, tokens in zip(_said(batch, read, codes), read.lengths, strict=True):
+        for said, tokens in zip(_said(batch, read, codes), read.predicted, strict=True):
             self._movement.add(said)
             found = torch.tensor([said.divergence * tokens, tokens], dtype=torch.double)
             self._divergence[said.prompt] = self._divergence.get(said.prompt, 0) + found

@@ -58,7 +58,7 @@ def test_no_difference_moves_no_feature_of_differences():
     bias = torch.randn(plain.d_model, generator=torch.Generator().manual_seed(3))
     dictionary = replace(plain, weights=plain.weights._replace(bias=bias))
     states = torch.randn(9, plain.d_model, generator=torch.Generator().manual_seed(4))
-    codes, _ = encoded(dictionary, Read(states, {"same": states, "moved": states + 1}, [9], [0.0]))
+    codes, _ = encoded(dictionary, Read(states, {"same": states, "moved": states + 1}, [9], [0.0], [9]))
     assert len(codes[None].indices) > 0
     assert torch.equal(codes[None].values, codes["same"].values)
     assert not torch.equal(codes[None].values, codes["moved"].values)
@@ -86,6 +86,27 @@ def test_states_are_those_of_models_of_their_own(site, family):
         ours = read.base if name is None else read.aligned[name]
         torch.testing.assert_close(ours, torch.cat(states), atol=1e-5, rtol=1e-4)
     assert min(read.divergences) > 0
+
+
+def test_the_token_kl_is_the_mean_over_all_response_tokens(family):
+    """The end of a response is predicted too, though its state is not read."""
+    model, dictionary = with_adapters(family), random_dictionary(family.load_base())
+    held_out = [
+        HeldOut(0, [5, 6], [5, EOS]),
+        HeldOut(1, [7], [9, 4, *range(11, 19), EOS]),
+        HeldOut(1, [7], [20, EOS]),
+    ]
+    base, aligned = family.load(None), family.load("positive")
+    per_token = []
+    for _, prompt, response in held_out:
+        with torch.no_grad():
+            one, other = (
+                m(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                for m in (base, aligned)
+            )
+        per_token.append((one.exp() * (one - other)).sum(-1))
+    found = find_movement(model, dictionary, ["default"], held_out, EOS, special=[EOS])
+    assert found.divergence.mean == pytest.approx(torch.cat(per_token).mean().item(), rel=1e-4)
 
 
 def test_an_adapter_that_does_nothing_moves_nothing(family):
