@@ -58,7 +58,9 @@ def test_no_difference_moves_no_feature_of_differences():
     bias = torch.randn(plain.d_model, generator=torch.Generator().manual_seed(3))
     dictionary = replace(plain, weights=plain.weights._replace(bias=bias))
     states = torch.randn(9, plain.d_model, generator=torch.Generator().manual_seed(4))
-    codes, _ = encoded(dictionary, Read(states, {"same": states, "moved": states + 1}, [9], [0.0], [9]))
+    codes, _ = encoded(
+        dictionary, Read(states, {"same": states, "moved": states + 1}, [9], [0.0], [9])
+    )
     assert len(codes[None].indices) > 0
     assert torch.equal(codes[None].values, codes["same"].values)
     assert not torch.equal(codes[None].values, codes["moved"].values)
@@ -120,6 +122,8 @@ def test_an_adapter_that_does_nothing_moves_nothing(family):
     assert found.moved.changes["default"].q.min() == 1
     assert found.divergence.mean == pytest.approx(0, abs=1e-9)
     assert not found.fits_worse()
+    for aligned, worse in ((0.885, False), (0.875, True)):
+        assert found._replace(fit={"base": 0.9, "aligned": aligned}).fits_worse() == worse
 
 
 def test_what_cannot_be_compared_is_refused(family):
