@@ -251,7 +251,7 @@ def beyond(moved: Moved, change: Change) -> Bool[Tensor, " latents"]:
     return found if moved.band is None else found & (change.size.abs() > moved.band)
 
 
-def band_figures(moved: Moved, adapter: str, placebos: Sequence[str]) -> dict[str, float | None]:
+def band_figures(moved: Moved, adapter: str, placebos: Sequence[str]) -> dict[str, Any]:
     """Return the placebo's band, and how many features of adapter and placebos move beyond it."""
     if moved.band is None:
         return dict.fromkeys(("beyond_placebo", "beyond_of_placebos", "placebo_band"))

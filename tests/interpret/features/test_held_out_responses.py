@@ -11,6 +11,7 @@ from tiny_models import EOS, tiny_model
 from toy_alignment import LAYER, any_text, feature_of, text, toy_adapter, toy_base, toy_dictionary
 from transformers import LlamaForCausalLM
 
+from rahf.interpret.explanations.predict import measure_difference
 from rahf.interpret.features.held_out import encoded, find_movement, movement_figures
 from rahf.interpret.features.movement import outside, ranked
 from rahf.interpret.features.responses import HeldOut, Read, read_batch
@@ -109,6 +110,11 @@ def test_the_token_kl_is_the_mean_over_all_response_tokens(family):
         per_token.append((one.exp() * (one - other)).sum(-1))
     found = find_movement(model, dictionary, ["default"], held_out, EOS, special=[EOS])
     assert found.divergence.mean == pytest.approx(torch.cat(per_token).mean().item(), rel=1e-4)
+    by_prompt = measure_difference(model, dictionary, [0, 3], held_out, EOS, special=[EOS])
+    second = torch.cat(per_token[1:]).mean().item()
+    assert by_prompt.divergence.tolist() == pytest.approx(
+        [per_token[0].mean().item(), second], 1e-4
+    )
 
 
 def test_an_adapter_that_does_nothing_moves_nothing(family):
