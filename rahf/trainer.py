@@ -26,7 +26,7 @@ from rahf.data.chat_format import with_chat_template
 from rahf.data.contrast import PairsTogether, Responses
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import base_name, frozen_pass
-from rahf.models.likelihood import preference_margins
+from rahf.models.likelihood import preference_margins, preferred
 from rahf.objective import Progress
 from rahf.overrides import overrides
 from rahf.recipe.model_options import ModelOptions
@@ -142,7 +142,7 @@ class RAHFTrainer(AdapterTrainer):
                 "alpha, or look at these pairs."
             )
         measured = self._tally["eval"].take(self.accelerator) | {
-            "preference/accuracies": (margins > 0).float().mean().item(),
+            "preference/accuracies": preferred(margins).mean().item(),
             "preference/margins": margins.mean().item(),
         }
         result.metrics.update(

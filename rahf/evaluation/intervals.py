@@ -1,16 +1,21 @@
 """How sure a mean or a share is: 95 % intervals over the units that were drawn (prompts, pairs).
 
-A mean has a bootstrap interval, a share Wilson's. A value that is not finite is an error: no
-interval may be drawn from it. Knows numbers only.
+A mean has a bootstrap interval, one of few units Student's, a share Wilson's. A value that is not
+finite is an error: no interval may be drawn from it. Knows numbers only.
 """
 
 from collections.abc import Sequence
+from math import inf, isnan, nan
 from typing import NamedTuple
 
 import numpy as np
 
+from rahf.evaluation.student import t_quantile
+
 DRAWS = 2000
 SEED = 0  # of the draws
+FEW = 30
+"""Units below which an interval is Student's: of three, a bootstrap's holds the mean in 76 %."""
 
 
 Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -32,18 +37,21 @@ def check_finite(values: Sequence[float], what: str) -> None:
 
 
 class Estimate(NamedTuple):
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % interval; the ends are NaN where a single unit leaves none."""
 
     mean: float
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
-        return self._asdict()
+    def as_dict(self) -> dict[str, float | None]:
+        """Return the figures for a file: None in the place of NaN, which is no JSON."""
+        return {name: None if isnan(value) else value for name, value in self._asdict().items()}
 
 
-def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate | None:
-    """Return sum over sum with a percentile bootstrap over units.
+def ratio_estimate(
+    sums: Sequence[float], counts: Sequence[float], least: float = -inf, most: float = inf
+) -> Estimate | None:
+    """Return sum over sum with a percentile bootstrap over units, or Student's interval of few.
 
     What a unit holds is drawn together. For tokens of responses a unit is a response, since its
     tokens are not independent.
@@ -51,6 +59,8 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate |
     Args:
         sums: a unit's total of what is averaged.
         counts: a unit's number of items.
+        least: smallest possible mean, below which Student's interval does not reach.
+        most: largest possible mean.
 
     Returns:
         None where there is no item.
@@ -62,6 +72,8 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate |
     sums, counts = np.asarray(sums, dtype=float), np.asarray(counts, dtype=float)
     if counts.sum() == 0:
         return None
+    if np.count_nonzero(counts) < FEW:
+        return _student(sums, counts, least, most)
     drawn = np.random.default_rng(SEED).integers(len(sums), size=(DRAWS, len(sums)))
     totals = counts[drawn].sum(1)
     ratios = sums[drawn].sum(1)[totals > 0] / totals[totals > 0]
@@ -69,9 +81,24 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate |
     return Estimate(float(sums.sum() / counts.sum()), float(low), float(high))
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate | None:
-    """Return the mean of single values with its bootstrap interval; None where there are none."""
-    return ratio_estimate(values, np.ones(len(values)))
+def _student(sums: np.ndarray, counts: np.ndarray, least: float, most: float) -> Estimate:
+    """Return sum over sum with Student's interval of the linearised ratio (Cochran 1977, 6.4)."""
+    mean, units = sums.sum() / counts.sum(), np.count_nonzero(counts)
+    if units == 1:
+        return Estimate(float(mean), nan, nan)
+    freedom = units - 1
+    error = (np.square(sums - mean * counts).sum() * units / freedom) ** 0.5 / counts.sum()
+    half = t_quantile(freedom) * error
+    return Estimate(float(mean), float(max(least, mean - half)), float(min(most, mean + half)))
+
+
+def mean_estimate(
+    values: Sequence[float], least: float = -inf, most: float = inf
+) -> Estimate | None:
+    """Return the mean of single values with its interval, see `ratio_estimate`; None where there
+    are none.
+    """
+    return ratio_estimate(values, np.ones(len(values)), least, most)
 
 
 def share_estimate(values: Sequence[float]) -> Estimate | None:

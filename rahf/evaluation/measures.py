@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ from rahf.evaluation.divergence import read_texts
 from rahf.evaluation.intervals import check_finite, interval_of_share, share_estimate
 from rahf.generation.answers import generate, pad_id
 from rahf.models.adapters import at_strength
-from rahf.models.likelihood import preference_margins
+from rahf.models.likelihood import preference_margins, preferred
 
 ANSWERS_AT_ONCE = 64
 """Prompts in a batch of generation, whose cost is reading the weights once a token."""
@@ -108,7 +109,7 @@ def model_figures(measures: Measures, judged: Mapping[str, float | None]) -> dic
     """
     margins, read = measures.preference_margins, bool(measures.text_loss)
     loss = sum(measures.text_loss) / sum(measures.text_tokens) if read else None
-    accuracy = share_estimate([float(margin > 0) for margin in margins])
+    accuracy = share_estimate(preferred(torch.tensor(margins)).tolist())
     return {
         "preference_accuracy": accuracy.mean if accuracy else None,
         **({"preference_accuracy_interval": [*accuracy[1:]]} if accuracy else {}),

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rahf.data.rows import Pairs
 from rahf.evaluation.intervals import check_finite, mean_estimate, share_estimate
-from rahf.models.likelihood import PairLikelihoods
+from rahf.models.likelihood import PairLikelihoods, preferred
 
 
 class PairSizes(NamedTuple):
@@ -71,4 +71,4 @@ def preference_figures(
 
 def _accuracy(margins: Tensor) -> dict[str, float]:
     """Return the share of positive margins; one of zero counts half."""
-    return share_estimate(((margins.sign() + 1) / 2).tolist()).as_dict()
+    return share_estimate(preferred(margins).tolist()).as_dict()

@@ -100,7 +100,8 @@ JUDGED = ("judged_mean", "judged_se", "shows_wanted", "shows_opposite")
 def judged_figures(
     scores: Sequence[float | None], sign: int, neutral: tuple[float, float] | None
 ) -> dict[str, float | None]:
-    """Return the mean score, its standard error, and the share of answers on either side.
+    """Return the mean score, its standard error (None of a single score), and the share of answers
+    on either side.
 
     Missing scores are omitted; `verdicts_missing` is their share, where there are any.
 
@@ -116,7 +117,7 @@ def judged_figures(
     if not read:
         return figures
     figures["judged_mean"] = fmean(read)
-    figures["judged_se"] = stdev(read) / len(read) ** 0.5 if len(read) > 1 else 0.0
+    figures["judged_se"] = stdev(read) / len(read) ** 0.5 if len(read) > 1 else None
     if neutral is not None:
         below = share_estimate([float(score < neutral[0]) for score in read])
         above = share_estimate([float(score > neutral[1]) for score in read])

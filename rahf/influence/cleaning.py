@@ -20,7 +20,7 @@ from rahf.evaluation.intervals import SEED, mean_estimate
 from rahf.influence.retraining import retrain
 from rahf.influence.trained import Edit, Training, open_training
 from rahf.models.adapters import frozen_pass, pad_id
-from rahf.models.likelihood import preference_margins
+from rahf.models.likelihood import preference_margins, preferred
 from rahf.pipeline.inputs import load_split
 
 ALL = "all pairs"
@@ -97,7 +97,7 @@ def compare_arms(
     found = {}
     for arm in arms:
         changed = sorted(arm.edit.dropped | arm.edit.flipped)
-        accuracy = mean_estimate(right[arm.name].tolist()).as_dict()
+        accuracy = mean_estimate(right[arm.name].tolist(), 0.0, 1.0).as_dict()
         gained = mean_estimate((right[arm.name] - right[ALL]).tolist()).as_dict()
         found[arm.name] = {"accuracy": accuracy, "gained": gained, "rows": changed}
     return found
@@ -108,7 +108,7 @@ def _right(training: Training, held_out: Dataset, batch_size: int) -> Float[Tens
     model = subject.objective.model
     with frozen_pass(model, "default"):
         margins = preference_margins(model, held_out, pad_id(subject.tokenizer), batch_size)
-    return (margins > 0).float()
+    return preferred(margins)
 
 
 def write_cleaned(training: Training, edit: Edit, path: Path) -> int:

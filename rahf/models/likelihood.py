@@ -146,6 +146,11 @@ def pair_likelihoods(
     return PairLikelihoods(*found[:, [0, 2, 1, 3]].unbind(1))
 
 
+def preferred(margins: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+    """Return 1 for each pair whose chosen side is likelier, 0 for the others, a half for a tie."""
+    return (margins.sign() + 1) / 2
+
+
 def preference_margins(
     model: nn.Module, pairs: Pairs, pad_token_id: int, batch_size: int = 8
 ) -> Float[Tensor, " pairs"]:

@@ -44,7 +44,7 @@ def row_figures(
         figures[name] = _over_seeds([of(point) for point in shown])
     margins = [point["preference_margins"] for point in shown if point["preference_margins"]]
     if margins:
-        accuracies = [fmean(margin > 0 for margin in given) for given in margins]
+        accuracies = [_accuracy(given) for given in margins]
         figures["preference_accuracy"] = _over_seeds(accuracies)
         figures["preference_margin"] = _over_seeds([fmean(given) for given in margins])
     if costs:
@@ -52,6 +52,11 @@ def row_figures(
     if costs and all("peak_memory" in cost for cost in costs):
         figures["peak_memory"] = max(cost["peak_memory"] for cost in costs)
     return figures
+
+
+def _accuracy(margins: Sequence[float]) -> float:
+    """Return the share of positive margins; one of zero counts half."""
+    return fmean((margin > 0) + (margin == 0) / 2 for margin in margins)
 
 
 def repeated_share(text: str) -> float:

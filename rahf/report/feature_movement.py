@@ -12,6 +12,10 @@ LEAST_FIT = 0.5
 """Share of the base's variance below which a dictionary is reported not to fit."""
 
 
+ENOUGH_PROMPTS = 100
+"""Prompts below which the q of a rarely active feature is too small: its changes are skewed."""
+
+
 def movement_tables(figures: Mapping[str, Any]) -> str:
     """Return the features that moved, and below what rivals show of the same rows."""
     explained, cells = explanation_cells(figures["features"])
@@ -47,6 +51,11 @@ def _movement_heading(figures: Mapping[str, Any]) -> str:
         f"{figures['prompts']} prompts, {figures['tokens']} response tokens; "
         f"{figures['features_tested']} features tested; with q below 0.05: {counts}."
     )
+    if figures["prompts"] < ENOUGH_PROMPTS:
+        text += (
+            f" With fewer than {ENOUGH_PROMPTS} prompts, q is too small for features that are "
+            "active in few of them."
+        )
     if figures["placebo_band"] is None:
         return (
             f"{text} WARNING: there is no placebo to compare with, and training on shuffled pairs "
@@ -54,7 +63,8 @@ def _movement_heading(figures: Mapping[str, Any]) -> str:
         )
     return (
         f"{text} 95 % of the placebo's sizes are within {figures['placebo_band']:.3f}; "
-        f"{figures['beyond_placebo']} features moved beyond that."
+        f"{figures['beyond_placebo']} features moved beyond that, and of a placebo "
+        f"{figures['beyond_of_placebos']:.0f} would."
     )
 
 

@@ -31,9 +31,9 @@ def decomposition_table(figures: Mapping[str, Any]) -> str:
     header += explained
     above = figures["terms_above_random"]
     verdict = (
-        f"The sum explains more than random vectors with up to {above} terms."
+        f"The sum explains more than random vectors with each number of terms up to {above}."
         if above
-        else "The sum explains no more than that of a random vector, whatever the number of terms."
+        else "The first term explains no more than that of a random vector."
     )
     return f"{markdown(header, rows)}\n\n{verdict}"
 

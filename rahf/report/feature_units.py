@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rahf.report.tables import markdown
+from rahf.report.tables import markdown, with_ends
 
 
 def probe_table(figures: Mapping[str, Any]) -> str:
@@ -20,7 +20,7 @@ def probe_table(figures: Mapping[str, Any]) -> str:
 
 
 def _interval(part: Mapping[str, float]) -> str:
-    return f"{part['mean']:.3f} [{part['low']:.3f}, {part['high']:.3f}]"
+    return with_ends(part, ".3f")
 
 
 def units_table(figures: Mapping[str, Any]) -> str:

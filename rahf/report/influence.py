@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rahf.report.escaping import one_line, printable
-from rahf.report.tables import markdown
+from rahf.report.tables import markdown, with_ends
 
 QUERIES_SHOWN = 50
 """Queries on the page, from the start of the file."""
@@ -70,7 +70,7 @@ def _tail(tail: Mapping[str, float] | None) -> str:
 
 
 def _estimate(each: Mapping[str, float] | None) -> str:
-    return "constant" if each is None else "{mean:+.2f} [{low:+.2f}, {high:+.2f}]".format(**each)
+    return "constant" if each is None else with_ends(each, "+.2f")
 
 
 def validation_text(found: Mapping[str, Any]) -> str:
@@ -100,7 +100,9 @@ def cleaning_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, arm in arms.items():
         gained = arm["gained"]
-        verdict = "better" if gained["low"] > 0 else "worse" if gained["high"] < 0 else "open"
+        known = gained["low"] is not None
+        better, worse = known and gained["low"] > 0, known and gained["high"] < 0
+        verdict = "better" if better else "worse" if worse else "open"
         shown = ["-", ""] if not arm["rows"] else [_estimate(gained), verdict]
         rows.append([name, str(len(arm["rows"])), _share(arm["accuracy"]), *shown])
     header = ["arm", "pairs changed", "held-out accuracy", "against all pairs", "verdict"]
@@ -108,7 +110,7 @@ def cleaning_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _share(each: Mapping[str, float]) -> str:
-    return "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**each)
+    return with_ends(each, ".1%")
 
 
 def influence_chart(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rahf.report.tables import markdown
+from rahf.report.tables import markdown, with_ends
 
 MEASURES = {
     "sum": "sum of log-probabilities",
@@ -15,12 +15,12 @@ MEASURES = {
 
 def share(estimate: Mapping[str, float] | None) -> str:
     """Return a share with its interval."""
-    return "-" if estimate is None else "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**estimate)
+    return "-" if estimate is None else with_ends(estimate, ".1%")
 
 
 def number(estimate: Mapping[str, float], form: str = "+.4f") -> str:
     """Return a mean with its interval."""
-    return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+    return with_ends(estimate, form)
 
 
 def preferences_table(figures: Mapping[str, Any]) -> str:

@@ -5,11 +5,12 @@ base's predictions.
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import nan
 from pathlib import Path
 from typing import Any
 
 from rahf.report.escaping import printable, visible_token
-from rahf.report.tables import markdown
+from rahf.report.tables import markdown, with_ends
 
 SHARES = ("unshifted", "marginal", "shifted")
 COLOURS = {"unshifted": "#9ecae1", "marginal": "#fdc470", "shifted": "#e6550d"}
@@ -35,14 +36,10 @@ def _row(name: str, figures: Mapping[str, Any]) -> list[str]:
     return [
         name,
         str(figures["tokens"]),
-        *(_share(figures[share]) for share in SHARES),
-        "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**figures["kl"]),
+        *(with_ends(figures[share], ".1%") for share in SHARES),
+        with_ends(figures["kl"], ".3f"),
         f"{figures['aligned_first_choice']:.0%}",
     ]
-
-
-def _share(estimate: Mapping[str, float]) -> str:
-    return "{mean:.1%} [{low:.1%}, {high:.1%}]".format(**estimate)
 
 
 def top_table(summary: Mapping[str, Any], count: int = 20) -> str:
@@ -76,9 +73,10 @@ def shift_chart(summary: Mapping[str, Any], path: Path) -> None:
     )
     shares.legend(loc="lower left", fontsize="small")
     means = [part["kl"]["mean"] for part in ranges]
+    places = [*zip(ranges, means, strict=True)]
     errors = [
-        [part["kl"]["mean"] - part["kl"]["low"] for part in ranges],
-        [part["kl"]["high"] - part["kl"]["mean"] for part in ranges],
+        [nan if part["kl"][end] is None else abs(part["kl"][end] - mean) for part, mean in places]
+        for end in ("low", "high")
     ]
     divergence.errorbar(names, means, errors, fmt="o-", capsize=2)
     divergence.set(xlabel="position in the response", ylabel="nats", title="KL(aligned || base)")

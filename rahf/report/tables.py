@@ -101,7 +101,8 @@ def agreement_table(agreement: Sequence[Mapping[str, Any]]) -> str:
 def _mean(judged: Mapping[str, Any]) -> str:
     if judged["judged_mean"] is None:
         return "-"
-    return f"{judged['judged_mean']:+.2f} ± {judged['judged_se']:.2f}"
+    error = judged["judged_se"]
+    return f"{judged['judged_mean']:+.2f}" + ("" if error is None else f" ± {error:.2f}")
 
 
 def _with_interval(row: Mapping[str, Any], key: str, form: str) -> str:
@@ -137,6 +138,14 @@ def side_by_side(answers: Sequence[Mapping[str, Any]], only: Sequence[str] | Non
         ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def with_ends(estimate: Mapping[str, float | None], form: str) -> str:
+    """Return a mean with its 95 % interval; one of a single unit has none."""
+    if estimate["low"] is None:
+        return format(estimate["mean"], form)
+    mean, low, high = (format(estimate[name], form) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -88,7 +88,7 @@ def test_a_judge_decides_between_two_files(tmp_path, files, capsys):
 
 def test_a_judge_scores_one_file(files, capsys):
     _, out, _ = evaluated(capsys, "responses", "--responses", files[0], "--judge", "length")
-    assert "+14.000 [+7.000, +21.000]" in out
+    assert "+14.000 [-74.943, +102.943]" in out
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,8 @@ def test_the_table_shows_the_memory_of_the_seed_that_took_most():
         for name, costs in (("base", []), ("sft", known), ("old", old))
     }
     assert rows["sft"]["peak_memory"] == 6 * 2**28
+    tied = row_figures([[POINT | {"preference_margins": [0.0, 1.0]}]], [], [POINT])
+    assert tied["preference_accuracy"] == {"mean": 0.75}
     header, _, *lines = comparison_table(rows, "loss", 0.05).splitlines()
     column = [cell.strip() for cell in header.split("|")].index("peak memory, GiB")
     assert [line.split("|")[column].strip() for line in lines] == ["-", "1.50", "-"]

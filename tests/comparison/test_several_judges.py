@@ -111,9 +111,10 @@ def test_a_run_with_one_judge_has_no_further_table():
 
 def test_a_run_with_several_judges_shows_each_and_how_far_they_agree():
     means = {"a": {"judged_mean": 0.5, "judged_se": 0.1}, "b": {"judged_mean": None}}
+    means["c"] = {"judged_mean": 1.0, "judged_se": None}  # of a single answer
     pair = {"judges": ["a", "b"], "answers": 7, "mean": 0.5, "low": 0.2, "high": 0.8}
     first, second = judges_tables({"base": {"judges": means, "agreement": [pair]}})
-    assert first.splitlines()[-1].split("|")[2:4] == [" +0.50 ± 0.10 ", " - "]
+    assert first.splitlines()[-1].split("|")[2:5] == [" +0.50 ± 0.10 ", " - ", " +1.00 "]
     assert "| a and b | 50% [20%, 80%]" in second
 
 

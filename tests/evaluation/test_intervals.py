@@ -1,7 +1,8 @@
 """Shares, their intervals, and values that no interval may be drawn from."""
 
-from math import inf, nan
+from math import inf, isnan, nan
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import EOS, tiny_model, tiny_pairs, tiny_tokenizer
@@ -9,7 +10,12 @@ from tokenizers_for_tests import chatml_tokenizer
 
 from rahf.comparison.curves import curves_of
 from rahf.data.prompts import chat_prompt_form
-from rahf.evaluation.intervals import check_finite, mean_estimate, share_estimate
+from rahf.evaluation.intervals import (
+    check_finite,
+    mean_estimate,
+    ratio_estimate,
+    share_estimate,
+)
 from rahf.evaluation.measures import HeldOut, Measures, measure_model, model_figures
 from rahf.evaluation.preferences import PairSizes, preference_figures
 from rahf.evaluation.scores import judged_figures, score_figures
@@ -17,6 +23,7 @@ from rahf.evaluation.wins import Contest, Outcome, win_rates
 from rahf.interpret.token_shift.shift import token_shift
 from rahf.judges.judge import Verdict, Verdicts
 from rahf.models.likelihood import PairLikelihoods
+from rahf.report.judgements import number
 
 # Newcombe 1998 (Statistics in Medicine 17), table I, method 3
 PUBLISHED = [
@@ -70,6 +77,34 @@ def shares_of_three_of_three():
 def test_three_of_three_is_no_certainty_wherever_a_share_is_reported():
     for name, ends in shares_of_three_of_three().items():
         assert ends == pytest.approx((0.4385, 1), abs=1e-4), name
+
+
+# Means
+
+
+@pytest.mark.parametrize("units", [2, 3, 10, 29])
+def test_the_interval_of_few_units_holds_the_mean_as_often_as_it_promises(units):
+    generator = np.random.default_rng(units)
+    found = [mean_estimate(row) for row in generator.normal(2, 1, size=(1000, units))]
+    assert np.mean([each.low <= 2 <= each.high for each in found]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_ratio_of_few_units_has_students_interval():
+    found = ratio_estimate([1.0, 4.0, 1.0], [1, 3, 2])  # residuals 0, 1, -1; error sqrt(3) / 6
+    assert found == pytest.approx((1, 1 - 4.302653 * 3**0.5 / 6, 1 + 4.302653 * 3**0.5 / 6))
+    assert ratio_estimate([1.0, 4.0, 1.0], [1, 3, 2], 0.0, 1.5) == pytest.approx((1, 0, 1.5))
+    assert ratio_estimate([1.0, 4.0, 1.0, 0.0], [1, 3, 2, 0]) == pytest.approx(found)
+    alone = mean_estimate([5.0])
+    assert (alone.mean, isnan(alone.low), isnan(alone.high)) == (5, True, True)
+    assert alone.as_dict() == {"mean": 5, "low": None, "high": None}
+    assert number(alone.as_dict()) == "+5.0000"
+    assert number(mean_estimate([1, 3]).as_dict(), ".1f") == "2.0 [-10.7, 14.7]"
+
+
+def test_the_interval_of_30_units_is_that_of_a_bootstrap():
+    values = np.arange(30.0)
+    drawn = values[np.random.default_rng(0).integers(30, size=(2000, 30))].mean(1)
+    assert mean_estimate(values) == pytest.approx((14.5, *np.quantile(drawn, (0.025, 0.975))))
 
 
 # Values that are not finite

@@ -107,6 +107,8 @@ def test_the_measures_hold_every_prompt_text_and_pair():
     assert sizes == [3, 3, 3]
     expected = preference_margins(model, given.pairs, EOS).tolist()
     assert found.preference_margins == expected
+    tied = Measures(None, [], [], [], [], [0.5, 0.0, -0.5, 0.0])
+    assert model_figures(tied, {})["preference_accuracy"] == 0.5
     figures = model_figures(found, {"judged_mean": 0.25})
     assert figures["preference_accuracy"] == sum(margin > 0 for margin in expected) / 3
     assert figures["preference_margin"] == pytest.approx(sum(expected) / 3)

@@ -113,7 +113,7 @@ def test_the_figures_are_the_mean_and_its_standard_error():
         "shows_opposite": 0.5,
         "shows_opposite_interval": pytest.approx([0.0945, 0.9055], abs=1e-4),
     }
-    assert judged_figures([1.0], 1, LEXICON)["judged_se"] == 0
+    assert judged_figures([1.0], 1, LEXICON)["judged_se"] is None
 
 
 def test_a_win_over_the_base_is_the_wanted_side_of_a_chooser():

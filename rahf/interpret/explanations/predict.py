@@ -55,7 +55,7 @@ def measure_difference(
     check_held_out(held_out)
     check_base(dictionary, model)
     wanted = torch.tensor(latents, dtype=torch.long)
-    sums: dict[int, Tensor] = {}  # of each prompt: tokens, KL, changes
+    sums: dict[int, Tensor] = {}  # of each prompt: tokens predicted and read, KL, changes
     for _, batch in tqdm([*batches(held_out, batch_size)], "reading", leave=False):
         read = read_batch(model, dictionary, ("default",), batch, pad_token_id, special)
         codes, _ = encoded(dictionary, read)
@@ -63,14 +63,15 @@ def measure_difference(
             chosen_activations(codes["default"], wanted) - chosen_activations(codes[None], wanted)
         ).double()
         parts = change.cpu().split(read.lengths)
-        for each, part, divergence in zip(batch, parts, read.divergences, strict=True):
-            head = torch.tensor([len(part), divergence * len(part)], dtype=torch.double)
+        predicted = zip(read.predicted, read.divergences, strict=True)
+        for each, part, (tokens, divergence) in zip(batch, parts, predicted, strict=True):
+            head = torch.tensor([tokens, len(part), divergence * tokens], dtype=torch.double)
             found = torch.cat([head, part.sum(0)])
             sums[each.prompt] = sums.get(each.prompt, 0) + found
     prompts = sorted(sums)
     table = torch.stack([sums[prompt] for prompt in prompts])
-    means = table[:, 1:] / table[:, :1]
-    return Differing(prompts, means[:, 0], means[:, 1:].abs())
+    changes = table[:, 3:] / table[:, 1:2]
+    return Differing(prompts, table[:, 2] / table[:, 0], changes.abs())
 
 
 class Moved(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from rahf.interpret.features.student import t_quantile, two_sided_p
+from rahf.evaluation.student import t_quantile, two_sided_p
 
 
 class ClusteredMeans(NamedTuple):

@@ -21,7 +21,7 @@ from rahf.interpret.features.movement import (
     Moved,
     Movement,
     Said,
-    beyond,
+    band_figures,
     feature_figures,
     moved_count,
     ranked,
@@ -46,8 +46,8 @@ class Found(NamedTuple):
 
     def seen(self, latent: int, direction: Float[Tensor, " d_model"]) -> Seen:
         """Return what the rivals show of a latent with this decoder direction."""
-        divergence = self.moved.divergence[latent].item()
-        return seen(self.rivals.fitted(), self.reproduced, latent, direction, divergence)
+        correlated = self.moved.divergence[latent].item(), self.moved.divergence_p[latent].item()
+        return seen(self.rivals.fitted(), self.reproduced, latent, direction, *correlated)
 
     def fits_worse(self) -> bool:
         """Return whether the dictionary fits the aligned model worse than the base."""
@@ -111,7 +111,7 @@ class _Gathered:
         if measured:
             self._fits["difference"].add(aligned - read.base, guess)
             self._reproduce(read.base, aligned, codes)
-        for said, tokens in zip(_said(batch, read, codes), read.lengths, strict=True):
+        for said, tokens in zip(_said(batch, read, codes), read.predicted, strict=True):
             self._movement.add(said)
             found = torch.tensor([said.divergence * tokens, tokens], dtype=torch.double)
             self._divergence[said.prompt] = self._divergence.get(said.prompt, 0) + found
@@ -142,7 +142,7 @@ class _Gathered:
             fit,
             self._reproduced,
             self._fits["difference"],
-            ratio_estimate(sums, tokens),
+            ratio_estimate(sums, tokens, least=0.0),
         )
 
 
@@ -225,15 +225,13 @@ def movement_figures(
         shown = found.seen(latent, directions[latent])
         row = feature_figures(moved, latent, adapters, placebos)
         rows.append(row | {"rivals": shown._asdict(), "seen_by": shown.by()})
-    first = moved.changes[adapters[0]]
     return {
         "prompts": moved.prompts,
         "tokens": moved.tokens,
         "features_tested": int(moved.tested.sum()),
         "moved": {name: moved_count(moved.changes[name]) for name in names},
         "size_quantiles": {name: size_quantiles(moved, moved.changes[name]) for name in names},
-        "beyond_placebo": None if moved.band is None else int(beyond(moved, first).sum()),
-        "placebo_band": moved.band,
+        **band_figures(moved, adapters[0], placebos),
         "fit": found.fit,
         "fits_aligned_worse": found.fits_worse(),
         "explained": {

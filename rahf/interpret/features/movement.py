@@ -68,6 +68,7 @@ class Moved(NamedTuple):
     position: Float64[Tensor, " latents"]  # share of variance between ranges of positions
     length: Float64[Tensor, " latents"]  # squared correlation with the response's length, or 0
     divergence: Float64[Tensor, " latents"]  # correlation of the change with the token KL
+    divergence_p: Float64[Tensor, " latents"]  # of that correlation
     prompts: int
     tokens: int
 
@@ -181,6 +182,7 @@ class Movement:
             self._between_positions(tokens),
             torch.where(sure, self._length.values().square(), torch.zeros_like(size)),
             self._divergence.values(),
+            self._divergence.p(),
             self._changes[self.adapters[0]].clusters,
             tokens,
         )
@@ -247,6 +249,32 @@ def beyond(moved: Moved, change: Change) -> Bool[Tensor, " latents"]:
     """Return which tested latents moved beyond the placebo's band."""
     found = moved.tested & (change.q < FALSE_DISCOVERIES)
     return found if moved.band is None else found & (change.size.abs() > moved.band)
+
+
+def band_figures(moved: Moved, adapter: str, placebos: Sequence[str]) -> dict[str, Any]:
+    """Return the placebo's band, and how many features of adapter and placebos move beyond it."""
+    if moved.band is None:
+        return dict.fromkeys(("beyond_placebo", "beyond_of_placebos", "placebo_band"))
+    return {
+        "beyond_placebo": int(beyond(moved, moved.changes[adapter]).sum()),
+        "beyond_of_placebos": beyond_of_placebos(moved, placebos),
+        "placebo_band": moved.band,
+    }
+
+
+def beyond_of_placebos(moved: Moved, placebos: Sequence[str]) -> float:
+    """Return how many features of a placebo move beyond the band of the other placebos: the mean.
+
+    A single placebo has the share of the tested features that its own band leaves.
+    """
+    if len(placebos) == 1:
+        return (1 - BAND) * int(moved.tested.sum())
+    counts = []
+    for left_out in placebos:
+        others = [moved.changes[name].size for name in placebos if name != left_out]
+        band = torch.stack(others)[:, moved.tested].abs().quantile(BAND).item()
+        counts.append(int(beyond(moved._replace(band=band), moved.changes[left_out]).sum()))
+    return sum(counts) / len(counts)
 
 
 def feature_figures(

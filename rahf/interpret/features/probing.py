@@ -32,7 +32,7 @@ class Probed(NamedTuple):
     """Held-out figures of one probe."""
 
     accuracy: Estimate  # Wilson's interval
-    auc: Estimate  # DeLong's interval
+    auc: Estimate  # Newcombe's interval
     latents: list[int]  # those that the probe reads; empty for a dense probe
 
 

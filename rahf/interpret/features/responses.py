@@ -37,6 +37,7 @@ class Read(NamedTuple):
     aligned: Mapping[str, Float[Tensor, "tokens d_model"]]
     lengths: list[int]
     divergences: list[float]  # KL(base || first adapter), nats per token, of each response
+    predicted: list[int]  # tokens that the divergence is a mean over, special ones included
 
 
 @torch.no_grad()
@@ -73,7 +74,9 @@ def read_batch(
     )
     kl = kl_divergence(logits[None], logits[adapters[0]], rows["response_mask"], rows)
     base = hidden.pop(None)
-    return Read(base, hidden, read.sum(1).tolist(), kl.double().clamp(min=0).tolist())
+    divergences = kl.double().clamp(min=0).tolist()
+    predicted = rows["response_mask"].sum(1).tolist()
+    return Read(base, hidden, read.sum(1).tolist(), divergences, predicted)
 
 
 @contextmanager

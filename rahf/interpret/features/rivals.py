@@ -21,6 +21,9 @@ RIDGE = 1e-2
 SEES = 0.5
 """Share of the effect, |cosine| or |correlation| from which a rival shows a latent's movement."""
 
+CERTAIN = 0.05
+"""P value of the correlation below which the divergence shows it: of few responses any is large."""
+
 
 class Fitted(NamedTuple):
     """Rivals fitted to one half of the prompts."""
@@ -118,11 +121,13 @@ class Seen(NamedTuple):
     principal: float  # the same of the difference inside of the leading principal components
     probe: float  # cosine of its direction with the probe
     divergence: float  # correlation over responses of its change with the token KL
+    divergence_p: float  # two-sided p value of that correlation
 
     def by(self) -> list[str]:
         """Return the rivals that show it."""
         shares = {"mean": self.mean, "principal": self.principal}
-        sizes = {"probe": abs(self.probe), "divergence": abs(self.divergence)}
+        divergence = abs(self.divergence) if self.divergence_p < CERTAIN else 0.0
+        sizes = {"probe": abs(self.probe), "divergence": divergence}
         return [name for name, value in {**shares, **sizes}.items() if value >= SEES]
 
 
@@ -161,15 +166,18 @@ def seen(
     latent: int,
     direction: Float[Tensor, " d_model"],
     divergence: float,
+    divergence_p: float,
 ) -> Seen:
     """Return what the rivals show of a latent.
 
     Args:
         direction: its decoder direction.
         divergence: correlation of its change with the token KL.
+        divergence_p: its p value.
     """
     direction = direction.double().cpu()
     cosine = nn.functional.cosine_similarity(direction, fitted.probe, dim=0).item()
     sizes = _sizes(len(fitted.mean))
     principal = reproduced.share(str(sizes[-1]), latent) if sizes else 0.0
-    return Seen(reproduced.share("mean", latent), principal, cosine, divergence)
+    mean = reproduced.share("mean", latent)
+    return Seen(mean, principal, cosine, divergence, divergence_p)

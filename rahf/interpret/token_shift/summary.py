@@ -7,6 +7,7 @@ words. Knows records; knows no model.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -72,14 +73,14 @@ def token_figures(tokens: Sequence[Token]) -> dict[str, Any]:
         of_response[token.response].append(token)
     counts = [len(group) for group in of_response.values()]
 
-    def estimate(value) -> dict[str, float]:
+    def estimate(value, most: float = 1.0) -> dict[str, float]:
         sums = [sum(value(token) for token in group) for group in of_response.values()]
-        return ratio_estimate(sums, counts).as_dict()
+        return ratio_estimate(sums, counts, 0.0, most).as_dict()
 
     return {
         "tokens": len(tokens),
         **{name: estimate(lambda token, name=name: token.bucket == name) for name in BUCKETS},
-        "kl": estimate(lambda token: token.kl),
+        "kl": estimate(lambda token: token.kl, inf),
         "aligned_first_choice": fmean(token.aligned_rank == 1 for token in tokens),
     }
 

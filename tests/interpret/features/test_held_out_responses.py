@@ -11,6 +11,7 @@ from tiny_models import EOS, tiny_model
 from toy_alignment import LAYER, any_text, feature_of, text, toy_adapter, toy_base, toy_dictionary
 from transformers import LlamaForCausalLM
 
+from rahf.interpret.explanations.predict import measure_difference
 from rahf.interpret.features.held_out import encoded, find_movement, movement_figures
 from rahf.interpret.features.movement import outside, ranked
 from rahf.interpret.features.responses import HeldOut, Read, read_batch
@@ -58,7 +59,9 @@ def test_no_difference_moves_no_feature_of_differences():
     bias = torch.randn(plain.d_model, generator=torch.Generator().manual_seed(3))
     dictionary = replace(plain, weights=plain.weights._replace(bias=bias))
     states = torch.randn(9, plain.d_model, generator=torch.Generator().manual_seed(4))
-    codes, _ = encoded(dictionary, Read(states, {"same": states, "moved": states + 1}, [9], [0.0]))
+    codes, _ = encoded(
+        dictionary, Read(states, {"same": states, "moved": states + 1}, [9], [0.0], [9])
+    )
     assert len(codes[None].indices) > 0
     assert torch.equal(codes[None].values, codes["same"].values)
     assert not torch.equal(codes[None].values, codes["moved"].values)
@@ -88,6 +91,32 @@ def test_states_are_those_of_models_of_their_own(site, family):
     assert min(read.divergences) > 0
 
 
+def test_the_token_kl_is_the_mean_over_all_response_tokens(family):
+    """The end of a response is predicted too, though its state is not read."""
+    model, dictionary = with_adapters(family), random_dictionary(family.load_base())
+    held_out = [
+        HeldOut(0, [5, 6], [5, EOS]),
+        HeldOut(1, [7], [9, 4, *range(11, 19), EOS]),
+        HeldOut(1, [7], [20, EOS]),
+    ]
+    base, aligned = family.load(None), family.load("positive")
+    per_token = []
+    for _, prompt, response in held_out:
+        with torch.no_grad():
+            one, other = (
+                m(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                for m in (base, aligned)
+            )
+        per_token.append((one.exp() * (one - other)).sum(-1))
+    found = find_movement(model, dictionary, ["default"], held_out, EOS, special=[EOS])
+    assert found.divergence.mean == pytest.approx(torch.cat(per_token).mean().item(), rel=1e-4)
+    by_prompt = measure_difference(model, dictionary, [0, 3], held_out, EOS, special=[EOS])
+    second = torch.cat(per_token[1:]).mean().item()
+    assert by_prompt.divergence.tolist() == pytest.approx(
+        [per_token[0].mean().item(), second], 1e-4
+    )
+
+
 def test_an_adapter_that_does_nothing_moves_nothing(family):
     model = put_adapter(family.load_base(), family.adapters["positive"])
     for name, parameter in model.named_parameters():
@@ -99,6 +128,8 @@ def test_an_adapter_that_does_nothing_moves_nothing(family):
     assert found.moved.changes["default"].q.min() == 1
     assert found.divergence.mean == pytest.approx(0, abs=1e-9)
     assert not found.fits_worse()
+    for aligned, worse in ((0.885, False), (0.875, True)):
+        assert found._replace(fit={"base": 0.9, "aligned": aligned}).fits_worse() == worse
 
 
 def test_what_cannot_be_compared_is_refused(family):

@@ -4,14 +4,21 @@ import numpy as np
 import pytest
 import torch
 
+from rahf.evaluation.student import t_quantile, two_sided_p
 from rahf.interpret.features.clustered import (
     ClusteredSums,
     Correlations,
     benjamini_hochberg,
 )
 from rahf.interpret.features.dictionary import codes_of_active
-from rahf.interpret.features.movement import Movement, Said, moved_count, outside, ranked
-from rahf.interpret.features.student import t_quantile, two_sided_p
+from rahf.interpret.features.movement import (
+    Movement,
+    Said,
+    beyond_of_placebos,
+    moved_count,
+    outside,
+    ranked,
+)
 
 LATENTS = 40
 
@@ -74,6 +81,11 @@ def test_means_that_do_not_vary_have_no_width_and_one_cluster_is_refused():
     sums.add(torch.tensor([0.0, 7.0]), 7)
     means = sums.means()
     assert means.p.tolist() == pytest.approx([1, 0])
+    varied = ClusteredSums(1)
+    for value in (1.0, 2.0, 6.0):
+        varied.add(torch.tensor([value]), 1)
+    width = t_quantile(2) * (7 / 3) ** 0.5  # of a mean of three with the variance 7
+    assert varied.means().high.item() == pytest.approx(3 + width)
     assert means.mean.tolist() == means.low.tolist() == means.high.tolist() == [0, 1]
 
 
@@ -97,6 +109,9 @@ def test_discoveries_are_those_of_benjamini_and_hochberg_by_hand():
     tested = torch.tensor([True, True, True, True, False])
     q = benjamini_hochberg(p, tested)
     assert q.tolist() == pytest.approx([0.16 / 3, 0.004, 0.5, 0.024, 1.0])
+    close = torch.tensor([0.021, 0.5, 0.02], dtype=torch.double)
+    q = benjamini_hochberg(close, torch.ones(3, dtype=torch.bool))
+    assert q.tolist() == pytest.approx([0.0315, 0.5, 0.0315])
     null = torch.rand(200, 500, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     every = torch.ones(500, dtype=torch.bool)
     false = [bool((benjamini_hochberg(row, every) < 0.05).any()) for row in null]
@@ -150,6 +165,13 @@ def test_a_planted_movement_comes_first():
         moved = movement_of(generator, gains=gains, placebos=("placebo", "another"))
         assert set(ranked(moved)[:2].tolist()) == {7, 9}
         assert moved_count(moved.changes["placebo"]) > LATENTS / 2  # it moves many latents too
+        counts = []
+        for one, other in (("placebo", "another"), ("another", "placebo")):
+            band = moved.changes[other].size.abs().quantile(0.95)
+            change = moved.changes[one]
+            counts.append(((change.size.abs() > band) & (change.q < 0.05)).sum().item())
+        assert beyond_of_placebos(moved, ("placebo", "another")) == np.mean(counts)
+        assert beyond_of_placebos(moved, ("placebo",)) == pytest.approx(0.05 * LATENTS)
 
 
 def test_the_band_of_a_placebo_covers_a_placebo_that_it_has_not_seen():
@@ -175,14 +197,15 @@ def test_latents_that_track_position_or_length_only_are_flagged():
     assert [moved.tracks(latent) for latent in range(2, LATENTS)] == [[]] * (LATENTS - 2)
 
 
-def test_a_latent_of_a_single_prompt_is_not_tested():
+def test_a_latent_of_fewer_than_five_prompts_is_not_tested():
     generator, movement = torch.Generator().manual_seed(0), Movement(LATENTS, ["default"])
     for prompt in range(20):
         base = activations(5, generator)
-        base[:, 2] = 9.0 if prompt == 4 else 0.0
+        for latent, prompts in ((2, 1), (5, 4), (6, 5)):
+            base[:, latent] = 9.0 if prompt < prompts else 0.0
         movement.add(said(prompt, base, {"default": base * 2}))
     moved = movement.moved()
-    assert moved.tested.tolist() == [latent != 2 for latent in range(LATENTS)]
+    assert moved.tested.tolist() == [latent not in (2, 5) for latent in range(LATENTS)]
     assert 2 not in ranked(moved).tolist()
     assert moved.changes["default"].q[2] == 1
 

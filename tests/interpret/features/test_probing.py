@@ -106,6 +106,33 @@ def test_areas_are_those_of_all_pairs_and_their_intervals_hold_the_truth():
     assert hits >= 180
 
 
+def newcombe(area, m, n, steps=200001):
+    """Return the areas on a grid that are no more than 1.96 of their standard errors away."""
+    grid = np.linspace(0, 1, steps)
+    k = (m + n) / 2 - 1
+    spread = 1 + k * (1 - grid) / (2 - grid) + k * grid / (1 + grid)
+    inside = grid[np.abs(grid - area) <= 1.959964 * np.sqrt(grid * (1 - grid) * spread / (m * n))]
+    return inside[0], inside[-1]
+
+
+def test_intervals_of_areas_are_no_points_and_hold_the_truth_with_few_texts():
+    for size in (3, 20):
+        scores, labels = torch.arange(2 * size).double(), torch.arange(2 * size) >= size
+        assert area(scores, labels) == pytest.approx((1, *newcombe(1, size, size)), abs=1e-4)
+        turned = area(scores, ~labels)
+        assert turned == pytest.approx((0, *newcombe(0, size, size)), abs=1e-4)
+    mixed = area(torch.tensor([0.1, 0.4, 0.4, 0.8, 0.9]).double(), torch.arange(5) % 2 == 1)
+    assert mixed == pytest.approx((3.5 / 6, *newcombe(3.5 / 6, 2, 3)), abs=1e-4)
+    generator, hits = torch.Generator().manual_seed(0), 0
+    truth = 0.5 * (1 + torch.erf(torch.tensor(1.25))).item()  # 0.96
+    for _ in range(200):
+        labels = torch.arange(20) < 10
+        scores = torch.randn(20, generator=generator, dtype=torch.double) + 2.5 * labels
+        found = area(scores, labels)
+        hits += found.low <= truth <= found.high
+    assert hits >= 180  # DeLong's intervals: 126
+
+
 def test_both_labels_need_texts_and_are_on_both_sides():
     _, labels = labelled()
     split = split_labels(labels, 1)

@@ -1,5 +1,6 @@
 """Pursuit: planted sparse sums are found exactly, and random vectors stay inside of their band."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,9 @@ def test_random_vectors_are_in_their_band_and_planted_ones_above():
     planted = rows[3] - 0.7 * rows[11]
     assert terms_above(pursue(planted[None], rows, 8).explained[0], band) == 8
     assert terms_above(band.median, band) == 0
+    assert np.mean([terms_above(each, band) > 0 for each in inside]) < 0.045
+    gap = torch.where(torch.arange(8) == 2, band.median, band.high + 0.01)
+    assert terms_above(gap, band) == 2
 
 
 def test_what_cannot_be_decomposed_is_refused():
