@@ -89,7 +89,7 @@ def _explained(options: argparse.Namespace) -> int:
         raise ValueError("give --dictionary, --directions, or both: what is to be explained.")
     tokenizer, job = _job(options)
     explainer = _explainer(options, tokenizer)
-    _tell_cost(options, job, costs)
+    _print_cost(options, job, costs)
     if options.dry_run:
         return 0
     named = {name: getattr(options, name) for name in FILES_OF}
@@ -221,7 +221,7 @@ def _explainer(options: argparse.Namespace, tokenizer):
     return lambda _: LanguageModel(judge, texts, verdicts_in(options.output, kept=True), reply)
 
 
-def _tell_cost(options: argparse.Namespace, job: "Job", costs) -> None:
+def _print_cost(options: argparse.Namespace, job: "Job", costs) -> None:
     """Print what the run will take, before it starts."""
     from rahf.interpret.explanations.cost import Cost
     from rahf.interpret.explanations.explaining import pass_seconds

@@ -23,8 +23,8 @@ EPILOG = """\
 FOLDER is that of rahf features explain. detection: does a text activate the feature? fuzzing: are
 these its tokens? surprisal: does the explanation lower a language model's loss on activating texts?
 embedding: is it near them? intervention: which texts were written while the feature was pinned?
-round_trip: how much of the activation does the judge predict? Each stands beside the explanation of
-another feature and beside random directions. Judges: rule (checks sentences of the statistics
+round_trip: how much of the activation does the judge predict? Each is compared with the explanation
+of another feature and with random directions. Judges: rule (checks sentences of the statistics
 explainer, no model), choice:NAME (a language model here), api:MODEL.
 With --predict the explanations of moved features are asked about unseen prompts instead."""
 
@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    """Add what scorers ask."""
+    """Add the options of scorers."""
     option = parser.add_argument
     option("--judge", metavar="JUDGE", default="rule", help="rule, choice:NAME, api:MODEL")
     option(
@@ -111,7 +111,7 @@ def _scored(options: argparse.Namespace) -> int:
         return print_figures(options, _predictions)
     path = options.output or options.folder / SCORES_FILE
     means = _means(options)
-    _tell_cost(options, means, costs)
+    _print_cost(options, means, costs)
     if options.dry_run:
         return 0
     with record_file(path, _settings(options), _made_from(options)) as file:
@@ -272,14 +272,14 @@ def _write(options: argparse.Namespace, means, file, costs) -> None:
     file.finish(text, summary=means_of, units=explain_figures(lines), cost=cost)
 
 
-def _tell_cost(options: argparse.Namespace, means, costs) -> None:
+def _print_cost(options: argparse.Namespace, means, costs) -> None:
     """Print what the judge will cost, before it is asked."""
     from rahf.interpret.explanations.score import shuffled
     from rahf.interpret.explanations.scorers import estimated_cost
     from rahf.report.explanations import cost_text
 
     if options.judge == "rule":
-        print("the rule asks no language model: its scores cost nothing")
+        print("the rule needs no language model: its scores cost nothing")
         return
     strangers = shuffled(means.records, options.seed)
     cost = estimated_cost(_scorers(options), means, strangers).as_dict(costs)
@@ -328,7 +328,7 @@ def _diff(options: argparse.Namespace, dictionary: str) -> dict[str, Any]:
     """Return what rahf features diff found with a dictionary.
 
     Raises:
-        ValueError: the file is none of it, or of another dictionary.
+        ValueError: the file is not one of it, or of another dictionary.
     """
     from rahf.artifacts import read_object
 

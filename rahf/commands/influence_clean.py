@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.influence import influence_options, settings_of, told_of
+from rahf.commands.options.influence import influence_options, report_unchecked, settings_of
 
 EPILOG = """\
 Half of the held-out pairs decide which training pairs are the worst, the other half measures the
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     with alone(options.output, wait=False), alone(settings.factors, wait=False):
         training = read_training(options.adapter)
-        told_of(training)
+        report_unchecked(training)
         arms, found = _compared(options, training, settings)
         write_json(options.output / "cleaning.json", {"adapter": str(options.adapter), **found})
     print(cleaning_table(found["arms"]))
@@ -92,6 +92,6 @@ def _written(options: argparse.Namespace, training, arms) -> str:
 
     by_name = {arm.name: arm.edit for arm in arms}
     if options.arm not in by_name:
-        raise ValueError(f"--arm {options.arm!r} is none of {', '.join(by_name)}.")
+        raise ValueError(f"--arm {options.arm!r} is not one of {', '.join(by_name)}.")
     count = write_cleaned(training, by_name[options.arm], options.write)
     return f"{options.arm}: {count} pairs in {options.write}"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from rahf.commands.options.influence import influence_options, settings_of, told_of
+from rahf.commands.options.influence import influence_options, report_unchecked, settings_of
 
 EPILOG = """\
 Reads the adapter's own training: its recipe, its pairs and its loss, which have to be the ones that
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
 
     settings = settings_of(options)
     with alone(settings.factors, wait=False):
-        told_of(read_training(options.adapter))
+        report_unchecked(read_training(options.adapter))
         for name in fit_all(options.adapter, settings):
             print(f"{name}: {options.curvature} in {settings.factors / name}")
     return 0

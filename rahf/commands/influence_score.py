@@ -7,12 +7,12 @@ from rahf.commands.options.influence import (
     asked_of,
     influence_options,
     question_options,
+    report_unchecked,
     settings_of,
-    told_of,
 )
 
 EPILOG = """\
-Asks one query a record: with --responses the log-probability of each response of a file (as `rahf
+Each record is one query: with --responses the log-probability of each response of a file (as `rahf
 generate` writes it), with --pairs the margin of each held-out pair, with --direction the projection
 of the responses' hidden states. FOLDER gets queries.jsonl (top pairs of each query), summary.json,
 scores.safetensors (every pair), influence.png and index.html (tokens in colour)."""
@@ -54,14 +54,14 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     with alone(options.output, wait=False), alone(settings.factors, wait=False):
         training = read_training(options.adapter)
-        told_of(training)
+        report_unchecked(training)
         _score(options, settings, fit_stage(training, POLICY_STAGE, settings))
         print(_report(options))
     return 0
 
 
 def _score(options: argparse.Namespace, settings, fitted) -> None:
-    """Ask, score and write every file of the results."""
+    """Evaluate the queries, score, and write every file of the results."""
     from rahf.influence.files import rivals_of, write_results
     from rahf.influence.queries import ask
     from rahf.influence.run import score_all

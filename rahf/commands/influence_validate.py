@@ -7,8 +7,8 @@ from rahf.commands.options.influence import (
     asked_of,
     influence_options,
     question_options,
+    report_unchecked,
     settings_of,
-    told_of,
 )
 
 EPILOG = """\
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_of(options)
     with alone(options.output, wait=False), alone(settings.factors, wait=False):
         training = read_training(options.adapter)
-        told_of(training)
+        report_unchecked(training)
         found = _validated(options, training, settings)
         write_json(options.output / "validation.json", found)
     print(validation_text(found))

@@ -100,7 +100,7 @@ def cost_text(cost: Mapping[str, Any], units: int, what: str) -> str:
 
 
 def predictions_table(figures: Mapping[str, Any]) -> str:
-    """Return how well sentences tell where base and aligned model differ."""
+    """Return how well sentences predict where base and aligned model differ."""
     rows = [
         [
             str(row["feature"]),

@@ -664,7 +664,7 @@ def test_what_cannot_be_explained_is_one_clear_line(here, capsys):
     explain_of = {
         ("--feature", 99): "features 0 to 31",
         ("--feature", 1, "--feature", 1): "given twice",
-        ("--explainer", "rule"): "is none of statistics, local:NAME, api:MODEL",
+        ("--explainer", "rule"): "is not one of statistics, local:NAME, api:MODEL",
         ("--explainer", "api:x"): "needs --url",
         ("--input_price", 1): "give both",
         ("--text", "one.jsonl"): "the text is one document",

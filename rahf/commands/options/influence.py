@@ -84,7 +84,7 @@ def settings_of(options: argparse.Namespace):
     )
 
 
-def told_of(training) -> None:
+def report_unchecked(training) -> None:
     """Print what could not be checked of a training."""
     if training.unchecked:
         print(

@@ -144,7 +144,7 @@ def writer(named: NamedJudge) -> Judge:
     if kind == "local":
         model = replace(named, name=named.name.replace("local:", "choice:", 1))
         return choice_judge(model, 1, str, _local)
-    raise ValueError(f"explainer {named.name!r} is none of statistics, local:NAME, api:MODEL.")
+    raise ValueError(f"explainer {named.name!r} is not one of statistics, local:NAME, api:MODEL.")
 
 
 def _local(choices: Choices, id: str) -> Judge:

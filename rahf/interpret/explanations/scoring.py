@@ -1,5 +1,5 @@
-"""How well values tell activating texts from others: AUC with its interval, by quantile and by kind
-of the other texts, with failures counted and never scored.
+"""How well values separate activating texts from others: AUC with its interval, by quantile and
+kind of the other texts, with failures counted and never scored.
 
 A judge that always answers the same has an AUC of 0.5; for answers yes and no the AUC is the
 balanced accuracy. Knows numbers only.
@@ -125,7 +125,7 @@ def variance_explained(
 
 
 def _line(given: np.ndarray, wanted: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Return what the line of least squares through the given points says."""
+    """Return the prediction of the least-squares line through the given points."""
     spread = given.var()
     slope = np.cov(given, wanted, bias=True)[0, 1] / spread if spread > 0 else 0.0
     return wanted.mean() + slope * (asked - given.mean())

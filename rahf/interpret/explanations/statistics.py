@@ -1,4 +1,4 @@
-"""Explanations by statistics: the claim about tokens that tells most about where a unit is active.
+"""Explanations by statistics: the most informative claim about the tokens of an active unit.
 
 Candidates are classes of tokens, single tokens, the tokens before, and words of the text, those of
 the last three chosen by lift. The one with the most information is taken: the divergence, in nats
@@ -138,7 +138,7 @@ def _looked(windows: Iterable[tuple[list[str], Iterable[int]]]) -> Looked:
 
 
 def _chosen(kind: str, active: Looked, background: Looked) -> Claim | None:
-    """Return the tokens or words that tell most together, added from the one that tells most."""
+    """Return the tokens or words that are most informative together, added one by one."""
     inside, outside = getattr(active, kind), getattr(background, kind)
 
     def worth(values: Sequence[str]) -> float:
@@ -156,7 +156,7 @@ def _chosen(kind: str, active: Looked, background: Looked) -> Claim | None:
 
 
 def _worth(values: Sequence[str], inside: Seen | SeenWords, outside: Seen | SeenWords) -> float:
-    """Return the nats per active token that values tell beyond what naming them takes."""
+    """Return the information of values in nats per active token, less the cost of naming them."""
     named = len(values) * math.log(len(outside.counts) + 1)
     return information(inside.share(values), outside.share(values)) - named / inside.total
 

@@ -15,7 +15,7 @@ from rahf.models.adapters import base_name
 def untrained_like(model: PreTrainedModel | PeftModel, seed: int) -> PreTrainedModel:
     """Return a model of the same shape with the random weights that a training starts from.
 
-    Its name tells so, in the origin of a dictionary that is trained on it too.
+    Its name includes it, in the origin of a dictionary that is trained on it too.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     with torch.random.fork_rng():
