@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
@@ -20,7 +21,8 @@ from rahf.data.prompts import Response, read_responses, response_of
 from rahf.data.response_ids import tokenize_responses
 from rahf.directions.vectors import Directions
 from rahf.evaluation.intervals import Estimate, mean_estimate
-from rahf.guards.projections import Ids, check_directions, projections
+from rahf.guards.prevention import is_number
+from rahf.guards.projections import Ids, check_projected, projections
 from rahf.models.adapters import pad_id
 from rahf.overrides import overrides
 
@@ -62,8 +64,10 @@ class DirectionMonitor(TrainerCallback):
         stop_when: Mapping[str, float] | None = None,
         batch_size: int = 8,
     ):
-        check_directions(trainer.model, directions)
-        check_limits(stop_when or {}, directions, every)
+        check_projected(trainer.model, directions)
+        check_limits(stop_when or {}, directions)
+        check_count("every", 1 if every is None else every)
+        check_count("batch_size", batch_size)
         self.history: list[dict[str, float]] = []
         self.stopped: str | None = None  # why the training was ended
         self._trainer, self._directions, self._batch_size = trainer, directions, batch_size
@@ -85,12 +89,34 @@ class DirectionMonitor(TrainerCallback):
             )
         path = Path(args.output_dir) / FILE_NAME
         if state.global_step:
-            self._before = read_before(path, self._identity())
+            self._before = self._read_before(path)
             return
         self._before = self._read()
         if state.is_world_process_zero:
             values = {name: each.tolist() for name, each in self._before.items()}
-            write_json(path, {"of": self._identity(), "projections": values})
+            kept = read_object(path, made=str(path)) if path.exists() else {}
+            write_json(path, {**kept, self._identity(): values})
+
+    def _read_before(self, path: Path) -> dict[str, Tensor]:
+        """Return the readings of the model before training, for a training that resumes.
+
+        Raises:
+            ValueError: there are none of these directions and answers, or they are damaged.
+        """
+        stored = read_object(path, made=str(path)) if path.exists() else {}
+        if self._identity() not in stored:
+            raise ValueError(
+                f"{path} holds no reading of these directions and answers from before the "
+                "training, which resumes: give those it began with, begin anew, or leave the "
+                "monitor out."
+            )
+        shapes = {name: (len(d.layers), len(self._answers)) for name, d in self._directions.items()}
+        found = {
+            name: np.array(values, dtype=float) for name, values in stored[self._identity()].items()
+        }
+        if {name: each.shape for name, each in found.items()} != shapes:
+            raise ValueError(f"{path} is damaged: begin the training anew.")
+        return {name: torch.tensor(each, dtype=torch.float32) for name, each in found.items()}
 
     @overrides(TrainerCallback)
     def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
@@ -170,26 +196,30 @@ def reached(moved: float, limit: float) -> bool:
     return moved >= limit if limit > 0 else moved <= limit
 
 
-def check_limits(
-    limits: Mapping[str, float], directions: Mapping[str, Directions], every: int | None
-) -> None:
+def check_limits(limits: Mapping[str, float], directions: Mapping[str, Directions]) -> None:
     """Refuse limits that no movement could reach as meant.
 
     Raises:
-        ValueError: a limit of no direction, or of 0; readings less than a step apart.
+        ValueError: a limit of no direction, of 0, or that is not a number.
     """
+    if not isinstance(limits, Mapping):
+        raise ValueError(f"stop_when: {limits!r} should be limits by name, as {{'tone': 0.5}}.")
     for name, limit in limits.items():
         if name not in directions:
             raise ValueError(
                 f"stop_when names {name!r}, but the directions are {', '.join(directions)}."
             )
-        if not limit or limit != limit:
+        if not is_number(limit) or limit == 0:
             raise ValueError(
-                f"stop_when: {name}: {limit} should be a movement: above 0 along the direction, "
+                f"stop_when: {name}: {limit!r} should be a movement: above 0 along the direction, "
                 "below 0 against it."
             )
-    if every is not None and every < 1:
-        raise ValueError(f"every: {every} should be a number of steps, at least 1.")
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse what is not a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: {value!r} should be a whole number, at least 1.")
 
 
 def ids_of(answers: str | Path | Sequence[Mapping[str, Any]], tokenizer: Any) -> list[Ids]:
@@ -200,6 +230,10 @@ def ids_of(answers: str | Path | Sequence[Mapping[str, Any]], tokenizer: Any) ->
     """
     if isinstance(answers, str | Path):
         given: list[Response] = read_responses(answers)
+    elif isinstance(answers, Mapping) or not all(isinstance(each, Mapping) for each in answers):
+        raise ValueError(
+            "answers should be a file, or records as {'prompt': ..., 'response': ...}."
+        )
     else:
         given = [response_of(record, f"answer {n}") for n, record in enumerate(answers, 1)]
     if len(given) < 2:
@@ -209,22 +243,3 @@ def ids_of(answers: str | Path | Sequence[Mapping[str, Any]], tokenizer: Any) ->
     if empty:
         raise ValueError(f"answers {empty[:10]} have no response token: leave them out.")
     return ids
-
-
-def read_before(path: Path, identity: str) -> dict[str, Tensor]:
-    """Return the readings of the model before training, for a training that resumes.
-
-    Raises:
-        ValueError: there are none, or they are of other directions or answers.
-    """
-    if not path.exists():
-        raise ValueError(
-            f"{path} is missing: the training resumes, and what the model was before it is "
-            "unknown. Begin anew, or leave the monitor out."
-        )
-    stored = read_object(path, of=str, projections=dict)
-    if stored["of"] != identity:
-        raise ValueError(
-            f"{path} was written for other directions or answers: give those, or begin anew."
-        )
-    return {name: torch.tensor(values) for name, values in stored["projections"].items()}

@@ -22,6 +22,9 @@ from rahf.models.capture import find_blocks, without_adapters
 
 Positions = Literal["response", "all"]
 
+LARGEST = 1e4
+"""Largest alpha: a state that is shifted further leaves the range of float16 and of sense."""
+
 
 @dataclass
 class Prevention:
@@ -35,6 +38,7 @@ class Prevention:
 
     def begin(self, model: nn.Module, _args: tuple, given: Mapping[str, Any]) -> None:
         """Decide what the forward pass adds, before it runs."""
+        _check(self.alpha, self.positions)
         self.running, self.mask = True, None
         self.adds = model.training and torch.is_grad_enabled()
         if self.adds and self.positions == "response":
@@ -91,6 +95,8 @@ def predicting(labels: Tensor | None) -> Bool[Tensor, "batch seq"]:
             "positions='response' reads the `labels` that the trainer gives the model, but there "
             "are none: give positions='all'."
         )
+    if labels.ndim != 2:
+        raise ValueError(f"labels of shape {tuple(labels.shape)} are not [batch, seq].")
     mask = torch.zeros_like(labels, dtype=torch.bool)
     mask[:, :-1] = labels[:, 1:] != -100
     return mask
@@ -125,6 +131,7 @@ def prevent(
             of another name; in the forward pass: labels that are missing or of another shape.
     """
     _check(alpha, positions)
+    check_directions(directions)
     blocks, base = find_blocks(model), without_adapters(model)
     directions.check_model(model.config.get_text_config().hidden_size, len(blocks.modules))
     state = Prevention(alpha, positions)
@@ -139,9 +146,35 @@ def prevent(
         yield state
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, and no bool."""
+    return (
+        isinstance(value, int | float)
+        and value is not True
+        and value is not False
+        and (math.isfinite(value))
+    )
+
+
+def check_directions(directions: Any, name: str = "directions") -> None:
+    """Refuse what is not Directions with at least one layer.
+
+    Raises:
+        ValueError: the value is of another type, for instance a path, or holds no layer.
+    """
+    if not isinstance(directions, Directions):
+        raise ValueError(
+            f"{name}: {directions!r} is no rahf.Directions: load a folder with Directions.load."
+        )
+    if not directions.layers:
+        raise ValueError(f"{name}: the directions hold no layer: fit them again.")
+
+
 def _check(alpha: float, positions: str) -> None:
-    if not math.isfinite(alpha):
-        raise ValueError(f"alpha: {alpha} is not finite: give a number, usually from 1 to 2.")
+    if not is_number(alpha) or abs(alpha) > LARGEST:
+        raise ValueError(
+            f"alpha: {alpha!r} is not a number of at most {LARGEST:g} in size: 1 to 2 is usual."
+        )
     if positions not in ("response", "all"):
         raise ValueError(f"positions: {positions!r} should be 'response' or 'all'.")
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from rahf.directions.states import States
 from rahf.directions.vectors import Directions, check_finite_states
+from rahf.guards.prevention import check_directions
 from rahf.models.capture import find_blocks, record
 from rahf.models.likelihood import model_inputs, rows_for
 
 Ids = tuple[list[int], list[int]]  # of a prompt and of its response
 
 
-def check_directions(model: nn.Module, directions: Mapping[str, Directions]) -> None:
+def check_projected(model: nn.Module, directions: Mapping[str, Directions]) -> None:
     """Refuse directions that cannot be projected on.
 
     Raises:
@@ -31,6 +32,9 @@ def check_directions(model: nn.Module, directions: Mapping[str, Directions]) -> 
         raise ValueError("no directions were given: name at least one, as {'tone': Directions}.")
     depth = len(find_blocks(model).modules)
     for name, each in directions.items():
+        check_directions(each, f"directions {name!r}")
+        if "/" in name:
+            raise ValueError(f"directions {name!r}: a name has no '/', which separates figures.")
         try:
             each.check_model(model.config.get_text_config().hidden_size, depth)
         except ValueError as error:

@@ -207,11 +207,17 @@ def test_a_resumed_training_compares_with_the_model_before_the_first_step(tmp_pa
     assert resumed.history[-1]["directions/tone"] == pytest.approx(
         whole.history[-1]["directions/tone"], abs=1e-5
     )
-    stored = json.loads((folder / "directions_before.json").read_text())
-    (folder / "directions_before.json").write_text(json.dumps({**stored, "of": "other"}))
-    trainer, _ = watched()
-    with pytest.raises(ValueError, match="other directions or answers"):
-        trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    path = folder / "directions_before.json"
+    stored = json.loads(path.read_text())
+    [(identity, values)] = stored.items()
+    for changed, match in (
+        ({"another": values}, "no reading of these directions and answers"),
+        ({identity: {"tone": [0.0]}}, "is damaged"),
+    ):
+        path.write_text(json.dumps(changed))
+        trainer, _ = watched()
+        with pytest.raises(ValueError, match=match):
+            trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +231,14 @@ def test_a_resumed_training_compares_with_the_model_before_the_first_step(tmp_pa
         ({"tone": directions()}, ANSWERS, {"stop_when": {"other": 1.0}}, "names 'other'"),
         ({"tone": directions()}, ANSWERS, {"stop_when": {"tone": 0.0}}, "above 0"),
         ({"tone": directions()}, ANSWERS, {"every": 0}, "at least 1"),
+        ({"tone": directions()}, ANSWERS, {"every": 1.5}, "whole number"),
+        ({"tone": directions()}, ANSWERS, {"batch_size": "2"}, "whole number"),
+        ({"tone": directions()}, ANSWERS, {"stop_when": {"tone": float("inf")}}, "a movement"),
+        ({"tone": directions()}, ANSWERS, {"stop_when": {"tone": True}}, "a movement"),
+        ({"tone": directions()}, ANSWERS, {"stop_when": "0.5"}, "limits by name"),
+        ({"tone/low": directions()}, ANSWERS, {}, "no '/'"),
+        ({"tone": "out/tone"}, ANSWERS, {}, "Directions.load"),
+        ({"tone": directions()}, ["w5 w6"] * 3, {}, "records as"),
     ],
 )
 def test_what_cannot_be_watched_is_refused(given, answers, options, match, tmp_path):

@@ -161,7 +161,10 @@ def test_the_model_is_as_it_was_afterwards_and_after_an_error():
     [
         (Directions((2,), torch.ones(1, 8)), {}, "8 dimensions"),
         (Directions((9,), torch.ones(1, D_MODEL)), {}, "layer 9"),
-        (directions(), {"alpha": float("nan")}, "not finite"),
+        (directions(), {"alpha": float("nan")}, "not a number"),
+        (directions(), {"alpha": "1"}, "not a number"),
+        (directions(), {"alpha": 1e38}, "not a number of at most"),
+        ("out/tone", {}, "Directions.load"),
         (directions(), {"positions": "prompt"}, "'response' or 'all'"),
     ],
 )
@@ -172,8 +175,12 @@ def test_what_does_not_fit_is_refused_before_the_training(given, options, match)
 
 def test_missing_labels_are_an_error_and_not_another_position():
     model = trained()
-    with rahf.prevent(model, directions()), pytest.raises(ValueError, match="positions='all'"):
-        model(**INPUTS, use_cache=False)
+    with rahf.prevent(model, directions()) as prevention:
+        with pytest.raises(ValueError, match="positions='all'"):
+            model(**INPUTS, use_cache=False)
+        prevention.alpha = float("nan")
+        with pytest.raises(ValueError, match="not a number"):
+            model(**INPUTS, labels=LABELS, use_cache=False)
     with rahf.prevent(model, directions(), positions="all"):
         model(**INPUTS, use_cache=False)
         with pytest.raises(ValueError, match="outside"):
