@@ -132,12 +132,10 @@ def prevent(
     """
     _check(alpha, positions)
     check_directions(directions)
-    blocks, base = find_blocks(model), without_adapters(model)
+    blocks, base, state = find_blocks(model), without_adapters(model), Prevention(alpha, positions)
     directions.check_model(model.config.get_text_config().hidden_size, len(blocks.modules))
-    state = Prevention(alpha, positions)
     with ExitStack() as hooks:
-        begin = base.register_forward_pre_hook(state.begin, with_kwargs=True)
-        hooks.callback(begin.remove)
+        hooks.callback(base.register_forward_pre_hook(state.begin, with_kwargs=True).remove)
         hooks.callback(base.register_forward_hook(state.end, always_call=True).remove)
         shifts = increments(directions)
         for layer, shift in zip(shifts.layers, shifts.vectors, strict=True):
@@ -148,12 +146,7 @@ def prevent(
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number, and no bool."""
-    return (
-        isinstance(value, int | float)
-        and value is not True
-        and value is not False
-        and (math.isfinite(value))
-    )
+    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
 
 
 def check_directions(directions: Any, name: str = "directions") -> None:
