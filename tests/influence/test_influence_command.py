@@ -11,7 +11,9 @@ from tiny_recipes import write_lines
 
 from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
+from rahf.influence import retraining
 from rahf.influence.files import SCORES_FILE
+from rahf.influence.trained import Edit, read_training
 
 HELD_OUT = [{"prompt": "w2 w3", "chosen": "w4 w5 <b>", "rejected": "w8 w9"}]
 
@@ -99,6 +101,34 @@ def preferred(family, tmp_path, monkeypatch) -> Path:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["dpo", "recipe.yaml", "--disable_tqdm"]) == 0
     return Path("out/dpo")
+
+
+def test_a_retraining_is_reused_only_for_what_it_was_trained_for(preferred, monkeypatch):
+    runs, real = [], retraining.train_dpo
+    monkeypatch.setattr(retraining, "train_dpo", lambda *given: (runs.append(1), real(*given)))
+    training, folder, some = read_training(preferred), Path("again"), Edit(frozenset({0}))
+    other = training._replace(beta=0.7)
+    cases = [
+        (training, some, 0, 1),
+        (training, some, 0, 0),
+        (training, Edit(frozenset({0, 1})), 0, 1),
+        (training, Edit(flipped=frozenset({0})), 0, 1),
+        (training, Edit(flipped=frozenset({0})), 1, 1),
+        (other, Edit(flipped=frozenset({0})), 1, 1),
+        (other, Edit(flipped=frozenset({0})), 1, 0),
+    ]
+    for case, (its, edit, seed, trained) in enumerate(cases):
+        runs.clear()
+        stale = folder / "influence" / "key.json"
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.touch()
+        retraining.retrain(its, edit, folder, seed)
+        assert (len(runs), stale.exists()) == (trained, not trained), case
+    runs.clear()
+    weights = preferred / "adapter_model.safetensors"
+    weights.write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    retraining.retrain(other, cases[-1][1], folder, 1)
+    assert len(runs) == 1, "another adapter"
 
 
 @pytest.mark.slow
