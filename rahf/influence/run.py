@@ -89,6 +89,9 @@ def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
     Args:
         fitted: the adapter.
         asked: the queries at it.
+
+    Raises:
+        ValueError: a score is not finite.
     """
     solved = fitted.curvature.solve(asked.gradients)
     stages = {POLICY_STAGE: _score(fitted, solved, asked.gradients, settings)}
@@ -108,6 +111,7 @@ def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
 
 def _score(fitted: Fitted, solved: Tensor, asked: Tensor, settings: Settings) -> Stage:
     subject, curvature = fitted.subject, fitted.curvature
+    _check_finite(settings, solved)
     scores = score_pairs(
         subject.objective,
         fitted.parts,
@@ -116,7 +120,16 @@ def _score(fitted: Fitted, solved: Tensor, asked: Tensor, settings: Settings) ->
         curvature.solve_pairs,
         settings.batch_size,
     )
+    _check_finite(settings, scores.changes, scores.products, scores.self_influence)
     return Stage(subject.rows["row"][:], scores, solved, list(curvature.notes))
+
+
+def _check_finite(settings: Settings, *scores: Tensor) -> None:
+    if not all(each.isfinite().all() for each in scores):
+        raise ValueError(
+            f"the scores are not finite with --curvature {settings.curvature} and --damping "
+            f"{settings.damping}: give a larger --damping, such as {DAMPING}."
+        )
 
 
 def _spread(rows: Sequence[int], stage: Stage) -> Float[Tensor, "pairs queries"]:

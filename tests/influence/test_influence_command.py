@@ -103,6 +103,13 @@ def preferred(family, tmp_path, monkeypatch) -> Path:
     return Path("out/dpo")
 
 
+def test_scores_that_are_not_finite_are_refused_before_they_are_written(preferred, capsys):
+    given = ["--adapter", preferred, "--pairs", "held.jsonl", "--output", "scored"]
+    assert influence("score", *given, "--curvature", "kernel", "--damping", "1e-300") == 2
+    assert "not finite with --curvature kernel and --damping 1e-300" in capsys.readouterr().err
+    assert not list(Path("scored").glob("*"))
+
+
 def test_a_retraining_is_reused_only_for_what_it_was_trained_for(preferred, monkeypatch):
     runs, real = [], retraining.train_dpo
     monkeypatch.setattr(retraining, "train_dpo", lambda *given: (runs.append(1), real(*given)))
