@@ -19,7 +19,14 @@ from rahf.influence.gradients import Part, lora_parts
 from rahf.influence.queries import Asked
 from rahf.influence.scores import Detail, Scores, detail_of, score_pairs
 from rahf.influence.through import teacher_queries
-from rahf.influence.trained import Subject, Training, open_training, read_training, teachers_trained
+from rahf.influence.trained import (
+    Subject,
+    Training,
+    open_training,
+    read_training,
+    teachers_trained,
+    unrecorded_teachers,
+)
 
 POLICY_STAGE = "policy"
 
@@ -97,6 +104,12 @@ def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
     stages = {POLICY_STAGE: _score(fitted, solved, asked.gradients, settings)}
     training = fitted.subject.training
     teachers = teachers_trained(training) if settings.through else {}
+    if settings.through:
+        for name, folder in unrecorded_teachers(training).items():
+            stages[POLICY_STAGE].notes.append(
+                f"the teacher {name}, {folder}, has no record of its training: what goes through "
+                "it is left out"
+            )
     if teachers:
         size = settings.batch_size
         towards = teacher_queries(fitted.subject, fitted.parts, solved, teachers, size)

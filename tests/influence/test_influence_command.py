@@ -76,6 +76,42 @@ def test_what_cannot_be_attributed_is_refused_in_one_line(trained, family, capsy
         assert told in capsys.readouterr().err
 
 
+def test_a_training_whose_files_have_changed_is_refused_by_name(trained, capsys):
+    weights, recipe = trained / "adapter_model.safetensors", trained / "recipe.yaml"
+    teacher = trained / "teachers/positive"
+    own = yaml.safe_load(recipe.read_text())
+    cases = [
+        (weights, (teacher / weights.name).read_bytes(), "adapter_model.safetensors differs"),
+        (recipe, yaml.safe_dump(own | {"alpha": 0.5}).encode(), "alpha: "),
+        (recipe, yaml.safe_dump(own | {"target_layers": "1"}).encode(), "target_layers: "),
+        (teacher / "stage.json", None, "positive holds no stage.json"),
+    ]
+    for path, content, told in cases:
+        intact = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        assert influence("fit", "--adapter", trained, "--factors", "f") == 2, told
+        assert told in capsys.readouterr().err
+        path.write_bytes(intact)
+    training = read_training(trained)
+    retraining.retrain(training, Edit(frozenset({0})), Path("again"), 0)
+    made = [path.stat().st_mtime_ns for path in sorted(Path("again").rglob(weights.name))]
+    assert len(made) == 1 + len(training.recipe.method.facts.teachers)
+    retraining.retrain(training, Edit(frozenset({0})), Path("again"), 0)
+    assert made == [path.stat().st_mtime_ns for path in sorted(Path("again").rglob(weights.name))]
+
+
+def test_a_given_teacher_without_a_record_is_named(trained, capsys):
+    teacher = Path("given")
+    (trained / "teachers/positive").rename(teacher)
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    recipe["teachers"] |= {"positive": "given", "negative": str(trained / "teachers/negative")}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": "other"}))
+    (teacher / "stage.json").unlink()
+    assert main(["align", "recipe.yaml", "--stage", "alignment"]) == 0
+    assert influence("score", "--adapter", "other", "--pairs", "held.jsonl", "--output", "s") == 0
+    assert "the teacher positive, given, has no record" in capsys.readouterr().out
+
+
 @pytest.fixture
 def preferred(family, tmp_path, monkeypatch) -> Path:
     """A DPO adapter on pairs of two words, one of which the held-out pairs prefer as well."""
