@@ -223,6 +223,22 @@ def pairs_of(training: Training, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     return rows if training.edit is None else training.edit.of(rows)
 
 
+def check_remaining(training: Training, changed: Mapping[str, float]) -> None:
+    """Refuse to change all pairs of a training.
+
+    Args:
+        changed: how many pairs, or which share of them, by option.
+    """
+    count = len(pairs_of(training, load_tokenizer(training.recipe)))
+    for option, given in changed.items():
+        wanted = given if isinstance(given, int) else max(1, round(given * count))
+        if wanted >= count:
+            raise ValueError(
+                f"{option} {given} changes {wanted} pairs, and the training has {count}: give a "
+                "smaller one."
+            )
+
+
 def _open_alignment(training: Training, model, tokenizer, rows: Dataset) -> Subject:
     # Frozen states are not kept: influence reads them once or twice.
     method = dataclasses.replace(training.recipe.method, target_cache=None)

@@ -146,6 +146,20 @@ def test_scores_that_are_not_finite_are_refused_before_they_are_written(preferre
     assert not list(Path("scored").glob("*"))
 
 
+def test_what_cannot_be_retrained_is_refused_before_any_retraining(preferred, capsys):
+    given = ["--adapter", preferred, "--pairs", "held.jsonl", "--output", "made"]
+    cases = [
+        ("clean", ["--share", 1], "--share 1.0 changes 16 pairs, and the training has 16"),
+        ("clean", ["--arm", "best"], "--arm 'best' is not one of all pairs, drop worst"),
+        ("validate", ["--without", 16], "--without 16 changes 16 pairs"),
+        ("validate", ["--without", 0, "--flipped", 0.99], "--flipped 0.99 changes 16 pairs"),
+    ]
+    for command, options, told in cases:
+        assert influence(command, *given, *options) == 2, told
+        assert told in capsys.readouterr().err
+        assert not Path("made").exists(), told
+
+
 def test_a_retraining_is_reused_only_for_what_it_was_trained_for(preferred, monkeypatch):
     runs, real = [], retraining.train_dpo
     monkeypatch.setattr(retraining, "train_dpo", lambda *given: (runs.append(1), real(*given)))
