@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import alone, write_json
-    from rahf.influence.trained import read_training
+    from rahf.influence.trained import check_remaining, read_training
     from rahf.report.influence import cleaning_table
 
     if options.write is not None and options.write.exists():
@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     with alone(options.output, wait=False), alone(settings.factors, wait=False):
         training = read_training(options.adapter)
         report_unchecked(training)
+        check_remaining(training, {"--share": options.share})
         arms, found = _compared(options, training, settings)
         write_json(options.output / "cleaning.json", {"adapter": str(options.adapter), **found})
     print(cleaning_table(found["arms"]))
@@ -82,16 +83,22 @@ def _compared(options: argparse.Namespace, training, settings):
     rivals = rivals_of(fitted, questions.queries, settings, options.validated_by)
     count = max(1, round(options.share * len(influence.rows)))
     arms = arms_of(influence.rows, rankings(influence, rivals), count)
+    _check_arm(options, arms)
     folder, seeds = options.output / "retrained", range(options.seeds)
     found = compare_arms(training, arms, measuring, seeds, folder, size)
     return arms, {"pairs": len(influence.rows), "changed": count, "arms": found}
+
+
+def _check_arm(options: argparse.Namespace, arms) -> None:
+    """Refuse an unknown --arm before the retrainings."""
+    names = [arm.name for arm in arms]
+    if options.arm not in names:
+        raise ValueError(f"--arm {options.arm!r} is not one of {', '.join(names)}.")
 
 
 def _written(options: argparse.Namespace, training, arms) -> str:
     from rahf.influence.cleaning import write_cleaned
 
     by_name = {arm.name: arm.edit for arm in arms}
-    if options.arm not in by_name:
-        raise ValueError(f"--arm {options.arm!r} is not one of {', '.join(by_name)}.")
     count = write_cleaned(training, by_name[options.arm], options.write)
     return f"{options.arm}: {count} pairs in {options.write}"

@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import alone, write_json
-    from rahf.influence.trained import read_training
+    from rahf.influence.trained import check_remaining, read_training
     from rahf.report.influence import validation_text
 
     if options.flipped >= 1:
@@ -65,6 +65,10 @@ def run(options: argparse.Namespace) -> int:
     with alone(options.output, wait=False), alone(settings.factors, wait=False):
         training = read_training(options.adapter)
         report_unchecked(training)
+        changed = {"--without": options.without}
+        if options.flipped and options.pairs is not None:
+            changed["--flipped"] = options.flipped
+        check_remaining(training, changed)
         found = _validated(options, training, settings)
         write_json(options.output / "validation.json", found)
     print(validation_text(found))

@@ -10,15 +10,14 @@ last one that was kept; ranks share the batches out. Knows objectives and files.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -217,11 +216,48 @@ def _write_factors(path: Path, parts: Sequence[Part], bases: Sequence[Eigenbasis
 
 
 def _read_factors(path: Path, parts: Sequence[Part], device: torch.device) -> list[Eigenbasis]:
-    tensors: dict[str, Any] = load_file(path, device=str(device))
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for part in parts:
+        outputs, inputs = part.shape
+        sizes = ((outputs, outputs), (inputs, inputs), (outputs, inputs))
+        for name, size in zip(Eigenbasis._fields, sizes, strict=True):
+            shapes[f"{part.name}.{name}"] = size
+    tensors = _checked(path, shapes, device)
     return [
         Eigenbasis(*(tensors[f"{part.name}.{name}"] for name in Eigenbasis._fields))
         for part in parts
     ]
+
+
+def _checked(
+    path: Path, shapes: Mapping[str, tuple[int | None, ...]], device: torch.device
+) -> dict[str, Tensor]:
+    """Return the tensors of a file of factors.
+
+    Args:
+        shapes: of each tensor; None where any size will do.
+
+    Raises:
+        ValueError: the file cannot be read, or holds other tensors than these, values that are not
+            finite, or negative moments.
+    """
+    try:
+        found = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it to fit again.") from error
+    wrong = next((name for name in sorted({*shapes} ^ {*found})), None)
+    problem = wrong and f"has {wrong} missing or too much"
+    for name, tensor in found.items() if problem is None else ():
+        sizes = zip(shapes[name], tensor.shape, strict=False)
+        if tensor.ndim != len(shapes[name]) or any(a not in (None, b) for a, b in sizes):
+            problem = f"holds {name} of shape {tuple(tensor.shape)}, not {shapes[name]}"
+        elif not tensor.isfinite().all():
+            problem = f"holds values of {name} that are not finite"
+        elif name.endswith(".moments") and (tensor < 0).any():
+            problem = f"holds negative values of {name}, a mean of squares"
+    if problem is not None:
+        raise ValueError(f"{path} {problem}: delete it to fit again.")
+    return found
 
 
 def fit_kernel(
@@ -247,5 +283,5 @@ def fit_kernel(
             made = pseudo_gradients(objective, parts, batch)
             _save(paths[index], {"pseudo": made}, {})
     state.wait_for_everyone()
-    device = str(objective.device)
-    return torch.cat([load_file(path, device=device)["pseudo"] for path in paths])
+    shapes = {"pseudo": (None, parameter_count(parts))}
+    return torch.cat([_checked(path, shapes, objective.device)["pseudo"] for path in paths])

@@ -1,16 +1,21 @@
 """Repeat a training on other pairs: without some, or with some turned.
 
 Every stage that the training's own run has trained is trained again by the project's trainers, with
-the same settings. A finished retraining is found in its folder and not repeated.
+the same settings. A finished retraining is found in its folder and not repeated where its record
+equals what is asked for now; any other is trained again in its place.
 """
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from rahf.artifacts import identity_of, read_json, write_json
 from rahf.directions.vectors import Directions
 from rahf.influence.trained import TEACHER_METHODS, Edit, Training, pairs_of, teachers_trained
 from rahf.pipeline.inputs import (
@@ -21,11 +26,16 @@ from rahf.pipeline.inputs import (
     lora_config,
     teachers_of,
 )
+from rahf.pipeline.run import stage_sources
 from rahf.recipe.recipe import Recipe
 from rahf.trainer import RAHFTrainer
 from rahf.training.checkpoints import ADAPTER_FILE
+from rahf.training.target_cache import digest_of_rows
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.training.trl_dpo import train_dpo
+
+RECORD_FILE = "retraining.json"
+FACTORS_FOLDER = "influence"  # of a retraining that is attributed itself
 
 ALONE = {"save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True}
 ALONE |= {"load_best_model_at_end": False, "logging_strategy": "no"}
@@ -52,9 +62,15 @@ def retrain(training: Training, edit: Edit, folder: Path, seed: int) -> Training
 
 
 def _train(training: Training, kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    if (training.folder / ADAPTER_FILE).exists():
-        return
     rows, recipe = pairs_of(training, tokenizer), training.recipe
+    record, folder = _record(training, kind, rows), training.folder
+    path, state = folder / RECORD_FILE, PartialState()
+    if (folder / ADAPTER_FILE).exists() and path.exists() and read_json(path) == record:
+        return
+    state.wait_for_everyone()
+    if state.is_main_process:
+        path.unlink(missing_ok=True)
+        shutil.rmtree(folder / FACTORS_FOLDER, ignore_errors=True)
     if kind == "dpo":
         arguments = {**_arguments(recipe), "beta": training.beta}
         made = (load_base(recipe), rows, tokenizer, lora_config(recipe))
@@ -63,6 +79,27 @@ def _train(training: Training, kind: str, tokenizer: PreTrainedTokenizerBase) ->
         _train_teacher(training, kind, rows, tokenizer)
     else:
         _train_alignment(training, rows, tokenizer)
+    if state.is_main_process:
+        write_json(path, record)
+
+
+def _record(training: Training, kind: str, rows: Dataset) -> dict[str, Any]:
+    """Return all that decides what a retraining comes to."""
+    recipe, edit, original = training.recipe, training.edit or Edit(), training.original
+    sources = stage_sources(recipe, kind)
+    if "directions" in recipe.stages:  # the retraining fits them itself
+        sources.pop("directions", None)
+    record = {
+        "kind": kind,
+        "dropped": sorted(edit.dropped),
+        "flipped": sorted(edit.flipped),
+        "pairs": digest_of_rows(rows),
+        "adapter": original and identity_of(original.folder / ADAPTER_FILE),
+        "made_from": {name: identity_of(*paths) for name, paths in sources.items()},
+        "beta": training.beta,
+        "settings": recipe.as_dict() | {"output_dir": None},
+    }
+    return json.loads(json.dumps(record, default=str))
 
 
 def _arguments(recipe: Recipe) -> dict[str, Any]:

@@ -19,7 +19,14 @@ from rahf.influence.gradients import Part, lora_parts
 from rahf.influence.queries import Asked
 from rahf.influence.scores import Detail, Scores, detail_of, score_pairs
 from rahf.influence.through import teacher_queries
-from rahf.influence.trained import Subject, Training, open_training, read_training, teachers_trained
+from rahf.influence.trained import (
+    Subject,
+    Training,
+    open_training,
+    read_training,
+    teachers_trained,
+    unrecorded_teachers,
+)
 
 POLICY_STAGE = "policy"
 
@@ -89,11 +96,20 @@ def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
     Args:
         fitted: the adapter.
         asked: the queries at it.
+
+    Raises:
+        ValueError: a score is not finite.
     """
     solved = fitted.curvature.solve(asked.gradients)
     stages = {POLICY_STAGE: _score(fitted, solved, asked.gradients, settings)}
     training = fitted.subject.training
     teachers = teachers_trained(training) if settings.through else {}
+    if settings.through:
+        for name, folder in unrecorded_teachers(training).items():
+            stages[POLICY_STAGE].notes.append(
+                f"the teacher {name}, {folder}, has no record of its training: what goes through "
+                "it is left out"
+            )
     if teachers:
         size = settings.batch_size
         towards = teacher_queries(fitted.subject, fitted.parts, solved, teachers, size)
@@ -108,6 +124,7 @@ def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
 
 def _score(fitted: Fitted, solved: Tensor, asked: Tensor, settings: Settings) -> Stage:
     subject, curvature = fitted.subject, fitted.curvature
+    _check_finite(settings, solved)
     scores = score_pairs(
         subject.objective,
         fitted.parts,
@@ -116,7 +133,16 @@ def _score(fitted: Fitted, solved: Tensor, asked: Tensor, settings: Settings) ->
         curvature.solve_pairs,
         settings.batch_size,
     )
+    _check_finite(settings, scores.changes, scores.products, scores.self_influence)
     return Stage(subject.rows["row"][:], scores, solved, list(curvature.notes))
+
+
+def _check_finite(settings: Settings, *scores: Tensor) -> None:
+    if not all(each.isfinite().all() for each in scores):
+        raise ValueError(
+            f"the scores are not finite with --curvature {settings.curvature} and --damping "
+            f"{settings.damping}: give a larger --damping, such as {DAMPING}."
+        )
 
 
 def _spread(rows: Sequence[int], stage: Stage) -> Float[Tensor, "pairs queries"]:

@@ -6,6 +6,7 @@ recipes.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from rahf.alignment import Alignment
 from rahf.artifacts import (
     RECIPE_FILE,
     STAGE_FILE,
+    StageRecord,
+    differences,
     identity_of,
     other_content,
     read_object,
@@ -103,8 +106,8 @@ def read_training(folder: str | Path) -> Training:
     """Return what the adapter in `folder` was trained on and how.
 
     Raises:
-        ValueError: no adapter, no record of its training or an unfinished one; the pairs or the
-            base are not those that it was trained on.
+        ValueError: no adapter, no record of its training or an unfinished one; a file that it left
+            has changed; the pairs or the base are not those that it was trained on.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").exists():
@@ -118,6 +121,8 @@ def read_training(folder: str | Path) -> Training:
     record = read_object(folder / STAGE_FILE, complete=bool, settings=dict)
     if not record["complete"]:
         raise ValueError(f"the training in {folder} is not complete: finish it first.")
+    if damage := StageRecord(folder, {}).damage():
+        raise ValueError(f"{damage}: influence is that of what was trained. Train again.")
     kind = _kind(folder, record["settings"])
     recipe = _recipe(folder, kind, record["settings"])
     paths = {"model_name_or_path": [recipe.model.model_name_or_path]}
@@ -149,6 +154,7 @@ def _recipe(folder: Path, kind: str, settings: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a training, whose output is `folder`."""
     if kind == "alignment":
         recipe = load_recipe(folder / RECIPE_FILE)
+        _check_recipe(folder, recipe, settings)
         return dataclasses.replace(recipe, training=recipe.training | {"output_dir": str(folder)})
     given = {key: value for key, value in settings.items() if key != "rows_per_step"}
     given |= {"per_device_train_batch_size": settings["rows_per_step"]} | ALONE
@@ -158,6 +164,34 @@ def _recipe(folder: Path, kind: str, settings: Mapping[str, Any]) -> Recipe:
     return recipe_from_dict(
         {**given, "method": method, "teachers": teachers, "output_dir": str(folder)}
     )
+
+
+def _check_recipe(folder: Path, recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """Refuse a recipe file that differs from the record in a key of both.
+
+    The file holds what was chosen where the record holds `auto`.
+    """
+    recorded = {key: value for key, value in settings.items() if value != "auto"}
+    if len(recorded) < len(settings):
+        recorded.pop("retain_dataset_name", None)  # may be read by the choice alone
+    before, now = _of_both(recorded, json.loads(json.dumps(recipe.as_dict())))
+    if changed := differences(before, now):
+        raise ValueError(
+            f"{folder / RECIPE_FILE} is not the recipe that {folder} was trained with:\n{changed}"
+            "Restore it, or train again."
+        )
+
+
+def _of_both(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two mappings without the keys that only one of them has, also in nested ones."""
+    found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for key in one.keys() & other.keys():
+        values = (one[key], other[key])
+        nested = all(isinstance(value, dict) for value in values)
+        found[0][key], found[1][key] = _of_both(*values) if nested else values
+    return found
 
 
 def open_training(training: Training) -> Subject:
@@ -189,6 +223,22 @@ def pairs_of(training: Training, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     return rows if training.edit is None else training.edit.of(rows)
 
 
+def check_remaining(training: Training, changed: Mapping[str, float]) -> None:
+    """Refuse to change all pairs of a training.
+
+    Args:
+        changed: how many pairs, or which share of them, by option.
+    """
+    count = len(pairs_of(training, load_tokenizer(training.recipe)))
+    for option, given in changed.items():
+        wanted = given if isinstance(given, int) else max(1, round(given * count))
+        if wanted >= count:
+            raise ValueError(
+                f"{option} {given} changes {wanted} pairs, and the training has {count}: give a "
+                "smaller one."
+            )
+
+
 def _open_alignment(training: Training, model, tokenizer, rows: Dataset) -> Subject:
     # Frozen states are not kept: influence reads them once or twice.
     method = dataclasses.replace(training.recipe.method, target_cache=None)
@@ -203,7 +253,11 @@ def _open_alignment(training: Training, model, tokenizer, rows: Dataset) -> Subj
 
 
 def teachers_trained(training: Training) -> dict[str, Training]:
-    """Return the trainings of the teachers that the alignment's own run has trained, by name."""
+    """Return the trainings of an alignment's teachers, by name, where they have a record.
+
+    Raises:
+        ValueError: a teacher that the alignment's own run has trained has no record.
+    """
     if training.kind != "alignment":
         return {}
     if training.original is not None:
@@ -211,8 +265,21 @@ def teachers_trained(training: Training) -> dict[str, Training]:
             name: its._replace(folder=training.folder / "teachers" / name, edit=training.edit)
             for name, its in teachers_trained(training.original).items()
         }
+    unknown = unrecorded_teachers(training)
     return {
         name: read_training(path)
         for name, path in teachers_of(training.recipe).items()
-        if (Path(path) / STAGE_FILE).exists()
+        if name not in unknown
+    }
+
+
+def unrecorded_teachers(training: Training) -> dict[str, Path]:
+    """Return the given teachers of an alignment without a record of their training, by name."""
+    if training.kind != "alignment":
+        return {}
+    own, given = training.recipe.stages, teachers_of(training.recipe)
+    return {
+        name: Path(path)
+        for name, path in given.items()
+        if name not in own and not (Path(path) / STAGE_FILE).exists()
     }

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from tiny_models import EOS, tiny_dataset
 from torch import nn
 from toy_influence import alignment_of, loop_gradients, objective_of, policy
@@ -200,6 +201,34 @@ def test_a_stopped_fit_resumes_with_the_next_batch(family, tmp_path, monkeypatch
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(*both) for both in zip(one, other, strict=True))
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["ekfac.safetensors"]
+
+
+def test_factors_that_no_fit_can_have_left_are_refused(family, tmp_path):
+    objective = preference_objective(policy(family), tiny_dataset(6), EOS, 0.5)
+    parts = lora_parts(objective.model)
+    factors.fit_ekfac(objective, parts, 6, tmp_path)
+    factors.fit_kernel(objective, parts, 6, tmp_path)
+    ekfac, kernel = tmp_path / "ekfac.safetensors", tmp_path / "kernel/0-6.safetensors"
+    moments = f"{parts[0].name}.moments"
+    cases = [
+        (ekfac, moments, lambda x: x * torch.nan, "not finite"),
+        (ekfac, moments, lambda x: x - 1, "negative"),
+        (ekfac, moments, lambda x: x[1:], "of shape"),
+        (ekfac, "more", lambda _: torch.ones(1), "more missing or too much"),
+        (kernel, "pseudo", lambda x: x / 0, "not finite"),
+        (kernel, "pseudo", lambda x: x[:, 1:], "of shape"),
+    ]
+    for path, name, change, told in cases:
+        intact, tensors = path.read_bytes(), load_file(path)
+        save_file(tensors | {name: change(tensors.get(name)).contiguous()}, path)
+        fit = factors.fit_ekfac if path == ekfac else factors.fit_kernel
+        with pytest.raises(ValueError, match=f"{path.name} .*{told}.*delete it to fit again"):
+            fit(objective, parts, 6, tmp_path)
+        path.write_bytes(b"damaged")
+        with pytest.raises(ValueError, match="is damaged"):
+            fit(objective, parts, 6, tmp_path)
+        path.write_bytes(intact)
+        fit(objective, parts, 6, tmp_path)
 
 
 def test_a_term_that_couples_pairs_is_refused(family, tmp_path):

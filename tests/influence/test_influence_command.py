@@ -11,7 +11,9 @@ from tiny_recipes import write_lines
 
 from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
+from rahf.influence import retraining
 from rahf.influence.files import SCORES_FILE
+from rahf.influence.trained import Edit, read_training
 
 HELD_OUT = [{"prompt": "w2 w3", "chosen": "w4 w5 <b>", "rejected": "w8 w9"}]
 
@@ -74,6 +76,42 @@ def test_what_cannot_be_attributed_is_refused_in_one_line(trained, family, capsy
         assert told in capsys.readouterr().err
 
 
+def test_a_training_whose_files_have_changed_is_refused_by_name(trained, capsys):
+    weights, recipe = trained / "adapter_model.safetensors", trained / "recipe.yaml"
+    teacher = trained / "teachers/positive"
+    own = yaml.safe_load(recipe.read_text())
+    cases = [
+        (weights, (teacher / weights.name).read_bytes(), "adapter_model.safetensors differs"),
+        (recipe, yaml.safe_dump(own | {"alpha": 0.5}).encode(), "alpha: "),
+        (recipe, yaml.safe_dump(own | {"target_layers": "1"}).encode(), "target_layers: "),
+        (teacher / "stage.json", None, "positive holds no stage.json"),
+    ]
+    for path, content, told in cases:
+        intact = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        assert influence("fit", "--adapter", trained, "--factors", "f") == 2, told
+        assert told in capsys.readouterr().err
+        path.write_bytes(intact)
+    training = read_training(trained)
+    retraining.retrain(training, Edit(frozenset({0})), Path("again"), 0)
+    made = [path.stat().st_mtime_ns for path in sorted(Path("again").rglob(weights.name))]
+    assert len(made) == 1 + len(training.recipe.method.facts.teachers)
+    retraining.retrain(training, Edit(frozenset({0})), Path("again"), 0)
+    assert made == [path.stat().st_mtime_ns for path in sorted(Path("again").rglob(weights.name))]
+
+
+def test_a_given_teacher_without_a_record_is_named(trained, capsys):
+    teacher = Path("given")
+    (trained / "teachers/positive").rename(teacher)
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    recipe["teachers"] |= {"positive": "given", "negative": str(trained / "teachers/negative")}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": "other"}))
+    (teacher / "stage.json").unlink()
+    assert main(["align", "recipe.yaml", "--stage", "alignment"]) == 0
+    assert influence("score", "--adapter", "other", "--pairs", "held.jsonl", "--output", "s") == 0
+    assert "the teacher positive, given, has no record" in capsys.readouterr().out
+
+
 @pytest.fixture
 def preferred(family, tmp_path, monkeypatch) -> Path:
     """A DPO adapter on pairs of two words, one of which the held-out pairs prefer as well."""
@@ -99,6 +137,55 @@ def preferred(family, tmp_path, monkeypatch) -> Path:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["dpo", "recipe.yaml", "--disable_tqdm"]) == 0
     return Path("out/dpo")
+
+
+def test_scores_that_are_not_finite_are_refused_before_they_are_written(preferred, capsys):
+    given = ["--adapter", preferred, "--pairs", "held.jsonl", "--output", "scored"]
+    assert influence("score", *given, "--curvature", "kernel", "--damping", "1e-300") == 2
+    assert "not finite with --curvature kernel and --damping 1e-300" in capsys.readouterr().err
+    assert not list(Path("scored").glob("*"))
+
+
+def test_what_cannot_be_retrained_is_refused_before_any_retraining(preferred, capsys):
+    given = ["--adapter", preferred, "--pairs", "held.jsonl", "--output", "made"]
+    cases = [
+        ("clean", ["--share", 1], "--share 1.0 changes 16 pairs, and the training has 16"),
+        ("clean", ["--arm", "best"], "--arm 'best' is not one of all pairs, drop worst"),
+        ("validate", ["--without", 16], "--without 16 changes 16 pairs"),
+        ("validate", ["--without", 0, "--flipped", 0.99], "--flipped 0.99 changes 16 pairs"),
+    ]
+    for command, options, told in cases:
+        assert influence(command, *given, *options) == 2, told
+        assert told in capsys.readouterr().err
+        assert not Path("made").exists(), told
+
+
+def test_a_retraining_is_reused_only_for_what_it_was_trained_for(preferred, monkeypatch):
+    runs, real = [], retraining.train_dpo
+    monkeypatch.setattr(retraining, "train_dpo", lambda *given: (runs.append(1), real(*given)))
+    training, folder, some = read_training(preferred), Path("again"), Edit(frozenset({0}))
+    other = training._replace(beta=0.7)
+    cases = [
+        (training, some, 0, 1),
+        (training, some, 0, 0),
+        (training, Edit(frozenset({0, 1})), 0, 1),
+        (training, Edit(flipped=frozenset({0})), 0, 1),
+        (training, Edit(flipped=frozenset({0})), 1, 1),
+        (other, Edit(flipped=frozenset({0})), 1, 1),
+        (other, Edit(flipped=frozenset({0})), 1, 0),
+    ]
+    for case, (its, edit, seed, trained) in enumerate(cases):
+        runs.clear()
+        stale = folder / "influence" / "key.json"
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.touch()
+        retraining.retrain(its, edit, folder, seed)
+        assert (len(runs), stale.exists()) == (trained, not trained), case
+    runs.clear()
+    weights = preferred / "adapter_model.safetensors"
+    weights.write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    retraining.retrain(other, cases[-1][1], folder, 1)
+    assert len(runs) == 1, "another adapter"
 
 
 @pytest.mark.slow
