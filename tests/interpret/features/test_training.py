@@ -196,6 +196,22 @@ def test_the_command_writes_dictionaries_and_what_they_are_worth(family, text, t
     assert (output / "quality.json").stat().st_mtime_ns == before
     assert command(family, text, output, *options, "--signed") == 2
     assert "signed: False there, True now" in capsys.readouterr().err
+    settings, weights = (
+        output / "layer2_latents24_seed1" / f"dictionary.{kind}" for kind in ("json", "safetensors")
+    )
+    for path, content, message in (
+        (settings, settings.read_bytes().replace(b'"k": 3', b'"k": 2'), "differs from what"),
+        (weights, weights.read_bytes()[:-4], "differs from what"),
+        (weights, None, "is missing"),
+    ):
+        intact = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        assert command(family, text, output, *options) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert f"{path} {message}" in line
+        assert f"Delete the folder {output}" in line
+        path.write_bytes(intact)
+    assert command(family, text, output, *options) == 0
 
 
 def test_a_column_that_is_not_there_is_refused_before_a_model_is_loaded(
