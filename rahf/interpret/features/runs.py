@@ -5,6 +5,7 @@ and `log.jsonl`. Knows the parts; has no idea of its own.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -64,7 +65,7 @@ def train_dictionaries(
 
     Raises:
         ValueError: the folder holds a training with other settings; a finished dictionary in it
-            is gone or changed; another process writes it.
+            is gone or changed; the variance explained is not finite; another process writes it.
     """
     with alone(folder, wait=False):
         record = StageRecord(folder, made_with, made_from=made_from)
@@ -81,6 +82,7 @@ def train_dictionaries(
             save_dictionary(dictionary, folder / str(name))
         pieces = [job.corpus.piece(index) for index in held_out.tolist()]
         figures = measured(job, dictionaries, trained, pieces)
+        check_finite(folder, figures)
         write_json(folder / "quality.json", figures)
         write_lines(folder / LOG_FILE, trained.log)
         write_text(folder / "quality.md", quality_table(figures) + "\n")
@@ -111,6 +113,17 @@ def check_written(folder: Path, job: Job, contents: Mapping[str, str]) -> None:
         if now is None or contents.get(part, now) != now:
             what = "is missing" if now is None else "differs from what the training wrote"
             raise ValueError(f"{folder / part} {what}. Delete the folder {folder} to train again.")
+
+
+def check_finite(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Refuse dictionaries whose variance explained is not finite."""
+    for row in figures["dictionaries"]:
+        if not math.isfinite(row["explained"]):
+            raise ValueError(
+                f"{Name(row['layer'], row['latents'], row['seed'])}: the variance explained is "
+                f"{row['explained']}. Delete the folder {folder} and train again, with a lower "
+                "learning rate or more held-out text."
+            )
 
 
 def planned(job: Job) -> tuple[Schedule, torch.Tensor]:

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_streams import adapted, pieces_of
 from tiny_models import EOS, tiny_model, tiny_tokenizer
 from tiny_recipes import write_lines
@@ -133,6 +135,42 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) after .* Lower the learning rate"):
         train_coders(reader, plan, replace(SETTINGS, learning_rate=1e30), tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_checkpoint_that_cannot_be_resumed_is_refused(tmp_path):
+    reader, plan = reader_and_plan(layers=(1,), tokens=400)
+    settings, path = replace(SETTINGS, latents=(24,), seeds=(0,)), tmp_path / "checkpoint"
+    train_coders(reader, plan, settings, path)
+    tensors, intact = load_file(path), path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    name = "layer1_latents24_seed0/encoder"
+    lacking = {key: part for key, part in tensors.items() if key != name}
+    infinite = tensors | {name: tensors[name] / 0}
+    for spoil, message in (
+        (lambda: save_file(infinite, path, metadata), f"{name} holds values that are not finite"),
+        (lambda: save_file(tensors, path), "is damaged or no checkpoint"),
+        (lambda: save_file(lacking, path, metadata), "is damaged or no checkpoint"),
+        (lambda: save_file(tensors, path, {"rahf": "[]"}), "is damaged or no checkpoint"),
+        (lambda: path.write_bytes(intact[:-4]), "is damaged or no checkpoint"),
+    ):
+        spoil()
+        with pytest.raises(ValueError, match=f"{message}.*Delete {path} to begin anew"):
+            train_coders(reader, plan, settings, path)
+
+
+def test_a_variance_explained_that_is_not_finite_is_not_finished(
+    family, text, tmp_path, capsys, monkeypatch
+):
+    fit = fit_of
+    monkeypatch.setattr(
+        "rahf.interpret.features.runs.fit_of",
+        lambda *given: fit(*given)._replace(explained=float("nan")),
+    )
+    options = ("--latents", 24, "--layers", 1, "--seeds", 0)
+    assert command(family, text, tmp_path / "out", *options) == 2
+    assert "seed0: the variance explained is nan" in capsys.readouterr().err.splitlines()[-1]
+    assert not json.loads((tmp_path / "out" / "stage.json").read_text())["complete"]
 
 
 @pytest.fixture
