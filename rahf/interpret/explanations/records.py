@@ -3,6 +3,7 @@
 Knows files; knows no model.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ def read_records(folder: Path) -> list[Record]:
     """Return the units of a folder with their explanations.
 
     Raises:
-        ValueError: the folder holds no finished explanations.
+        ValueError: the folder holds no finished explanations, or not those of its examples.
     """
     examples = read_examples(folder)
     if not (folder / EXPLANATIONS_FILE).is_file():
@@ -102,8 +103,39 @@ def read_records(folder: Path) -> list[Record]:
             f"{folder} holds no {EXPLANATIONS_FILE}: rahf features explain has not finished; run "
             "it again, and it resumes."
         )
-    lines = read_lines(folder / EXPLANATIONS_FILE)
-    return [Record(each, line["explanation"]) for each, line in zip(examples, lines, strict=True)]
+    explained = _explained_in(folder / EXPLANATIONS_FILE)
+    if unlike := explained.keys() ^ {each.unit for each in examples}:
+        kind, number, layer = min(unlike, key=str)
+        raise ValueError(
+            f"{folder}: {kind} {number} of layer {layer} is not in both {EXPLANATIONS_FILE} and "
+            f"{EXAMPLES_FILE}. Delete the folder to explain again."
+        )
+    return [Record(each, explained[each.unit]) for each in examples]
+
+
+def _explained_in(path: Path) -> dict[Unit, str | None]:
+    """Return the explanation of each unit in a file.
+
+    Raises:
+        ValueError: a line is none of an explanation, or the second of its unit.
+    """
+    found: dict[Unit, str | None] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+            unit, explanation = unit_of(line), line["explanation"]
+            fits = unit not in found and isinstance(explanation, str | None)
+        except (ValueError, KeyError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{path}, line {number}: not the one explanation of a unit. Delete the folder "
+                f"{path.parent} to explain again."
+            )
+        found[unit] = explanation
+    return found
 
 
 def unit_of(line: Mapping[str, Any]) -> Unit:
