@@ -703,3 +703,20 @@ def test_explanations_are_matched_by_unit_and_not_by_line(folder, tmp_path):
         path.write_text("\n".join(changed))
         with pytest.raises(ValueError, match=message):
             read_records(out)
+
+
+def test_explanations_of_what_has_changed_since_are_not_scored(
+    folder, tmp_path, monkeypatch, capsys
+):
+    for name in ("model", "dictionary", "out"):
+        shutil.copytree(folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert features("score", "out", "--dry_run") == 0
+    for name, file in (("dictionary", "dictionary.json"), ("model", "config.json")):
+        path = Path(name, file)
+        intact = path.read_text()
+        path.write_text(intact + " ")
+        assert features("score", "out", "--dry_run") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"out explains the {name} {name} as it was" in error
+        path.write_text(intact)

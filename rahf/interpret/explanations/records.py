@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rahf.artifacts import read_json, read_lines, write_lines
+from rahf.artifacts import identity_of, read_json, read_lines, write_lines
 from rahf.interpret.explanations.examples import Example, Examples
 from rahf.interpret.explanations.units import Projections, Unit, Units
 from rahf.interpret.features.dictionary import Dictionary, Origin
@@ -145,6 +145,23 @@ def unit_of(line: Mapping[str, Any]) -> Unit:
 def settings_of(folder: Path) -> dict[str, Any]:
     """Return what the explanations of a folder were made with."""
     return read_json(folder / f"{EXPLANATIONS_FILE}.run.json")["settings"]
+
+
+def check_content(folder: Path, now: Mapping[str, str | None]) -> None:
+    """Refuse explanations whose model, base, dictionary or directions have changed since.
+
+    Args:
+        now: identity of model and base as they are; what has none is not compared.
+    """
+    before = read_json(folder / f"{EXPLANATIONS_FILE}.run.json")["made_from"]
+    made = settings_of(folder)
+    files = {name: identity_of(made[name]) for name in ("dictionary", "directions") if made[name]}
+    for name, found in {"model": now["model"], "base": now["base"], **files}.items():
+        if before.get(name) is not None and found not in (None, before[name]):
+            raise ValueError(
+                f"{folder} explains the {name} {made[name] or made['model']} as it was: its "
+                f"content was {before[name]} and is {found}. Restore it, or explain again."
+            )
 
 
 def verdicts_in(folder: Path, *, kept: bool) -> Verdicts:
