@@ -71,7 +71,7 @@ def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     band = random_band(dictionary.directions, options.terms, options.random, options.seed)
     figures = {"layer": layer, **decomposition_figures(pursuit, band)}
     if options.model:
-        figures["terms"] = with_tokens(figures["terms"], reading(options))
+        figures["terms"] = with_tokens(figures["terms"], reading(options, differences=True))
     figures["terms"] = with_explanations(figures["terms"], known)
     return figures, decomposition_table(figures)
 

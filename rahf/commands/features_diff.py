@@ -92,7 +92,7 @@ def _figures(options: argparse.Namespace, placebos: list[Path]) -> dict:
     from rahf.interpret.features.responses import HeldOut
 
     known = known_explanations(options)
-    read = reading(options)
+    read = reading(options, differences=True)
     _check_adapter(options, read)
     rows = [HeldOut(*row) for row in held_out(options, read.tokenizer)]
     seeds = _put(read.model, options.seed_of_adapter, "seed")

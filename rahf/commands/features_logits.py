@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
 def _figures(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from rahf.report.feature_terms import logits_table
 
-    read = reading(options)
+    read = reading(options, differences=True)
     check_features(options, read.dictionary)
     rows = with_tokens([{"feature": latent} for latent in options.feature], read)
     return {"features": rows}, logits_table(rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rahf.commands.options.dictionaries import (
+    check_of_states,
     dictionary_of,
     print_dictionary_figures,
     reading,
@@ -104,11 +105,12 @@ def _null(options: argparse.Namespace, read):
     """Return the dictionary of the untrained model, if there is one.
 
     Raises:
-        ValueError: it does not read what the other dictionary reads.
+        ValueError: it is of differences, or does not read what the other dictionary reads.
     """
     if options.untrained_dictionary is None:
         return None
     null = dictionary_of(options, options.untrained_dictionary)
+    check_of_states(null, options.untrained_dictionary)
     places = [(each.origin.layer, each.origin.site) for each in (read.dictionary, null)]
     if places[0] != places[1]:
         raise ValueError(

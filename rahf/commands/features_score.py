@@ -9,7 +9,7 @@ from typing import Any
 from rahf.commands.options.explanations import asking_options, named_model, prices
 from rahf.commands.options.figures import print_figures
 from rahf.commands.options.held_out import held_out, held_out_options
-from rahf.commands.options.models import device, load, loading, model_options
+from rahf.commands.options.models import content, device, load, loading, model_options
 from rahf.judges.names import ENCODER
 
 SCORERS = ("detection", "fuzzing", "surprisal", "embedding", "intervention", "round_trip")
@@ -172,13 +172,14 @@ def _made_from(options: argparse.Namespace) -> dict[str, str | None]:
 def _means(options: argparse.Namespace):
     """Return what scorers are made of; models are loaded when a scorer needs them."""
     from rahf.interpret.explanations.judging import fit_judge
-    from rahf.interpret.explanations.records import read_records, verdicts_in
+    from rahf.interpret.explanations.records import check_content, read_records, verdicts_in
     from rahf.interpret.explanations.scorers import Means
     from rahf.interpret.explanations.tokens import TokenTexts
     from rahf.interpret.explanations.values import Judged
     from rahf.judges.references import load_encoder
 
     records = read_records(options.folder)
+    check_content(options.folder, content(_explained(options)))
     judge = fit_judge(named_model(options, options.judge))
     kept = verdicts_in(options.folder, kept=True)
     return Means(

@@ -306,7 +306,20 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
     probe = ("probe", "--model", base, "--dictionary", "dictionary", "--texts")
     write_lines(Path("three.jsonl"), [{"text": "w4 w5", "label": n} for n in range(3)])
     text = ("--text", "texts.jsonl")
+    made = random_dictionary(family.load_base(), kind="differences", adapter="another")
+    save_dictionary(made, Path("changes"))
+    of_changes = ("--model", base, "--dictionary", "changes")
+    other = ("--other_model", base, "--other_dictionary")
+    logits = ("logits", *of_changes, "--feature", 3, "--device", "cpu")
+    assert features(*logits) == 0  # reads directions only
+    refused = "changes is a dictionary of differences"
     cases = {
+        ("probe", *of_changes, "--texts", "texts.jsonl"): refused,
+        (*probe, "texts.jsonl", "--untrained_dictionary", "changes"): refused,
+        ("neurons", *of_changes, *text): refused,
+        ("universality", *of_changes, *other, "dictionary", *text): refused,
+        ("universality", *of_changes[:3], "dictionary", *other, "changes", *text): refused,
+        (*steer[:-4], "changes", *steer[-3:], "ablate"): refused,
         (*diff, "--dictionary", "foreign"): "with the fingerprint",
         (*diff, "--dictionary", "narrow"): "reads hidden states of 12 dimensions",
         (*diff, "--dictionary", "nowhere"): "nowhere holds no dictionary",

@@ -4,6 +4,7 @@ nothing must score as nothing.
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -683,3 +684,39 @@ def test_what_cannot_be_explained_is_one_clear_line(here, capsys):
     for given, message in score_of.items():
         assert features("score", *given) == 2, given
         assert message in capsys.readouterr().err.splitlines()[-1], given
+
+
+def test_explanations_are_matched_by_unit_and_not_by_line(folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    path = out / "explanations.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(reversed(lines)))
+    assert read_records(out) == read_records(folder / "out")
+    for changed, message in (
+        (lines[1:], "is not in both"),
+        ([*lines[:2], lines[0][:-1]], "line 3: not the one explanation of a unit"),
+        ([*lines, lines[0]], f"line {len(lines) + 1}: not the one explanation"),
+        (["[]"], "line 1: not"),
+        (['{"kind": "feature", "number": 0, "layer": 0}'], "line 1: not"),
+    ):
+        path.write_text("\n".join(changed))
+        with pytest.raises(ValueError, match=message):
+            read_records(out)
+
+
+def test_explanations_of_what_has_changed_since_are_not_scored(
+    folder, tmp_path, monkeypatch, capsys
+):
+    for name in ("model", "dictionary", "out"):
+        shutil.copytree(folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert features("score", "out", "--dry_run") == 0
+    for name, file in (("dictionary", "dictionary.json"), ("model", "config.json")):
+        path = Path(name, file)
+        intact = path.read_text()
+        path.write_text(intact + " ")
+        assert features("score", "out", "--dry_run") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"out explains the {name} {name} as it was" in error
+        path.write_text(intact)

@@ -77,20 +77,38 @@ def _note_few_steps(name: str) -> None:
 
 
 def reading(
-    options: argparse.Namespace, model: str | None = None, dictionary: str | None = None
+    options: argparse.Namespace,
+    model: str | None = None,
+    dictionary: str | None = None,
+    *,
+    differences: bool = False,
 ) -> Reading:
     """Return what --model and --dictionary name, or the model and dictionary of these names.
 
+    Args:
+        differences: the dictionary may be of differences between two models.
+
     Raises:
-        ValueError: the dictionary is of another model.
+        ValueError: the dictionary is of another model, or of differences.
     """
     from rahf.interpret.features.bases import check_base
     from rahf.models.adapters import pad_id
 
     found = dictionary_of(options, dictionary)
+    if not differences:
+        check_of_states(found, dictionary or options.dictionary)
     loaded = load(options, model)
     check_base(found, loaded.model)
     return Reading(loaded.model, loaded.tokenizer, found, pad_id(loaded.tokenizer))
+
+
+def check_of_states(dictionary, name: str) -> None:
+    """Raise ValueError where the dictionary is of differences."""
+    if dictionary.origin.kind == "differences":
+        raise ValueError(
+            f"{name} is a dictionary of differences between two models, so a single model has no "
+            "activations of its features; give a dictionary of states."
+        )
 
 
 def with_tokens(rows: Sequence[dict[str, Any]], read: Reading) -> list[dict[str, Any]]:

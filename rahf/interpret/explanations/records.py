@@ -3,6 +3,7 @@
 Knows files; knows no model.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rahf.artifacts import read_json, read_lines, write_lines
+from rahf.artifacts import identity_of, read_json, read_lines, write_lines
 from rahf.interpret.explanations.examples import Example, Examples
 from rahf.interpret.explanations.units import Projections, Unit, Units
 from rahf.interpret.features.dictionary import Dictionary, Origin
@@ -94,7 +95,7 @@ def read_records(folder: Path) -> list[Record]:
     """Return the units of a folder with their explanations.
 
     Raises:
-        ValueError: the folder holds no finished explanations.
+        ValueError: the folder holds no finished explanations, or not those of its examples.
     """
     examples = read_examples(folder)
     if not (folder / EXPLANATIONS_FILE).is_file():
@@ -102,8 +103,39 @@ def read_records(folder: Path) -> list[Record]:
             f"{folder} holds no {EXPLANATIONS_FILE}: rahf features explain has not finished; run "
             "it again, and it resumes."
         )
-    lines = read_lines(folder / EXPLANATIONS_FILE)
-    return [Record(each, line["explanation"]) for each, line in zip(examples, lines, strict=True)]
+    explained = _explained_in(folder / EXPLANATIONS_FILE)
+    if unlike := explained.keys() ^ {each.unit for each in examples}:
+        kind, number, layer = min(unlike, key=str)
+        raise ValueError(
+            f"{folder}: {kind} {number} of layer {layer} is not in both {EXPLANATIONS_FILE} and "
+            f"{EXAMPLES_FILE}. Delete the folder to explain again."
+        )
+    return [Record(each, explained[each.unit]) for each in examples]
+
+
+def _explained_in(path: Path) -> dict[Unit, str | None]:
+    """Return the explanation of each unit in a file.
+
+    Raises:
+        ValueError: a line is none of an explanation, or the second of its unit.
+    """
+    found: dict[Unit, str | None] = {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not text:
+            continue
+        try:
+            line = json.loads(text)
+            unit, explanation = unit_of(line), line["explanation"]
+            fits = unit not in found and isinstance(explanation, str | None)
+        except (ValueError, KeyError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{path}, line {number}: not the one explanation of a unit. Delete the folder "
+                f"{path.parent} to explain again."
+            )
+        found[unit] = explanation
+    return found
 
 
 def unit_of(line: Mapping[str, Any]) -> Unit:
@@ -113,6 +145,23 @@ def unit_of(line: Mapping[str, Any]) -> Unit:
 def settings_of(folder: Path) -> dict[str, Any]:
     """Return what the explanations of a folder were made with."""
     return read_json(folder / f"{EXPLANATIONS_FILE}.run.json")["settings"]
+
+
+def check_content(folder: Path, now: Mapping[str, str | None]) -> None:
+    """Refuse explanations whose model, base, dictionary or directions have changed since.
+
+    Args:
+        now: identity of model and base as they are; what has none is not compared.
+    """
+    before = read_json(folder / f"{EXPLANATIONS_FILE}.run.json")["made_from"]
+    made = settings_of(folder)
+    files = {name: identity_of(made[name]) for name in ("dictionary", "directions") if made[name]}
+    for name, found in {"model": now["model"], "base": now["base"], **files}.items():
+        if before.get(name) is not None and found not in (None, before[name]):
+            raise ValueError(
+                f"{folder} explains the {name} {made[name] or made['model']} as it was: its "
+                f"content was {before[name]} and is {found}. Restore it, or explain again."
+            )
 
 
 def verdicts_in(folder: Path, *, kept: bool) -> Verdicts:

@@ -40,7 +40,7 @@ def check_base(dictionary: Dictionary, model: nn.Module) -> None:
     """Refuse a dictionary of another model; one that names no fingerprint is checked by its width.
 
     Raises:
-        ValueError: the width is another, the layer is beyond the model's blocks, or the weights
+        ValueError: the width is another, the layer is none of the model's blocks, or the weights
             are not those that the dictionary was trained on.
     """
     origin, width = dictionary.origin, model.config.get_text_config().hidden_size
@@ -49,7 +49,7 @@ def check_base(dictionary: Dictionary, model: nn.Module) -> None:
             f"the dictionary reads hidden states of {dictionary.d_model} dimensions, those of "
             f"{base_name(model)} have {width}: it was trained on another model ({origin.base})."
         )
-    if origin.layer >= depth_of(model):
+    if not 0 <= origin.layer < depth_of(model):
         raise ValueError(
             f"the dictionary is of layer {origin.layer}, but {base_name(model)} has "
             f"{depth_of(model)} blocks, counted from 0: it was trained on another model "

@@ -6,8 +6,10 @@ checkpoint that decodes by more than directions and a bias is refused. Knows fil
 
 import json
 import re
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from rahf.artifacts import read_json, write_json
 from rahf.directions.vectors import order_metadata
-from rahf.interpret.features.dictionary import Dictionary, Origin
+from rahf.interpret.features.dictionary import Dictionary, Kind, Origin, Site
 from rahf.interpret.features.topk import TopKDictionary, Weights
 
 WEIGHTS_FILE, SETTINGS_FILE = "dictionary.safetensors", "dictionary.json"
@@ -68,17 +70,62 @@ def load_dictionary(
 
 
 def _own(folder: Path, device: torch.device | str) -> TopKDictionary:
-    settings = read_json(folder / SETTINGS_FILE)
+    path = folder / SETTINGS_FILE
+    settings = read_settings(path)
+    origin = settings.get("origin")
+    if not isinstance(origin, dict) or origin.keys() - {each.name for each in fields(Origin)}:
+        raise ValueError(f"{path}: origin is {origin!r}, not an object with the fields of one.")
+    for name, value in ({"signed": settings.get("signed")} | ORIGIN_DEFAULTS | origin).items():
+        wanted, fits = WANTED[name]
+        if not fits(value):
+            raise ValueError(f"{path}: {name} is {value!r}, not {wanted}: write it again.")
     tensors = read_tensors(folder / WEIGHTS_FILE, Weights._fields, device)
     weights = checked_weights(Weights(**tensors), settings["k"], folder / WEIGHTS_FILE)
-    return TopKDictionary(Origin(**settings["origin"]), weights, settings["k"], settings["signed"])
+    return TopKDictionary(Origin(**origin), weights, settings["k"], settings["signed"])
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and value >= least
+
+
+ORIGIN_DEFAULTS = {"base": None, "fingerprint": 0, "layer": None, "site": None}
+"""Fields that an origin must have, with a value that does not fit where there is one."""
+
+WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "signed": ("true or false", lambda value: type(value) is bool),
+    "base": ("the name of a model", lambda value: isinstance(value, str)),
+    "fingerprint": ("text or null", lambda value: value is None or isinstance(value, str)),
+    "layer": ("a whole number from 0", _is_count),
+    "site": ("residual or mlp", lambda value: value in get_args(Site)),
+    "kind": ("states or differences", lambda value: value in get_args(Kind)),
+    "seed": ("a whole number from 0 or null", lambda value: value is None or _is_count(value)),
+    "adapter": ("text or null", lambda value: value is None or isinstance(value, str)),
+}
+"""What the settings of a dictionary of our own may be."""
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings beside the weights of a dictionary.
+
+    Raises:
+        ValueError: the file holds no JSON object, or its k is no count.
+    """
+    try:
+        found = read_json(path)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged or not JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {type(found).__name__}, not an object of settings.")
+    if not _is_count(found.get("k"), 1):
+        raise ValueError(f"{path}: k is {found.get('k')!r}, not a whole number from 1.")
+    return found
 
 
 def _from_sparsify(
     folder: Path, device: torch.device | str, origin: Origin | None
 ) -> TopKDictionary:
     """Return a checkpoint of eai-sparsify, which keeps decoder rows as we do."""
-    settings = read_json(folder / FOREIGN_SETTINGS)
+    settings = read_settings(folder / FOREIGN_SETTINGS)
     unknown = {
         name: settings[name]
         for name, usual in SPARSIFY_USUAL.items()
@@ -148,7 +195,9 @@ def read_tensors(
 
 
 def checked_weights(weights: Weights, k: int, path: Path) -> Weights:
-    """Refuse weights of shapes that do not go together, or that are not finite."""
+    """Refuse weights of shapes that do not go together, no floats, not finite, or all zero."""
+    if weights.directions.dim() != 2:
+        raise ValueError(f"{path}: directions have {weights.directions.dim()} dimensions, not 2.")
     latents, width = weights.directions.shape
     wanted = Weights((latents, width), (latents,), (latents, width), (width,))
     shapes = Weights(*(tuple(part.shape) for part in weights))
@@ -158,6 +207,10 @@ def checked_weights(weights: Weights, k: int, path: Path) -> Weights:
             f"directions {shapes.directions} and bias {shapes.bias} do not form a dictionary."
         )
     for name, part in weights._asdict().items():
+        if not part.is_floating_point():
+            raise ValueError(f"{path}: {name} holds {part.dtype}, not floating-point numbers.")
         if not part.isfinite().all():
             raise ValueError(f"{path}: {name} holds values that are not finite.")
+        if name in ("encoder", "directions") and not part.any():
+            raise ValueError(f"{path}: {name} holds zeros only: write the dictionary again.")
     return weights

@@ -4,7 +4,9 @@ The folder holds a dictionary by layer, size and seed, `quality.json`, `quality.
 and `log.jsonl`. Knows the parts; has no idea of its own.
 """
 
-from collections.abc import Mapping
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ import torch
 
 from rahf.artifacts import LOG_FILE, StageRecord, alone, write_json, write_lines, write_text
 from rahf.interpret.features.bases import fingerprint_of
-from rahf.interpret.features.checkpoints import save_dictionary
+from rahf.interpret.features.checkpoints import SETTINGS_FILE, WEIGHTS_FILE, save_dictionary
 from rahf.interpret.features.corpus import Corpus, Piece, split_documents
 from rahf.interpret.features.dictionary import Origin
 from rahf.interpret.features.quality import agreement_of, fit_of, kept_of
@@ -62,12 +64,15 @@ def train_dictionaries(
         training: options of `train_coders`.
 
     Raises:
-        ValueError: the folder holds a training with other settings; another process writes it.
+        ValueError: the folder holds a training with other settings; a finished dictionary in it
+            is gone or changed; the variance explained is not finite; another process writes it.
     """
     with alone(folder, wait=False):
         record = StageRecord(folder, made_with, made_from=made_from)
         if record.is_complete():
-            return record.begun()
+            figures = record.begun()
+            check_written(folder, job, figures.pop("contents", {}))
+            return figures
         plan, held_out = planned(job)
         fingerprint = fingerprint_of(job.reader.model)
         record.begin()
@@ -77,13 +82,48 @@ def train_dictionaries(
             save_dictionary(dictionary, folder / str(name))
         pieces = [job.corpus.piece(index) for index in held_out.tolist()]
         figures = measured(job, dictionaries, trained, pieces)
+        check_finite(folder, figures)
         write_json(folder / "quality.json", figures)
         write_lines(folder / LOG_FILE, trained.log)
         write_text(folder / "quality.md", quality_table(figures) + "\n")
         quality_figure(figures, trained.log, folder / "quality.png")
-        record.finish(**figures)
+        record.finish(**figures, contents=contents_of(folder, dictionaries))
         (folder / CHECKPOINT).unlink()
     return figures
+
+
+def contents_of(folder: Path, names: Iterable[Name]) -> dict[str, str | None]:
+    """Return a hash of each file of the dictionaries in a folder; None: there is no such file."""
+    found = {}
+    for part in (f"{name}/{file}" for name in names for file in (SETTINGS_FILE, WEIGHTS_FILE)):
+        found[part] = None
+        if (folder / part).is_file():
+            with (folder / part).open("rb") as file:
+                found[part] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return found
+
+
+def check_written(folder: Path, job: Job, contents: Mapping[str, str]) -> None:
+    """Refuse a finished training whose dictionaries are not those that it wrote.
+
+    Args:
+        contents: hashes that the training recorded; what is not in them is only looked for.
+    """
+    for part, now in contents_of(folder, job.settings.names(job.reader.layers)).items():
+        if now is None or contents.get(part, now) != now:
+            what = "is missing" if now is None else "differs from what the training wrote"
+            raise ValueError(f"{folder / part} {what}. Delete the folder {folder} to train again.")
+
+
+def check_finite(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Refuse dictionaries whose variance explained is not finite."""
+    for row in figures["dictionaries"]:
+        if not math.isfinite(row["explained"]):
+            raise ValueError(
+                f"{Name(row['layer'], row['latents'], row['seed'])}: the variance explained is "
+                f"{row['explained']}. Delete the folder {folder} and train again, with a lower "
+                "learning rate or more held-out text."
+            )
 
 
 def planned(job: Job) -> tuple[Schedule, torch.Tensor]:

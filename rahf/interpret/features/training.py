@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -175,13 +175,27 @@ def keep(path: Path, coders: Mapping[Name, Coder], log: list[dict[str, Any]]) ->
 def resumed(
     path: Path, settings: Settings, device: torch.device
 ) -> tuple[dict[Name, Coder], list[dict[str, Any]]]:
-    """Return the coders and the log of a checkpoint."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        kept = json.loads(file.metadata()["rahf"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    coders = {}
-    for name in (Name(*entry) for entry in kept["names"]):
-        start = f"{name}/"
-        state = {key.removeprefix(start): tensors[key] for key in tensors if key.startswith(start)}
-        coders[name] = Coder.restored(state, settings.k, settings.signed, settings.learning_rate)
-    return coders, kept["log"]
+    """Return the coders and the log of a checkpoint.
+
+    Raises:
+        ValueError: the file is no checkpoint, or holds a value that is not finite.
+    """
+    again = f"Delete {path} to begin anew."
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            kept = json.loads((file.metadata() or {})["rahf"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        names, log = [Name(*entry) for entry in kept["names"]], kept["log"]
+        coders = {name: _restored(name, tensors, settings) for name in names}
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint ({error!r}). {again}") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name} holds values that are not finite. {again}")
+    return coders, log
+
+
+def _restored(name: Name, tensors: Mapping[str, Tensor], settings: Settings) -> Coder:
+    start = f"{name}/"
+    state = {key.removeprefix(start): tensors[key] for key in tensors if key.startswith(start)}
+    return Coder.restored(state, settings.k, settings.signed, settings.learning_rate)

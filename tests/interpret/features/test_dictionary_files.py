@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from planted_dictionaries import random_dictionary
 from safetensors.torch import load_file, save_file
 from test_topk import ORIGIN, weights
+from tiny_models import tiny_model
 
+from rahf.interpret.features.bases import check_base
 from rahf.interpret.features.checkpoints import load_dictionary, save_dictionary
 from rahf.interpret.features.dictionary import Origin
 from rahf.interpret.features.topk import TopKDictionary
@@ -145,11 +148,56 @@ def test_what_cannot_be_read_is_named(tmp_path):
         (lambda path: path.unlink(), "missing"),
         (lambda path: save_file({"encoder": torch.zeros(1)}, path), "has no tensor bias"),
         (lambda path: _with_a_nan(path), "directions holds values that are not finite"),
+        (lambda path: _changed(path, torch.zeros_like), "encoder holds zeros only"),
+        (lambda path: _changed(path, torch.Tensor.long), "encoder holds torch.int64"),
+        (lambda path: _changed(path, torch.Tensor.flatten), "directions have 1 dimensions"),
     ):
         save_dictionary(TopKDictionary(ORIGIN, weights(), 4), tmp_path / "own")
         spoil(tmp_path / "own" / "dictionary.safetensors")
         with pytest.raises(ValueError, match=message):
             load_dictionary(tmp_path / "own")
+
+
+def test_settings_that_fit_no_dictionary_are_named(tmp_path):
+    path = tmp_path / "dictionary.json"
+    for change, message in (
+        ({"k": 0}, "k is 0, not a whole number from 1"),
+        ({"k": True}, "k is True"),
+        ({"k": 2.5}, "k is 2.5"),
+        ({"signed": "no"}, "signed is 'no', not true or false"),
+        ({"origin": None}, "origin is None"),
+        ({"origin": {"more": 1}}, "origin is .*more"),
+        ({"origin": {"layer": 1}}, "base is None"),
+        ({"layer": -1}, "layer is -1, not a whole number from 0"),
+        ({"layer": "1"}, "layer is '1'"),
+        ({"site": "attention"}, "site is 'attention', not residual or mlp"),
+        ({"site": ["mlp"]}, r"site is \['mlp'\]"),
+        ({"kind": "difference"}, "kind is 'difference', not states or differences"),
+        ({"fingerprint": 3}, "fingerprint is 3"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"adapter": []}, r"adapter is \[\]"),
+        ([1], "holds list, not an object"),
+        (None, "is damaged or not JSON"),
+    ):
+        save_dictionary(TopKDictionary(ORIGIN, weights(), 4), tmp_path)
+        given = json.loads(path.read_text())
+        if isinstance(change, dict):
+            inner = change.keys() & given["origin"].keys()
+            (given["origin"] if inner else given).update(change)
+        text = json.dumps(given if isinstance(change, dict) else change)
+        path.write_text(text if change is not None else text[:-1])
+        with pytest.raises(ValueError, match=f"{path}.*{message}"):
+            load_dictionary(tmp_path)
+
+
+def test_a_layer_below_the_first_block_is_none_of_the_model():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="is of layer -1, but"):
+        check_base(random_dictionary(model, layer=-1), model)
+
+
+def _changed(path, change):
+    save_file({name: change(part).clone() for name, part in load_file(path).items()}, path)
 
 
 def _with_a_nan(path):

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_streams import adapted, pieces_of
 from tiny_models import EOS, tiny_model, tiny_tokenizer
 from tiny_recipes import write_lines
@@ -135,6 +137,42 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_a_checkpoint_that_cannot_be_resumed_is_refused(tmp_path):
+    reader, plan = reader_and_plan(layers=(1,), tokens=400)
+    settings, path = replace(SETTINGS, latents=(24,), seeds=(0,)), tmp_path / "checkpoint"
+    train_coders(reader, plan, settings, path)
+    tensors, intact = load_file(path), path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    name = "layer1_latents24_seed0/encoder"
+    lacking = {key: part for key, part in tensors.items() if key != name}
+    infinite = tensors | {name: tensors[name] / 0}
+    for spoil, message in (
+        (lambda: save_file(infinite, path, metadata), f"{name} holds values that are not finite"),
+        (lambda: save_file(tensors, path), "is damaged or no checkpoint"),
+        (lambda: save_file(lacking, path, metadata), "is damaged or no checkpoint"),
+        (lambda: save_file(tensors, path, {"rahf": "[]"}), "is damaged or no checkpoint"),
+        (lambda: path.write_bytes(intact[:-4]), "is damaged or no checkpoint"),
+    ):
+        spoil()
+        with pytest.raises(ValueError, match=f"{message}.*Delete {path} to begin anew"):
+            train_coders(reader, plan, settings, path)
+
+
+def test_a_variance_explained_that_is_not_finite_is_not_finished(
+    family, text, tmp_path, capsys, monkeypatch
+):
+    fit = fit_of
+    monkeypatch.setattr(
+        "rahf.interpret.features.runs.fit_of",
+        lambda *given: fit(*given)._replace(explained=float("nan")),
+    )
+    options = ("--latents", 24, "--layers", 1, "--seeds", 0)
+    assert command(family, text, tmp_path / "out", *options) == 2
+    assert "seed0: the variance explained is nan" in capsys.readouterr().err.splitlines()[-1]
+    assert not json.loads((tmp_path / "out" / "stage.json").read_text())["complete"]
+
+
 @pytest.fixture
 def text(tmp_path):
     write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts()])
@@ -196,6 +234,22 @@ def test_the_command_writes_dictionaries_and_what_they_are_worth(family, text, t
     assert (output / "quality.json").stat().st_mtime_ns == before
     assert command(family, text, output, *options, "--signed") == 2
     assert "signed: False there, True now" in capsys.readouterr().err
+    settings, weights = (
+        output / "layer2_latents24_seed1" / f"dictionary.{kind}" for kind in ("json", "safetensors")
+    )
+    for path, content, message in (
+        (settings, settings.read_bytes().replace(b'"k": 3', b'"k": 2'), "differs from what"),
+        (weights, weights.read_bytes()[:-4], "differs from what"),
+        (weights, None, "is missing"),
+    ):
+        intact = path.read_bytes()
+        path.unlink() if content is None else path.write_bytes(content)
+        assert command(family, text, output, *options) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert f"{path} {message}" in line
+        assert f"Delete the folder {output}" in line
+        path.write_bytes(intact)
+    assert command(family, text, output, *options) == 0
 
 
 def test_a_column_that_is_not_there_is_refused_before_a_model_is_loaded(
