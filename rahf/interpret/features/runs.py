@@ -74,10 +74,9 @@ def train_dictionaries(
             check_written(folder, job, figures.pop("contents", {}))
             return figures
         plan, held_out = planned(job)
-        fingerprint = fingerprint_of(job.reader.model)
         record.begin()
         trained = train_coders(job.reader, plan, job.settings, folder / CHECKPOINT, **training)
-        dictionaries = finished(job, trained, fingerprint)
+        dictionaries = finished(job, trained, fingerprint_of(job.reader.model))
         for name, dictionary in dictionaries.items():
             save_dictionary(dictionary, folder / str(name))
         pieces = [job.corpus.piece(index) for index in held_out.tolist()]
