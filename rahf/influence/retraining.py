@@ -29,7 +29,7 @@ from rahf.pipeline.inputs import (
 from rahf.pipeline.run import stage_sources
 from rahf.recipe.recipe import Recipe
 from rahf.trainer import RAHFTrainer
-from rahf.training.checkpoints import ADAPTER_FILE
+from rahf.training.checkpoints import ADAPTER_FILE, PREFIX
 from rahf.training.target_cache import digest_of_rows
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
 from rahf.training.trl_dpo import train_dpo
@@ -70,7 +70,9 @@ def _train(training: Training, kind: str, tokenizer: PreTrainedTokenizerBase) ->
     state.wait_for_everyone()
     if state.is_main_process:
         path.unlink(missing_ok=True)
-        shutil.rmtree(folder / FACTORS_FOLDER, ignore_errors=True)
+        for left in (folder / FACTORS_FOLDER, *folder.glob(f"{PREFIX}*")):  # of another retraining
+            shutil.rmtree(left, ignore_errors=True)
+    state.wait_for_everyone()
     if kind == "dpo":
         arguments = {**_arguments(recipe), "beta": training.beta}
         made = (load_base(recipe), rows, tokenizer, lora_config(recipe))

@@ -179,8 +179,10 @@ def test_a_retraining_is_reused_only_for_what_it_was_trained_for(preferred, monk
         stale = folder / "influence" / "key.json"
         stale.parent.mkdir(parents=True, exist_ok=True)
         stale.touch()
+        (folder / "checkpoint-1").mkdir(exist_ok=True)
         retraining.retrain(its, edit, folder, seed)
-        assert (len(runs), stale.exists()) == (trained, not trained), case
+        left = [stale.exists(), (folder / "checkpoint-1").exists()]
+        assert (len(runs), left) == (trained, [not trained] * 2), case
     runs.clear()
     weights = preferred / "adapter_model.safetensors"
     weights.write_bytes((folder / "adapter_model.safetensors").read_bytes())
