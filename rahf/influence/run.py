@@ -115,8 +115,9 @@ def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
         towards = teacher_queries(fitted.subject, fitted.parts, solved, teachers, size)
         for name, its_training in teachers.items():
             teacher = fit_stage(its_training, name, settings)
-            its = teacher.curvature.solve(towards[name])
-            stages[name] = _score(teacher, its, towards[name], settings)
+            asked_there = towards[name].detach()
+            its = teacher.curvature.solve(asked_there)
+            stages[name] = _score(teacher, its, asked_there, settings)
     rows = sorted({row for stage in stages.values() for row in stage.rows})
     total = sum(_spread(rows, stage) for stage in stages.values())
     return Influence(rows, stages, total)
