@@ -119,7 +119,7 @@ def test_weights_in_several_files_or_in_few_bits_are_checked(family, tmp_path):
     whole.save_pretrained(tmp_path / "parts", max_shard_size="2KB")
     base_model(str(tmp_path / "parts"))
     bits = importlib.import_module("bitsandbytes").nn.Params4bit
-    four = bits(torch.ones(32, 64), requires_grad=False, quant_type="nf4").to("cpu")
+    four = bits(torch.arange(2048.0).view(32, 64), requires_grad=False, quant_type="nf4").to("cpu")
     whole.model.layers[1].mlp.up_proj.weight = four
     check_loaded(family.base, whole, NOTHING)
     four.quant_state.absmax[0] = float("nan")
