@@ -40,13 +40,13 @@ def policy_weights(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     """
     zero = _zero_of(optimizer)
     return {
-        name: _gathered(parameter, zero) if zero else parameter.detach()
+        name: _gathered_weight(parameter, zero) if zero else parameter.detach()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad or f".{POLICY}." in name
     }
 
 
-def _gathered(parameter: nn.Parameter, zero: Any) -> Tensor:
+def _gathered_weight(parameter: nn.Parameter, zero: Any) -> Tensor:
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
