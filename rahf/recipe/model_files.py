@@ -33,7 +33,7 @@ def is_local(name: str) -> bool:
 
 
 def model_depth(folder: Path) -> int | None:
-    """Return the number of decoder blocks in a config.json; None where it gives no number."""
+    """Return the number of decoder blocks in a config.json; None where it is not given."""
     config = _model_config(folder)
     return next((config[key] for key in _DEPTH_KEYS if key in config), None)
 

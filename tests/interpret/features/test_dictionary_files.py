@@ -1,6 +1,7 @@
 """Dictionaries on disk: ours, those of eai-sparsify and of sae-lens, and what cannot be read."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -206,10 +207,8 @@ def _with_a_nan(path):
     save_file(tensors, path)
 
 
-@pytest.mark.skipif(
-    __import__("importlib.util").util.find_spec("sae_lens") is not None, reason="sae-lens is there"
-)
-def test_without_the_extra_the_error_names_what_to_install(tmp_path):
+def test_without_the_extra_the_error_names_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sae_lens", None)
     (tmp_path / "cfg.json").write_text("{}")
     for name in (tmp_path, "sae-lens:release:layer_3"):
         with pytest.raises(ValueError, match=r"pip install 'rahf\[sae\]'"):
