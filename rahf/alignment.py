@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 from rahf.data.contrast import Batch
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, depth_of
+from rahf.models.capture import Trunk
 from rahf.models.packing import use_packed_attention
+from rahf.models.trunk import shared_blocks
 from rahf.objective import Progress, Target, layer_scale, progress, random_units
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.method_options import MethodOptions
@@ -44,6 +46,7 @@ class Alignment:
     # Where rejected responses are pushed in place of a shift, in units of alpha (RMU).
     point: Float[Tensor, "layers d_model"] | None = None
     packed: bool = False  # whether all of the models take packed rows
+    trunk_depth: int = 0  # blocks without an adapter that base, teachers and policy share
 
     @property
     def model(self) -> PeftModel:
@@ -78,10 +81,13 @@ class Alignment:
         terms, rows = self.terms, batch["reference"]
         if not batch["retained_texts"]:
             terms = tuple(term for term in terms if term.rows != "retained")
-        frozen = frozen or self.read_views(batch)
+        trunk = Trunk(self.trunk_depth) if frozen is None else None
+        frozen = frozen or self.read_views(batch, trunk)
         target = self.target(batch, frozen)
         reads_logits = any(term.logits for term in terms)
-        hidden, logits = run_rows(model, self.model, self.layers, rows, predictions=reads_logits)
+        hidden, logits = run_rows(
+            model, self.model, self.layers, rows, predictions=reads_logits, trunk=trunk
+        )
         values = values_of(terms, Evidence(batch, hidden, target, logits, frozen.logits))
         loss = sum(term.weight_at(elapsed) * values[term.name] for term in terms)
         detached = {name: value.detach() for name, value in values.items()}
@@ -90,10 +96,15 @@ class Alignment:
             counts = batch["counts"][batch["aligned_item"]]
         return AlignmentOutput(loss, detached, progress(hidden.detach(), target, counts))
 
-    def read_views(self, batch: Batch) -> Frozen:
-        """Run the frozen views; the reference with its predictions where a term reads them."""
+    def read_views(self, batch: Batch, trunk: Trunk | None = None) -> Frozen:
+        """Run the frozen views; the reference with its predictions where a term reads them.
+
+        Args:
+            trunk: kept for the policy's pass on the same batch.
+        """
         predictions = any("reference" in term.logits for term in self.terms)
-        return self.frozen_views.read(batch, predictions=predictions)
+        trunk = trunk or Trunk(self.trunk_depth)
+        return self.frozen_views.read(batch, predictions=predictions, trunk=trunk)
 
     def target(self, batch: Batch, frozen: Frozen) -> Target:
         """Return the targets of the policy's states, from the outputs of the frozen views."""
@@ -159,5 +170,6 @@ def build_alignment(
         options=options,
         point=random_units(layers, d_model, seed) if method.random_target else None,
         packed=options.packing and all(map(use_packed_attention, models)),
+        trunk_depth=shared_blocks(policy, layers[0]),
     )
     return alignment if directions is None else alignment.towards(directions)

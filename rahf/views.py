@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rahf.data.contrast import Batch, without_retained
 from rahf.data.rows import Rows
 from rahf.models.adapters import frozen_pass
-from rahf.models.capture import record
+from rahf.models.capture import Trunk, record
 from rahf.models.likelihood import model_inputs, response_logits
 from rahf.recipe.methods import METHODS, View, Views
 
@@ -50,24 +50,30 @@ class FrozenViews:
     layers: tuple[int, ...]  # target layers, ascending
     teachers: Mapping[str, nn.Module]  # full models in place of adapters, by name
 
-    def read(self, batch: Batch, *, predictions: bool) -> Frozen:
+    def read(self, batch: Batch, *, predictions: bool, trunk: Trunk | None = None) -> Frozen:
         """Run every view on `batch`.
 
         Args:
             predictions: whether the logits of the reference are read.
+            trunk: shared by all passes on the reference's rows.
         """
-        reference, logits = self.read_view(self.views.reference, batch, predictions=predictions)
+        reference, logits = self.read_view(
+            self.views.reference, batch, predictions=predictions, trunk=trunk
+        )
         if self.views.positive is None:
             return Frozen(reference, None, logits)
         known = {self.views.reference: reference[:, : batch["aligned_responses"]]}
-        return Frozen(reference, self.shift(batch, known), logits)
+        return Frozen(reference, self.shift(batch, known, trunk), logits)
 
     def retained(self, rows: Rows) -> Float[Tensor, "layers tokens d_model"]:
         """Return the states of the reference on a block of retained texts."""
         return self.read_view(self.views.reference, {"reference": rows}).hidden
 
     def shift(
-        self, batch: Batch, known: Mapping[View, Tensor] | None = None
+        self,
+        batch: Batch,
+        known: Mapping[View, Tensor] | None = None,
+        trunk: Trunk | None = None,
     ) -> Float[Tensor, "layers tokens d_model"]:
         """Return positive minus negative at the aligned response tokens, not multiplied by alpha.
 
@@ -78,18 +84,23 @@ class FrozenViews:
         hidden, responses = dict(known or {}), without_retained(batch)
         for view in (self.views.positive, self.views.negative):
             if view not in hidden:
-                hidden[view] = self.read_view(view, responses).hidden
+                hidden[view] = self.read_view(view, responses, trunk=trunk).hidden
         return hidden[self.views.positive] - hidden[self.views.negative]
 
-    def read_view(self, view: View, batch: Batch, *, predictions: bool = False) -> Outputs:
+    def read_view(
+        self, view: View, batch: Batch, *, predictions: bool = False, trunk: Trunk | None = None
+    ) -> Outputs:
         """Run one view on its block of rows."""
         rows = batch[view.rows]
         if view.teacher in self.teachers:
             teacher = self.teachers[view.teacher]
             with torch.no_grad():
                 return run_rows(teacher, teacher, self.layers, rows, predictions=predictions)
+        shared = trunk if view.rows == "reference" else None
         with frozen_pass(self.model, view.teacher):
-            return run_rows(self.model, self.model, self.layers, rows, predictions=predictions)
+            return run_rows(
+                self.model, self.model, self.layers, rows, predictions=predictions, trunk=shared
+            )
 
 
 def run_rows(
@@ -99,6 +110,7 @@ def run_rows(
     rows: Rows,
     *,
     predictions: bool,
+    trunk: Trunk | None = None,
 ) -> Outputs:
     """Run `model`, which may wrap `unwrapped`, on a block of rows, in one forward."""
     if predictions:
@@ -107,7 +119,7 @@ def run_rows(
         columns = torch.empty(0, dtype=torch.long, device=rows["input_ids"].device)
     # Rows behind the last scored one, as retained texts are, end at the top target layer.
     above = {"stop": not predictions, "tokens_above": rows.get("tokens_above")}
-    with record(unwrapped, layers, rows["aligned"], **above) as recording:
+    with record(unwrapped, layers, rows["aligned"], trunk=trunk, **above) as recording:
         output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
     if not predictions:
         return Outputs(recording.stack(), None)

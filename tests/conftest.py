@@ -67,7 +67,7 @@ import json  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
-from tiny_models import Family, make_family  # noqa: E402
+from tiny_models import UPPER, Family, make_family  # noqa: E402
 from tiny_recipes import WORDS, write_lines  # noqa: E402
 from transformers import TrainerCallback  # noqa: E402
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # noqa: E402
@@ -87,6 +87,12 @@ def pytest_collection_finish() -> None:
 def family(tmp_path_factory) -> Family:
     """Save a tiny Llama and three adapters of it that were never trained: `random` teachers."""
     return make_family(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def upper_family(tmp_path_factory) -> Family:
+    """Save the same with adapters in the upper blocks only."""
+    return make_family(tmp_path_factory.mktemp("upper"), "llama", list(UPPER))
 
 
 @pytest.fixture(scope="session")

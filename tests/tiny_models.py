@@ -30,6 +30,8 @@ VOCABULARY = 40
 EOS = 1
 DEPTH = 4
 D_MODEL = 16
+UPPER = (2, 3)
+"""Blocks that have adapters where those below are a trunk that all views share."""
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -124,14 +126,15 @@ class Family:
         return base if teacher is None else PeftModel.from_pretrained(base, self.adapters[teacher])
 
 
-def make_family(folder: Path, architecture: str) -> Family:
+def make_family(folder: Path, architecture: str, layers: list[int] | None = None) -> Family:
     base = folder / "base"
     tiny_model(architecture).save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
     adapters = {}
     for seed, name in enumerate(("positive", "negative", "contrast", "preferred"), start=1):
         model = AutoModelForCausalLM.from_pretrained(base)
-        model = get_peft_model(model, lora(fan_in_fan_out=architecture == "gpt2"))
+        config = lora(fan_in_fan_out=architecture == "gpt2", layers_to_transform=layers)
+        model = get_peft_model(model, config)
         randomize(model, "default", seed)
         adapters[name] = folder / name
         model.save_pretrained(adapters[name])

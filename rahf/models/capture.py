@@ -1,5 +1,5 @@
-"""Decoder blocks of a model: find them, stop after one, record their outputs. The only place that
-knows the layer index.
+"""Decoder blocks of a model: find them, start or stop after one, record their outputs. The only
+place that knows the layer index.
 
 Layer `l` is decoder block `l`, counted from 0; its hidden state is the residual stream after it,
 before any final norm. Knows models, not losses. Recording taps wrap a block, outside of its
@@ -8,6 +8,7 @@ activation checkpointing, so that nothing is recorded twice when the block is re
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -124,6 +125,60 @@ class Narrowed(AroundBlock):
         return value[:, : self.tokens] if by_token else value
 
 
+@dataclass
+class Trunk:
+    """The blocks below the lowest adapter, and their output on a block of rows.
+
+    Base, teachers and policy share it: the first pass computes it, later ones start above it.
+    """
+
+    depth: int  # blocks; 0: every pass runs all of them
+    output: Any = None  # of the highest of them, as that block returns it; without gradient
+
+    def around(self, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+        """Return what runs in place of `blocks`, the trunk's own."""
+        if not blocks or self.output is not None:
+            return [Known(block, self) for block in blocks]
+        return [*blocks[:-1], Kept(blocks[-1], self)]
+
+
+class Kept(AroundBlock):
+    """Keeps the output of the trunk's highest block."""
+
+    def __init__(self, block: nn.Module, trunk: Trunk):
+        super().__init__(block)
+        self.trunk = trunk
+
+    def forward(self, *args, **kwargs):
+        output = self.block(*args, **kwargs)
+        if isinstance(output, Tensor):
+            self.trunk.output = output.detach()
+        else:
+            self.trunk.output = (output[0].detach(), *output[1:])
+        return output
+
+
+class Known(AroundBlock):
+    """Returns the trunk's output on the tokens of its input, and runs no block."""
+
+    def __init__(self, block: nn.Module, trunk: Trunk):
+        super().__init__(block)
+        self.trunk = trunk
+
+    def forward(self, hidden: Tensor, *args, **kwargs):
+        output = self.trunk.output
+        if isinstance(output, Tensor):
+            return self._on(hidden, output)
+        return (self._on(hidden, output[0]), *output[1:])
+
+    def _on(self, hidden: Tensor, states: Tensor) -> Tensor:
+        """Return the states of the first rows, where a later pass reads fewer."""
+        states = states[: hidden.shape[0], : hidden.shape[1]]
+        # Activation checkpointing in its reentrant form needs an input with a gradient.
+        checkpointed = getattr(self.block, "gradient_checkpointing", False)
+        return states.requires_grad_() if checkpointed and torch.is_grad_enabled() else states
+
+
 class Recording:
     """Hidden states of the recorded layers, filled by the forward made inside `record`."""
 
@@ -144,6 +199,7 @@ def record(
     *,
     stop: bool,
     tokens_above: int | None = None,
+    trunk: Trunk | None = None,
 ) -> Iterator[Recording]:
     """Record blocks `layers` at `positions` during the forward made inside the context.
 
@@ -154,6 +210,7 @@ def record(
             meaningless.
         tokens_above: how many of the first tokens of a pack the blocks above the last recorded one
             read; the other tokens get no logits. None: all.
+        trunk: blocks below the recorded ones that are run once for several passes on the same rows.
     """
     blocks = find_blocks(model)
     recording, lower = Recording(layers), max(layers) + 1
@@ -161,6 +218,8 @@ def record(
         Tap(block, layer, positions, recording._by_layer) if layer in layers else block
         for layer, block in enumerate(blocks.modules[:lower])
     ]
+    if trunk is not None:
+        around[: trunk.depth] = trunk.around([*blocks.modules][: trunk.depth])
     if not stop:
         above = blocks.modules[lower:]
         around += above if tokens_above is None else [Narrowed(x, tokens_above) for x in above]

@@ -39,7 +39,7 @@ forward, so that a LoRA on it would have no effect.
 def on_blocks(
     config: LoraConfig, base: PreTrainedModel, blocks: nn.ModuleList, layers: range
 ) -> LoraConfig:
-    """Return the configuration restricted to the given blocks, unless it names blocks itself.
+    """Return the configuration restricted to the given blocks, or to those of them that it names.
 
     Without modules it gets PEFT's for the architecture, or every matrix where PEFT has none.
 
@@ -47,9 +47,10 @@ def on_blocks(
         blocks: all decoder blocks of `base`.
 
     Raises:
-        ValueError: a pattern of modules that matches nothing in the blocks.
+        ValueError: a pattern of modules that matches nothing in the blocks; it names none of them.
     """
-    inside, own = [blocks[layer] for layer in layers], config.layers_to_transform
+    chosen = named_blocks(config, layers)
+    inside = [blocks[layer] for layer in layers]
     modules = default_modules(base, inside) if config.target_modules is None else None
     modules = modules or config.target_modules
     if modules == "all-linear":  # which PEFT takes only for all blocks
@@ -60,7 +61,7 @@ def on_blocks(
         oriented(config, base),
         target_modules=modules,
         task_type="CAUSAL_LM",
-        layers_to_transform=list(layers) if own is None else own,
+        layers_to_transform=chosen,
     )
     if config.layers_pattern is None:
         path = next(name for name, module in base.named_modules() if module is blocks)
@@ -71,6 +72,24 @@ def on_blocks(
             # PEFT takes the last number of a name for the block's: that of an expert, otherwise.
             config.layers_pattern = [path.rpartition(".")[2]]
     return config
+
+
+def named_blocks(config: LoraConfig, layers: range) -> list[int]:
+    """Return those of `layers` that the configuration names; all of them where it names none.
+
+    Raises:
+        ValueError: it names only others.
+    """
+    own = config.layers_to_transform
+    own = [own] if isinstance(own, int) else own
+    chosen = [layer for layer in layers if not own or layer in own]
+    if not chosen:
+        raise ValueError(
+            f"layers_to_transform (lora_first_layer) names blocks {min(own)} to {max(own)}, the "
+            f"loss reads {layers.start} to {layers.stop - 1}: the adapter would have no "
+            "effect. Let it begin lower, or align higher layers (target_layers)."
+        )
+    return chosen
 
 
 def default_modules(base: PreTrainedModel, blocks: Sequence[nn.Module]) -> str | list[str]:

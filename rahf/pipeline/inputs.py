@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import (
+    AutoConfig,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -33,6 +34,7 @@ from rahf.data.tokenization import tokenize_texts
 from rahf.models.adapters import base_model, load_tokenizer_of
 from rahf.recipe.data_options import MOST_HELD_OUT
 from rahf.recipe.held_out import DEFAULT_TEST_SPLIT, HELD_OUT, held_out_split
+from rahf.recipe.layers import first_layer, resolve_layers
 from rahf.recipe.recipe import Recipe
 from rahf.trainer_config import RAHFConfig
 from rahf.training.preparation import tokenized
@@ -89,15 +91,32 @@ def load_base(recipe: Recipe, name: str | Path | None = None) -> PreTrainedModel
 
 
 def lora_config(recipe: Recipe) -> LoraConfig:
-    """Return the LoRA of teachers and policy."""
+    """Return the LoRA of teachers and policy.
+
+    Raises:
+        ValueError: it begins above the lowest target layer.
+    """
     model = recipe.model
     return LoraConfig(
         r=model.lora_r,
         lora_alpha=model.lora_alpha,
         lora_dropout=model.lora_dropout,
         target_modules=model.lora_target_modules,
+        layers_to_transform=_adapted_layers(recipe),
         task_type="CAUSAL_LM",
     )
+
+
+def _adapted_layers(recipe: Recipe) -> list[int] | None:
+    """Return the blocks that may get an adapter; None: all."""
+    model = recipe.model
+    if model.lora_first_layer == 0:
+        return None
+    options = {"revision": model.model_revision, "trust_remote_code": model.trust_remote_code}
+    config = AutoConfig.from_pretrained(model.model_name_or_path, **options)
+    depth = config.get_text_config().num_hidden_layers
+    targets = resolve_layers(recipe.method.target_layers, depth)
+    return list(range(first_layer(model.lora_first_layer, depth, targets), depth))
 
 
 def alignment_arguments(recipe: Recipe) -> RAHFConfig:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rahf.distributed.accelerate import Launch
 from rahf.models.shapes import Decoder, Lora, read_lora
 from rahf.plan.lengths import Lengths
-from rahf.recipe.layers import AUTO, resolve_layers
+from rahf.recipe.layers import AUTO, first_layer, resolve_layers
 from rahf.recipe.recipe import Recipe
 
 
@@ -30,6 +30,13 @@ class Case:
         layers = self.recipe.method.target_layers
         # What auto will choose is not known; nothing is above the last block.
         return resolve_layers("0.5-1.0" if layers == AUTO else layers, self.decoder.layers)
+
+    @property
+    def first(self) -> int:
+        """Return the first block that gets an adapter; the blocks below are run once for all
+        views.
+        """
+        return first_layer(self.recipe.model.lora_first_layer, self.decoder.layers, self.layers)
 
     @property
     def attention(self) -> str:

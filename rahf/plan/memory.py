@@ -148,7 +148,7 @@ def saved_for_backward(decoder: Decoder, lora: Lora, formats: Formats, made: Pas
     for level in made.levels():
         inputs = level.tokens * decoder.d_model * formats.activation
         saved = inputs if formats.checkpointing else block_saved(decoder, lora, formats, level)
-        kept += level.depth * saved
+        kept += (level.depth - level.below) * saved
     return kept
 
 

@@ -4,7 +4,7 @@ The same passes as in `teachers.py` and `alignment.py`, without torch; a test ho
 together. Knows recipes; knows no FLOPs and no bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ def _teacher(case: Case, name: str) -> Stage:
             common = {"columns": response, "scored": response}
             return (
                 Pass("base", count, width, layers, False, False, **common),
-                Pass(name, count, width, layers, True, True, **common),
+                Pass(name, count, width, layers, True, True, below=case.first, **common),
             )
         if name == "contrast":
             # Both responses, each under the instruction that fits and under the other one.
@@ -78,10 +78,11 @@ def _teacher(case: Case, name: str) -> Stage:
             count = batch
             extent = extents("prompt", (side,), None, 1 if case.packed else count)
         width, response = extent
-        return (Pass(name, count, width, layers, True, True, response, response),)
+        only = Pass(name, count, width, layers, True, True, response, response)
+        return (only._replace(below=case.first),)
 
-    layers = case.decoder.layers
-    return _stage(case, name, training, _stage_rows(case), batch, passes, layers, layers, 0)
+    adapted = case.decoder.layers - case.first
+    return _stage(case, name, training, _stage_rows(case), batch, passes, adapted, adapted, 0)
 
 
 def _directions(case: Case) -> Stage:
@@ -95,12 +96,11 @@ def _directions(case: Case) -> Stage:
     training = {"max_steps": ceil(ceil(sampled / case.launch.processes) / batch)}
 
     def passes(extents: Extents) -> tuple[Pass, ...]:
-        return tuple(_states(case, view, batch, extents) for view in SHIFTED)
+        return _from_trunk(case, [_states(case, view, batch, extents) for view in SHIFTED])
 
     adapters, full = _teachers_held(case, both=True)
-    return _stage(
-        case, "directions", training, responses, batch, passes, case.top + adapters, 0, full
-    )
+    adapted = case.top - case.first + adapters
+    return _stage(case, "directions", training, responses, batch, passes, adapted, 0, full)
 
 
 def _alignment(case: Case) -> Stage:
@@ -115,13 +115,17 @@ def _alignment(case: Case) -> Stage:
             _states(case, view, batch, extents)._replace(share=share)
             for view in ("reference", *views)
         ]
-        return (*frozen, _states(case, "policy", batch, extents), *_held_out(case, extents))
+        policy = _states(case, "policy", batch, extents)
+        if method.target_cache:  # its states are kept, not the trunk
+            trained = (*_from_trunk(case, frozen), *_from_trunk(case, [policy]))
+        else:
+            trained = _from_trunk(case, [*frozen, policy])
+        return (*trained, *_held_out(case, extents))
 
     adapters, full = _teachers_held(case, both=asked)
-    policy = case.top if method.reference == "base" else case.decoder.layers
-    stage = _stage(
-        case, "alignment", training, responses, batch, passes, policy + adapters, case.top, full
-    )
+    policy = (case.top if method.reference == "base" else case.decoder.layers) - case.first
+    adapted, trained = policy + adapters, case.top - case.first
+    stage = _stage(case, "alignment", training, responses, batch, passes, adapted, trained, full)
     kept = _kept(case, responses, asked) if method.target_cache else None
     return stage._replace(kept=kept, sampled=_sampled(case))
 
@@ -224,6 +228,22 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
     )
 
 
+def _from_trunk(case: Case, passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Return the passes as they run: of those on the reference's rows only the first computes the
+    blocks below the adapters.
+    """
+    made, known = [], False
+    for each in passes:
+        view = getattr(_views(case), each.name, None)
+        shares = each.name == "policy" or (view is not None and view.rows == "reference")
+        if shares and known:
+            made.append(each._replace(depth=each.depth - case.first))
+        else:
+            made.append(each._replace(below=case.first))
+        known = known or shares
+    return tuple(made)
+
+
 def _reads_responses(method: MethodOptions) -> bool:
     """Return whether a term reads the predictions of responses, which are complete then."""
     diverges = method.kl_weight and method.kl_rows == "responses"
@@ -286,7 +306,7 @@ def _teachers_held(case: Case, both: bool) -> tuple[int, int]:
     full = sum(path is not None and _is_model(path) for path in given)
     decoder = case.decoder
     parameters = decoder.embedding_parameters + case.top * decoder.block_parameters
-    return (len(named) - full) * decoder.layers, full * parameters
+    return (len(named) - full) * (decoder.layers - case.first), full * parameters
 
 
 def _is_model(path: str) -> bool:

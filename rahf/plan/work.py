@@ -34,6 +34,7 @@ class Pass(NamedTuple):
     counted: bool = True  # False: no part of a step (the measurement on held-out pairs)
     share: float = 1  # of the steps that it is made in
     upper: Upper | None = None  # None: all rows reach all of the blocks
+    below: int = 0  # lowest of the computed blocks, that have no adapter and get no gradient
 
     @property
     def tokens(self) -> float:
@@ -45,7 +46,7 @@ class Pass(NamedTuple):
             return (self,)
         blocks, rows, width = self.upper
         lower = self._replace(depth=self.depth - blocks, upper=None)
-        return lower, lower._replace(depth=blocks, rows=rows, width=width)
+        return lower, lower._replace(depth=blocks, rows=rows, width=width, below=0)
 
 
 class Work(NamedTuple):
@@ -64,10 +65,16 @@ def pass_work(decoder: Decoder, lora: Lora, made: Pass, checkpointing: bool) -> 
     """Return FLOPs of a pass; a frozen one has its forward only."""
     levels, adapter = made.levels(), lora if made.adapted else None
     head = 2 * decoder.d_model * decoder.vocab * levels[-1].rows * made.columns
-    forward = head + sum(level.depth * block_forward(decoder, adapter, level) for level in levels)
+    forward = head + sum(
+        (level.depth - level.below) * block_forward(decoder, adapter, level)
+        + level.below * block_forward(decoder, None, level)
+        for level in levels
+    )
     if not made.trained:
         return Work(forward, 0, 0)
-    backward = sum(level.depth * block_backward(decoder, lora, level) for level in levels)
+    backward = sum(
+        (level.depth - level.below) * block_backward(decoder, lora, level) for level in levels
+    )
     if made.scored:
         backward += head
     if not checkpointing:

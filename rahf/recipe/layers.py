@@ -5,6 +5,7 @@ round(f * (blocks - 1)), halves to the even one.
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -55,6 +56,31 @@ def resolve_layers(spec: int | float | str | list | tuple, num_layers: int) -> t
             )
         blocks.update(chosen)
     return tuple(sorted(blocks))
+
+
+MARGIN = 6
+"""`lora_first_layer: auto` is a 1 / MARGIN of the depth below the lowest target layer."""
+
+
+def first_layer(spec: int | float | str, num_layers: int, targets: Sequence[int]) -> int:
+    """Return the first block that gets an adapter, in a model of `num_layers` blocks.
+
+    Args:
+        targets: the target layers, ascending.
+
+    Raises:
+        ValueError: it is above the lowest target layer, whose states it could not move.
+    """
+    if spec == AUTO:
+        return max(0, targets[0] - round(num_layers / MARGIN))
+    first = round(spec * (num_layers - 1)) if isinstance(spec, float) else spec
+    if first > targets[0]:
+        raise ValueError(
+            f"lora_first_layer: {spec} is block {first}, above the lowest target layer "
+            f"({targets[0]}), whose states no adapter would move: give {targets[0]} or less, or "
+            "align higher layers (target_layers)."
+        )
+    return first
 
 
 def check_layers(spec: int | float | str | list | tuple) -> list[str]:

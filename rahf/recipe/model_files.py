@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rahf.data.hub import Finding, Kind, ask_hub, exists, may_be_on_hub, near_name
 from rahf.data.sources import FILE_SUFFIXES
 from rahf.models.shapes import KNOWN, read_decoder, read_lora, size_problems
-from rahf.recipe.layers import resolve_layers
+from rahf.recipe.layers import AUTO, first_layer, resolve_layers
 from rahf.recipe.methods import METHODS
 from rahf.recipe.model_options import pattern_problems
 from rahf.recipe.recipe import Recipe
@@ -82,7 +82,7 @@ def model_problems(recipe: Recipe) -> list[str]:
     if wrong:
         return wrong
     return [
-        *_layer_problems(recipe.method.target_layers, model_depth(folder)),
+        *_layer_problems(recipe, model_depth(folder)),
         *_position_problems(recipe.data.max_length, config, name),
         *_padding_problems(folder, config),
         *_direction_problems(recipe.method, config, model_depth(folder)),
@@ -102,14 +102,20 @@ def _family_problems(name: str, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _layer_problems(target_layers: Any, depth: int | None) -> list[str]:
+def _layer_problems(recipe: Recipe, depth: int | None) -> list[str]:
+    target_layers, first = recipe.method.target_layers, recipe.model.lora_first_layer
+    if target_layers == AUTO and first:
+        return [
+            f"lora_first_layer: {first} is relative to target_layers, which are auto: give layers"
+        ]
     if depth is None:
         return []
     try:
-        resolve_layers(target_layers, depth)
+        first_layer(first, depth, resolve_layers(target_layers, depth))
     except ValueError as error:
         # An invalid specification is reported with the options of the method.
-        return [str(error)] if "blocks, counted from 0:" in str(error) else []
+        known = ("blocks, counted from 0:", "lora_first_layer")
+        return [str(error)] if any(text in str(error) for text in known) else []
     return []
 
 

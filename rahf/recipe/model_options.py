@@ -5,9 +5,17 @@ Knows no model and no file.
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from rahf.recipe.fields import Rank, Share, option, raise_problems, value_problems
+from rahf.recipe.fields import (
+    Limits,
+    OrAny,
+    Rank,
+    Share,
+    option,
+    raise_problems,
+    value_problems,
+)
 from rahf.recipe.training_values import attention_kernels
 
 
@@ -35,6 +43,12 @@ class ModelOptions:
         16, "LoRA's scale: an adapter's update is multiplied by lora_alpha / lora_r."
     )
     lora_dropout: Share = option(0.0, "Dropout on the input of an adapter while it is trained.")
+    lora_first_layer: Annotated[int, Limits(least=0), OrAny(float | Literal["auto"])] = option(
+        0,
+        "First decoder block that gets an adapter: a block number, a fraction of the depth (0.3), "
+        "or auto, a sixth of the depth below the lowest target layer. The blocks below are run "
+        "once a batch for all views, without gradient.",
+    )
     lora_target_modules: list[str] | str | None = option(
         None,
         "Modules that get an adapter: a list of names, `all-linear`, or a regular expression that "
@@ -46,6 +60,12 @@ class ModelOptions:
         problems = value_problems(self, ModelOptions)
         if not problems and self.load_in_4bit and self.load_in_8bit:
             problems.append("load_in_4bit and load_in_8bit are both true: set one of them to false")
+        first = self.lora_first_layer
+        if not problems and isinstance(first, float) and not 0 <= first < 1:
+            problems.append(
+                f"lora_first_layer: {first} is neither a block number, which has no point, nor a "
+                "fraction from 0 to below 1"
+            )
         if not problems and self.attn_implementation is not None:
             problems += kernel_problems(self.attn_implementation)
         if not problems and isinstance(self.lora_target_modules, str):

@@ -28,6 +28,7 @@ from rahf.directions.vectors import Directions, check_finite_states
 from rahf.distributed.sharding import gathered, take_over_sharding
 from rahf.generation.answers import sample_texts
 from rahf.models.adapters import base_model, frozen_pass, pad_id
+from rahf.models.capture import Trunk
 from rahf.models.limits import check_rows
 from rahf.objective import row_mean
 from rahf.recipe.method_options import MethodOptions
@@ -229,7 +230,8 @@ def mean_shift(
     fitter = MeanDifference()
     for batch, counts in batches:
         batch = send_to_device(batch, device)
-        shift, responses = alignment.frozen_views.shift(batch), len(batch["row"])
+        trunk, responses = Trunk(alignment.trunk_depth), len(batch["row"])
+        shift = alignment.frozen_views.shift(batch, trunk=trunk)
         owner = batch["reference"]["aligned_owner"][: batch["aligned_responses"]]
         flat = row_mean(shift.transpose(1, 2).flatten(0, 1), owner, responses)
         means = flat.view(shift.shape[0], -1, responses).transpose(1, 2)

@@ -17,6 +17,7 @@ from tiny_models import (
     _CONFIGS,
     ARCHITECTURES,
     DEPTH,
+    UPPER,
     VOCABULARY,
     lora,
     tiny_model,
@@ -350,6 +351,33 @@ def test_the_passes_are_those_of_the_alignment(family_of, tmp_path, method, refe
         width = views[view]["input_ids"].shape[1]
         total += pass_work(planned.decoder, planned.lora, made._replace(width=width), False).total
     assert counted.get_total_flops() == total
+
+
+@pytest.mark.parametrize("shift", ["token", "mean"])
+def test_blocks_below_the_adapters_are_planned_once(upper_family, tmp_path, shift):
+    from tiny_runs import alignment_trainer
+
+    keys = {"method": "dual", "shift": shift, "sft_weight": 0.0, "target_layers": list(UPPER)}
+    trainer = alignment_trainer(
+        upper_family,
+        tmp_path,
+        **keys,
+        peft_config=lora(layers_to_transform=list(UPPER)),
+        base=upper_family.load_base(attn_implementation="eager"),
+    )
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
+    with FlopCounterMode(display=False) as counted:
+        trainer.alignment(trainer.model.train(), batch).loss.sum().backward()
+
+    planned = case(**keys, retain_weight=0, lora_first_layer=UPPER[0])
+    alignment = next(stage for stage in stages_of(planned) if stage.name == "alignment")
+    width = batch["reference"]["input_ids"].shape[1]
+    works = [
+        pass_work(planned.decoder, planned.lora, made._replace(width=width), False).total
+        for made in alignment.usual
+    ]
+    assert counted.get_total_flops() == sum(works)
+    assert alignment.trained == len(UPPER)
 
 
 @pytest.mark.parametrize("length", [32, 300, 3000])
