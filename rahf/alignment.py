@@ -162,8 +162,7 @@ def build_alignment(
     d_model = base.config.get_text_config().hidden_size
     if directions is not None:
         directions.check_width(d_model)
-    needed = {name: teachers[name] for name in views.teachers()}
-    full = add_teachers(policy, needed, depth)
+    full = add_teachers(policy, {name: teachers[name] for name in views.teachers()}, depth)
     models = (policy.get_base_model(), *full.values())
     alignment = Alignment(
         frozen_views=FrozenViews(policy, views, layers, full),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rahf.models.scoring import SCORED_AT_ONCE
 from rahf.plan.case import Case
 from rahf.plan.lengths import Extent
-from rahf.plan.work import Pass, Upper
+from rahf.plan.work import Pass, Upper, from_trunk
 from rahf.recipe.method_options import MethodOptions
 from rahf.recipe.methods import View, Views
 
@@ -116,11 +116,10 @@ def _alignment(case: Case) -> Stage:
             for view in ("reference", *views)
         ]
         policy = _states(case, "policy", batch, extents)
-        if method.target_cache:  # its states are kept, not the trunk
-            trained = (*_from_trunk(case, frozen), *_from_trunk(case, [policy]))
-        else:
-            trained = _from_trunk(case, [*frozen, policy])
-        return (*trained, *_held_out(case, extents))
+        # target_cache keeps states of the frozen views, not the trunk.
+        together = [frozen, [policy]] if method.target_cache else [[*frozen, policy]]
+        made = (one for passes in together for one in _from_trunk(case, passes))
+        return (*made, *_held_out(case, extents))
 
     adapters, full = _teachers_held(case, both=asked)
     policy = (case.top if method.reference == "base" else case.decoder.layers) - case.first
@@ -229,19 +228,9 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
 
 
 def _from_trunk(case: Case, passes: Sequence[Pass]) -> tuple[Pass, ...]:
-    """Return the passes as they run: of those on the reference's rows only the first computes the
-    blocks below the adapters.
-    """
-    made, known = [], False
-    for each in passes:
-        view = getattr(_views(case), each.name, None)
-        shares = each.name == "policy" or (view is not None and view.rows == "reference")
-        if shares and known:
-            made.append(each._replace(depth=each.depth - case.first))
-        else:
-            made.append(each._replace(below=case.first))
-        known = known or shares
-    return tuple(made)
+    views = _views(case)
+    rows = [(getattr(views, each.name, None) or View("reference", None)).rows for each in passes]
+    return from_trunk(passes, case.first, [name == "reference" for name in rows])
 
 
 def _reads_responses(method: MethodOptions) -> bool:

@@ -6,6 +6,7 @@ counted, since it is computed. Attention counts the full square of a row's width
 that skip the upper triangle halve. Knows no recipe, no memory and no dtype.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rahf.models.shapes import Decoder, Linear, Lora
@@ -47,6 +48,21 @@ class Pass(NamedTuple):
         blocks, rows, width = self.upper
         lower = self._replace(depth=self.depth - blocks, upper=None)
         return lower, lower._replace(depth=blocks, rows=rows, width=width, below=0)
+
+
+def from_trunk(
+    passes: Sequence[Pass], blocks: int, on_same_rows: Sequence[bool]
+) -> tuple[Pass, ...]:
+    """Return the passes of a batch as they run: of those on the same rows only the first computes
+    the lowest `blocks`, which have no adapter.
+    """
+    first = on_same_rows.index(True) if True in on_same_rows else len(passes)
+    return tuple(
+        each._replace(depth=each.depth - blocks)
+        if shares and index > first
+        else each._replace(below=blocks)
+        for index, (each, shares) in enumerate(zip(passes, on_same_rows, strict=True))
+    )
 
 
 class Work(NamedTuple):

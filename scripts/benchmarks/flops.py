@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(TEACHERS), choices=list(TEACHERS))
     parser.add_argument("--variants", nargs="+", default=list(FORMULAS), choices=list(FORMULAS))
+    parser.add_argument("--first_layer", type=float, default=0.0, help="as that of step_time.py")
     parser.add_argument("--seed", type=int, default=0, help="of the first rows")
     options = parser.parse_args()
     print("| method | variant | TFLOP/step | over rahf |\n|---|---|---|---|")
@@ -37,6 +38,7 @@ def main() -> None:
             dtype="float32",
             device="cpu",
             pairs=options.pairs,
+            first=options.first_layer,
         )
         steps = counted_steps(workload, options)
         needed = {

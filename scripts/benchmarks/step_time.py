@@ -47,6 +47,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--clock", default="wall", choices=["wall", "cpu"], help="cpu: for a look on a busy machine"
     )
+    parser.add_argument(
+        "--first_layer",
+        type=float,
+        default=0.0,
+        help="first block with an adapter, as a fraction of the depth",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first rows")
     parser.add_argument(
         "--counts_only",
@@ -141,6 +147,7 @@ def main() -> None:
         device=options.device,
         pairs=options.pairs,
         lengths=options.lengths,
+        first=options.first_layer,
     )
     workloads = {
         method: replace(given, folder=options.output / method, method=method)

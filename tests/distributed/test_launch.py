@@ -86,6 +86,7 @@ RETAINING = (
     *("--retain_dataset_name", "texts.jsonl", "--retain_tokens", "5"),
 )
 CHECKPOINTING = ("--activation_checkpointing", "true")  # teachers take it over
+UPPER = ("--lora_first_layer", "1")  # block 0 is a trunk that all views share
 SOLVED = ("--alpha", "auto", "--shift", "mean", "--kl_budget", "1e-5", "--learning_rate", "2e-2")
 WHOLE_BATCH = ("--max_steps", "1", "--teachers.max_steps", "1", "--response_source", "chosen")
 
@@ -146,6 +147,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "rest", *rest, "6"),
         align(uneven_recipe, "scit_rest", *SCIT, *COMPARED, *rest, "6"),
         align(uneven_recipe, "solved", *SOLVED),
+        align(uneven_recipe, "upper", *UPPER),
         align(uneven_recipe, "retaining", *RETAINING, *rest, "4"),
     ):
         assert main(command) == 0
@@ -163,6 +165,8 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "rest_2", *rest, "3"),
         align(uneven_recipe, "scit_rest_2", *SCIT, *COMPARED, *rest, "3"),
         align(uneven_recipe, "solved_2", *SOLVED, *half),
+        align(uneven_recipe, "upper_2", *UPPER, *half),
+        align(uneven_recipe, "upper_recomputed_2", *UPPER, *CHECKPOINTING, *half),
         align(uneven_recipe, "keeping_2", "--target_cache", "states", *half),
         align(uneven_recipe, "cached_2", "--target_cache", "states", *half),
         align(uneven_recipe, "retaining_2", *RETAINING, "--target_cache", "held", *rest, "2"),
@@ -181,6 +185,8 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
     assert_same_run("rest", "rest_2")
     assert_same_run("scit_rest", "scit_rest_2")
     assert_same_run("solved", "solved_2", rtol=1e-3)
+    assert_same_run("upper", "upper_2")
+    assert_same_run("upper", "upper_recomputed_2")
     assert_same_run("dual", "keeping_2")
     assert_same_run("dual", "cached_2")
     assert_same_run("retaining", "retaining_2")

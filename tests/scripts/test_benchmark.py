@@ -42,9 +42,9 @@ def tiny_folder(tmp_path_factory):
     return folder
 
 
-def workload_of(folder, method):
+def workload_of(folder, method, first=0.0):
     workload = Workload(
-        folder=folder / method,
+        folder=folder / f"{method}_{first}",
         method=method,
         model=str(folder / "model"),
         shape=None,
@@ -53,6 +53,7 @@ def workload_of(folder, method):
         pairs=2,
         lengths=0.1,
         learning_rate=1e-2,
+        first=first,
     )
     prepare(workload, steps=3)
     return workload
@@ -223,6 +224,24 @@ def test_formulas_give_the_flops_that_are_counted(tiny_folder, method, variant):
         assert count(workload, variant, steps=2, warmup=1)["flops"] == by_formula
     # The kernel of a CPU has as many but in the lowest of the four blocks.
     assert count(workload, variant, 2, 1)["flops"] == pytest.approx(by_formula, rel=0.03)
+
+
+@pytest.mark.parametrize("method", REFERENCE)
+def test_adapters_that_begin_higher_keep_the_losses_and_save_what_the_formulas_say(
+    tiny_folder, method
+):
+    workload = workload_of(tiny_folder, method, first=0.34)
+    assert workload.first_block() == 1
+    losses = [VARIANTS[name](workload, 3, lambda: 0.0).losses for name in ("naive", "rahf")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    rows = list(workload.rows())
+    steps = [rows[start : start + workload.pairs] for start in (2, 4)]
+    for variant in ("naive", "rahf"):
+        by_formula = sum(step_flops(workload, variant, pairs) for pairs in steps) / 2
+        with sdpa_kernel(SDPBackend.MATH):
+            assert count(workload, variant, steps=2, warmup=1)["flops"] == by_formula
+    lower = workload_of(tiny_folder, method)
+    assert step_flops(workload, "rahf", steps[0]) < 0.9 * step_flops(lower, "rahf", steps[0])
 
 
 def test_the_table_of_formulas_is_of_the_rows_that_the_benchmark_times(

@@ -8,7 +8,7 @@ lowest block, where one or two are needed, and on a CPU the package takes long r
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from parts.workload import Workload, lora, responses_of
+from parts.workload import Workload, responses_of
 
 from rahf.data.rows import packed_rows
 from rahf.models.shapes import read_decoder, read_lora
@@ -29,20 +29,26 @@ class Shapes:
         self.workload = workload
         config = workload.config().to_dict()
         self._decoder = read_decoder(config, workload.shape or workload.model)
-        given = lora()
+        given = workload.lora()
         self._lora = read_lora(
             self._decoder, given.r, given.lora_dropout, sorted(given.target_modules)
         )
         self.blocks, self.top = self._decoder.layers, workload.layers()[-1] + 1
+        self.first = workload.first_block()
 
     def forward(self, rows: float, width: float, adapted: bool, columns: float) -> float:
         """Count a forward through all blocks, and the head over `columns` tokens of a row."""
-        return self._of(Pass("", rows, width, self.blocks, adapted, False, columns)).total
+        made = Pass("", rows, width, self.blocks, adapted, False, columns, below=self.first)
+        return self._of(made).total
 
-    def packed(self, view: str, pairs: Pairs, trained: bool = False) -> float:
+    def packed(
+        self, view: str, pairs: Pairs, *, trained: bool = False, known: bool = False
+    ) -> float:
         """Count both responses of the pairs without padding, up to the top target layer, no head.
 
-        A pack counts as rows of one width with as many tokens and as many products of attention.
+        Where another pass has computed the blocks below the adapters (`known`), a pass on the
+        reference's rows begins above them. A pack counts as rows of one width with as many
+        tokens and as many products of attention.
         """
         instructed = self.workload.method == "scit" and view in ("positive", "negative")
         prompt = f"{view}_prompt_ids" if instructed else "prompt_ids"
@@ -51,13 +57,17 @@ class Shapes:
         rows = [[stop - start for start, stop in spans] for spans in packed["spans"]]
         tokens = packed["input_ids"].numel()
         width = sum(row[-1] * sum(row) for row in rows) / tokens
-        return self._of(Pass("", tokens / width, width, self.top, True, trained, columns=0)).total
+        below = 0 if known and not instructed else self.first
+        depth = self.top - self.first + below
+        made = Pass("", tokens / width, width, depth, True, trained, columns=0, below=below)
+        return self._of(made).total
 
     def backward(self, rows: float, width: float, blocks: int, scored: float = 0) -> float:
         """Count a backward of a policy, from the output of `blocks` blocks, or of the head over
         `scored` tokens.
         """
-        return self._of(Pass("", rows, width, blocks, True, True, scored, scored)).backward
+        made = Pass("", rows, width, blocks, True, True, scored, scored, below=self.first)
+        return self._of(made).backward
 
     def _of(self, made: Pass) -> Work:
         return pass_work(self._decoder, self._lora, made, checkpointing=False)
@@ -76,12 +86,14 @@ def naive(shapes: Shapes, pairs: Pairs) -> float:
 def rahf(shapes: Shapes, pairs: Pairs) -> float:
     """Count the reference, the views that differ from it, and the policy."""
     views = {"positive", "negative"} - {shapes.workload.reference}
-    return rahf_mean(shapes, pairs) + sum(shapes.packed(view, pairs) for view in views)
+    read = sum(shapes.packed(view, pairs, known=True) for view in views)
+    return rahf_mean(shapes, pairs) + read
 
 
 def rahf_mean(shapes: Shapes, pairs: Pairs) -> float:
     """Count the reference and the policy."""
-    return rahf_cached(shapes, pairs) + shapes.packed("reference", pairs)
+    policy = shapes.packed("reference", pairs, trained=True, known=True)
+    return policy + shapes.packed("reference", pairs)
 
 
 def rahf_cached(shapes: Shapes, pairs: Pairs) -> float:

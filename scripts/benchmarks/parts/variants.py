@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from parts.workload import MAX_TOTAL, Workload, lora
+from parts.workload import MAX_TOTAL, Workload
 from transformers import TrainerCallback
 
 from rahf.overrides import overrides
@@ -89,7 +89,7 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
         args,
         workload.rows(),
         processing_class=small_tokenizer(),
-        peft_config=lora(),
+        peft_config=workload.lora(),
         teachers=workload.teachers(),
         callbacks=[ends],
     )
@@ -149,7 +149,7 @@ def dpo(workload: Workload, steps: int, meter: Meter) -> Trained:
         args=args,
         train_dataset=rows,
         processing_class=small_tokenizer(),
-        peft_config=lora(),
+        peft_config=workload.lora(),
         callbacks=[ends],
     ).train()
     return Trained(ends.read, [])

@@ -20,6 +20,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from rahf.recipe.layers import first_layer
+
 PROMPT_MEAN, PROMPT_SIGMA = 185.1, 1.2
 RESPONSE_MEAN, RESPONSE_SIGMA = 305.3, 0.7
 MAX_PROMPT, MAX_TOTAL = 256, 768
@@ -54,6 +56,7 @@ class Workload:
     alpha: float = 5.0
     learning_rate: float = 3e-4
     row_folder: str = "rows"
+    first: float = 0.0  # first block with an adapter, as a fraction of the depth
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -83,6 +86,22 @@ class Workload:
         depth = self.config().num_hidden_layers
         scaled = (block * depth // PUBLISHED_DEPTH for block in ALIGNED[self.method][0])
         return tuple(sorted(set(scaled)))
+
+    def first_block(self) -> int:
+        """Return the first block with an adapter."""
+        depth = self.config().num_hidden_layers
+        return first_layer(self.first, depth, self.layers())
+
+    def lora(self) -> LoraConfig:
+        """Return the published LoRA, on the blocks from the first."""
+        blocks = range(self.first_block(), self.config().num_hidden_layers)
+        return LoraConfig(
+            r=8,
+            lora_alpha=16,
+            target_modules=["q_proj", "v_proj"],
+            layers_to_transform=list(blocks),
+            task_type="CAUSAL_LM",
+        )
 
     def config(self) -> Any:
         if self.shape is None:
@@ -167,7 +186,7 @@ def write_adapter(workload: Workload, folder: Path, seed: int) -> None:
     """Write a LoRA of the published form with drawn weights, made without the base's own."""
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(workload.config())
-        model = get_peft_model(base, lora())
+        model = get_peft_model(base, workload.lora())
     generator = torch.Generator().manual_seed(seed)
     weights = {
         name: torch.randn(tensor.shape, generator=generator) * 0.02
@@ -178,13 +197,6 @@ def write_adapter(workload: Workload, folder: Path, seed: int) -> None:
     config.inference_mode, config.base_model_name_or_path = True, workload.model
     config.save_pretrained(folder)
     save_file(weights, folder / "adapter_model.safetensors")
-
-
-def lora() -> LoraConfig:
-    """Return the published LoRA."""
-    return LoraConfig(
-        r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
 
 
 def responses_of(pairs: list[Mapping[str, Any]], limit: int) -> list[tuple[Mapping, list[int]]]:
