@@ -123,8 +123,8 @@ def _alignment(case: Case) -> Stage:
 
     adapters, full = _teachers_held(case, both=asked)
     policy = (case.top if method.reference == "base" else case.decoder.layers) - case.first
-    adapted, trained = policy + adapters, case.top - case.first
-    stage = _stage(case, "alignment", training, responses, batch, passes, adapted, trained, full)
+    blocks = policy + adapters, case.top - case.first
+    stage = _stage(case, "alignment", training, responses, batch, passes, *blocks, full)
     kept = _kept(case, responses, asked) if method.target_cache else None
     return stage._replace(kept=kept, sampled=_sampled(case))
 
@@ -228,9 +228,8 @@ def _states(case: Case, name: str, batch: int, extents: Extents) -> Pass:
 
 
 def _from_trunk(case: Case, passes: Sequence[Pass]) -> tuple[Pass, ...]:
-    views = _views(case)
-    rows = [(getattr(views, each.name, None) or View("reference", None)).rows for each in passes]
-    return from_trunk(passes, case.first, [name == "reference" for name in rows])
+    read = [getattr(_views(case), each.name, None) for each in passes]  # None: by the policy
+    return from_trunk(passes, case.first, [not view or view.rows == "reference" for view in read])
 
 
 def _reads_responses(method: MethodOptions) -> bool:
