@@ -158,6 +158,7 @@ class RAHFTrainer(AdapterTrainer):
 
     @overrides(Trainer)
     def create_model_card(self, *args, **kwargs):
+        # transformers calls it before it uploads; its own card would replace ours.
         self.describe(Path(self.args.output_dir))
 
     def preference_margins(self) -> Tensor:
