@@ -1,6 +1,7 @@
 # make quickstart: install, fetch the demo model, align it in two directions, show the difference.
 # make test: install and run the test suite.  make test-all: the slow tests, which `test` omits.
-# make style, make format: lint and format.  make docs: docs/recipe.md from the options.
+# make style, make format: lint and format.  make docs: docs/recipe.md and the schema of recipes from
+# the options.  make site: the documents as a site, in build/site.
 # make lock: constraints.txt anew.  make test-latest, make test-lowest: both ends of the ranges.
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +19,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test test-all test-latest test-lowest style format docs lock compiler clean
+.PHONY: quickstart test test-all test-latest test-lowest style format docs site lock compiler clean
 
 # What a recipe needs. Nothing is compiled.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -60,6 +61,14 @@ format: $(VENV)/tested
 
 docs: $(VENV)/installed
 	$(VENV)/bin/python -m rahf.recipe.reference > docs/recipe.md
+	$(VENV)/bin/python -m rahf.recipe.schema > recipes/recipe.schema.json
+
+# An environment of its own: the site needs none of the packages that it describes.
+site:
+	@test -d .venv-docs || $(PYTHON) -m venv .venv-docs
+	@$(call install,.venv-docs) --constraint constraints.txt "mkdocs<2" "mkdocs-material<10" "mkdocstrings[python]<2" ruff
+	.venv-docs/bin/python scripts/docs_site.py
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 # Exact versions of all packages, for Python 3.11 to 3.13 on every platform. torch is the release
 # that the figures in the documents were measured with.
@@ -99,4 +108,4 @@ test-lowest: .venv-lock/bin/uv | compiler
 	$(call pytest,.venv-lowest) -m "not gpu" -W default
 
 clean:
-	rm -rf .venv .venv-lock .venv-latest .venv-lowest outputs build *.egg-info
+	rm -rf .venv .venv-docs .venv-lock .venv-latest .venv-lowest outputs build *.egg-info

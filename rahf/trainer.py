@@ -25,7 +25,7 @@ from rahf.alignment import AlignmentOutput
 from rahf.data.chat_format import with_chat_template
 from rahf.data.contrast import PairsTogether, Responses
 from rahf.directions.vectors import Directions
-from rahf.models.adapters import base_name, frozen_pass
+from rahf.models.adapters import POLICY, base_name, frozen_pass
 from rahf.models.likelihood import preference_margins, preferred
 from rahf.objective import Progress
 from rahf.overrides import overrides
@@ -34,6 +34,7 @@ from rahf.trainer_config import RAHFConfig
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
 from rahf.training.preparation import base_on_device, prepare, rows_of
 from rahf.training.resumable_trainer import NonFiniteError
+from rahf.training.run_files import as_recipe, write_python_run
 
 
 class RAHFTrainer(AdapterTrainer):
@@ -88,6 +89,8 @@ class RAHFTrainer(AdapterTrainer):
         self.alignment, self.target_cache = made.alignment, made.target_cache
         self.eval_rows, self.sampling_seconds = eval_rows, made.sampling_seconds
         self._tally = {phase: Tally(self.alignment.layers) for phase in ("train", "eval")}
+        facts = self.alignment.model.peft_config[POLICY], self.alignment.layers, train_dataset
+        self.described = as_recipe(args, base_name(base), *facts)
         train, held_out = (
             data and Responses(data, args.response_source, made.retained, args.seed)
             for data in (rows, eval_rows)
@@ -149,6 +152,14 @@ class RAHFTrainer(AdapterTrainer):
             {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         )
         return result
+
+    def describe(self, folder):
+        write_python_run(folder, self.described, self.state.log_history)
+
+    @overrides(Trainer)
+    def create_model_card(self, *args, **kwargs):
+        # transformers calls it before it uploads; its own card would replace ours.
+        self.describe(Path(self.args.output_dir))
 
     def preference_margins(self) -> Tensor:
         """Return chosen minus rejected, [held-out pairs], nats per token; computed on all ranks."""

@@ -14,6 +14,7 @@ from rahf.recipe.method_options import MethodOptions, batch_problems
 from rahf.recipe.methods import with_defaults
 from rahf.recipe.trackers import tracker_problems
 from rahf.recipe.training_arguments import TRAINING_DEFAULTS
+from rahf.recipe.unsupported import unsupported_problems
 
 
 def _default(name: str, help: str) -> Any:
@@ -62,6 +63,7 @@ class TrainerOptions(MethodOptions, TrainingArguments):
         raise_problems(
             batch_problems(self, self.per_device_train_batch_size, self.per_device_eval_batch_size)
             + tracker_problems(self.report_to)
+            + unsupported_problems(vars(self))
         )
         TrainingArguments.__post_init__(self)
 

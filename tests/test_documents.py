@@ -1,8 +1,11 @@
 """The documents are readable and name what exists: commands, options, keys, targets, files."""
 
 import argparse
+import ast
 import configparser
+import importlib
 import re
+import textwrap
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -39,6 +42,14 @@ OTHERS = {
     "split_kind": "a column of the shipped test prompts",
     "seen_subject": "a value of split_kind",
     "new_subject": "a value of split_kind",
+    "grad_norm": "logged by transformers",
+    "preference_accuracy": "a figure of metrics.json",
+    "preference_margin": "a figure of metrics.json",
+    "judged_mean": "a figure of metrics.json",
+    "unrelated_loss": "a figure of metrics.json",
+    "peft_config": "an argument of RAHFTrainer",
+    "modules_to_save": "of PEFT's LoraConfig",
+    "base_model_name_or_path": "a key of adapter_config.json",
 }
 
 
@@ -200,6 +211,20 @@ def test_options_and_keys_in_the_text_exist(path):
             continue
         unknown += [] if fine else [span]
     assert unknown == []
+
+
+@each(DOCUMENTS)
+def test_python_of_a_document_is_valid_and_imports_what_exists(path):
+    missing = []
+    for language, content in blocks(path.read_text())[0]:
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(textwrap.dedent(content))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rahf"):
+                module = importlib.import_module(node.module)
+                names = [alias.name for alias in node.names]
+                missing += [name for name in names if not hasattr(module, name)]
+    assert missing == []
 
 
 @each(DOCUMENTS)

@@ -1,9 +1,12 @@
+import json
 import math
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM, PeftModel
 from tiny_models import DEPTH, EOS, lora, make_family, tiny_dataset, tiny_tokenizer
 from tiny_runs import (
@@ -27,6 +30,7 @@ from rahf.trainer import RAHFTrainer
 from rahf.trainer_config import RAHFConfig
 from rahf.training.preparation import mean_shift
 from rahf.training.resumable_trainer import NonFiniteError
+from rahf.training.run_files import data_set_names
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 LAYERS = (0, 2)
@@ -37,6 +41,7 @@ EVERY_TERM = {
     "sft_weight": 0.1,
     "retain_texts": RETAINED,
 }
+WITH_DPO = {"dpo_weight": 0.5, "pairs_together": True}
 METHODS = [
     ("dual", "base"),
     ("dual", "positive"),
@@ -151,12 +156,22 @@ def test_adapters_are_trained_in_float32_on_a_bfloat16_base(family, tmp_path):
         assert not torch.equal(start[name], end[name]), name
 
 
-@pytest.mark.parametrize("model", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("llama", {"use_dora": True}),
+        ("gpt2", {"use_dora": True, "use_rslora": True}),
+        ("llama", {"use_rslora": True}),
+    ],
+)
 def test_the_saved_policy_has_the_hidden_states_it_had_in_training(
-    family, gpt2_family, tmp_path, model
+    family, gpt2_family, tmp_path, model, options
 ):
     family = {"llama": family, "gpt2": gpt2_family}[model]
-    trainer = alignment_trainer(family, tmp_path / "out", save_strategy="no")
+    out, kind = tmp_path / "out", lora(4, **options)
+    trainer = alignment_trainer(family, out, save_strategy="no", peft_config=kind)
     trainer.train()
     trainer.save_model()
     states = states_of(trainer.model)
@@ -170,19 +185,48 @@ def test_the_saved_policy_has_the_hidden_states_it_had_in_training(
     assert torch.allclose(states_of(plain), states, atol=1e-4)
 
 
-def test_the_folder_holds_the_policy_and_the_tokenizer_and_nothing_else(family, tmp_path):
-    trainer = alignment_trainer(family, tmp_path, save_strategy="no")
+def test_the_folder_holds_the_policy_its_tokenizer_and_its_description(family, tmp_path):
+    trainer = alignment_trainer(family, tmp_path, save_strategy="no", eval_pairs=2, **WITH_DPO)
     trainer.train()
+    trainer.evaluate()
     trainer.save_model()
     files = files_of(tmp_path)
     assert {str(name) for name in files} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "log.jsonl",
+        "metrics.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "training.png",
     }
     policy = sum(weight.numel() for weight in policy_weights(trainer).values())
     assert len(next(v for k, v in files.items() if k.suffix == ".safetensors")) < 4 * policy + 4000
+    metrics = json.loads(files[Path("metrics.json")])
+    assert metrics["train_runtime"] > 0
+    assert 0 <= metrics["eval_preference/accuracies"] <= 1
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "RAHF-DUAL with a DPO term" in card.text
+    assert "target layers: 0, 2" in card.text
+    reached = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert reached["reached"] == pytest.approx(metrics["eval_repr/reached"])
+
+
+def test_a_card_that_the_user_wrote_is_kept(family, tmp_path, caplog):
+    trainer = alignment_trainer(family, tmp_path, save_strategy="no", max_steps=1)
+    trainer.train()
+    (tmp_path / "README.md").write_text("my notes")
+    trainer.save_model()
+    assert (tmp_path / "README.md").read_text() == "my notes"
+    assert "README.md is not a card of rahf" in caplog.text
+
+
+def test_a_card_names_the_repository_that_the_rows_were_read_from(tmp_path):
+    for name, found in (("org___my-pairs", ["org/my-pairs"]), ("json", [])):
+        tiny_dataset(2).save_to_disk(tmp_path / name / "default")
+        assert data_set_names(datasets.load_from_disk(tmp_path / name / "default")) == found
+    assert data_set_names(tiny_dataset(2)) == []
 
 
 @pytest.mark.parametrize(("method", "reference"), [("dual", "positive"), ("scit", "contrast")])

@@ -1,4 +1,4 @@
-"""`rahf directions`: fit one direction per layer, and measure it on held-out pairs."""
+"""`rahf directions`: fit one direction per layer and measure it, or read those of a GGUF file."""
 
 import argparse
 import sys
@@ -8,6 +8,10 @@ from pathlib import Path
 from rahf.commands.options.explanations import explanations_option, read_explained
 
 FITS = ("mean", "principal", "probe")
+
+FITTING = ("source", "tokens", "fit", "layers", "positive", "negative", "rows", "compare")
+FITTING += ("effect", "effect_pairs", "explanations")
+"""Options that have no effect on finished directions."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +24,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the directions (default: output_dir/reading/SOURCE)",
     )
     explanations_option(parser)
+    parser.add_argument(
+        "--from",
+        dest="from_file",
+        metavar="FILE.gguf",
+        type=Path,
+        help="fit nothing: read a control vector of llama.cpp, check it against the model",
+    )
+    parser.set_defaults(unset={name: parser.get_default(name) for name in FITTING})
 
 
 def _what_is_fitted(option: Callable[..., object]) -> None:
@@ -68,6 +80,8 @@ def _what_is_measured(option: Callable[..., object]) -> None:
 
 
 def run(recipe, options: argparse.Namespace) -> int:
+    if options.from_file is not None:
+        return _take_over(recipe, options)
     from rahf.pipeline.read_directions import ReadingOptions, read_directions
 
     chosen = {name: getattr(options, name) for name in ReadingOptions._fields}
@@ -77,6 +91,41 @@ def run(recipe, options: argparse.Namespace) -> int:
         folder = options.output or recipe.output_dir / "reading" / options.source
         print(f"\n{_explained(options.explanations, explained[0], folder)}")
     return 0
+
+
+def _take_over(recipe, options: argparse.Namespace) -> int:
+    """Write the directions of another program's file to the folder of the reading."""
+    from dataclasses import replace
+
+    from rahf.artifacts import alone
+    from rahf.export.checks import check_directions
+    from rahf.export.gguf import read_control_vector
+
+    _refuse_fitting(options)
+    path: Path = options.from_file
+    if not path.is_file():
+        raise ValueError(f"--from: there is no file {path} (working directory: {Path.cwd()}).")
+    read = read_control_vector(path)
+    metadata = {**read.metadata, "model": recipe.model.model_name_or_path}
+    unchecked = check_directions(path, read.layers, read.vectors, metadata)
+    if unchecked is not None:
+        print(f"note: {unchecked}", file=sys.stderr)
+    folder = options.output or recipe.output_dir / "reading" / path.stem
+    with alone(folder, wait=False):
+        written = replace(read, metadata=metadata).save(folder)
+    shown = ", ".join(map(str, read.layers))
+    print(f"{written}: layers {shown}, of width {read.vectors.shape[1]}, to be added in each layer")
+    return 0
+
+
+def _refuse_fitting(options: argparse.Namespace) -> None:
+    """Refuse options that say what is fitted or measured, which --from leaves without effect."""
+    for name, default in options.unset.items():
+        if getattr(options, name) != default:
+            raise ValueError(
+                f"--{name} fits or measures directions, and --from reads finished ones: omit one "
+                "of the two."
+            )
 
 
 def _explained(path: Path, lines: list[dict], folder: Path) -> str:

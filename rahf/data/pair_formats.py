@@ -27,6 +27,9 @@ REFUSED_COLUMNS = ("input", "history")
 PROMPT_LIKE_COLUMNS = ("instruction", "question", "query", *REFUSED_COLUMNS)
 """Columns that may hold the prompt where there is no `prompt`."""
 
+MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns of what a pair is about, where it is not text."""
+
 NO_PROMPT = "the sides share no prompt"
 
 DEEPEST = 64
@@ -69,6 +72,7 @@ def pair_of(
         names["system"] = "system_prompt"
     given = {wanted: record.get(name) for wanted, name in names.items()}
     unread = {k: v for k, v in record.items() if k not in names.values() and v not in (None, "")}
+    refuse_media([name for name in unread if unread[name] != []], where)
     for name, value in given.items():
         _check_readable(name, value)
     explicit = "prompt" in mapping
@@ -88,6 +92,20 @@ def pair_of(
     for name in PROMPT_LIKE_COLUMNS if plain else suspects:
         _check_unread(name, unread.get(name), text, where)
     return _checked(pair), [f"column {name}" for name in unread]
+
+
+def refuse_media(columns: Iterable[str], where: str) -> None:
+    """Refuse pairs about pictures or sound, of which only the text would be read.
+
+    Raises:
+        ValueError: the first such column.
+    """
+    for name in columns:
+        if name in MEDIA_COLUMNS:
+            raise ValueError(
+                f"{where} has a column {name}: pairs about pictures, sound or video cannot be "
+                "aligned, since only text is read. Remove the column if the text is what you mean."
+            )
 
 
 def _check_readable(name: str, value: Any) -> None:

@@ -28,6 +28,7 @@ from rahf.data.pair_formats import (
     UnusablePairError,
     no_prompt,
     pair_of,
+    refuse_media,
 )
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def normalize_pairs(
     if len(dataset) == 0:
         raise ValueError(f"{where} has no rows.")
     mapping = check_columns(dataset.column_names, columns, where)
+    refuse_media(set(dataset.column_names) - set(mapping.values()), where)
     _check_filled(dataset, mapping, where)
     # Columns that are neither read nor refused are not even loaded, only named.
     loaded = {*mapping.values(), *OPTIONAL_COLUMNS, "system_prompt", *PROMPT_LIKE_COLUMNS}

@@ -1,11 +1,16 @@
-"""Directions as a GGUF control vector, the file that llama.cpp adds to its layers. Knows no model.
+"""Directions as a GGUF control vector, the file that llama.cpp adds to its layers, and such a file
+of others as directions. Knows no model.
 
 Layers are numbered as in llama.cpp (`common_control_vector_load`, `llama_adapter_cvec`):
 `direction.N` is added to the output of block N, counted from 0, which is our layer N; there is none
 for block 0.
 """
 
+import re
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from rahf.directions.vectors import Directions
 
@@ -55,8 +60,55 @@ def write_control_vector(directions: Directions, path: Path, model_hint: str) ->
     staging.replace(path)
 
 
+def read_control_vector(path: Path) -> Directions:
+    """Return the vectors of a file as they are; `increments` of the metadata is true.
+
+    llama.cpp adds them in every layer, and what is added stays in the residual stream.
+
+    Raises:
+        ValueError: the package gguf is missing; the file is damaged, or is no control vector.
+    """
+    gguf = gguf_package()
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged or no GGUF file ({error})") from None
+    vectors = {_layer_of(tensor.name, path): _vector(tensor, path) for tensor in reader.tensors}
+    widths = {len(vector) for vector in vectors.values()}
+    if len(widths) != 1:
+        raise ValueError(
+            f"{path}: a control vector holds tensors direction.N of one width, and this file holds "
+            f"{f'widths {sorted(widths)}' if widths else 'no tensor'}."
+        )
+    layers, hint = tuple(sorted(vectors)), reader.fields.get(f"{ARCHITECTURE}.model_hint")
+    made_with = {"fit": f"control vector {path.name}", "increments": "true"}
+    if hint is not None and isinstance(named := hint.contents(), str):
+        theirs = {name: own for own, name in LLAMA_CPP_NAMES.items() if own != "mistral"}
+        made_with["model_type"] = theirs.get(named, named)
+    return Directions(layers, torch.stack([vectors[layer] for layer in layers]), made_with)
+
+
+def _layer_of(name: str, path: Path) -> int:
+    found = re.fullmatch(r"direction\.([1-9]\d{0,5})", name)
+    if found is None:
+        raise ValueError(
+            f"{path} holds a tensor {name!r}: in a control vector each is direction.N, N being a "
+            "block from 1."
+        )
+    return int(found[1])
+
+
+def _vector(tensor: Any, path: Path) -> torch.Tensor:
+    if tensor.tensor_type.name != "F32" or len(tensor.shape) != 1:
+        raise ValueError(
+            f"{path}: {tensor.name} is {tensor.tensor_type.name} of shape {list(tensor.shape)}; "
+            "llama.cpp reads vectors in F32 only, and so does rahf."
+        )
+    return torch.tensor(tensor.data)  # a copy: the file is only mapped into memory
+
+
 def gguf_package():
-    """Return the package that writes the format.
+    """Return the package that reads and writes the format.
 
     Raises:
         ValueError: it is not installed.
@@ -65,7 +117,7 @@ def gguf_package():
         import gguf
     except ModuleNotFoundError:
         raise ValueError(
-            "a control vector needs the package gguf: pip install 'rahf[gguf]', or omit gguf "
-            "from --formats."
+            "a GGUF control vector needs the package gguf: pip install 'rahf[gguf]', or choose "
+            "another format (--formats safetensors)."
         ) from None
     return gguf

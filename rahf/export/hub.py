@@ -24,6 +24,7 @@ from rahf.export.checks import (
     nothing_there,
     read_mapping,
 )
+from rahf.recipe.as_run import method_as_run
 from rahf.recipe.methods import METHODS
 from rahf.report.card import directions_card, model_card
 
@@ -114,8 +115,9 @@ def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
     recipe["model_name_or_path"] = base
     metrics = read_mapping(folder / METRICS_FILE) if METRICS_FILE in files else {}
     files[RECIPE_FILE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
-    shown = METHODS[recipe["method"]].card()
-    card = model_card(recipe, metrics, **shown, where=repo_id)
+    shown = method_as_run(recipe)._asdict()
+    tokenizer = repo_id if "tokenizer_config.json" in files else base
+    card = model_card(recipe, metrics, **shown, where=repo_id, tokenizer=tokenizer)
     files["README.md"] = card.encode()
     return Upload(files)
 

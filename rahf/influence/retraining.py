@@ -129,4 +129,4 @@ def _train_alignment(training: Training, rows: Dataset, tokenizer: PreTrainedTok
     if "directions" in recipe.stages and fitted is not None:
         layers, made_with = trainer.alignment.layers, {"fit": "mean"}
         Directions(layers, fitted.cpu(), made_with).save(training.folder / "directions")
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without card and chart

@@ -14,6 +14,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import PreTrainedModel
 
 from rahf.distributed.loaded_weights import refuse_incomplete, refuse_non_finite
+from rahf.distributed.sharding import is_sharded
 from rahf.models.base_weights import belongs_to, keeping_base
 
 POLICY = "default"
@@ -44,6 +45,8 @@ def put_adapter(
     if isinstance(model, PeftModel):
         for config in (PeftConfig.from_pretrained(str(folder)), *model.peft_config.values()):
             refuse_trainable_tokens(config, f"the adapter {folder}")
+    if is_sharded():
+        refuse_dora(PeftConfig.from_pretrained(str(folder)), f"the adapter {folder}")
     with keeping_base(model, name, f"the adapter {folder}"), _naming_sizes(folder):
         return _loaded(model, folder, name, trainable)
 
@@ -59,6 +62,20 @@ def refuse_trainable_tokens(config: PeftConfig, what: str) -> None:
             f"{what}: trainable_token_indices cannot be switched between adapters that do not all "
             "have them. Train without them, or with modules_to_save: [embed_tokens]; merge a "
             "finished adapter into its base and give the full model."
+        )
+
+
+def refuse_dora(config: PeftConfig, what: str) -> None:
+    """Refuse DoRA on a sharded base: it reads the norms of matrices of which a rank has a part.
+
+    Raises:
+        ValueError: `config` has `use_dora`.
+    """
+    if getattr(config, "use_dora", False):
+        raise ValueError(
+            f"{what} is DoRA, which needs the norms of intact matrices, and the base is sharded "
+            "across ranks. Set use_dora: false, or start without FSDP and ZeRO-3 (ddp, or one "
+            "process with load_in_4bit: true)."
         )
 
 

@@ -23,8 +23,8 @@ from transformers import (
 from transformers.utils import cached_file, find_adapter_config_file
 
 from rahf.data.hub import refuse_missing
-from rahf.distributed.sharding import load_placed, without_engine
-from rahf.models.adapter_files import POLICY, put_adapter, refuse_trainable_tokens
+from rahf.distributed.sharding import is_sharded, load_placed, without_engine
+from rahf.models.adapter_files import POLICY, put_adapter, refuse_dora, refuse_trainable_tokens
 from rahf.models.base_weights import keeping_base, refuse_trainable_base
 from rahf.models.capture import find_blocks
 from rahf.models.lora_targets import on_blocks, report_untouched_experts
@@ -171,6 +171,8 @@ def attach_policy(
     elif start is not None:
         model = _copy_of(start, base)
     else:
+        if is_sharded():
+            refuse_dora(config, "the policy's adapter")
         blocks = find_blocks(base).modules
         with keeping_base(base, POLICY, "the policy's LoRA (peft_config)"):
             model = get_peft_model(base, on_blocks(config, base, blocks, layers), POLICY)

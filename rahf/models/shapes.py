@@ -280,10 +280,14 @@ class Lora(NamedTuple):
     rank: int
     dropout: float
     targets: tuple[Linear, ...]
+    dora: bool = False  # with a trained norm for each output
 
     @property
     def block_parameters(self) -> int:
-        return sum(self.rank * (linear.inputs + linear.outputs) for linear in self.targets)
+        return sum(
+            self.rank * (linear.inputs + linear.outputs) + self.dora * linear.outputs
+            for linear in self.targets
+        )
 
 
 # PEFT's own choice where a recipe names no modules.
@@ -294,7 +298,14 @@ DEFAULT_TARGETS = {
 }
 
 
-def read_lora(decoder: Decoder, rank: int, dropout: float, modules: list[str] | str | None) -> Lora:
+def read_lora(
+    decoder: Decoder,
+    rank: int,
+    dropout: float,
+    modules: list[str] | str | None,
+    *,
+    dora: bool = False,
+) -> Lora:
     """Return the LoRA of a recipe on a decoder; names match as in PEFT, a text is a pattern.
 
     Blocks are equal here: a pattern that names a matrix in some of them counts as in all.
@@ -321,4 +332,4 @@ def read_lora(decoder: Decoder, rank: int, dropout: float, modules: list[str] | 
             f"are {', '.join(linear.name for linear in decoder.linears)}; a text is a pattern of "
             f"full names, such as {decoder.prefix}.0.{decoder.linears[0].name}"
         )
-    return Lora(rank, dropout, tuple(chosen))
+    return Lora(rank, dropout, tuple(chosen), dora)

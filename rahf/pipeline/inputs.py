@@ -101,6 +101,8 @@ def lora_config(recipe: Recipe) -> LoraConfig:
         r=model.lora_r,
         lora_alpha=model.lora_alpha,
         lora_dropout=model.lora_dropout,
+        use_rslora=model.use_rslora,
+        use_dora=model.use_dora,
         target_modules=model.lora_target_modules,
         layers_to_transform=_adapted_layers(recipe),
         task_type="CAUSAL_LM",

@@ -7,7 +7,7 @@ builds, runs and saves.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -50,7 +50,6 @@ from rahf.pipeline.mean_shift import fit_shift, take_shift
 from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
 from rahf.recipe.files import needs_gpu
 from rahf.recipe.recipe import Recipe
-from rahf.report.card import model_card
 from rahf.report.tables import (
     judge_text,
     judges_tables,
@@ -58,9 +57,9 @@ from rahf.report.tables import (
     models_table,
     side_by_side,
 )
-from rahf.report.training_chart import training_chart
 from rahf.trainer import RAHFTrainer
 from rahf.training.checkpoints import ADAPTER_FILE
+from rahf.training.run_files import training_figures, write_card
 from rahf.training.teachers import TEACHER_DEFAULTS, train_teacher
 
 logger = logging.getLogger(__name__)
@@ -248,8 +247,7 @@ def run_alignment(recipe: Recipe) -> dict[str, Any]:
     if trainer.args.should_save:
         write_json(recipe.output_dir / METRICS_FILE, results["training"] | metrics)
         write_text(recipe.output_dir / RECIPE_FILE, recipe.as_yaml())
-        training_chart(trainer.state.log_history, recipe.output_dir / "training.png")
-        write_card(recipe, metrics)
+        write_card(recipe.output_dir, recipe.as_dict(), metrics)
     return results
 
 
@@ -262,13 +260,8 @@ def run_evaluation(recipe: Recipe) -> dict[str, Any]:
     if is_main:
         metrics |= {"models": models}
         write_json(recipe.output_dir / METRICS_FILE, metrics)
-        write_card(recipe, metrics)
+        write_card(recipe.output_dir, recipe.as_dict(), metrics)
     return {}
-
-
-def write_card(recipe: Recipe, metrics: Mapping[str, Any]) -> None:
-    card = model_card(recipe.as_dict(), metrics, **recipe.method.facts.card())
-    write_text(recipe.output_dir / "README.md", card)
 
 
 def save_log(trainer: Trainer) -> dict[str, Any]:
@@ -276,10 +269,7 @@ def save_log(trainer: Trainer) -> dict[str, Any]:
     log = trainer.state.log_history
     if trainer.args.should_save:
         write_lines(Path(trainer.args.output_dir) / LOG_FILE, log)
-    whole = next((line for line in reversed(log) if "train_runtime" in line), {})
-    return {
-        "training": {key: value for key, value in whole.items() if key not in ("step", "epoch")}
-    }
+    return {"training": training_figures(log)}
 
 
 def results_text(folder: Path) -> str:

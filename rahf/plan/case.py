@@ -23,7 +23,13 @@ class Case:
     @property
     def lora(self) -> Lora:
         model = self.recipe.model
-        return read_lora(self.decoder, model.lora_r, model.lora_dropout, model.lora_target_modules)
+        return read_lora(
+            self.decoder,
+            model.lora_r,
+            model.lora_dropout,
+            model.lora_target_modules,
+            dora=model.use_dora,
+        )
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -65,13 +65,15 @@ def _heading(case: Case, lengths_from: str) -> str:
         f"products in {8 * formats.product} bits",
         f"activation checkpointing {'on' if formats.checkpointing else 'off'}",
     ]
+    kind = "DoRA" if lora.dora else "LoRA"
+    unseen = "; time and memory of its norms are not counted" if lora.dora else ""
     names = ", ".join(linear.name.rpartition(".")[2] for linear in lora.targets)
     above = decoder.layers - case.top
     rows = {
         "model": f"{model.model_name_or_path}: {_count(decoder.parameters)} parameters, "
         f"{decoder.layers} blocks of width {decoder.d_model}",
-        "adapter": f"LoRA of rank {lora.rank} on {names}: "
-        f"{_count(lora.block_parameters)} parameters a block",
+        "adapter": f"{kind} of rank {lora.rank} on {names}: "
+        f"{_count(lora.block_parameters)} parameters a block{unseen}",
         "policy": f"blocks 0-{case.top - 1}; {above} above the top target layer are not computed",
         "launch": f"{case.launch.described()}; {', '.join(notes)}",
         "rows": "not known: give --rows N" if case.rows is None else f"{case.rows:,} for training",

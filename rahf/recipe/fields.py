@@ -121,7 +121,7 @@ def fits(value: Any, annotation: Any) -> bool:
     """
     origin = get_origin(annotation)
     if origin is Annotated:
-        return fits(value, _whole_type(annotation))
+        return fits(value, whole_type(annotation))
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in get_args(annotation))
     if origin is Literal:
@@ -136,7 +136,8 @@ def fits(value: Any, annotation: Any) -> bool:
     return isinstance(value, expected) and (annotation is bool or not isinstance(value, bool))
 
 
-def _whole_type(annotation: Any) -> Any:
+def whole_type(annotation: Any) -> Any:
+    """Return the type of an Annotated value, with those that `OrAny` adds to it."""
     others = [part.types for part in annotation.__metadata__ if isinstance(part, OrAny)]
     return Union[(annotation.__origin__, *others)]
 
@@ -162,7 +163,7 @@ def describe_type(annotation: Any) -> str:
     """Return an annotation in words: `one of a, b` or `a number or null`."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return describe_type(_whole_type(annotation))
+        return describe_type(whole_type(annotation))
     if origin in (Union, types.UnionType):
         return " or ".join(describe_type(part) for part in get_args(annotation))
     if origin is Literal:

@@ -79,10 +79,6 @@ class Method:
         """Return whether rejected responses are pushed away from the reference."""
         return self.pushes_by is not None
 
-    def card(self) -> dict[str, Any]:
-        """Return what a model card shows of the method."""
-        return {"method": self.title, "paper": self.paper, "pushed": self.pushes_away}
-
     def views(self, reference: str) -> Views:
         """Return the views with `reference` (one of `references`) as the model that is moved."""
         moved = View("reference", None if reference == "base" else reference)

@@ -42,6 +42,14 @@ class ModelOptions:
     lora_alpha: Rank = option(
         16, "LoRA's scale: an adapter's update is multiplied by lora_alpha / lora_r."
     )
+    use_rslora: bool = option(
+        False, "Multiply an adapter's update by lora_alpha / sqrt(lora_r): for ranks above 32."
+    )
+    use_dora: bool = option(
+        False,
+        "Train the norms of the adapted matrices too (DoRA): more memory and time a step; vLLM, "
+        "sharded bases and `rahf influence` need plain LoRA.",
+    )
     lora_dropout: Share = option(0.0, "Dropout on the input of an adapter while it is trained.")
     lora_first_layer: Annotated[int, Limits(least=0), OrAny(float | Literal["auto"])] = option(
         0,

@@ -8,6 +8,7 @@ from typing import Any
 
 from rahf.recipe.training_arguments import TRAINING_DEFAULTS, TRANSFORMERS_DEFAULTS
 from rahf.recipe.training_values import unusable_problems
+from rahf.recipe.unsupported import unsupported_problems
 
 
 def clash_problems(given: Mapping[str, Any]) -> list[str]:
@@ -34,6 +35,7 @@ def clash_problems(given: Mapping[str, Any]) -> list[str]:
         problems.append("save_strategy: best needs held-out losses to choose by: set eval_strategy")
     elif held["load_best_model_at_end"]:
         problems += _best_model_problems(held)
+    problems += unsupported_problems(given)
     return [*problems, *unusable_problems(given, held["lr_scheduler_type"])]
 
 

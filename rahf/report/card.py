@@ -5,77 +5,138 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
+from rahf.report.card_header import adapter_header, data_names, hub_name, licence_of
 from rahf.report.directions import evidence_text
 from rahf.report.escaping import markdown_code, markdown_text
 from rahf.report.tables import judge_text, layers_table, models_table
 
-PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
+CHART = "![loss and reached shift](training.png)"
 
-MOVED = "moved towards what the chosen responses of {data} share and the rejected ones lack"
-PUSHED_AWAY = "pushed away from their values on the rejected responses of {data}"
+PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
 def model_card(
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
     method: str,
-    paper: str,
+    did: str,
+    terms: Sequence[str],
+    papers: Mapping[str, Any],
     *,
-    pushed: bool,
     where: str = "path/of/this/folder",
+    tokenizer: str | None = None,
+    files: str = "The full recipe is `recipe.yaml`, all",
 ) -> str:
     """Return Markdown below the Hub's metadata: data, base, method, metrics, versions.
 
     Args:
-        method: its title.
-        paper: arXiv number of the method's paper.
-        pushed: whether rejected responses were pushed away.
+        method: its title, with the terms that were added to it.
+        did: what was done, as the end of a sentence about the adapter; {data} is the data.
+        terms: names of the added terms.
+        papers: title, first author and year by arXiv number, that of the method first.
         where: the name by which a reader loads the adapter.
+        tokenizer: the name of its tokenizer; None: `where`.
+        files: the beginning of the sentence on the files beside the card.
     """
-    head = {
-        "library_name": "peft",
-        "base_model": recipe["model_name_or_path"],
-        "tags": ["rahf", "lora", "representation-alignment", recipe["method"]],
-        "pipeline_tag": "text-generation",
-    }
+    base = recipe["model_name_or_path"]
+    title = f"{base.rstrip('/').rpartition('/')[2]} aligned by {method}"
+    header = adapter_header(recipe, metrics, title, [recipe["method"], *terms])
     parts = [
-        *_opening(recipe, method, paper, PUSHED_AWAY if pushed else MOVED),
-        USE.format(where=json.dumps(where)),
+        f"# {markdown_text(title)}",
+        _opening(recipe, method, did, next(iter(papers))),
+        USE.format(where=json.dumps(where), tokenizer=json.dumps(tokenizer or where)),
         "## How it was made",
         _settings(recipe, metrics),
-        "The full recipe is `recipe.yaml`, all figures are in `metrics.json`, every logged step in "
-        "`log.jsonl`.\n\n![loss and reached shift](training.png)",
+        f"{files} figures are in `metrics.json`, every logged step in `log.jsonl`.\n\n{CHART}",
+        *_results(metrics),
+        f"## Licence\n\n{_licence(base, header.license)}",
+        f"## Citation\n\n{_citation(papers)}",
     ]
+    return _card(header, parts)
+
+
+def _results(metrics: Mapping[str, Any]) -> list[str]:
+    parts = []
     if "models" in metrics:
         parts += ["## Held-out results", models_table(metrics["models"])]
         parts += [markdown_text(judge_text(metrics["models"]) or "")]
     if "eval_repr/reached" in metrics:
         parts += ["## What was reached, per layer", layers_table(metrics)]
-    return _card(head, parts)
+    return parts
 
 
-def _opening(recipe: Mapping[str, Any], method: str, paper: str, moved: str) -> list[str]:
-    """Return the title, and a sentence on what was done to which base."""
-    base = recipe["model_name_or_path"]
-    datasets = recipe["dataset_name"] or ", ".join(part["path"] for part in recipe["datasets"])
-    return [
-        f"# {markdown_text(base.rpartition('/')[2])} aligned by {method}",
-        f"A LoRA adapter of {markdown_code(base)} whose hidden states were "
-        f"{moved.format(data=markdown_code(datasets))} "
-        f"({method}, [arXiv {paper}](https://arxiv.org/abs/{paper})).",
-    ]
+def _opening(recipe: Mapping[str, Any], method: str, did: str, paper: str) -> str:
+    """Return a sentence on what was done to which base."""
+    names = ", ".join(data_names(recipe))
+    data = markdown_code(names) if names else "pairs that a script gave"
+    return (
+        f"A {adapter_kind(recipe)} adapter of {markdown_code(recipe['model_name_or_path'])} "
+        f"{did.format(data=data)} ({method}, [arXiv {paper}](https://arxiv.org/abs/{paper}))."
+    )
+
+
+def adapter_kind(recipe: Mapping[str, Any]) -> str:
+    """Return LoRA, rsLoRA, DoRA or DoRA with rsLoRA's scale."""
+    if recipe.get("use_dora"):
+        return "DoRA (rank-stabilised)" if recipe.get("use_rslora") else "DoRA"
+    return "rsLoRA" if recipe.get("use_rslora") else "LoRA"
 
 
 USE = """## How to use it
 
 ```python
 from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
 
 model = AutoPeftModelForCausalLM.from_pretrained({where})
-merged = model.merge_and_unload()  # plain transformers from here on
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+```
+
+An answer:
+
+```python
+text, plain = "How do I boil an egg?", tokenizer.chat_template is None
+if not plain:
+    turns = [{{"role": "user", "content": text}}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+inputs = tokenizer(text, return_tensors="pt", add_special_tokens=plain).to(model.device)
+ids = model.generate(input_ids=inputs["input_ids"], max_new_tokens=200)
+print(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+Without peft, in plain transformers:
+
+```python
+merged = model.merge_and_unload()
+merged.save_pretrained("merged")
+tokenizer.save_pretrained("merged")
 ```"""
+
+
+def _licence(base: str, licence: str | None) -> str:
+    if licence is None:
+        return (
+            f"The terms of {markdown_code(base)} apply, since the adapter changes that model. Its "
+            "card was not at hand: add `license` to the header of this card before you publish it."
+        )
+    return f"{markdown_text(licence)}, the licence of {markdown_code(base)}, whose terms apply."
+
+
+def _citation(papers: Mapping[str, Any]) -> str:
+    """Return BibTeX of the papers and of this package."""
+    entries = [
+        f"@misc{{{paper.first_author.partition(',')[0].lower()}{paper.year},\n"
+        f"  title = {{{paper.title}}},\n"
+        f"  author = {{{paper.first_author} and others}},\n"
+        f"  year = {{{paper.year}}},\n"
+        f"  eprint = {{{number}}},\n"
+        "  archivePrefix = {arXiv}\n}"
+        for number, paper in papers.items()
+    ]
+    own = f"@software{{rahf,\n  title = {{rahf}},\n  version = {{{version('rahf')}}}\n}}"
+    return "\n".join(["```bibtex", *entries, own, "```"])
 
 
 def directions_card(
@@ -86,11 +147,12 @@ def directions_card(
 ) -> str:
     """Return the card of stored directions: base, data, how they were fitted, the evidence."""
     base = metadata["model"]
-    head = {
-        "library_name": "rahf",
-        "base_model": base,
-        "tags": ["rahf", "steering", "control-vector", "representation-alignment"],
-    }
+    head = ModelCardData(
+        library_name="rahf",
+        license=licence_of(base),
+        base_model=hub_name(base),
+        tags=["rahf", "steering", "control-vector", "representation-alignment"],
+    )
     # Exported directions may be increments already.
     steering = "directions" if metadata.get("increments") == "true" else "directions.increments()"
     shown = {"layers": ", ".join(map(str, layers)), **metadata}
@@ -124,11 +186,11 @@ Where the repository holds `control_vector.gguf`, llama.cpp loads it:
 `llama-cli -m model.gguf --control-vector control_vector.gguf`."""
 
 
-def _card(head: Mapping[str, Any], parts: Sequence[str]) -> str:
+def _card(header: ModelCardData, parts: Sequence[str]) -> str:
     """Return the text with the Hub's front matter and the versions that it was made with."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    front = f"---\n{yaml.safe_dump(dict(head), sort_keys=False)}---"
-    return "\n\n".join([front, *parts, f"Made with {versions}.", ""])
+    front = f"---\n{header.to_yaml()}\n---"
+    return str(ModelCard("\n\n".join([front, *parts, f"Made with {versions}.", ""])))
 
 
 def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -136,7 +198,7 @@ def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         int(key.rpartition("_")[2]) for key in metrics if key.startswith("eval_repr/reached/layer_")
     )
     rows = {
-        "data": recipe["dataset_name"] or "a mixture, see recipe.yaml",
+        "data": ", ".join(data_names(recipe)) or "pairs that a script gave",
         "reference": recipe["reference"],
         "target layers": ", ".join(map(str, layers)) or recipe["target_layers"],
         "alpha": recipe["alpha"],
@@ -148,7 +210,7 @@ def _settings(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
             for term in ("retain", "kl", "sft", "dpo")
             if recipe.get(f"{term}_weight")  # a recipe of an earlier version has fewer
         },
-        "LoRA": f"r {recipe['lora_r']}, alpha {recipe['lora_alpha']}",
+        adapter_kind(recipe): f"r {recipe['lora_r']}, alpha {recipe['lora_alpha']}",
         "learning rate": recipe.get("learning_rate", "1e-3"),
         "seed": recipe.get("seed", 42),
     }

@@ -205,8 +205,13 @@ class AdapterTrainer(ResumableTrainer, ABC):
             }
         check_finite_weights(weights, self.state.global_step)
         self._save(output_dir, weights)
+        if not _internal_call and self.args.should_save:
+            self.describe(Path(output_dir or self.args.output_dir))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def describe(self, folder: Path) -> None:
+        """Write what belongs beside the adapter that `save_model` has written; here nothing."""
 
     @overrides(Trainer)
     def _save(self, output_dir=None, state_dict=None):

@@ -108,6 +108,12 @@ def base_on_device(
 
 def rows_of(data: Dataset, tokenizer: PreTrainedTokenizerBase, args: RAHFConfig) -> Dataset:
     """Return tokenised rows: `data` itself where it holds them, otherwise made of its pairs."""
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"train_dataset or eval_dataset is {type(data).__name__}: shares, orders and resumed "
+            "runs need rows with numbers, which a stream lacks. Load it without streaming=True, "
+            "or write it to a file first."
+        )
     if "chosen_ids" in data.column_names:
         return data
     lengths = {"max_prompt_length": args.max_prompt_length, "max_length": args.max_length}

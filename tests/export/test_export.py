@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from rahf.artifacts import alone
 from rahf.cli import main
 from rahf.directions.vectors import Directions
+from rahf.export import gguf as gguf_file
 from rahf.export import merged as merging
 from rahf.export.gguf import (
     that_llama_cpp_steers,
@@ -83,6 +84,64 @@ def test_a_control_vector_holds_the_vectors_under_llama_cpps_numbers(tmp_path):
         assert tensor.shape.tolist() == [D_MODEL]
         assert torch.equal(torch.tensor(tensor.data), vector)
     assert [file.name for file in path.parent.iterdir()] == ["vector.gguf"]
+
+
+def tensor_file(path, *tensors):
+    writer = gguf.GGUFWriter(path, "controlvector")
+    for name, tensor in tensors:
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_control_vector_is_read_as_the_directions_it_was_written_from(
+    recipe_file, tmp_path, capsys
+):
+    directions, path = some_directions((1, 3)), tmp_path / "joy.gguf"
+    write_control_vector(directions, path, "gemma3_text")
+    back = gguf_file.read_control_vector(path)
+    assert back.layers == (1, 3)
+    assert torch.equal(back.vectors, directions.vectors)
+    assert back.metadata["model_type"] == "gemma3_text"
+    assert main(["directions", str(recipe_file), "--from", str(path)]) == 0
+    assert "layers 1, 3, of width 16" in capsys.readouterr().out
+    found = Directions.load("out/reading/joy")
+    assert torch.equal(found.vectors, directions.vectors)
+    assert found.metadata["increments"] == "true"
+    # A tool that numbers nothing but blocks from 1 writes no metadata at all.
+    tensor_file(tmp_path / "own.gguf", ("direction.2", torch.ones(D_MODEL)))
+    assert gguf_file.read_control_vector(tmp_path / "own.gguf").layers == (2,)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "said"),
+    [
+        ((), (), "holds no tensor"),
+        ((("direction.0", torch.ones(16)),), (), "N being a block from 1"),
+        ((("direction.1", torch.ones(16)), ("x", torch.ones(16))), (), "holds a tensor 'x'"),
+        ((("direction.1", torch.ones(16)), ("direction.2", torch.ones(8))), (), "[8, 16]"),
+        ((("direction.1", torch.ones(16).half()),), (), "direction.1 is F16"),
+        ((("direction.1", torch.ones(8)),), (), "width 8, but the base's hidden states have 16"),
+        ((("direction.9", torch.ones(16)),), (), "layer 9 does not exist, the base has 0 to 3"),
+        ((("direction.1", torch.full((16,), torch.nan)),), (), "not finite"),
+        ((("direction.1", torch.ones(16)),), ("--fit", "probe"), "--fit fits or measures"),
+        (None, (), "is damaged or no GGUF file"),
+    ],
+)
+def test_a_file_that_is_no_control_vector_of_the_model_is_refused(
+    recipe_file, tmp_path, capsys, tensors, options, said
+):
+    path = tmp_path / "vector.gguf"
+    if tensors is None:
+        path.write_bytes(b"GGUG" + b"0" * 64)
+    else:
+        tensor_file(path, *tensors)
+    assert main(["directions", str(recipe_file), "--from", str(path), *options]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert len(told.strip().splitlines()) == 1
 
 
 def test_directions_of_layer_0_alone_have_no_control_vector():

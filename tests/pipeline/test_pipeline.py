@@ -50,6 +50,17 @@ def test_the_chat_template_of_a_recipe_is_saved_with_every_adapter(recipe_file):
         assert AutoTokenizer.from_pretrained(Path("out", folder)).chat_template == TEMPLATE
 
 
+def test_dora_and_rslora_hold_for_teachers_policy_card_and_merge(recipe_file):
+    overrides = {"use_dora": True, "use_rslora": True, "max_steps": 1, "teachers.max_steps": 1}
+    run_pipeline(checked_recipe(recipe_file, overrides))
+    for folder in ("", "teachers/positive"):
+        config = json.loads(Path("out", folder, "adapter_config.json").read_text())
+        assert config["use_dora"]
+        assert config["use_rslora"]
+    assert "A DoRA (rank-stabilised) adapter" in Path("out/README.md").read_text()
+    assert main(["export", "out", "--output", "shipped"]) == 0
+
+
 def test_a_tracker_hears_of_every_stage_that_trains(recipe_file, tracked):
     assert main(["align", str(recipe_file), "--report_to", "trackio"]) == 0
     trained = [folder for folder, _, values in tracked if "train_loss" in values]

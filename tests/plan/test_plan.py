@@ -70,14 +70,16 @@ def decoder_of(architecture):
     return read_decoder(_CONFIGS[architecture]().to_dict(), architecture)
 
 
-def tiny_policy(architecture, targets=None, attention="eager", dtype=torch.float32, dropout=0.0):
+def tiny_policy(
+    architecture, targets=None, attention="eager", dtype=torch.float32, dropout=0.0, **options
+):
     """Return a tiny PEFT model in training, its LoRA of rank 2 in float32."""
     config = _CONFIGS[architecture]()
     config._attn_implementation = attention
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config, dtype=dtype)
     # PEFT refuses names that are nowhere, which is what the other architectures' are.
-    config = oriented(lora(target_modules=targets, lora_dropout=dropout), base)
+    config = oriented(lora(target_modules=targets, lora_dropout=dropout, **options), base)
     model = get_peft_model(base, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -107,11 +109,12 @@ def test_parameters_are_those_of_the_model(architecture):
     assert decoder_of(architecture).parameters == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen3"])
-def test_trained_parameters_are_those_of_the_adapter(architecture, targets):
-    model = tiny_policy(architecture, TARGETS[targets])
-    adapter = read_lora(decoder_of(architecture), 2, 0.0, TARGETS[targets])
+def test_trained_parameters_are_those_of_the_adapter(architecture, targets, dora):
+    model = tiny_policy(architecture, TARGETS[targets], use_dora=dora)
+    adapter = read_lora(decoder_of(architecture), 2, 0.0, TARGETS[targets], dora=dora)
     assert DEPTH * adapter.block_parameters == trained_parameters(model)
 
 

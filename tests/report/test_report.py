@@ -1,13 +1,14 @@
 """Tables, figures and the model card, from the files of a run."""
 
 import pytest
-import yaml
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, decoders, models
 from tokenizers_for_tests import gpt2_tokenizer, llama_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rahf.comparison.curves import change_within
 from rahf.interpret.explanations.tokens import TokenTexts
+from rahf.recipe.as_run import PAPERS, method_as_run
 from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import directions_card, model_card
@@ -147,35 +148,104 @@ def test_the_figure_of_a_method_without_a_shift_shows_its_terms(tmp_path):
     assert (tmp_path / "terms.png").stat().st_size > 5000
 
 
+BASE = {"model_name_or_path": "org/base-1b", "dataset_name": "org/pairs", "output_dir": "out"}
+TOWARDS = "were moved towards what the chosen responses of `org/pairs` share"
+AWAY = "pushed away from their values on the rejected responses of `org/pairs`"
+RETAINED = {"retain_weight": 0.0}
+
+
+def card_of(recipe, metrics, **how):
+    return model_card(recipe, metrics, **method_as_run(recipe)._asdict(), **how)
+
+
 @pytest.mark.parametrize(
-    ("method", "said", "paper"),
+    ("method", "given", "name", "said", "paper"),
     [
-        ("dual", "were moved towards what the chosen responses of `org/pairs` share", "2312.15997"),
-        ("rmu", "pushed away from their values on the rejected responses", "2403.03218"),
+        ("dual", {}, "RAHF-DUAL with a retain term and a DPO term", TOWARDS, "2312.15997"),
+        ("dual", RETAINED, "RAHF-DUAL with a DPO term", TOWARDS, "2305.18290"),
+        ("dual", RETAINED | {"dpo_weight": 0}, "RAHF-DUAL", TOWARDS, "2312.15997"),
+        (
+            "dual",
+            {"align_weight": 0, "kl_weight": 0.1},
+            "RAHF-DUAL without its align term with a retain term, a KL term and a DPO term",
+            "trained on the pairs of `org/pairs` without a target",
+            "2312.15997",
+        ),
+        (
+            "dual",
+            RETAINED | {"alpha": -1, "dpo_weight": 0},
+            "RAHF-DUAL",
+            "moved away from what",
+            "2312.15997",
+        ),
+        ("scit", RETAINED, "RAHF-SCIT with an SFT term", TOWARDS, "2312.15997"),
+        ("dpo_shift", RETAINED, "RAHF towards a DPO teacher", TOWARDS, "2312.15997"),
+        ("lorra", RETAINED | {"sft_weight": 0}, "LoRRA", TOWARDS, "2310.01405"),
+        (
+            "direction",
+            RETAINED | {"directions": "here"},
+            "a stored direction",
+            "moved along stored vectors",
+            "2310.01405",
+        ),
+        ("circuit_breakers", {}, "circuit breakers", AWAY, "2406.04313"),
+        ("rmu", {}, "RMU", AWAY, "2403.03218"),
+        ("rmu", {"kl_weight": 1.0}, "RMU with a KL term", AWAY, "2403.03218"),
+        ("repbend", {}, "RepBend", AWAY, "2504.01550"),
     ],
 )
-def test_the_card_reports_what_the_method_did_and_its_paper(method, said, paper):
-    given = {"model_name_or_path": "org/base-1b", "dataset_name": "org/pairs", "output_dir": "out"}
-    recipe = recipe_from_dict(given | {"method": method})
-    card = model_card(recipe.as_dict(), {}, **METHODS[method].card())
-    assert said in card
-    assert f"https://arxiv.org/abs/{paper}" in card
+def test_a_card_names_the_method_as_it_was_run(tmp_path, method, given, name, said, paper):
+    recipe = recipe_from_dict(BASE | {"method": method} | given).as_dict()
+    models = {"base": MODELS["base"], "policy": MODELS["policy"] | {"judged_mean": float("nan")}}
+    (tmp_path / "README.md").write_text(card_of(recipe, METRICS | {"models": models}))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.text.strip().splitlines()[0] == f"# base-1b aligned by {name}"
+    assert f"({name}, [arXiv" in card.text
+    assert said in card.text
+    assert f"https://arxiv.org/abs/{METHODS[method].paper}" in card.text
+    assert f"eprint = {{{paper}}}" in card.text
+    head = card.data
+    assert (head.base_model, head.datasets, head.library_name) == (
+        "org/base-1b",
+        ["org/pairs"],
+        "peft",
+    )
+    assert {"rahf", "lora", method} <= set(head.tags)
+    assert ("dpo" in head.tags) == ("DPO term" in name)
+    figures = {result.metric_name: result.metric_value for result in head.eval_results}
+    assert figures == {
+        "preference accuracy": 0.75,
+        "cross entropy (nats per token)": 3.3,
+        "share of the shift reached": 0.5,
+        "cosine to the shift": 0.8,
+    }
+    assert head.metrics == ["accuracy", "cross_entropy", "reached", "cosine"]
+    assert head.to_dict()["model-index"][0]["name"] == f"base-1b aligned by {name}"
+
+
+def test_every_method_has_a_citation():
+    papers = {method.paper for method in METHODS.values()}
+    assert papers <= set(PAPERS)
+
+
+@pytest.mark.parametrize(
+    ("base", "licence"), [("licensed", "apache-2.0"), ("plain", None), ("org/unknown", None)]
+)
+def test_the_licence_is_that_of_the_bases_own_card(tmp_path, monkeypatch, base, licence):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("licensed", "---\nlicense: apache-2.0\n---\n"), ("plain", "no header\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(text)
+    recipe = recipe_from_dict(BASE | {"model_name_or_path": base}).as_dict()
+    card = ModelCard(card_of(recipe, {}))
+    assert card.data.license == licence
+    assert card.data.base_model == (base if "/" in base else None)
+    assert ("was not at hand" in card.text) == (licence is None)
 
 
 def test_the_card_names_data_base_layers_alpha_metrics_and_versions():
-    recipe = recipe_from_dict(
-        {
-            "model_name_or_path": "org/base-1b",
-            "dataset_name": "org/pairs",
-            "output_dir": "out",
-            "alpha": 2.5,
-        }
-    )
-    shown = METHODS["dual"].card()
-    card = model_card(recipe.as_dict(), METRICS | {"models": MODELS}, **shown)
-    head = yaml.safe_load(card.split("---")[1])
-    assert head["base_model"] == "org/base-1b"
-    assert head["library_name"] == "peft"
+    recipe = recipe_from_dict(BASE | {"alpha": 2.5}).as_dict()
+    card = card_of(recipe, METRICS | {"models": MODELS})
     for expected in ("org/pairs", "target layers: 9, 10", "alpha: 2.5", "75%", "transformers 5."):
         assert expected in card
 
@@ -226,7 +296,10 @@ def test_names_and_data_on_a_card_are_only_shown():
     recipe = dict.fromkeys(("model_name_or_path", "dataset_name", "reference", "positions"), evil)
     recipe |= dict.fromkeys(("target_layers", "shift", "distance", "layer_scale", "method"), evil)
     recipe |= {"alpha": 2.0, "lora_r": 2, "lora_alpha": 4}
-    card = model_card(recipe, {}, "DUAL", "1", pushed=False)
+    metrics = {"models": {"base": {}, "policy": {"judged_mean": 1.0, "judge": evil}}}
+    card = model_card(
+        recipe, metrics, "DUAL", "trained on {data}", (evil,), {"1": PAPERS["2305.18290"]}
+    )
     body = card.split("---", 2)[2]
     for character in ("\u202e", "\x1b"):
         assert character not in card
