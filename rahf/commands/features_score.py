@@ -189,7 +189,6 @@ def _means(options: argparse.Namespace):
         lambda: Judged(_surprisal(options), kept),
         lambda: load_encoder(options.encoder, loading(options), device(options)),
         lambda: _steered(options, every, {record.unit for record in records}),
-        options.seed,
     )
 
 
