@@ -114,7 +114,7 @@ def _scored(options: argparse.Namespace) -> int:
     results = file.results()
     print(explained_table(read_lines(path), results["units"]))
     print(f"\n{scores_table(results['summary'])}\n")
-    if options.judge.startswith("api:"):  # what runs here counts no tokens
+    if options.judge != "rule":
         print(cost_text(results["cost"], len(means.records), f"{options.judge}, asked"))
     print(f"scores: {path}")
     return 0

@@ -142,6 +142,12 @@ class Choices:
             rows = send_to_device(rows, self.model.device)
             yield from predictions(self.model, rows)[:, first].softmax(-1).tolist()
 
+    def length(self, question: str) -> int:
+        """Return the tokens that the model reads of a question."""
+        chat = [{"role": "user", "content": question}]
+        [(prompt, _)] = tokenize_responses([chat], ["."], self.tokenizer)
+        return len(prompt)
+
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> list[int]:
     """Return the first token of each option as a response.
@@ -203,13 +209,15 @@ class ChoiceJudge:
     responses: int
     question: Callable[..., str]  # messages and responses -> what it reads
     weigh: Callable[[Sequence[str]], Iterator[Value]]  # what it reads -> values
+    length: Callable[[str], int] = lambda _: 0  # tokens of what it reads, where they are counted
 
     def read(self, messages: Chat, *responses: str) -> str:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
-        values = self.weigh(read)
-        return (Verdict(value) for value in tqdm(values, total=len(read), desc="judging"))
+        values = tqdm(self.weigh(read), total=len(read), desc="judging")
+        for text, value in zip(read, values, strict=True):
+            yield Verdict(value, tokens=(self.length(text), 0))
 
 
 def better_choice_judge(choices: Choices, id: str) -> ChoiceJudge:

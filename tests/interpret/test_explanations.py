@@ -687,16 +687,18 @@ def test_a_server_explains_and_judges_by_the_commands(here, capsys):
     assert all(abs(line["scores"]["fuzzing"]["auc"]["mean"] - 0.5) < 0.4 for line in others[:2])
 
 
-def test_a_local_model_explains_and_judges(here):
-    local = ("--explainer", "local:model", "--random", 0)
+def test_a_local_model_explains_and_judges(here, capsys):
+    local = ("--explainer", "local:model", "--random", 0, "--shown", 24)
     assert features("explain", *EXPLAIN[:-4], *local, "--output", "local") == 0
     assert features("score", "local", "--judge", "choice:model", "--scorer", "detection") == 0
+    assert "choice:model, asked, per 1,000 units: " in capsys.readouterr().out
     lines = read_lines(here / "local/scores.jsonl")
     said = [line["explanation"] for line in lines if line["explanation"] is not None]
     assert all(text.startswith("It is active on") for text in said)
     kept = read_lines(here / "local/verdicts.jsonl")
     assert all(line["said"].startswith("It is active on") for line in kept[:3])
     assert all(line["tokens"][0] > 500 for line in kept[:3])
+    assert all(line["tokens"][0] > 200 and not line["tokens"][1] for line in kept[3:])
 
 
 def test_directions_are_explained_and_shown_beside_their_evidence(here, capsys, monkeypatch):
