@@ -4,6 +4,7 @@ probabilities of the answers it is given to choose from.
 Knows models and texts; knows no file.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -174,7 +175,11 @@ DIGITS = tuple(str(mark) for mark in range(MARKS[0], MARKS[1] + 1))
 
 @dataclass(frozen=True)
 class WrittenJudge:
-    """A language model as judge: what it writes is its verdict, where `parse` can read it."""
+    """A language model as judge: what it writes is its verdict, where `parse` can read it.
+
+    A text that is longer than the model's context has no verdict, and the reason replaces the
+    judge's words. Where all are longer, that is an error.
+    """
 
     id: str
     responses: int
@@ -189,16 +194,36 @@ class WrittenJudge:
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
         model, tokenizer, size = self.choices.model, self.choices.tokenizer, self.choices.batch_size
-        for start in tqdm(range(0, len(read), size), desc="writing", leave=False):
-            chats = [[{"role": "user", "content": text}] for text in read[start : start + size]]
-            asked = tokenize_responses(chats, ["."] * len(chats), tokenizer)
-            begun = tokenizer(self.begin, add_special_tokens=False)["input_ids"]
-            prompts, decoding = [[*ids, *begun] for ids, _ in asked], Decoding(self.max_tokens)
+        prompts, room = [self._prompt(text) for text in read], self._room()
+        shortest = min(map(len, prompts), default=0)
+        if shortest > room:
+            raise ValueError(
+                f"{self.id}: the shortest of {len(read)} texts has {shortest} tokens, and beside "
+                f"an answer the model reads {room}. Show it shorter texts."
+            )
+        for start in tqdm(range(0, len(prompts), size), desc="writing", leave=False):
+            some = prompts[start : start + size]
+            fits = [row for row, prompt in enumerate(some) if len(prompt) <= room]
+            decoding = Decoding(self.max_tokens)
             with answering(model):
-                written = dict(answers(model, tokenizer, prompts, decoding, batch_size=size))
-            for row, prompt in enumerate(prompts):
+                given = answers(model, tokenizer, some, decoding, batch_size=size, only=fits)
+                written = dict(given)
+            for row, prompt in enumerate(some):
+                if row not in written:
+                    yield Verdict(None, f"the text has {len(prompt)} tokens, more than {room}")
+                    continue
                 said = self.begin + written[row].text
                 yield Verdict(self.parse(said), said, (len(prompt), len(written[row].ids)))
+
+    def _prompt(self, text: str) -> list[int]:
+        tokenizer = self.choices.tokenizer
+        [(ids, _)] = tokenize_responses([[{"role": "user", "content": text}]], ["."], tokenizer)
+        return [*ids, *tokenizer(self.begin, add_special_tokens=False)["input_ids"]]
+
+    def _room(self) -> float:
+        """Return the tokens of a prompt that the model reads beside its answer, at most."""
+        config = self.choices.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", math.inf) - self.max_tokens
 
 
 @dataclass(frozen=True)
