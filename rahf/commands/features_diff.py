@@ -110,7 +110,8 @@ def _figures(options: argparse.Namespace, placebos: list[Path]) -> dict:
     directions = read.dictionary.directions
     figures = movement_figures(found, directions, ("default", *seeds), [*names], options.top)
     figures["features"] = with_explanations(with_tokens(figures["features"], read), known)
-    return {"adapters": {**seeds, **names}, **figures}
+    prompts = sorted({row.digest for row in rows})
+    return {"adapters": {**seeds, **names}, "prompts_read": prompts, **figures}
 
 
 def _check(options: argparse.Namespace) -> None:

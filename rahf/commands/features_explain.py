@@ -22,6 +22,9 @@ their explanations score is what an explanation of nothing scores. A killed run 
 
 FILES_OF = ("text", "dictionary", "directions")
 
+READ_AFTER = ("explainer", "url", "window", "shown", "scored", "quantiles")
+"""Settings that the pass over the text does not depend on."""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
@@ -77,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _explained(options: argparse.Namespace) -> int:
-    from rahf.artifacts import identity_of, read_lines
+    from rahf.artifacts import read_lines
     from rahf.generation.record_file import record_file
     from rahf.interpret.explanations.cost import cost_of
     from rahf.interpret.explanations.explaining import explain, explain_figures
@@ -88,16 +91,15 @@ def _explained(options: argparse.Namespace) -> int:
     if options.dictionary is None and options.directions is None:
         raise ValueError("give --dictionary, --directions, or both: what is to be explained.")
     tokenizer, job = _job(options)
-    explainer = _explainer(options, tokenizer)
+    explainer = _explainer(options, tokenizer, job)
     _print_cost(options, job, costs)
     if options.dry_run:
         return 0
-    named = {name: getattr(options, name) for name in FILES_OF}
-    made_from = content(options) | {
-        name: (identity_of(given) or given) if given else None for name, given in named.items()
-    }
-    path = options.output / EXPLANATIONS_FILE
-    with record_file(path, _settings(options, job), made_from) as file:
+    path, made_from = options.output / EXPLANATIONS_FILE, _made_from(options)
+    settings = _settings(options, job)
+    read = {key: value for key, value in settings.items() if key not in READ_AFTER}
+    job = job._replace(made_with={"settings": read, "made_from": made_from})
+    with record_file(path, settings, made_from) as file:
         if not file.complete:
             explain(job, explainer, file)
             file.finish("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in file.records))
@@ -107,6 +109,16 @@ def _explained(options: argparse.Namespace) -> int:
         print(cost_text(cost_of(lines).as_dict(costs), len(lines), "asked"))
     print(f"explanations: {path}")
     return 0
+
+
+def _made_from(options: argparse.Namespace) -> dict[str, str | None]:
+    """Return the identity of all that is read."""
+    from rahf.artifacts import identity_of
+
+    named = {name: getattr(options, name) for name in FILES_OF}
+    return content(options) | {
+        name: (identity_of(given) or given) if given else None for name, given in named.items()
+    }
 
 
 def _settings(options: argparse.Namespace, job: "Job") -> dict[str, Any]:
@@ -206,19 +218,27 @@ def _moved(options: argparse.Namespace) -> list[int]:
     return [row["feature"] for row in found["features"]]
 
 
-def _explainer(options: argparse.Namespace, tokenizer):
+def _explainer(options: argparse.Namespace, tokenizer, job: "Job"):
     """Return what makes the explainer from windows of any text; a wrong name is told now."""
     from rahf.interpret.explanations.language_model import LanguageModel, reply_of, writer
     from rahf.interpret.explanations.records import verdicts_in
     from rahf.interpret.explanations.statistics import Statistics
     from rahf.interpret.explanations.tokens import TokenTexts
+    from rahf.interpret.explanations.vectors import effects_of
 
     texts = TokenTexts(tokenizer)
     if options.explainer == "statistics":
         return lambda background: Statistics(texts, background)
     judge = writer(named_model(options, options.explainer))
     reply = reply_of(options.explainer)
-    return lambda _: LanguageModel(judge, texts, verdicts_in(options.output, kept=True), reply)
+
+    def made(_background) -> LanguageModel:
+        kept = verdicts_in(options.output, kept=True)
+        return LanguageModel(
+            judge, texts, kept, reply, lambda vectors: effects_of(job.reader.model, vectors, texts)
+        )
+
+    return made
 
 
 def _print_cost(options: argparse.Namespace, job: "Job", costs) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from rahf.commands.options.explanations import asking_options, named_model, prices
 from rahf.commands.options.figures import print_figures
-from rahf.commands.options.held_out import held_out, held_out_options
 from rahf.commands.options.models import content, device, load, loading, model_options
+from rahf.commands.options.prediction import prediction_options, predictions
 from rahf.judges.names import ENCODER
 
 SCORERS = ("detection", "fuzzing", "surprisal", "embedding", "intervention", "round_trip")
@@ -40,12 +40,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         help=f"may be given again: {', '.join(SCORERS)} (default: {', '.join(DEFAULT)})",
     )
+    option(
+        "--units",
+        metavar="N",
+        type="count",
+        help="features, directions and random directions scored, at most so many each (default: "
+        "all)",
+    )
     option("--batch_size", metavar="N", type="count", default=8, help="texts at once (default: 8)")
     option("--seed", metavar="N", type="seed", default=0, help="seed of the nulls (default: 0)")
     option("--output", metavar="FILE", type=Path, help="scores (default: FOLDER/scores.jsonl)")
     option("--dry_run", action="store_true", help="report the cost, and stop")
     _model_options(parser)
-    _prediction_options(parser)
+    prediction_options(parser)
     asking_options(parser)
     model_options(parser, named=False)
 
@@ -78,20 +85,6 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _prediction_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("prediction of where an aligned model differs")
-    option = group.add_argument
-    option("--predict", metavar="FILE", type=Path, help="features.json of rahf features diff")
-    option(
-        "--predict_from",
-        choices=("prompt", "response"),
-        default="prompt",
-        help="what the judge reads: the prompt, or prompt and response (default: prompt)",
-    )
-    option("--chat_template", metavar="FILE", help="chat template (default: the tokenizer's)")
-    held_out_options(group, required=False)
-
-
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import alone
 
@@ -108,7 +101,7 @@ def _scored(options: argparse.Namespace) -> int:
     costs = prices(options)
     _check(options)
     if options.predict is not None:
-        return print_figures(options, _predictions)
+        return print_figures(options, lambda options: predictions(options, _means))
     path = options.output or options.folder / SCORES_FILE
     means = _means(options)
     _print_cost(options, means, costs)
@@ -121,7 +114,7 @@ def _scored(options: argparse.Namespace) -> int:
     results = file.results()
     print(explained_table(read_lines(path), results["units"]))
     print(f"\n{scores_table(results['summary'])}\n")
-    if options.judge.startswith("api:"):  # what runs here counts no tokens
+    if options.judge != "rule":
         print(cost_text(results["cost"], len(means.records), f"{options.judge}, asked"))
     print(f"scores: {path}")
     return 0
@@ -154,6 +147,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         **{name: getattr(options, name) for name in names},
         "neutral": None if options.neutral is None else str(options.neutral),
         "scorers": _scorers(options),
+        "units": options.units,
         "explained": settings_of(options.folder),
     }
 
@@ -172,13 +166,19 @@ def _made_from(options: argparse.Namespace) -> dict[str, str | None]:
 def _means(options: argparse.Namespace):
     """Return what scorers are made of; models are loaded when a scorer needs them."""
     from rahf.interpret.explanations.judging import fit_judge
-    from rahf.interpret.explanations.records import check_content, read_records, verdicts_in
+    from rahf.interpret.explanations.records import (
+        check_content,
+        first_of_each_kind,
+        read_records,
+        verdicts_in,
+    )
     from rahf.interpret.explanations.scorers import Means
     from rahf.interpret.explanations.tokens import TokenTexts
     from rahf.interpret.explanations.values import Judged
     from rahf.judges.references import load_encoder
 
-    records = read_records(options.folder)
+    every = read_records(options.folder)
+    records = first_of_each_kind(every, options.units)
     check_content(options.folder, content(_explained(options)))
     judge = fit_judge(named_model(options, options.judge))
     kept = verdicts_in(options.folder, kept=True)
@@ -188,8 +188,7 @@ def _means(options: argparse.Namespace):
         Judged(judge, verdicts_in(options.folder, kept=False) if options.judge == "rule" else kept),
         lambda: Judged(_surprisal(options), kept),
         lambda: load_encoder(options.encoder, loading(options), device(options)),
-        lambda: _steered(options, records),
-        options.seed,
+        lambda: _steered(options, every, {record.unit for record in records}),
     )
 
 
@@ -226,8 +225,8 @@ def _surprisal(options: argparse.Namespace):
     return LoadedWhenAsked(known, 1, surprisal_text, build)
 
 
-def _steered(options: argparse.Namespace, records):
-    """Return the texts of pinned units, written now unless the folder has them."""
+def _steered(options: argparse.Namespace, records, units):
+    """Return the texts of pinned `units`, written now unless the folder has them."""
     from rahf.commands.options.dictionaries import dictionary_of
     from rahf.data.tokenization import tokenize_texts
     from rahf.generation.record_file import record_file
@@ -247,10 +246,13 @@ def _steered(options: argparse.Namespace, records):
     texts = tokenize_texts(options.neutral, tokenizer, rows=CONTINUED, tokens=NEUTRAL_TOKENS)
     settings = {key: made[key] for key in ("model", "base", "dictionary")}
     settings |= {"kl": options.kl, "neutral": texts, "dtype": options.dtype}
+    settings |= {"units": options.units}
     steering = Steering(model.eval(), tokenizer, texts, options.kl, batch_size=options.batch_size)
     vectors = read_vectors(options.folder, device(options))
     with record_file(options.folder / STEERED_FILE, settings, _made_from(options)) as file:
-        return write_steered(steering, places_of(records, vectors, dictionary), file)
+        places = places_of(records, vectors, dictionary)
+        wanted = [p for record, p in zip(records, places, strict=True) if record.unit in units]
+        return write_steered(steering, wanted, file)
 
 
 def _write(options: argparse.Namespace, means, file, costs) -> None:
@@ -285,58 +287,3 @@ def _print_cost(options: argparse.Namespace, means, costs) -> None:
     strangers = shuffled(means.records, options.seed)
     cost = estimated_cost(_scorers(options), means, strangers).as_dict(costs)
     print(cost_text(cost, len(means.records), f"{options.judge}, estimate"))
-
-
-def _predictions(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Return what the sentences of moved features predict of unseen prompts, and its table."""
-    from rahf.commands.options.dictionaries import dictionary_of
-    from rahf.interpret.explanations.predict import (
-        measure_difference,
-        moved_with,
-        predict,
-        prompts_asked,
-    )
-    from rahf.interpret.explanations.records import settings_of
-    from rahf.interpret.features.responses import HeldOut
-    from rahf.models.adapters import pad_id
-    from rahf.report.explanations import predictions_table
-
-    named = settings_of(options.folder)["dictionary"]
-    diff = _diff(options, named)
-    means = _means(options)
-    moved = moved_with(diff["features"], means.records, options.seed)
-    of = argparse.Namespace(**{**vars(options), "model": diff["model"], "base": None})
-    model, tokenizer = load(of)
-    rows = [HeldOut(*row) for row in held_out(options, tokenizer)]
-    differing = measure_difference(
-        model.eval(),
-        dictionary_of(options, named),
-        [each.feature for each in moved],
-        rows,
-        pad_id(tokenizer),
-        tokenizer.all_special_ids,
-        options.batch_size,
-    )
-    read = prompts_asked(
-        rows, differing.prompts, means.texts, whole=options.predict_from != "prompt"
-    )
-    figures = predict(moved, read, differing, means.judged)
-    named_by = {"judge": options.judge, "model": diff["model"], "dictionary": named}
-    return named_by | figures, predictions_table(figures)
-
-
-def _diff(options: argparse.Namespace, dictionary: str) -> dict[str, Any]:
-    """Return what rahf features diff found with a dictionary.
-
-    Raises:
-        ValueError: the file is not one of it, or of another dictionary.
-    """
-    from rahf.artifacts import read_object
-
-    diff = read_object(options.predict, features=list, dictionary=str, model=str)
-    if diff["dictionary"] != dictionary:
-        raise ValueError(
-            f"{options.predict} is of the dictionary {diff['dictionary']}, {options.folder} "
-            f"explains features of {dictionary}: give a diff of that dictionary."
-        )
-    return diff

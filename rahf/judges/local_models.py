@@ -4,6 +4,7 @@ probabilities of the answers it is given to choose from.
 Knows models and texts; knows no file.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -142,6 +143,12 @@ class Choices:
             rows = send_to_device(rows, self.model.device)
             yield from predictions(self.model, rows)[:, first].softmax(-1).tolist()
 
+    def length(self, question: str) -> int:
+        """Return the tokens that the model reads of a question."""
+        chat = [{"role": "user", "content": question}]
+        [(prompt, _)] = tokenize_responses([chat], ["."], self.tokenizer)
+        return len(prompt)
+
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> list[int]:
     """Return the first token of each option as a response.
@@ -168,7 +175,11 @@ DIGITS = tuple(str(mark) for mark in range(MARKS[0], MARKS[1] + 1))
 
 @dataclass(frozen=True)
 class WrittenJudge:
-    """A language model as judge: what it writes is its verdict, where `parse` can read it."""
+    """A language model as judge: what it writes is its verdict, where `parse` can read it.
+
+    A text that is longer than the model's context has no verdict, and the reason replaces the
+    judge's words. Where all are longer, that is an error.
+    """
 
     id: str
     responses: int
@@ -183,16 +194,36 @@ class WrittenJudge:
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
         model, tokenizer, size = self.choices.model, self.choices.tokenizer, self.choices.batch_size
-        for start in tqdm(range(0, len(read), size), desc="writing", leave=False):
-            chats = [[{"role": "user", "content": text}] for text in read[start : start + size]]
-            asked = tokenize_responses(chats, ["."] * len(chats), tokenizer)
-            begun = tokenizer(self.begin, add_special_tokens=False)["input_ids"]
-            prompts, decoding = [[*ids, *begun] for ids, _ in asked], Decoding(self.max_tokens)
+        prompts, room = [self._prompt(text) for text in read], self._room()
+        shortest = min(map(len, prompts), default=0)
+        if shortest > room:
+            raise ValueError(
+                f"{self.id}: the shortest of {len(read)} texts has {shortest} tokens, and beside "
+                f"an answer the model reads {room}. Show it shorter texts."
+            )
+        for start in tqdm(range(0, len(prompts), size), desc="writing", leave=False):
+            some = prompts[start : start + size]
+            fits = [row for row, prompt in enumerate(some) if len(prompt) <= room]
+            decoding = Decoding(self.max_tokens)
             with answering(model):
-                written = dict(answers(model, tokenizer, prompts, decoding, batch_size=size))
-            for row, prompt in enumerate(prompts):
+                given = answers(model, tokenizer, some, decoding, batch_size=size, only=fits)
+                written = dict(given)
+            for row, prompt in enumerate(some):
+                if row not in written:
+                    yield Verdict(None, f"the text has {len(prompt)} tokens, more than {room}")
+                    continue
                 said = self.begin + written[row].text
                 yield Verdict(self.parse(said), said, (len(prompt), len(written[row].ids)))
+
+    def _prompt(self, text: str) -> list[int]:
+        tokenizer = self.choices.tokenizer
+        [(ids, _)] = tokenize_responses([[{"role": "user", "content": text}]], ["."], tokenizer)
+        return [*ids, *tokenizer(self.begin, add_special_tokens=False)["input_ids"]]
+
+    def _room(self) -> float:
+        """Return the tokens of a prompt that the model reads beside its answer, at most."""
+        config = self.choices.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", math.inf) - self.max_tokens
 
 
 @dataclass(frozen=True)
@@ -203,13 +234,15 @@ class ChoiceJudge:
     responses: int
     question: Callable[..., str]  # messages and responses -> what it reads
     weigh: Callable[[Sequence[str]], Iterator[Value]]  # what it reads -> values
+    length: Callable[[str], int] = lambda _: 0  # tokens of what it reads, where they are counted
 
     def read(self, messages: Chat, *responses: str) -> str:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
-        values = self.weigh(read)
-        return (Verdict(value) for value in tqdm(values, total=len(read), desc="judging"))
+        values = tqdm(self.weigh(read), total=len(read), desc="judging")
+        for text, value in zip(read, values, strict=True):
+            yield Verdict(value, tokens=(self.length(text), 0))
 
 
 def better_choice_judge(choices: Choices, id: str) -> ChoiceJudge:

@@ -1,5 +1,6 @@
 """`rahf features ...` that read a dictionary: what they write, and what they refuse."""
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from tiny_recipes import WORDS, write_lines
 
 from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
+from rahf.commands.options.prediction import _trained_on
+from rahf.data.response_ids import tokenize_responses
 from rahf.directions.vectors import Directions
 from rahf.interpret.features.checkpoints import save_dictionary
+from rahf.interpret.features.responses import digest_of
 from rahf.interpret.features.untrained import untrained_like
+from rahf.models.adapters import load_tokenizer_of
 
 
 def texts(count, start=0):
@@ -157,9 +162,25 @@ def test_a_placebo_is_trained_with_the_adapters_own_recipe(trained, recipe_file,
     assert teacher.is_dir() == (trained == "align")
     assert read_json(Path("diff/features.json"))["placebo_band"] is not None
     capsys.readouterr()
+    check_prompts_of_training(model, rows, capsys)
     bare = ("--model", family.adapters["positive"], *options[3:])
     assert features("diff", *bare, "--placebo", "train", "--output", "other") == 2
     assert "holds no recipe.yaml" in capsys.readouterr().err
+
+
+def check_prompts_of_training(model, rows, capsys):
+    """The prompts that a training has read are known from its record, as long as it is there."""
+    options, tokenizer = Namespace(chat_template=None), load_tokenizer_of(model)
+    prompts = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    ids = tokenize_responses(prompts, ["."] * len(rows), tokenizer)
+    wanted = {digest_of(prompt) for prompt, _ in ids}
+    assert _trained_on(model, options, tokenizer) == wanted
+    assert "note:" not in capsys.readouterr().err
+    changed = [rows[0] | {"prompt": "w9"}, *rows[1:]]
+    write_lines(Path("pairs/train.jsonl"), changed)
+    assert _trained_on(model, options, tokenizer) is None
+    assert "are not known, and not left out" in capsys.readouterr().err
+    write_lines(Path("pairs/train.jsonl"), rows)
 
 
 def test_a_feature_is_steered_and_a_factor_of_one_changes_no_response(folder, family, capsys):
@@ -242,7 +263,7 @@ def test_what_moved_is_explained_shown_and_predicts_unseen_prompts(folder, famil
     said = ("w2 w3", " ".join(WORDS))
     pairs = [
         {"prompt": text, "chosen": said[n % 2], "rejected": "w4 w5"}
-        for n, text in enumerate(texts(20, 5))
+        for n, text in enumerate(texts(20, 12))
     ]
     write_lines(Path("unseen/test.jsonl"), pairs)
     predict = ("score", "out", "--predict", "diff/features.json", "--pairs", "unseen")
@@ -251,7 +272,19 @@ def test_what_moved_is_explained_shown_and_predicts_unseen_prompts(folder, famil
     first = found["features"][0]
     assert first["differs"]["asked"] == first["changes"]["asked"] == 20
     assert first["explanation"] != first["stranger"]
-    assert "AUC over 20 prompts" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "AUC over 20 prompts" in told.out
+    assert "trained on are not known" in told.err  # the adapter has no record of its training
+    assert found["unseen"] == {"given": 20, "read_by_diff": 0, "trained_on": None}
+    read = read_lines(Path("pairs/test.jsonl"))
+    write_lines(Path("mixed/test.jsonl"), [*read, *pairs])
+    mixed = figures(*predict[:5], "mixed")
+    some = len({row["prompt"] for row in read})
+    assert f"{some} of {20 + some} prompts are not new: {some} were read" in capsys.readouterr().err
+    assert mixed["unseen"]["read_by_diff"] == some
+    assert mixed["features"] == found["features"]
+    assert features(*predict[:5], "pairs", "--device", "cpu") == 2
+    assert "give other prompts" in capsys.readouterr().err
     whole = figures(*predict, "--predict_from", "response")
     assert whole["features"] != found["features"]
     assert features(*diff[:3], "--dictionary", "larger", *diff[5:], "larger_diff") == 0

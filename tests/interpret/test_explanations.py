@@ -26,7 +26,7 @@ from rahf.cli import main
 from rahf.directions.vectors import Directions
 from rahf.interpret.explanations.claims import CLASSES, Claim, read_claim
 from rahf.interpret.explanations.examples import Drawing, Example
-from rahf.interpret.explanations.explainer import Case
+from rahf.interpret.explanations.explainer import Case, Explanation
 from rahf.interpret.explanations.explaining import Job, Wanted, explain
 from rahf.interpret.explanations.judging import Asked, RuleJudge, client_judge, read_yes
 from rahf.interpret.explanations.language_model import (
@@ -44,8 +44,9 @@ from rahf.interpret.explanations.scoring import (
     variance_explained,
 )
 from rahf.interpret.explanations.tokens import TokenTexts
-from rahf.interpret.explanations.units import Unit
+from rahf.interpret.explanations.units import Unit, random_directions
 from rahf.interpret.explanations.values import Judged, SurprisalJudge
+from rahf.interpret.explanations.vectors import Effects, effects_of
 from rahf.interpret.features.checkpoints import save_dictionary
 from rahf.interpret.features.corpus import corpus_of_texts
 from rahf.interpret.features.store import CodeStore
@@ -233,8 +234,6 @@ class Nothing:
 
 
 def test_the_last_batch_counts_and_a_pass_that_is_done_is_not_repeated(tmp_path, monkeypatch):
-    from rahf.interpret.explanations.explainer import Explanation
-
     Nothing.said = Explanation("x")
     job, one = job_of(tmp_path), Nothing()
     assert job.corpus.pieces % 64
@@ -256,6 +255,50 @@ def test_the_last_batch_counts_and_a_pass_that_is_done_is_not_repeated(tmp_path,
     rest.records = file.records[:2]  # of a run that was killed
     explain(job, lambda _: again, rest)
     assert rest.records == file.records
+
+
+class Counting(StateReader):
+    """A reader that counts the pieces that it reads, and is killed in a given call."""
+
+    calls, pieces, killed_in = 0, 0, None
+
+    def __call__(self, pieces, *report):
+        type(self).calls += 1
+        if self.calls == self.killed_in:
+            raise KeyboardInterrupt
+        type(self).pieces += len(pieces)
+        return super().__call__(pieces, *report)
+
+
+def test_a_pass_that_was_killed_resumes_and_one_of_other_settings_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("rahf.interpret.explanations.examples.PIECES_AT_ONCE", 4)
+    monkeypatch.setattr("rahf.interpret.explanations.examples.SAVE_SECONDS", 0.0)
+    Nothing.said = Explanation("x")
+
+    def run(folder, made_with, killed_in=None):
+        folder.mkdir(exist_ok=True)
+        job = job_of(folder)
+        Counting.calls, Counting.pieces, Counting.killed_in = 0, 0, killed_in
+        job = job._replace(reader=Counting(*job.reader), made_with=made_with)
+        explain(job, lambda _: Nothing(), Records())
+        return Counting.pieces, job.corpus.pieces
+
+    def content(folder):
+        found = CodeStore(folder / "codes").firings(range(4))
+        return [part.tolist() for part in found], read_examples(folder)
+
+    read, pieces = run(tmp_path / "intact", {"tokens": 1})
+    trial = read - pieces
+    assert pieces > 12
+    for name, made_with, left in (("resumed", {"tokens": 1}, pieces - 8), ("other", {}, pieces)):
+        folder = tmp_path / name
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, {"tokens": 1}, killed_in=4)  # the trial, and two parts of the pass
+        assert run(folder, made_with)[0] == trial + left, name
+        assert content(folder) == content(tmp_path / "intact"), name
+        assert [path.name for path in (folder / "codes").glob("*.json")] == ["codes.json"]
+        assert run(folder, made_with)[0] == 0, name  # it is done
+        assert run(folder, {"tokens": 2})[0] == trial + pieces, name
 
 
 def test_a_draw_does_not_depend_on_the_other_units(tmp_path):
@@ -416,13 +459,19 @@ def test_a_round_trip_explains_what_is_predicted_on_other_texts():
     quantiles = [None if n % 2 else n % 4 // 2 for n in range(80)]
 
     def explained(values):
-        return variance_explained(values, activations, quantiles, 0)
+        return variance_explained(values, activations, quantiles)
 
     exact = explained([3 * a + 1 for a in activations])
     assert exact["variance"]["mean"] == pytest.approx(1)
     assert all(wanted == pytest.approx(guess) for wanted, guess in exact["by_quantile"])
     assert len(exact["by_quantile"]) == 2
     assert explained([draw.random() for _ in activations])["variance"]["mean"] < 0.1
+    found = []
+    for _ in range(50):  # what predicts nothing loses little, even with few texts of rare yes
+        few = [draw.random() ** 3 if n % 2 else 0.0 for n in range(40)]
+        said = [float(draw.random() < 0.2) for _ in few]
+        found.append(variance_explained(said, few, [None] * 40)["variance"]["mean"])
+    assert -0.15 < sum(found) / len(found) < 0
     assert explained([1.0] * 80)["variance"]["mean"] == pytest.approx(0, abs=0.1)
     missing = explained([None] * 75 + [1.0] * 5)
     assert missing == {"asked": 80, "failed": 75, "variance": None}
@@ -494,14 +543,35 @@ def test_a_server_that_is_slow_busy_and_broken_costs_nothing_twice(records, perf
 
 
 def test_a_language_model_is_shown_marks_strengths_and_texts_without(records, perfect):
-    prompt = LanguageModel(client_writer(Function("f", str)), perfect[1], Verdicts()).prompt(
-        Case(records[0].unit, records[0].examples.shown, torch.zeros(16))
-    )
+    case = Case(records[0].unit, records[0].examples.shown, torch.zeros(16))
+    writer = LanguageModel(client_writer(Function("f", str)), perfect[1], Verdicts())
+    [prompt] = writer.prompts([case])
     lines = [line for line in prompt.splitlines() if line.startswith("[")]
     assert len(lines) == 40
     assert all(("«" in line) == (not line.startswith("[0]")) for line in lines)
     marked = [part.split("»")[0] for line in lines for part in line.split("«")[1:]]
     assert all(part.strip().isdecimal() for part in marked)
+
+
+def test_a_language_model_is_shown_the_tokens_that_the_vector_raises(records, perfect):
+    model, dictionary = planted_model_and_dictionary(gpt2_tokenizer())
+    vectors = torch.cat([dictionary.directions[:1], torch.zeros(1, 16)])
+    found = effects_of(model, vectors, perfect[1])
+    assert found[1] == Effects()  # nothing moves nothing
+    assert len(found[0].raised) == 6
+    assert all(token.strip().isdecimal() for token in found[0].raised)
+    drawn = effects_of(model, random_directions(200, 16, 9), perfect[1])
+    assert sum(bool(each.raised or each.lowered) for each in drawn) < 40  # 5 % of either side
+
+    def prompts(effects):
+        client = client_writer(Function("f", str))
+        writer = LanguageModel(client, perfect[1], Verdicts(), effects=effects)
+        return writer.prompts([Case(records[0].unit, records[0].examples.shown, vectors[0])] * 2)
+
+    shown, hidden = prompts(lambda _: found)
+    assert f"these tokens more likely to come next: {json.dumps(found[0].raised[0])}" in shown
+    assert "likely to come next" not in hidden
+    assert prompts(None) == [hidden] * 2
 
 
 @pytest.mark.parametrize(
@@ -566,6 +636,14 @@ def test_scores_stand_beside_both_nulls(here, capsys):
     assert capsys.readouterr().out == told
     assert features("score", "out", "--seed", 1) == 2
     assert "was made, or begun, with other settings" in capsys.readouterr().err
+    few = ("out", "--scorer", "detection", "--units", 1, "--output", "few.jsonl")
+    assert features("score", *few) == 0
+    some = read_lines(Path("few.jsonl"))
+    assert [(line["kind"], line["number"]) for line in some] == [("feature", 0), ("random", 0)]
+    assert some[0]["scores"]["detection"]["auc"] == lines[0]["scores"]["detection"]["auc"]
+    pinned = ("--scorer", "intervention", *neutral, "--units", 1, "--output", "pinned.jsonl")
+    assert features("score", "out", *pinned) == 2  # its texts are of all units
+    assert "units: None there, 1 now" in capsys.readouterr().err
 
 
 def test_costs_are_told_before_the_start(here, capsys):
@@ -609,16 +687,18 @@ def test_a_server_explains_and_judges_by_the_commands(here, capsys):
     assert all(abs(line["scores"]["fuzzing"]["auc"]["mean"] - 0.5) < 0.4 for line in others[:2])
 
 
-def test_a_local_model_explains_and_judges(here):
-    local = ("--explainer", "local:model", "--random", 0)
+def test_a_local_model_explains_and_judges(here, capsys):
+    local = ("--explainer", "local:model", "--random", 0, "--shown", 24)
     assert features("explain", *EXPLAIN[:-4], *local, "--output", "local") == 0
     assert features("score", "local", "--judge", "choice:model", "--scorer", "detection") == 0
+    assert "choice:model, asked, per 1,000 units: " in capsys.readouterr().out
     lines = read_lines(here / "local/scores.jsonl")
     said = [line["explanation"] for line in lines if line["explanation"] is not None]
     assert all(text.startswith("It is active on") for text in said)
     kept = read_lines(here / "local/verdicts.jsonl")
     assert all(line["said"].startswith("It is active on") for line in kept[:3])
     assert all(line["tokens"][0] > 500 for line in kept[:3])
+    assert all(line["tokens"][0] > 200 and not line["tokens"][1] for line in kept[3:])
 
 
 def test_directions_are_explained_and_shown_beside_their_evidence(here, capsys, monkeypatch):

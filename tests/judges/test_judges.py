@@ -11,6 +11,7 @@ from rahf.judges.judge import Verdict, Verdicts, first_json_object
 from rahf.judges.local_models import (
     Choices,
     RewardJudge,
+    WrittenJudge,
     aspects_choice_judge,
     better_choice_judge,
 )
@@ -242,6 +243,18 @@ def test_choice_judges_weigh_both_letters_and_all_marks():
     assert list(verdict.value) == list(ASPECTS)
     assert all(1 < mark < 5 for mark in verdict.value.values())
     assert len(set(verdict.value.values())) > 1
+
+
+def test_a_text_longer_than_the_context_is_missing_and_the_others_are_answered():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    judge = WrittenJudge("lm", 1, str, lambda _: 1.0, Choices(model, tokenizer, 2), max_tokens=3)
+    long = "w5 " * model.config.max_position_embeddings
+    found = list(judge.verdicts(["w4", long, "w6", long, long]))
+    assert [verdict.value for verdict in found] == [1.0, None, 1.0, None, None]
+    assert "tokens, more than" in found[1].said
+    assert [verdict.said for verdict in judge.verdicts(["w6"])] == [found[2].said]
+    with pytest.raises(ValueError, match=r"shortest of 2 texts has \d+ tokens.*shorter texts"):
+        list(judge.verdicts([long, long]))
 
 
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(.*a){25}$", r"^(\w+\s?)*$"])

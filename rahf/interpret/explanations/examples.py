@@ -10,6 +10,7 @@ ids and activations; knows no tokenizer.
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,6 +30,9 @@ tokens on which the unit is often active."""
 
 PIECES_AT_ONCE = 64
 UNITS_AT_ONCE = 256
+SAVE_SECONDS = 60.0
+"""Time after which a pass is saved."""
+
 TYPICAL = 8
 """Tokens on which a unit is active most often, which near misses hold."""
 
@@ -125,15 +129,26 @@ def windows_of(corpus: Corpus, size: int, seed: int) -> Windows:
 def write_codes(
     reader: StateReader, corpus: Corpus, units: Units, folder: Path, **described: Any
 ) -> None:
-    """Encode the tokens of a corpus that are read, in one pass."""
+    """Encode the tokens of a corpus that are read, in one pass; a killed pass resumes.
+
+    Args:
+        described: what the codes are of, as JSON has it; a pass of something else is not resumed.
+    """
     writer = CodeWriter(folder, len(units.names))
-    total = int(corpus.read.sum())
-    with tqdm(total=total, desc="reading", unit=" tokens", leave=False) as bar:
-        for first in range(0, corpus.pieces, PIECES_AT_ONCE):
+    first, saved, counts = writer.resume(**described), monotonic(), corpus.counts()
+    done = int(counts[:first].sum())
+    with tqdm(
+        total=int(counts.sum()), initial=done, desc="reading", unit=" tokens", leave=False
+    ) as bar:
+        while first < corpus.pieces:
             last = min(first + PIECES_AT_ONCE, corpus.pieces)
             pieces = [corpus.piece(index) for index in range(first, last)]
             states = reader(pieces, bar.update)
             writer.add(units.encode(dict(zip(reader.layers, states, strict=True))))
+            first = last
+            if monotonic() - saved >= SAVE_SECONDS:
+                writer.save(first, **described)
+                saved = monotonic()
     writer.finish(**described)
 
 

@@ -3,7 +3,8 @@
 Knows models, dictionaries and text; what explains is given to it.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -72,6 +73,9 @@ class Job(NamedTuple):
     wanted: Wanted
     drawing: Drawing
     folder: Path
+    made_with: Mapping[
+        str, Any
+    ] = {}  # what decides the codes: those of something else are not used
 
 
 def tried_states(job: Job) -> dict[int, Float[Tensor, "tokens d_model"]]:
@@ -134,13 +138,7 @@ def explain(
     """
     windows = windows_of(job.corpus, job.drawing.size, job.drawing.seed)
     file.begin()
-    codes = job.folder / CODES
-    if not (codes / INDEX_FILE).is_file():
-        units = units_of(job, tried_states(job))
-        write_vectors(job.folder, units)
-        names = [unit._asdict() for unit in units.names]
-        write_codes(job.reader, job.corpus, units, codes, names=names)
-    store = CodeStore(codes)
+    store = codes_of(job)
     names = [Unit(**name) for name in store.described["names"]]
     write_examples(job.folder, draw_examples(store, job.corpus, windows, names, job.drawing))
     examples, vectors = read_examples(job.folder), read_vectors(job.folder).directions
@@ -151,6 +149,25 @@ def explain(
     lines = lines_of(records, tokens=[each.tokens for each in made])
     kept = len(file.records)  # of a run that was killed while it wrote them
     file.add({"row": row, **line} for row, line in enumerate(lines) if row >= kept)
+
+
+def codes_of(job: Job) -> CodeStore:
+    """Return the codes of the corpus, from a pass that is done, that resumes, or that runs now.
+
+    Codes that were made with other settings are of other units or another text: they are replaced.
+    """
+    codes, made_with = job.folder / CODES, json.loads(json.dumps(job.made_with))
+    if (codes / INDEX_FILE).is_file():
+        store = CodeStore(codes)
+        if store.described.get("made_with") == made_with:
+            return store
+        (codes / INDEX_FILE).unlink()
+    units = units_of(job, tried_states(job))
+    vectors = write_vectors(job.folder, units)
+    names = [unit._asdict() for unit in units.names]
+    described = {"names": names, "made_with": made_with, "vectors": vectors}
+    write_codes(job.reader, job.corpus, units, codes, **described)
+    return CodeStore(codes)
 
 
 def explained(explainer: Explainer, cases: Sequence[Case]) -> list[Explanation]:

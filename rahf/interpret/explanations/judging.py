@@ -113,4 +113,4 @@ def _by_choice(choices: Choices, id: str) -> Judge:
     def weigh(read: Sequence[str]) -> Iterator[Value]:
         return (yes for yes, _ in choices.probabilities(read, YES_NO))
 
-    return ChoiceJudge(id, 1, fit_question, weigh)
+    return ChoiceJudge(id, 1, fit_question, weigh, choices.length)

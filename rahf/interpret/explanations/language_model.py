@@ -1,15 +1,20 @@
 """Explanations by a language model, which reads examples with the active tokens marked.
 
-Knows prompts and clients; what it knows of a unit is its examples.
+Knows prompts and clients; what it knows of a unit is its examples, and the tokens that its vector
+makes likelier.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from rahf.interpret.explanations.examples import Drawing, Example
 from rahf.interpret.explanations.explainer import Case, Explanation
 from rahf.interpret.explanations.tokens import TokenTexts
+from rahf.interpret.explanations.vectors import Effects, in_words
 from rahf.judges.api import ApiJudge
 from rahf.judges.by_name import NamedJudge, api_judge, choice_judge
 from rahf.judges.clients import Client
@@ -29,12 +34,15 @@ WRITTEN = 80
 INSTRUCTIONS = 150
 """Tokens of a prompt beside the examples, about."""
 
+EFFECTS = 60
+"""Tokens that the effects of a vector take, about."""
+
 
 def prompt_tokens(drawing: Drawing) -> tuple[int, int]:
     """Return about how many tokens are read and written for an explanation."""
     marks = 8  # of an example, with its strength
     shown = drawing.shown + min(OTHERS_SHOWN, drawing.shown)
-    return INSTRUCTIONS + shown * (drawing.size + marks), WRITTEN
+    return INSTRUCTIONS + EFFECTS + shown * (drawing.size + marks), WRITTEN
 
 
 JSON_REPLY = 'Reply with one JSON object and nothing else: {"explanation": "one sentence"}.'
@@ -50,15 +58,20 @@ def reply_of(name: str) -> str:
     return LOCAL_REPLY if name.startswith("local:") else JSON_REPLY
 
 
-def explaining_prompt(shown: str, reply: str) -> str:
-    return (
+def explaining_prompt(shown: str, beside: str, reply: str) -> str:
+    """Return the prompt.
+
+    Args:
+        beside: what else is known of the unit; may be empty.
+    """
+    asked = (
         "A part of a language model is active at some tokens of texts. In the examples below the "
-        "tokens at which it is active stand between « and », and the number in brackets is its "
+        "tokens at which it is active are between « and », and the number in brackets is its "
         "strength, from 0 to 10. Find what the marked tokens, or the texts around them, have in "
         "common that the texts without marks lack. Say when it is active in one sentence that can "
-        "be checked on other texts, with no detail that the examples do not show.\n\n"
-        f"{shown}\n\n{reply}"
+        "be checked on other texts, with no detail that the examples do not show."
     )
+    return "\n\n".join(filter(None, (asked, shown, beside, reply)))
 
 
 def shown_examples(examples: Sequence[Example], texts: TokenTexts) -> str:
@@ -108,19 +121,34 @@ class LanguageModel:
         judge: as a judge whose words are wanted, so that answers are kept as verdicts are.
         verdicts: what was answered before.
         reply: how the model is to reply.
+        effects: vectors -> what each does to the logits of the explained model; None: not shown.
     """
 
     def __init__(
-        self, judge: Judge, texts: TokenTexts, verdicts: Verdicts, reply: str = JSON_REPLY
+        self,
+        judge: Judge,
+        texts: TokenTexts,
+        verdicts: Verdicts,
+        reply: str = JSON_REPLY,
+        effects: Callable[[Tensor], list[Effects]] | None = None,
     ):
         self.id, self._judge, self._texts, self._verdicts = judge.id, judge, texts, verdicts
-        self._reply = reply
+        self._reply, self._effects = reply, effects
 
-    def prompt(self, case: Case) -> str:
-        return explaining_prompt(shown_examples(case.shown, self._texts), self._reply)
+    def prompts(self, cases: Sequence[Case]) -> list[str]:
+        """Return what the model reads of each case."""
+        known = [Effects()] * len(cases)
+        if self._effects is not None and cases:
+            known = self._effects(torch.stack([case.vector for case in cases]))
+        return [
+            explaining_prompt(
+                shown_examples(case.shown, self._texts), in_words(effects), self._reply
+            )
+            for case, effects in zip(cases, known, strict=True)
+        ]
 
     def explain(self, cases: Sequence[Case]) -> list[Explanation]:
-        given = self._verdicts.ask(self._judge, [self.prompt(case) for case in cases])
+        given = self._verdicts.ask(self._judge, self.prompts(cases))
         return [
             Explanation(None if each.value is None else read_explanation(each.said), each.tokens)
             for each in given

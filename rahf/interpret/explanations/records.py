@@ -3,14 +3,16 @@
 Knows files; knows no model.
 """
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rahf.artifacts import identity_of, read_json, read_lines, write_lines
@@ -43,7 +45,8 @@ class Vectors(NamedTuple):
     thresholds: Float[Tensor, " units"]
 
 
-def write_vectors(folder: Path, units: Units) -> None:
+def write_vectors(folder: Path, units: Units) -> str:
+    """Write directions and thresholds, and return a hash of them."""
     directions = torch.stack([units.vector(index) for index in range(len(units.names))])
     thresholds = [
         torch.zeros(len(part.units))
@@ -51,9 +54,11 @@ def write_vectors(folder: Path, units: Units) -> None:
         else part.dictionary.thresholds[part.latents].float().cpu()
         for part in units.parts
     ]
+    content = save({"directions": directions, "thresholds": torch.cat(thresholds)})
     staging = folder / f".{VECTORS_FILE}.partial"
-    save_file({"directions": directions, "thresholds": torch.cat(thresholds)}, staging)
+    staging.write_bytes(content)
     staging.replace(folder / VECTORS_FILE)
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read_vectors(folder: Path, device: torch.device | str = "cpu") -> Vectors:
@@ -111,6 +116,17 @@ def read_records(folder: Path) -> list[Record]:
             f"{EXAMPLES_FILE}. Delete the folder to explain again."
         )
     return [Record(each, explained[each.unit]) for each in examples]
+
+
+def first_of_each_kind(records: Sequence[Record], count: int | None) -> list[Record]:
+    """Return the first `count` features, directions and random directions; None: all."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for record in records:
+        seen[record.unit.kind] += 1
+        if count is None or seen[record.unit.kind] <= count:
+            kept.append(record)
+    return kept
 
 
 def _explained_in(path: Path) -> dict[Unit, str | None]:

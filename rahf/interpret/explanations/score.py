@@ -42,14 +42,10 @@ def asking_marks(records: Sequence[Record], texts: TokenTexts) -> Asking:
     return lambda unit, sentence: of_marks(sentence, records[unit].examples.scored, texts)
 
 
-def round_trip(seed: int) -> Figures:
-    """Return the measure of how far values predict the largest activation in a text."""
-
-    def figures(questions: Sequence[Question], values: Sequence[float | None]) -> dict[str, Any]:
-        peaks = [question.peak for question in questions]
-        return variance_explained(values, peaks, [q.quantile for q in questions], seed)
-
-    return figures
+def round_trip(questions: Sequence[Question], values: Sequence[float | None]) -> dict[str, Any]:
+    """Return how far values predict the largest activation in a text."""
+    peaks = [question.peak for question in questions]
+    return variance_explained(values, peaks, [question.quantile for question in questions])
 
 
 def shuffled(records: Sequence[Record], seed: int) -> list[str | None]:

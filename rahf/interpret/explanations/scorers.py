@@ -43,7 +43,6 @@ class Means:
     surprisal: Callable[[], Judged]
     embed: Callable[[], Embed]
     steered: Callable[[], Written]
-    seed: int = 0
 
 
 def scorer_of(name: str, means: Means) -> Scorer:
@@ -58,7 +57,7 @@ def scorer_of(name: str, means: Means) -> Scorer:
     if name == "embedding":
         return Scorer(texts, embedded(means.embed()), areas, "auc")
     if name == "round_trip":
-        return Scorer(texts, means.judged, round_trip(means.seed), "variance")
+        return Scorer(texts, means.judged, round_trip, "variance")
     assert name == "intervention", name
     return Scorer(asking_steered(means.steered(), means.texts), means.judged, areas, "auc")
 

@@ -95,10 +95,9 @@ def variance_explained(
     values: Sequence[float | None],
     activations: Sequence[float],
     quantiles: Sequence[int | None],
-    seed: int,
 ) -> dict[str, Any]:
-    """Return the share of the variance of activations that values predict, each half of the texts
-    by a line that is fitted to the other half; below 0 where they mislead.
+    """Return the share of the variance of activations that values predict, each text by a line that
+    is fitted to all others; below 0 where they mislead.
 
     `by_quantile` has the mean activation of the texts of each quantile and the mean prediction.
     """
@@ -108,10 +107,8 @@ def variance_explained(
     if len(read) < 2 * LEAST:
         return figures | {"variance": None}
     given, wanted, groups = np.array(read, dtype=float).T
-    half = np.random.default_rng([seed, 3]).permutation(len(read)) % 2 == 0
-    guess = np.empty_like(wanted)
-    for side in (half, ~half):
-        guess[~side] = _line(given[side], wanted[side], given[~side])
+    others = ~np.eye(len(read), dtype=bool)
+    guess = np.array([_line(given[o], wanted[o], x) for o, x in zip(others, given, strict=True)])
     left, around = (wanted - guess) ** 2, (wanted - wanted.mean()) ** 2
     if not around.sum() > 0:
         return figures | {"variance": None}
@@ -124,7 +121,7 @@ def variance_explained(
     return figures | {"variance": variance, "by_quantile": means}
 
 
-def _line(given: np.ndarray, wanted: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _line(given: np.ndarray, wanted: np.ndarray, asked: float) -> float:
     """Return the prediction of the least-squares line through the given points."""
     spread = given.var()
     slope = np.cov(given, wanted, bias=True)[0, 1] / spread if spread > 0 else 0.0

@@ -3,6 +3,8 @@
 One model in memory, its adapters switched. Knows models and ids; encodes nothing.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -28,6 +30,16 @@ class HeldOut(NamedTuple):
     prompt: int  # number of its prompt: responses to one prompt are one unit of the intervals
     prompt_ids: list[int]
     response_ids: list[int]
+
+    @property
+    def digest(self) -> str:
+        """Return what identifies the prompt by its ids."""
+        return digest_of(self.prompt_ids)
+
+
+def digest_of(prompt_ids: Sequence[int]) -> str:
+    """Return a hash of a prompt's ids."""
+    return hashlib.sha256(json.dumps([*prompt_ids]).encode()).hexdigest()[:16]
 
 
 class Read(NamedTuple):

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rahf.artifacts import read_json, write_json
+from rahf.artifacts import read_json, read_object, write_json
 from rahf.interpret.features.dictionary import SparseCodes, joined
 
-INDEX_FILE = "codes.json"
+INDEX_FILE, PROGRESS_FILE = "codes.json", "codes.partial.json"
 SHARD = 2**23
 """Entries (active latents of tokens) of a shard, at least: about 64 MB."""
 
@@ -44,6 +44,8 @@ class Firings(NamedTuple):
 
 class CodeWriter:
     """Writes codes in the order of the text; the folder can be read after `finish`.
+
+    A writer that was killed resumes after its last `save`.
 
     Args:
         latents: of the dictionary.
@@ -72,6 +74,27 @@ class CodeWriter:
         if self._entries >= self.shard:
             self._write()
 
+    def save(self, done: int, **described: Any) -> None:
+        """Write what is left, and how much of the text is done, so that a killed run resumes.
+
+        Args:
+            done: parts of the text, as the caller counts them.
+        """
+        if self._parts:
+            self._write()
+        write_json(self.folder / PROGRESS_FILE, self._index(described) | {"done": done})
+
+    def resume(self, **described: Any) -> int:
+        """Continue after what a killed writer of the same codes has saved, and return how much of
+        the text that is.
+        """
+        path = self.folder / PROGRESS_FILE
+        found = read_object(path, shards=list, done=int) if path.is_file() else {}
+        if found.get("described") != described or found["latents"] != self.latents:
+            return 0
+        self._shards = found["shards"]
+        return found["done"]
+
     def finish(self, **described: Any) -> None:
         """Write what is left, and the index with what describes the codes.
 
@@ -82,8 +105,11 @@ class CodeWriter:
             self._write()
         if not self._shards:
             raise ValueError(f"{self.folder}: the text has no tokens, so there are no codes.")
-        index = {"latents": self.latents, "shards": self._shards, "described": described}
-        write_json(self.folder / INDEX_FILE, index)
+        write_json(self.folder / INDEX_FILE, self._index(described))
+        (self.folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+    def _index(self, described: Mapping[str, Any]) -> dict[str, Any]:
+        return {"latents": self.latents, "shards": self._shards, "described": described}
 
     def _write(self) -> None:
         codes, name = joined(self._parts), f"codes-{len(self._shards):05d}.safetensors"
