@@ -24,6 +24,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _what_is_fitted(option: Callable[..., object]) -> None:
     option(
+        "--bank",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="fit every direction of a bank from the model's own answers, without the recipe's "
+        "pairs: a YAML file, or alone the bank that comes with rahf (length, refusal, sycophancy, "
+        "formality, tone, certainty, lists)",
+    )
+    option(
         "--source",
         choices=("responses", "instructions", "adapters"),
         default="responses",
@@ -68,6 +77,8 @@ def _what_is_measured(option: Callable[..., object]) -> None:
 
 
 def run(recipe, options: argparse.Namespace) -> int:
+    if options.bank is not None:
+        return _fit_bank(recipe, options)
     from rahf.pipeline.read_directions import ReadingOptions, read_directions
 
     chosen = {name: getattr(options, name) for name in ReadingOptions._fields}
@@ -76,6 +87,34 @@ def run(recipe, options: argparse.Namespace) -> int:
     if explained is not None:
         folder = options.output or recipe.output_dir / "reading" / options.source
         print(f"\n{_explained(options.explanations, explained[0], folder)}")
+    return 0
+
+
+BANK_READS_NOT = {
+    "source": "responses",
+    "tokens": "mean",
+    "fit": "mean",
+    "positive": None,
+    "negative": None,
+    "rows": None,
+    "compare": FITS,
+    "effect": None,
+    "effect_pairs": 16,
+    "explanations": None,
+}
+"""Options that --bank does not read, with their defaults."""
+
+
+def _fit_bank(recipe, options: argparse.Namespace) -> int:
+    from rahf.directions.bank import own_bank
+    from rahf.pipeline.bank import fit_bank_of_recipe
+    from rahf.recipe.direction_files import BANK
+
+    given = [name for name, default in BANK_READS_NOT.items() if getattr(options, name) != default]
+    if given:
+        raise ValueError(f"--bank does not read --{' or --'.join(given)}: omit them.")
+    bank = Path(options.bank) if options.bank else own_bank()
+    fit_bank_of_recipe(recipe, bank, options.layers, options.output or recipe.output_dir / BANK)
     return 0
 
 
