@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rahf.data.contrast import Batch
+from rahf.directions.protected import check_left, load_protected
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, depth_of
 from rahf.models.capture import Trunk
 from rahf.models.packing import use_packed_attention
 from rahf.models.trunk import shared_blocks
-from rahf.objective import Progress, Target, layer_scale, progress, random_units
+from rahf.objective import Progress, Target, layer_scale, outside, progress, random_units
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.method_options import MethodOptions
 from rahf.terms import Evidence, Term, terms_of, values_of
@@ -45,6 +46,8 @@ class Alignment:
     directions: Float[Tensor, "layers d_model"] | None = None  # a stored shift, at the layers
     # Where rejected responses are pushed in place of a shift, in units of alpha (RMU).
     point: Float[Tensor, "layers d_model"] | None = None
+    # What the policy must not move along: an orthonormal basis per layer.
+    protected: Float[Tensor, "layers basis d_model"] | None = None
     packed: bool = False  # whether all of the models take packed rows
     trunk_depth: int = 0  # blocks without an adapter that base, teachers and policy share
 
@@ -66,7 +69,27 @@ class Alignment:
     def towards(self, directions: Directions) -> "Alignment":
         """Return the same alignment with a stored shift in place of the views' own."""
         frozen_views = replace(self.frozen_views, views=self.frozen_views.views.without_shift())
-        return replace(self, frozen_views=frozen_views, directions=directions.select(self.layers))
+        freed = self.freed(directions)
+        return replace(self, frozen_views=frozen_views, directions=freed.vectors)
+
+    def freed(self, directions: Directions) -> Directions:
+        """Return a stored shift at the layers, without what is protected."""
+        shift = self.without_protected(directions.select(self.layers))
+        return Directions(self.layers, shift, directions.metadata)
+
+    def without_protected(
+        self, shift: Float[Tensor, "layers d_model"]
+    ) -> Float[Tensor, "layers d_model"]:
+        """Return the part of one vector per layer that is outside the protected space.
+
+        Raises:
+            ValueError: nothing is left in any layer.
+        """
+        if self.protected is None:
+            return shift
+        left = outside(shift.unsqueeze(1), self.protected.to(shift.device)).squeeze(1)
+        check_left(shift, left)
+        return left
 
     def __call__(
         self, model: nn.Module, batch: Batch, elapsed: float = 1.0, frozen: Frozen | None = None
@@ -88,7 +111,9 @@ class Alignment:
         hidden, logits = run_rows(
             model, self.model, self.layers, rows, predictions=reads_logits, trunk=trunk
         )
-        values = values_of(terms, Evidence(batch, hidden, target, logits, frozen.logits))
+        protected = None if self.protected is None else self.protected.to(hidden)
+        evidence = Evidence(batch, hidden, target, logits, frozen.logits, protected)
+        values = values_of(terms, evidence)
         loss = sum(term.weight_at(elapsed) * values[term.name] for term in terms)
         detached = {name: value.detach() for name, value in values.items()}
         counts = None
@@ -128,8 +153,11 @@ class Alignment:
             return torch.where(rejected, target - reference, 0.0)
         if self.directions is not None:
             return alpha * self.directions.to(reference.device).unsqueeze(1)
-        # Without a shift every target is the reference itself.
-        return 0.0 if frozen.shift is None else alpha * frozen.shift
+        if frozen.shift is None:  # every target is the reference itself
+            return 0.0
+        if self.protected is None:
+            return alpha * frozen.shift
+        return alpha * outside(frozen.shift, self.protected.to(frozen.shift))
 
 
 def build_alignment(
@@ -148,7 +176,7 @@ def build_alignment(
         seed: decides the random vectors of RMU.
 
     Raises:
-        ValueError: directions for a method that pushes rejected responses away.
+        ValueError: directions for a method that pushes responses away, or that do not fit.
     """
     method = options.facts
     if directions is not None and method.pushes_away:
@@ -168,6 +196,7 @@ def build_alignment(
         frozen_views=FrozenViews(policy, views, layers, full),
         options=options,
         point=random_units(layers, d_model, seed) if method.random_target else None,
+        protected=load_protected(options.protect, layers, d_model) if options.protect else None,
         packed=options.packing and all(map(use_packed_attention, models)),
         trunk_depth=shared_blocks(policy, layers[0]),
     )

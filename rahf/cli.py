@@ -78,6 +78,9 @@ COMMANDS: dict[str, Command | Group] = {
         recipe_command,
         "fit one direction per layer from a recipe's pairs, with the evidence for it",
     ),
+    "screen": Command(
+        plain_command, "forecast which traits a data set will move, before any training"
+    ),
     "shift": Command(
         plain_command,
         "show which tokens of an aligned model its base would not have chosen",

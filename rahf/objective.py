@@ -39,6 +39,13 @@ class Target(NamedTuple):
         return self.reference + self.move
 
 
+def outside(
+    shift: Float[Tensor, "layers tokens d_model"], basis: Float[Tensor, "layers basis d_model"]
+) -> Float[Tensor, "layers tokens d_model"]:
+    """Return the shift without its part in the space of each layer's orthonormal basis."""
+    return shift - (shift @ basis.mT) @ basis
+
+
 class Progress(NamedTuple):
     """Sums over tokens for reached share and cosine; they add up over batches and ranks."""
 
@@ -105,6 +112,21 @@ def row_loss(
     size = size.masked_fill(unmoved, 0.0)
     near = (row_mean(size, owner, rows) / target.scale).mean(0)
     return -near if distance == "away" else near
+
+
+def protected_loss(
+    hidden: Float[Tensor, "layers tokens d_model"],
+    target: Target,
+    owner: Int[Tensor, " tokens"],
+    basis: Float[Tensor, "layers basis d_model"],
+) -> Float[Tensor, " rows"]:
+    """Return the squared movement from the reference inside the protected space, in the unit of
+    each layer's distance: mean over a row's tokens, then over layers.
+
+    Squared whatever the distance: the norm of a movement of 0 has a gradient without meaning.
+    """
+    along = ((hidden - target.reference) @ basis.mT).square().sum(-1)
+    return (row_mean(along, owner, target.scale.shape[1]) / target.scale.square()).mean(0)
 
 
 def random_units(

@@ -20,6 +20,7 @@ from rahf.objective import (
     Target,
     dissimilarity,
     dpo_loss,
+    protected_loss,
     row_loss,
     row_mean,
     token_divergence,
@@ -38,6 +39,7 @@ class Evidence(NamedTuple):
     target: Target
     policy: Float[Tensor, "scored vocab"] | None  # logits that predict the scored tokens
     reference: Float[Tensor, "scored vocab"] | None  # logits of the frozen reference
+    protected: Float[Tensor, "layers basis d_model"] | None = None  # orthonormal, per layer
 
 
 class Term(NamedTuple):
@@ -89,8 +91,10 @@ def _other_terms(options: MethodOptions) -> list[Term]:
     kl_rows = "retained" if options.kl_rows == "retain" else "responses"
     preference = partial(_preference, beta=options.dpo_beta)
     both = ("policy", "reference")
+    protect_weight = options.protect_weight if options.protect else 0.0
     terms = [
         Term("similarity", "rejected", _similarity, options.similarity_weight),
+        Term("protect", "responses", _protected, protect_weight),
         Term("kl", kl_rows, divergence, options.kl_weight, logits=both),
         Term("sft", "chosen", _cross_entropy, options.sft_weight, logits=("policy",)),
         Term("dpo", "responses", preference, options.dpo_weight, logits=both),
@@ -137,6 +141,11 @@ def _similarity(evidence: Evidence) -> Float[Tensor, " responses"]:
     first, responses = evidence.batch["first_aligned"], len(evidence.batch["row"])
     rejected = evidence.batch["kinds"]["rejected"][:responses]
     return dissimilarity(evidence.hidden[:, first], rejected)
+
+
+def _protected(evidence: Evidence) -> Float[Tensor, " rows"]:
+    owner = evidence.batch["reference"]["aligned_owner"]
+    return protected_loss(evidence.hidden, evidence.target, owner, evidence.protected)
 
 
 def _divergence(evidence: Evidence, temperature: float) -> Float[Tensor, " rows"]:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from matrices import slow_unless
 from reference import objective as loops
-from tiny_models import D_MODEL, EOS, Family, lora, randomize, tiny_pairs
+from tiny_models import D_MODEL, DEPTH, EOS, Family, lora, randomize, tiny_pairs
 
 from rahf.alignment import Alignment
 from rahf.data.contrast import ContrastCollator, Responses
+from rahf.directions.protected import load_protected
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, trainable
 from rahf.models.packing import use_packed_attention
@@ -55,7 +56,9 @@ def alignment_of(
     randomize(model, "default", seed=9, scale=0.1)
     assert not packed or use_packed_attention(model.get_base_model())
     stored = stored_directions().vectors if options.method == "direction" else None
-    return Alignment(FrozenViews(model, views, LAYERS, full), options, stored)
+    basis = load_protected(options.protect, LAYERS, D_MODEL) if options.protect else None
+    made = Alignment(FrozenViews(model, views, LAYERS, full), options, protected=basis)
+    return made if stored is None else replace(made, directions=made.without_protected(stored))
 
 
 def batch_of(pairs, options, retain=(), **collating):
@@ -114,6 +117,13 @@ class ByLoops:
             self.view_states(self.views.negative, item, response),
         )
 
+    def protected(self):
+        stored = [Directions.load(folder) for folder in self.options.protect]
+        vectors = {
+            layer: [each.select((layer,))[0].tolist() for each in stored] for layer in LAYERS
+        }
+        return {layer: loops.orthonormal(of_layer) for layer, of_layer in vectors.items()}
+
     def loss(self, item):
         options, prompt = self.options, item["prompt_ids"]
         response = item["response_ids"][: options.max_response_tokens]
@@ -121,9 +131,14 @@ class ByLoops:
         reference = self.states(reference_model, prompt, response)
         policy = self.states(self.policy, prompt, response)
         shift = self.shift(item, response, len(policy[LAYERS[0]]))
+        kept = self.protected()
+        shift = {layer: loops.without(shift[layer], kept.get(layer, ())) for layer in shift}
         units = loops.layer_units(reference, shift, options.alpha, options.layer_scale)
         total = loops.align_loss(policy, reference, shift, options.alpha, units, options.distance)
 
+        if options.protect:
+            protection = loops.protect_loss(policy, reference, kept, units)
+            total += options.protect_weight * protection
         # Terms that read predictions read complete responses.
         whole = ids = prompt + item["response_ids"]
         predicted = range(len(prompt), len(ids))
@@ -286,6 +301,41 @@ def test_a_weight_of_the_distance_is_a_factor_of_its_term_alone(family):
     align, sft = output.terms["align"], output.terms["sft"]
     for weight, loss in losses.items():
         assert loss.tolist() == pytest.approx((weight * align + 0.2 * sft).tolist(), rel=1e-5)
+
+
+def protected_folders(folder, count=2):
+    """Save directions that are not orthogonal, in another order of layers than the targets'."""
+    generator, layers = torch.Generator().manual_seed(4), tuple(reversed(range(DEPTH)))
+    for number in range(count):
+        vectors = torch.randn(DEPTH, D_MODEL, generator=generator) + 1
+        Directions(layers, vectors).save(folder / str(number))
+    return [str(folder / str(number)) for number in range(count)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, {"shift": "token", "protect_weight": 0.0}, {"method": "direction"}]
+)
+def test_the_loss_with_protected_directions_equals_the_loops(family, tmp_path, packed, more):
+    given = {"protect": protected_folders(tmp_path), "protect_weight": 3.0, "retain_weight": 0.3}
+    options = method_options(**{**given, **more})
+    output = check_against_loops(family, options, RETAINED, packed=packed)
+    assert ("protect" in output.terms) == bool(options.protect_weight)
+    protected = load_protected(options.protect, LAYERS, D_MODEL)
+    alignment = alignment_of(family, options, packed=packed)
+    batch = batch_of(tiny_pairs(2), options, RETAINED, packed=packed)
+    move = alignment.target(batch, alignment.read_views(batch)).move
+    assert move.any()
+    torch.testing.assert_close(move @ protected.mT, torch.zeros(1).expand(*move.shape[:2], 2))
+
+
+def test_a_shift_that_is_protected_as_a_space_is_refused(family, tmp_path):
+    stored = stored_directions()
+    whole = torch.ones(DEPTH, D_MODEL)
+    whole[list(LAYERS)] = stored.vectors
+    Directions(tuple(range(DEPTH)), -2 * whole).save(tmp_path)
+    with pytest.raises(ValueError, match="nothing is left"):
+        alignment_of(family, method_options("direction", protect=[str(tmp_path)]))
 
 
 PREFERRED = {"dpo_weight": 3.0, "dpo_beta": 0.7, "pairs_together": True}

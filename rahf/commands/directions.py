@@ -31,10 +31,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="fit nothing: read a control vector of llama.cpp, check it against the model",
     )
-    parser.set_defaults(unset={name: parser.get_default(name) for name in FITTING})
+    parser.set_defaults(unset={name: parser.get_default(name) for name in (*FITTING, "bank")})
 
 
 def _what_is_fitted(option: Callable[..., object]) -> None:
+    option(
+        "--bank",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="fit every direction of a bank from the model's own answers, without the recipe's "
+        "pairs: a YAML file, or alone the bank that comes with rahf (length, refusal, sycophancy, "
+        "formality, tone, certainty, lists)",
+    )
     option(
         "--source",
         choices=("responses", "instructions", "adapters"),
@@ -82,6 +91,8 @@ def _what_is_measured(option: Callable[..., object]) -> None:
 def run(recipe, options: argparse.Namespace) -> int:
     if options.from_file is not None:
         return _take_over(recipe, options)
+    if options.bank is not None:
+        return _fit_bank(recipe, options)
     from rahf.pipeline.read_directions import ReadingOptions, read_directions
 
     chosen = {name: getattr(options, name) for name in ReadingOptions._fields}
@@ -101,7 +112,7 @@ def _take_over(recipe, options: argparse.Namespace) -> int:
     from rahf.export.checks import check_directions
     from rahf.export.gguf import read_control_vector
 
-    _refuse_fitting(options)
+    _refuse_others(options, "from", (*FITTING, "bank"))
     path: Path = options.from_file
     if not path.is_file():
         raise ValueError(f"--from: there is no file {path} (working directory: {Path.cwd()}).")
@@ -118,14 +129,22 @@ def _take_over(recipe, options: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_fitting(options: argparse.Namespace) -> None:
-    """Refuse options that say what is fitted or measured, which --from leaves without effect."""
-    for name, default in options.unset.items():
-        if getattr(options, name) != default:
-            raise ValueError(
-                f"--{name} fits or measures directions, and --from reads finished ones: omit one "
-                "of the two."
-            )
+def _refuse_others(options: argparse.Namespace, given: str, names: tuple[str, ...]) -> None:
+    """Refuse options that `--given` does not read."""
+    others = [name for name in names if getattr(options, name) != options.unset[name]]
+    if others:
+        raise ValueError(f"--{given} does not read --{' or --'.join(others)}: omit them.")
+
+
+def _fit_bank(recipe, options: argparse.Namespace) -> int:
+    from rahf.directions.bank import own_bank
+    from rahf.pipeline.bank import fit_bank_of_recipe
+    from rahf.recipe.direction_files import BANK
+
+    _refuse_others(options, "bank", tuple(name for name in FITTING if name != "layers"))
+    bank = Path(options.bank) if options.bank else own_bank()
+    fit_bank_of_recipe(recipe, bank, options.layers, options.output or recipe.output_dir / BANK)
+    return 0
 
 
 def _explained(path: Path, lines: list[dict], folder: Path) -> str:

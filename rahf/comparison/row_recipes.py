@@ -26,6 +26,9 @@ _BETA = Annotated[float, Limits(least=1e-6)]
 
 _MEASURED_ALIKE = "the comparison measures all rows in the same way"
 _ONE_BASE = "all rows train the recipe's base"
+UNPROTECTED = {"protect": [], "protect_weight": 1.0}
+"""Keys of the protection in a row without a shift."""
+
 NOT_OF_A_ROW = {
     "method": "the row's name gives it",
     "seed": "compare.seeds sets it",
@@ -110,7 +113,7 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
     if kind in ("sft", "dpo"):
         # The keys of the top level are those of their own training, of the alignment in other rows.
         alone = {"shift": "token", "directions": None, "dpo_weight": 0.0, "pairs_together": False}
-        return given | {"method": DEFAULT_METHOD, "teachers": {}, **alone}
+        return given | {"method": DEFAULT_METHOD, "teachers": {}, **alone, **UNPROTECTED}
     given["method"] = kind
     given["teachers"] = {
         key: value
@@ -121,7 +124,7 @@ def _common(recipe: Recipe, kind: str) -> dict[str, Any]:
         given["reference"] = "base"
     if not method.reads_directions:
         given["directions"] = None
-    return given
+    return given | (UNPROTECTED if method.pushes_away else {})
 
 
 def check_given_comparison(recipe: Recipe) -> list[str]:

@@ -21,7 +21,7 @@ from rahf.data.prompts import Response, read_responses, response_of
 from rahf.data.response_ids import tokenize_responses
 from rahf.directions.vectors import Directions
 from rahf.evaluation.intervals import Estimate, mean_estimate
-from rahf.guards.prevention import is_number
+from rahf.guards.checks import check_count, is_number
 from rahf.guards.projections import Ids, check_projected, projections
 from rahf.models.adapters import pad_id
 from rahf.overrides import overrides
@@ -214,12 +214,6 @@ def check_limits(limits: Mapping[str, float], directions: Mapping[str, Direction
                 f"stop_when: {name}: {limit!r} should be a movement: above 0 along the direction, "
                 "below 0 against it."
             )
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse what is not a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: {value!r} should be a whole number, at least 1.")
 
 
 def ids_of(answers: str | Path | Sequence[Mapping[str, Any]], tokenizer: Any) -> list[Ids]:

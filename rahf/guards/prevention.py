@@ -7,17 +7,20 @@ Nothing is added in evaluation, in generation or in the passes of a reference mo
 left afterwards. Knows models and directions; knows no trainer.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from transformers import Trainer
 
 from rahf.directions.vectors import Directions
+from rahf.guards.automatic_alpha import AUTO, START, AlphaFromMargin
+from rahf.guards.checks import check_directions, increments, is_number
 from rahf.models.capture import find_blocks, without_adapters
 
 Positions = Literal["response", "all"]
@@ -35,6 +38,10 @@ class Prevention:
     running: bool = False  # whether the model's forward pass is running
     adds: bool = False  # whether it computes gradients for a training
     mask: Bool[Tensor, "batch seq"] | None = None  # None: every position
+
+    def use(self, alpha: float) -> None:
+        """Take another alpha from the next forward pass on."""
+        self.alpha = alpha
 
     def begin(self, model: nn.Module, _args: tuple, given: Mapping[str, Any]) -> None:
         """Decide what the forward pass adds, before it runs."""
@@ -106,72 +113,77 @@ def predicting(labels: Tensor | None) -> Bool[Tensor, "batch seq"]:
 def prevent(
     model: nn.Module,
     directions: Directions,
-    alpha: float = 1.0,
+    alpha: float | Literal["auto"] = 1.0,
     *,
     positions: Positions = "response",
+    trainer: Trainer | None = None,
+    pairs: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    every: int = 5,
 ) -> Iterator[Prevention]:
-    """Add `alpha` times the directions in every training forward pass made inside the context.
+    """Add `alpha` times the directions in training forward passes (training mode, with gradients).
 
-    A forward pass counts as training where the model is in training mode and gradients are enabled.
-    With directions of several layers the increments from layer to layer are added, so that the
-    state after each layer is shifted by `alpha` times its vector.
+    Of several layers the increments are added, so that each state shifts by its own vector.
 
     Args:
-        model: a causal language model, with or without adapters; wrappers of it may be called.
+        model: a causal language model; wrappers of it may be called.
         directions: the unwanted trait minus its opposite, in units of the residual stream.
-        alpha: 1 to 2 is the usual range; 0 adds nothing.
-        positions: those that predict a response, known by the `labels` (Hugging Face's convention:
-            -100 is not scored), or `all`.
-
-    Yields:
-        The state, whose `alpha` may be changed between two forward passes.
+        alpha: 1 to 2 is usual. `auto`: chosen while `trainer` trains, so that the margin of `pairs`
+            returns to its value before (`automatic_alpha`).
+        positions: those that predict a response, known by the `labels`, or `all`.
+        pairs: held-out pairs, the trait's side as `chosen`: a file, or records.
+        every: optimizer steps between two readings of the margin.
 
     Raises:
-        ValueError: directions that do not fit the model, an alpha that is not finite, or positions
-            of another name; in the forward pass: labels that are missing or of another shape.
+        ValueError: directions, alpha, positions or labels that do not fit.
     """
-    _check(alpha, positions)
+    automatic = alpha == AUTO
+    state = Prevention(START if automatic else alpha, positions)
+    _check(state.alpha, positions)
     check_directions(directions)
-    blocks, base, state = find_blocks(model), without_adapters(model), Prevention(alpha, positions)
-    directions.check_model(model.config.get_text_config().hidden_size, len(blocks.modules))
-    with ExitStack() as hooks:
-        hooks.callback(base.register_forward_pre_hook(state.begin, with_kwargs=True).remove)
-        hooks.callback(base.register_forward_hook(state.end, always_call=True).remove)
-        shifts = increments(directions)
-        for layer, shift in zip(shifts.layers, shifts.vectors, strict=True):
-            hook = blocks.modules[layer].register_forward_hook(state.addition(shift))
-            hooks.callback(hook.remove)
+    depth = len(find_blocks(model).modules)
+    directions.check_model(model.config.get_text_config().hidden_size, depth)
+    shifts = increments(directions)
+    if not automatic and (trainer is not None or pairs is not None):
+        raise ValueError("trainer= and pairs= are read with alpha='auto' only: omit them.")
+    with ExitStack() as contexts:
+        if automatic:
+            contexts.enter_context(_chosen_by_margin(state, trainer, shifts, pairs, every))
+        contexts.enter_context(_added(model, state, shifts))
         yield state
 
 
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, and no bool."""
-    return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+@contextmanager
+def _added(model: nn.Module, state: Prevention, shifts: Directions) -> Iterator[None]:
+    """Register the hooks, and remove them afterwards."""
+    blocks, base = find_blocks(model).modules, without_adapters(model)
+    with ExitStack() as hooks:
+        hooks.callback(base.register_forward_pre_hook(state.begin, with_kwargs=True).remove)
+        hooks.callback(base.register_forward_hook(state.end, always_call=True).remove)
+        for layer, shift in zip(shifts.layers, shifts.vectors, strict=True):
+            hook = blocks[layer].register_forward_hook(state.addition(shift))
+            hooks.callback(hook.remove)
+        yield
 
 
-def check_directions(directions: Any, name: str = "directions") -> None:
-    """Refuse what is not Directions with at least one layer.
-
-    Raises:
-        ValueError: the value is of another type, for instance a path, or holds no layer.
-    """
-    if not isinstance(directions, Directions):
-        raise ValueError(
-            f"{name}: {directions!r} is no rahf.Directions: load a folder with Directions.load."
-        )
-    if not directions.layers:
-        raise ValueError(f"{name}: the directions hold no layer: fit them again.")
+@contextmanager
+def _chosen_by_margin(
+    state: Prevention, trainer: Trainer | None, shifts: Directions, pairs: Any, every: int
+) -> Iterator[None]:
+    """Let a callback of the trainer choose alpha, and take the callback away afterwards."""
+    how = {"everywhere": state.positions == "all", "every": every, "change": state.use}
+    callback = AlphaFromMargin(trainer, shifts, pairs, **how)
+    trainer.add_callback(callback)
+    try:
+        yield
+    finally:
+        trainer.remove_callback(callback)
 
 
 def _check(alpha: float, positions: str) -> None:
     if not is_number(alpha) or abs(alpha) > LARGEST:
         raise ValueError(
-            f"alpha: {alpha!r} is not a number of at most {LARGEST:g} in size: 1 to 2 is usual."
+            f"alpha: {alpha!r} is not a number of at most {LARGEST:g} in size, nor 'auto': 1 to 2 "
+            "is usual."
         )
     if positions not in ("response", "all"):
         raise ValueError(f"positions: {positions!r} should be 'response' or 'all'.")
-
-
-def increments(directions: Directions) -> Directions:
-    """Return what each layer adds to the layers before it, in ascending order of the layers."""
-    return directions.only(tuple(sorted(directions.layers))).increments()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rahf.directions.states import States
 from rahf.directions.vectors import Directions, check_finite_states
-from rahf.guards.prevention import check_directions
+from rahf.guards.checks import check_directions
 from rahf.models.capture import find_blocks, record
 from rahf.models.likelihood import model_inputs, rows_for
 
@@ -72,7 +72,7 @@ def projections(
     with evaluation_mode(model), torch.no_grad():
         means = torch.cat(
             [
-                _mean_states(model, layers, answers[start : start + batch_size], pad_token_id)
+                mean_states(model, layers, answers[start : start + batch_size], pad_token_id)
                 for start in range(0, len(answers), batch_size)
             ],
             1,
@@ -90,9 +90,10 @@ def _along(
     return ((means @ vectors) / vectors.square().sum(1, keepdim=True)).squeeze(-1).cpu()
 
 
-def _mean_states(
+def mean_states(
     model: nn.Module, layers: tuple[int, ...], answers: Sequence[Ids], pad_token_id: int
 ) -> Float[Tensor, "layers answers d_model"]:
+    """Return the mean state of each answer's response tokens."""
     prompts, responses = map(list, zip(*answers, strict=True))
     rows = rows_for(model, prompts, responses, pad_token_id)
     places = rows["response_mask"].flatten().nonzero().squeeze(1)

@@ -93,7 +93,8 @@ def make_choice(
     count = min(HELD_OUT, len(rows) // 2)
     held_out, fitted_on = rows.select(order[:count]), rows.select(np.sort(order[count:]))
     alignment = build_alignment(base, args, lora_config(recipe), teachers_of(recipe), stored)
-    directions = stored or fit_mean_shift(alignment, fitted_on, tokenizer, args)
+    fitted = None if stored else fit_mean_shift(alignment, fitted_on, tokenizer, args)
+    directions = fitted or alignment.freed(stored)
     reference = None if recipe.method.reference == "base" else recipe.method.reference
     reader = Reader(
         alignment.model,

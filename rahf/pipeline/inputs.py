@@ -33,6 +33,7 @@ from rahf.data.summary import DataReport
 from rahf.data.tokenization import tokenize_texts
 from rahf.models.adapters import base_model, load_tokenizer_of
 from rahf.recipe.data_options import MOST_HELD_OUT
+from rahf.recipe.direction_files import protected_folders
 from rahf.recipe.held_out import DEFAULT_TEST_SPLIT, HELD_OUT, held_out_split
 from rahf.recipe.layers import first_layer, resolve_layers
 from rahf.recipe.recipe import Recipe
@@ -128,6 +129,7 @@ def alignment_arguments(recipe: Recipe) -> RAHFConfig:
         "max_prompt_length": recipe.data.max_prompt_length,
         "max_length": recipe.data.max_length,
     }
+    method["protect"] = [str(folder) for folder in protected_folders(recipe)]
     return RAHFConfig(**{**QUIET_DEFAULTS, **method, **lengths, **recipe.training})
 
 

@@ -25,6 +25,8 @@ DPO_READS_NOT = {
     "teachers": {},
     "shift": "token",
     "directions": None,
+    "protect": [],
+    "protect_weight": 1.0,
     "dpo_weight": 0.0,
     "pairs_together": False,
 }

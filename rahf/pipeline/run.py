@@ -48,6 +48,7 @@ from rahf.pipeline.inputs import (
 from rahf.pipeline.kl_budget import kept_to_choice
 from rahf.pipeline.mean_shift import fit_shift, take_shift
 from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
+from rahf.recipe.direction_files import protected_folders
 from rahf.recipe.files import needs_gpu
 from rahf.recipe.recipe import Recipe
 from rahf.report.tables import (
@@ -141,6 +142,7 @@ def stage_sources(recipe: Recipe, name: str) -> dict[str, list[str | Path]]:
             sources[f"the judge {judge}"] = sources_of(judge, recipe.evaluation.encoder)
     else:
         found = {"retain_dataset_name": method.retain_dataset_name, "directions": method.directions}
+        found |= {f"protect: {folder}": folder for folder in protected_folders(recipe)}
     if name == "alignment" and "directions" in recipe.stages:
         found["directions"] = directions_of(recipe)
     return sources | {key: [path] for key, path in found.items() if path is not None}

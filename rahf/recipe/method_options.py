@@ -36,6 +36,7 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
             *term_problems(self, neutral=self.chooses),
             *pair_problems(self),
             *still_problems(self),
+            *unread_weight_problems(self),
             *([] if self.target_cache is None else cache_problems(self)),
             *(pushing_problems(self) if self.facts.pushes_away else shifting_problems(self)),
         ]
@@ -82,6 +83,17 @@ def still_problems(options: MethodOptions) -> list[str]:
     return [
         f"{' and '.join(movers)} are 0, so that no term moves the policy away from the reference: "
         "set one above 0"
+    ]
+
+
+def unread_weight_problems(options: MethodOptions) -> list[str]:
+    """Return the weight of the protection where nothing is protected."""
+    default = next(spec.default for spec in fields(TermOptions) if spec.name == "protect_weight")
+    if options.protect or options.protect_weight == default:
+        return []
+    return [
+        f"protect_weight: {options.protect_weight} is not read without protect: name directions "
+        "there, or remove it"
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from rahf.data.hub import Finding, Kind, ask_hub, exists, may_be_on_hub, near_name
 from rahf.data.sources import FILE_SUFFIXES
 from rahf.models.shapes import KNOWN, read_decoder, read_lora, size_problems
+from rahf.recipe.direction_files import direction_problems
 from rahf.recipe.layers import AUTO, first_layer, resolve_layers
 from rahf.recipe.methods import METHODS
 from rahf.recipe.model_options import pattern_problems
@@ -85,7 +86,7 @@ def model_problems(recipe: Recipe) -> list[str]:
         *_layer_problems(recipe, model_depth(folder)),
         *_position_problems(recipe.data.max_length, config, name),
         *_padding_problems(folder, config),
-        *_direction_problems(recipe.method, config, model_depth(folder)),
+        *direction_problems(recipe, config, model_depth(folder)),
         *_module_problems(recipe.model, config),
     ]
 
@@ -156,40 +157,6 @@ def _padding_problems(folder: Path, config: Mapping[str, Any]) -> list[str]:
         for token, facts in added.items()
         if pad and facts.get("content") == pad and int(token) >= rows
     ]
-
-
-def _direction_problems(method: Any, config: Mapping[str, Any], depth: int | None) -> list[str]:
-    """Return what is wrong where stored directions have another width or more blocks."""
-    path = Path(method.directions if isinstance(method.directions, str) else "")
-    path = path / "directions.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        return []
-    try:
-        shapes = _tensor_shapes(path)
-    except (OSError, ValueError) as error:
-        return [f"directions: {path} is damaged or no safetensors file ({error})"]
-    layers = {int(name[6:]): shape for name, shape in shapes.items() if name[6:].isdecimal()}
-    width = config.get("hidden_size") or config.get("n_embd")
-    problems = [] if layers else [f"directions: {path} holds no tensors named 'layer.N'"]
-    if width and layers and [width] not in layers.values():
-        problems.append(f"directions: {path} is of another model than one of width {width}")
-    if depth and max(layers, default=0) >= depth:
-        problems.append(f"directions: {path} holds layer {max(layers)}, the model {depth} blocks")
-    return problems
-
-
-def _tensor_shapes(path: Path) -> dict[str, Any]:
-    """Return {name: shape} from the header of a safetensors file.
-
-    Raises:
-        ValueError: the file has no such header.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= path.stat().st_size:
-            raise ValueError("it has no header")
-        header = json.loads(file.read(length))
-    return {name: entry["shape"] for name, entry in header.items() if name.startswith("layer.")}
 
 
 def _module_problems(model: Any, config: Mapping[str, Any]) -> list[str]:

@@ -63,6 +63,12 @@ class ShiftOptions:
         None,
         "Path of stored directions; required by method: direction, and read by no other method.",
     )
+    protect: list[str] = option(
+        [],
+        "Directions that must not move: folders of stored directions, or names of the bank that "
+        "`rahf directions --bank` has fitted. They are removed from the shift, and "
+        "`protect_weight` penalises movement along them.",
+    )
     instructions: dict[str, str] = option(
         DEFAULT_INSTRUCTIONS,
         f"The instructions {{positive, negative}} of {_INSTRUCTED}. They should differ only in "
@@ -91,7 +97,23 @@ def shift_problems(options: ShiftOptions) -> list[str]:
         problems.append(
             f"directions: not read by method {name}: remove it, or set method: {readers}"
         )
+    problems += protect_problems(options)
     return problems + (instruction_problems(options.instructions) if method.instructed else [])
+
+
+def protect_problems(options: ShiftOptions) -> list[str]:
+    """Return the problems of the directions that must not move."""
+    if not all(isinstance(name, str) and name.strip() for name in options.protect):
+        return ["protect: should be a list of folders or names, none of them empty"]
+    problems = []
+    if options.protect and options.facts.pushes_away:
+        problems.append(
+            f"protect: is removed from a shift, and method {options.method} has none, since it "
+            "pushes rejected responses away: remove protect, or set another method"
+        )
+    if len(set(options.protect)) < len(options.protect):
+        problems.append("protect: names a direction twice: remove one")
+    return problems
 
 
 def instruction_problems(instructions: dict) -> list[str]:

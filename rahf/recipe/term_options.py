@@ -46,6 +46,11 @@ class TermOptions:
     dpo_beta: Annotated[float, Limits(least=1e-6)] = option(
         0.1, "DPO's beta of the DPO term: the larger, the closer the policy stays to the reference."
     )
+    protect_weight: Weight = option(
+        1.0,
+        "protect: weight of the squared movement along the protected directions; 0 only removes "
+        "them from the shift.",
+    )
     rejected_weight: Weight = option(
         1.0, f"{_PUSHING}: weight of the term that pushes rejected responses away."
     )

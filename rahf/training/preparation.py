@@ -247,7 +247,8 @@ def mean_shift(
     options = alignment.options
     made_with = {"positions": options.positions, "method": options.method, "fit": "mean"}
     made_with |= {"responses": str(round(fitter.weight))}
-    return Directions(alignment.layers, fitter.vectors().cpu(), made_with)
+    shift = alignment.without_protected(fitter.vectors().cpu())
+    return Directions(alignment.layers, shift, made_with)
 
 
 def read_retained(

@@ -16,10 +16,12 @@ import torch
 import yaml
 from ranks import ENVIRONMENT, launched, run
 from safetensors.torch import load_file
+from tiny_models import D_MODEL
 from tiny_recipes import WORDS, write_lines
 
 from rahf.artifacts import read_lines
 from rahf.cli import main
+from rahf.directions.vectors import Directions
 from rahf.distributed.launching import port_of
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +53,7 @@ def uneven_recipe(family, tmp_path, monkeypatch) -> Path:
     write_lines(tmp_path / "sorted/train.jsonl", by_length)
     texts = [{"text": " ".join(WORDS[index : index + 9])} for index in range(3)]
     write_lines(tmp_path / "texts.jsonl", texts)
+    Directions((0, 1, 2), torch.arange(3 * D_MODEL).view(3, -1).float()).save(tmp_path / "kept")
     recipe = {
         "method": "dual",
         "model_name_or_path": str(family.base),
@@ -85,6 +88,7 @@ RETAINING = (
     *("--method", "lorra", "--shift", "mean", "--retain_weight", "0.5", "--retain_rows", "3"),
     *("--retain_dataset_name", "texts.jsonl", "--retain_tokens", "5"),
 )
+PROTECTED = ("--protect", "[kept]", "--protect_weight", "3.0")
 CHECKPOINTING = ("--activation_checkpointing", "true")  # teachers take it over
 UPPER = ("--lora_first_layer", "1")  # block 0 is a trunk that all views share
 SOLVED = ("--alpha", "auto", "--shift", "mean", "--kl_budget", "1e-5", "--learning_rate", "2e-2")
@@ -145,7 +149,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "whole", *WHOLE_BATCH),
         align(uneven_recipe, "full", *full_teacher),
         align(uneven_recipe, "rest", *rest, "6"),
-        align(uneven_recipe, "scit_rest", *SCIT, *COMPARED, *rest, "6"),
+        align(uneven_recipe, "scit_rest", *SCIT, *COMPARED, *PROTECTED, *rest, "6"),
         align(uneven_recipe, "solved", *SOLVED),
         align(uneven_recipe, "upper", *UPPER),
         align(uneven_recipe, "retaining", *RETAINING, *rest, "4"),
@@ -163,7 +167,7 @@ def test_two_ranks_give_the_losses_and_adapters_of_one_process(family, uneven_re
         align(uneven_recipe, "full_2", *full_teacher, *half),
         align(uneven_recipe, "from_one", "--stage", "alignment", *half),
         align(uneven_recipe, "rest_2", *rest, "3"),
-        align(uneven_recipe, "scit_rest_2", *SCIT, *COMPARED, *rest, "3"),
+        align(uneven_recipe, "scit_rest_2", *SCIT, *COMPARED, *PROTECTED, *rest, "3"),
         align(uneven_recipe, "solved_2", *SOLVED, *half),
         align(uneven_recipe, "upper_2", *UPPER, *half),
         align(uneven_recipe, "upper_recomputed_2", *UPPER, *CHECKPOINTING, *half),

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from peft import get_peft_model
-from tiny_models import D_MODEL, lora, randomize, tiny_model, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
+from tiny_models import D_MODEL, classifier, lora, randomize, tiny_model, tiny_tokenizer
 from transformers import Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 import rahf
 from rahf.directions.vectors import Directions
@@ -106,6 +106,28 @@ def dpo_trainer(folder):
         train_dataset=Dataset.from_list(PAIRS),
         processing_class=tiny_tokenizer(),
     )
+
+
+def test_a_trainer_of_reward_models_is_watched(tmp_path):
+    args = arguments(RewardConfig, tmp_path)
+    given = directions((0,))
+    trainer = RewardTrainer(
+        classifier(),
+        args,
+        train_dataset=Dataset.from_list(PAIRS),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"]),
+    )
+    monitor = rahf.DirectionMonitor(trainer, {"tone": given}, ANSWERS)
+    trainer.add_callback(monitor)
+    decoder = trainer.model.get_base_model().model
+    before = by_loop(decoder.eval(), given, monitor._answers)
+    trainer.train()
+    after = by_loop(decoder.eval(), given, monitor._answers)
+    assert [each["step"] for each in monitor.history] == [2, 4, 6]
+    moved = (after - before).mean().item()
+    assert moved != 0
+    assert monitor.history[-1]["directions/tone"] == pytest.approx(moved, abs=1e-5)
 
 
 @pytest.mark.parametrize("made", [plain_trainer, sft_trainer, dpo_trainer])

@@ -78,6 +78,27 @@ def test_alpha_times_the_direction_is_added_where_a_response_is_predicted():
     torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_packed_sequences_are_shifted_where_each_predicts_its_own_response():
+    model, given = trained(), directions()
+    packed = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 10]]),
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]]),
+        "labels": torch.tensor([[-100, 6, 7, -100, 9, 10]]),
+        "use_cache": False,
+    }
+    found = []
+    for alpha in (0.0, 1.5):
+        with (
+            rahf.prevent(model, given, alpha),
+            record(model, (2,), torch.arange(6), stop=False) as recording,
+        ):
+            model(**packed)
+        found.append(recording.stack()[0])
+    predicting = torch.tensor([1, 1, 0, 1, 1, 0]).unsqueeze(-1)
+    expected = 1.5 * given.vectors[0] * predicting
+    torch.testing.assert_close(found[1] - found[0], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_several_layers_add_increments_in_their_order_and_all_positions_need_no_labels():
     model, given = trained(), directions((1, 3))
     backwards = Directions((3, 1), given.vectors.flip(0))

@@ -228,6 +228,7 @@ WRITES = {
     "generate": ("said.jsonl", f"{MODEL} --prompts pairs/test.jsonl --output said.jsonl"),
     "directions": ("out/reading/responses", "recipe.yaml"),
     "shift": ("shifts", f"{MODEL} --prompts pairs/test.jsonl --limit 1 --output shifts"),
+    "screen": ("screened", f"pairs {MODEL} --directions bank --output screened"),
     "evaluate preferences": ("p.json", f"{MODEL} --pairs pairs --output p.json"),
     "evaluate responses": ("r.json", "--judge length --responses said.jsonl --output r.json"),
     "evaluate tasks": ("t.json", f"{MODEL} --tasks any --output t.json"),

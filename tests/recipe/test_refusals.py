@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import struct
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from rahf.models.shapes import read_decoder
 from rahf.recipe import files, training_arguments
+from rahf.recipe.direction_files import protected_folders
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.keys import key_annotation
 from rahf.recipe.layers import resolve_layers
@@ -303,28 +305,57 @@ def test_what_the_evaluation_would_refuse_is_reported_before_the_training(
     assert problem.startswith(f"evaluation.{said}")
 
 
+def write_directions(path, layers, width=8, value=1.0):
+    """Write a file of directions without torch; None: bytes that are no such file."""
+    header = {
+        f"layer.{layer}": {
+            "dtype": "F32",
+            "shape": [width],
+            "data_offsets": [4 * width * place, 4 * width * (place + 1)],
+        }
+        for place, layer in enumerate(layers or ())
+    }
+    text, numbers = json.dumps(header).encode(), [value] * (width * len(layers or ()))
+    whole = len(text).to_bytes(8, "little") + text + struct.pack(f"<{len(numbers)}f", *numbers)
+    path.write_bytes(b"x" * 40 if layers is None else whole)
+
+
+@pytest.mark.parametrize("key", ["directions", "protect"])
 @pytest.mark.parametrize(
-    ("layers", "width", "said"),
+    ("layers", "options", "said"),
     [
-        ([1, 6], 9, "is of another model than one of width 8"),
-        ([1, 99], 8, "holds layer 99, the model 8 blocks"),
-        ([], 8, "holds no tensors named 'layer.N'"),
-        (None, 8, "is damaged or no safetensors file"),
+        ([4, 5, 6], {"width": 9}, "is of another model than one of width 8"),
+        ([4, 5, 6, 99], {}, "holds layer 99, the model 8 blocks"),
+        ([], {}, "holds no tensors named 'layer.N'"),
+        (None, {}, "is damaged or no safetensors file"),
+        ([4, 5, 6], {"value": float("nan")}, "of layers [4, 5, 6] are not finite"),
     ],
 )
 def test_directions_of_another_model_are_reported_before_anything_is_loaded(
-    write, tmp_path, layers, width, said
+    write, tmp_path, key, layers, options, said
 ):
     path = tmp_path / "directions.safetensors"
-    header = {
-        f"layer.{layer}": {"dtype": "F32", "shape": [width], "data_offsets": [0, 0]}
-        for layer in layers or ()
-    }
-    text = json.dumps(header).encode()
-    path.write_bytes(b"x" * 40 if layers is None else len(text).to_bytes(8, "little") + text)
-    [problem] = problems(write(method="direction", directions=str(path)))
-    assert problem.startswith("directions: ")
+    write_directions(path, layers, **options)
+    given = {"method": "direction", "directions": str(path)}
+    [problem] = problems(write(**(given if key == "directions" else {"protect": [str(path)]})))
+    assert problem.startswith(f"{key}: ")
     assert said in problem
+
+
+def test_protected_directions_are_found_by_name_and_need_every_target_layer(write, tmp_path):
+    bank = tmp_path / "out" / "reading" / "bank"
+    path = write(protect=["length"], target_layers="4-6")
+    [problem] = problems(path)
+    assert problem.startswith(f"protect: 'length' is neither a folder of directions nor in {bank}")
+    (bank / "length").mkdir(parents=True)
+    write_directions(bank / "length" / "directions.safetensors", [4, 6])
+    [problem] = problems(path)
+    assert problem.endswith(
+        "holds no vector of layers [5], which target_layers names: fit directions for them, or "
+        "take them out of target_layers"
+    )
+    write_directions(bank / "length" / "directions.safetensors", [4, 5, 6])
+    assert protected_folders(checked_recipe(path)) == [bank / "length"]
 
 
 @pytest.mark.parametrize("size", [10**9, 0, -1, 2.0, float("inf"), "x", True])

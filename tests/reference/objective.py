@@ -60,6 +60,43 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def orthonormal(vectors):
+    """Return an orthonormal basis of what vectors span (Gram and Schmidt)."""
+    basis = []
+    for vector in vectors:
+        left = without([vector], basis)[0]
+        size = math.sqrt(squared_norm(left))
+        basis.append([value / size for value in left])
+    return basis
+
+
+def dot(first, second):
+    return sum(a * b for a, b in zip(first, second, strict=True))
+
+
+def without(tokens, basis):
+    """Return vectors without their parts along an orthonormal basis."""
+    left = []
+    for token in tokens:
+        parts = [(dot(token, axis), axis) for axis in basis]
+        left.append(
+            [value - sum(part * axis[i] for part, axis in parts) for i, value in enumerate(token)]
+        )
+    return left
+
+
+def protect_loss(policy, reference, basis, units):
+    """Return the mean over layers of mean over tokens of |movement along the basis|^2 / unit^2."""
+    return mean(
+        mean(
+            sum(dot([a - b for a, b in zip(h, start, strict=True)], axis) ** 2 for axis in axes)
+            for h, start in zip(policy[layer], reference[layer], strict=True)
+        )
+        / units[layer] ** 2
+        for layer, axes in basis.items()
+    )
+
+
 def layer_units(reference, shift, alpha, layer_scale):
     """Return {layer: unit}; the shift's unit is never below a thousandth of the reference's."""
     units = {}
