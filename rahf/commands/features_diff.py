@@ -13,6 +13,7 @@ from rahf.commands.options.explanations import (
 )
 from rahf.commands.options.held_out import held_out, held_out_options
 from rahf.commands.options.models import content, identity, model_options
+from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 Base and aligned model read the same held-out responses, with the adapter off and on. A feature has
@@ -74,6 +75,7 @@ def _shown(options: argparse.Namespace) -> str:
     from rahf.report.feature_movement import movement_figure, movement_tables
 
     figures = {
+        MADE_BY: options.command,
         **identity(options),
         "made_from": content(options),
         "dictionary": options.dictionary,

@@ -97,7 +97,7 @@ def _explained(options: argparse.Namespace) -> int:
         name: (identity_of(given) or given) if given else None for name, given in named.items()
     }
     path = options.output / EXPLANATIONS_FILE
-    with record_file(path, _settings(options, job), made_from) as file:
+    with record_file(path, _settings(options, job), made_from, options.command) as file:
         if not file.complete:
             explain(job, explainer, file)
             file.finish("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in file.records))

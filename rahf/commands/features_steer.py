@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
             generator=options.generator or generator_name(options),
             made_with={**identity(options), "features": _identity(options, interventions)},
             made_from=content(options),
+            made_by=options.command,
             batch_size=options.batch_size,
         )
     print(

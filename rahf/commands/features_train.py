@@ -141,7 +141,8 @@ def run(options: argparse.Namespace) -> int:
         print(estimate_text(estimated(job)._asdict()))
         return 0
     made_from = {**content(options), "text": identity_of(_source(options))}
-    figures = train_dictionaries(job, options.output, _made_with(options, job), made_from)
+    given = (_made_with(options, job), made_from, options.command)
+    figures = train_dictionaries(job, options.output, *given)
     print(f"{quality_table(figures)}\n\ndictionaries: {options.output}")
     return 0
 

@@ -15,6 +15,7 @@ from rahf.cli import main
 from rahf.directions.vectors import Directions
 from rahf.interpret.features.checkpoints import save_dictionary
 from rahf.interpret.features.untrained import untrained_like
+from rahf.records.makers import makers
 
 
 def texts(count, start=0):
@@ -58,8 +59,10 @@ def features(*arguments):
 
 
 def figures(*arguments):
-    assert features(*arguments, "--device", "cpu", "--output", "out.json") == 0
-    return read_json(Path("out.json"))
+    output = Path(f"{arguments[0]}.json")
+    assert features(*arguments, "--device", "cpu", "--output", output) == 0
+    assert [*makers(output)] == [f"rahf features {arguments[0]}"]
+    return read_json(output)
 
 
 def test_a_direction_is_decomposed_beside_random_vectors(folder, family, capsys):
@@ -87,6 +90,7 @@ def test_the_diff_is_compared_with_placebo_seeds_and_rivals(folder, family, caps
     assert features(*options, "--pairs", "pairs", *extra) == 0
     found = read_json(Path("diff/features.json"))
     assert found["prompts"] == 12
+    assert [*makers(Path("diff"))] == ["rahf features diff"]
     assert list(found["moved"]) == ["default", "seed_1", "placebo_1"]
     assert len(found["features"]) == 7
     assert list(found["explained"])[:2] == ["dictionary", "mean difference"]

@@ -18,7 +18,7 @@ from tiny_models import D_MODEL, tiny_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
-from rahf.artifacts import alone
+from rahf.artifacts import alone, read_json
 from rahf.cli import main
 from rahf.directions.vectors import Directions
 from rahf.export import merged as merging
@@ -123,7 +123,9 @@ def test_merged_weights_predict_what_the_adapter_predicts(family, tmp_path, caps
         base = family.load_base()(input_ids=ids).logits
         assert (base - expected).abs().max() > 0.1
     AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out" / "adapter")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter", "merged"]
+    names = ["adapter", "export.json", "merged"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert read_json(tmp_path / "out/export.json")["source"] == str(adapter)
 
 
 def test_a_merge_that_changes_the_model_is_not_kept(family, tmp_path, capsys, monkeypatch):

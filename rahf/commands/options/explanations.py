@@ -101,7 +101,8 @@ def read_explained(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             f"{path} holds no explanations: give explanations.jsonl or scores.jsonl of rahf "
             "features explain and score."
         )
-    return lines, read_object(run, f"it and {path.name}", made_from=dict)["made_from"]
+    remedy = f"Delete it and {path.name} to make them again."
+    return lines, read_object(run, remedy, made_from=dict)["made_from"]
 
 
 def with_explanations(

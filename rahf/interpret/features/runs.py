@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rahf.artifacts import LOG_FILE, StageRecord, alone, write_json, write_lines, write_text
+from rahf.artifacts import LOG_FILE, alone, write_json, write_lines, write_text
 from rahf.interpret.features.bases import fingerprint_of
 from rahf.interpret.features.checkpoints import SETTINGS_FILE, WEIGHTS_FILE, save_dictionary
 from rahf.interpret.features.corpus import Corpus, Piece, split_documents
@@ -23,6 +23,7 @@ from rahf.interpret.features.streams import BLOCK, BlockReader, Schedule, StateR
 from rahf.interpret.features.topk import TopKDictionary
 from rahf.interpret.features.training import Name, Settings, Trained, begun, train_coders
 from rahf.models.adapters import base_name
+from rahf.records.stage_record import StageRecord
 from rahf.report.features import quality_figure, quality_table
 
 CHECKPOINT = ".checkpoint.safetensors"
@@ -54,13 +55,13 @@ def train_dictionaries(
     folder: Path,
     made_with: Mapping[str, Any],
     made_from: Mapping[str, str | None] | None = None,
+    made_by: str | None = None,
     **training: Any,
 ) -> dict[str, Any]:
     """Train, write and measure dictionaries, or resume; return the figures of `quality.json`.
 
     Args:
-        made_with: all that decides the result, kept beside it.
-        made_from: identity of the files that decide it; see `artifacts.identity_of`.
+        made_with, made_from, made_by: settings, files and command; see `StageRecord`.
         training: options of `train_coders`.
 
     Raises:
@@ -68,7 +69,7 @@ def train_dictionaries(
             is gone or changed; the variance explained is not finite; another process writes it.
     """
     with alone(folder, wait=False):
-        record = StageRecord(folder, made_with, made_from=made_from)
+        record = StageRecord(folder, made_with, made_from=made_from, made_by=made_by)
         if record.is_complete():
             figures = record.begun()
             check_written(folder, job, figures.pop("contents", {}))
