@@ -1,5 +1,6 @@
 """`rahf features ...` that read a dictionary: what they write, and what they refuse."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -317,7 +318,13 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
     logits = ("logits", *of_changes, "--feature", 3, "--device", "cpu")
     assert features(*logits) == 0  # reads directions only
     refused = "changes is a dictionary of differences"
+    shutil.copytree(adapter, "copy")
+    of_copy = (*diff, "--dictionary", "dictionary")
     cases = {
+        (*of_copy, "--placebo", "copy"): f"--placebo copy is the same adapter as --model {adapter}",
+        (*of_copy, "--seed_of_adapter", adapter): "is the same adapter as --model",
+        (*of_copy, *("--placebo", family.adapters["negative"]) * 2): "as --placebo",
+        (*of_copy, "--output", "moved", *("--placebo", "train") * 2): "as --placebo train",
         ("probe", *of_changes, "--texts", "texts.jsonl"): refused,
         (*probe, "texts.jsonl", "--untrained_dictionary", "changes"): refused,
         ("neurons", *of_changes, *text): refused,
