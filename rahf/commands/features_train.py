@@ -131,7 +131,8 @@ def _dictionary_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import identity_of
-    from rahf.interpret.features.runs import estimated, misfits, train_dictionaries
+    from rahf.interpret.features.estimate import estimated
+    from rahf.interpret.features.runs import misfits, train_dictionaries
     from rahf.report.features import estimate_text, quality_table
 
     job = _job(options)
