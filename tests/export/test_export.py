@@ -18,7 +18,7 @@ from tiny_models import D_MODEL, tiny_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
-from rahf.artifacts import alone, read_json
+from rahf.artifacts import alone, read_json, write_json
 from rahf.cli import main
 from rahf.directions.vectors import Directions
 from rahf.export import merged as merging
@@ -476,6 +476,7 @@ def test_weights_that_predict_nothing_finite_are_not_merged(family, tmp_path, ca
 
 def test_directions_are_not_exported_onto_themselves(tmp_path, capsys):
     some_directions().save(tmp_path / "d")
+    write_json(tmp_path / "d/evidence.json", {"made_by": "rahf directions"})
     before = (tmp_path / "d/directions.safetensors").read_bytes()
     for source in ("d", "d/directions.safetensors"):
         options = ["--output", str(tmp_path / "d"), "--alpha", "2"]

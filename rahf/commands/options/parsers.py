@@ -116,6 +116,11 @@ def _refuse_other_result(options: argparse.Namespace) -> None:
                 f"--output {output} is in {folder}, which --{name} reads: what is written there "
                 "would count as a part of it. Give a folder of its own."
             )
+    source = given.get("source")
+    if isinstance(source, Path):  # of export, which may write a vector beside its directions
+        source = source.parent if source.is_file() else source
+        if source.resolve() == output.resolve():
+            return
     refuse_other_maker(output, options.command)
 
 
