@@ -310,6 +310,7 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
     steer += ("--dictionary", "dictionary", "--feature", 3, "--how")
     probe = ("probe", "--model", base, "--dictionary", "dictionary", "--texts")
     write_lines(Path("three.jsonl"), [{"text": "w4 w5", "label": n} for n in range(3)])
+    write_lines(Path("objects.jsonl"), [{"text": "w4 w5", "label": {"a": n}} for n in range(2)])
     text = ("--text", "texts.jsonl")
     made = random_dictionary(family.load_base(), kind="differences", adapter="another")
     save_dictionary(made, Path("changes"))
@@ -348,6 +349,7 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
         (*steer[:-2], 32, "--how", "ablate"): "features 0 to 31",
         (*probe, "three.jsonl"): "has 3 labels (0, 1, 2)",
         (*probe, "prompts.jsonl"): "needs a text in the column 'text'",
+        (*probe, "objects.jsonl"): "a list or an object; give text, a number, true or false",
         (*probe, "texts.jsonl", "--untrained_dictionary", "upper"): "reads layer 3 (residual)",
         (*probe, "texts.jsonl", "--untrained_seed", 3, "--untrained_dictionary", "dictionary"): (
             "with the fingerprint"
