@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--alpha",
         metavar="X",
-        type="number",
+        type="strength",
         default=1.0,
         help="factor of the directions (default: 1)",
     )

@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     strength = parser.add_mutually_exclusive_group()
     strength.add_argument(
-        "--strength", metavar="X", type="number", help="value (pin) or factor (scale)"
+        "--strength", metavar="X", type="strength", help="value (pin) or factor (scale)"
     )
     strength.add_argument(
         "--kl", metavar="NATS", type="positive number", help="solve X for this divergence"
