@@ -1,4 +1,4 @@
-"""Files of a run, written atomically: records of its stages, its metrics, its log.
+"""Files of a run, written atomically; their locks, and the identity of their content.
 
 Knows folders and JSON; knows no model and no method.
 """
@@ -53,13 +53,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def read_object(path: Path, made: str | None = None, **fields: type) -> dict[str, Any]:
+def read_object(
+    path: Path, remedy: str = "Delete it to make it again.", **fields: type
+) -> dict[str, Any]:
     """Return the JSON object in a file of a result; a file without one, or these, is refused."""
     found = _record(path.read_bytes())
     if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in fields.items()):
         return found
-    what = made or f"the folder {path.parent}"
-    raise ValueError(f"{path} is damaged. Delete {what} to make it again.")
+    raise ValueError(f"{path} is damaged. {remedy}")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -166,7 +167,7 @@ def identity_of(*paths: str | Path) -> str | None:
     is large. Of a model's folder the model's own files count, of any other folder all files.
     """
     parts = sorted(
-        f"{file.relative_to(path if path.is_dir() else path.parent)} {_content_of(file)}"
+        f"{file.relative_to(path if path.is_dir() else path.parent)} {content_of(file)}"
         for path in (Path(given).expanduser() for given in paths)
         for file in _files_of(path)
     )
@@ -185,144 +186,12 @@ def _files_of(path: Path) -> list[Path]:
     return [file for file in found if file.is_file()]
 
 
-def _content_of(path: Path, *, dated: bool = True) -> str:
+def content_of(path: Path, *, dated: bool = True) -> str:
     """Return size and hash, or size and time of a large file; without the time unless `dated`."""
     stat = path.stat()
     if stat.st_size <= HASHED:
         return f"{stat.st_size} {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     return f"{stat.st_size} {stat.st_mtime_ns}" if dated else f"{stat.st_size}"
-
-
-REWRITTEN = (METRICS_FILE, RECIPE_FILE)
-"""Files of a stage that a later stage may write again."""
-
-LEFT = (".safetensors", ".bin", ".json", ".jsonl", ".jinja", ".yaml", ".model", ".txt")
-"""Endings of the files that a later stage or a user reads; charts and cards are not among them."""
-
-
-class StageRecord:
-    """Record what a stage was made with and whether it is complete, as `stage.json` in its folder.
-
-    A stage that was made with other settings, or from other content, is neither reused nor
-    overwritten: the user decides. A stage whose files are gone or damaged is not complete.
-
-    Args:
-        defaults: values of settings that a record of an earlier version lacks, and values without
-            effect of settings that only such a record has.
-        made_from: identity of everything that the stage reads, by name (see `identity_of`). What
-            has no identity now, or is not in the record, is not compared.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        settings: Mapping[str, Any],
-        defaults: Mapping[str, Any] | None = None,
-        made_from: Mapping[str, str | None] | None = None,
-    ):
-        self.folder = folder
-        self._path = folder / STAGE_FILE
-        self._settings = json.loads(json.dumps(settings))
-        self._defaults = json.loads(json.dumps(defaults or {}))
-        self._made_from = dict(made_from or {})
-        self._there: dict[str, int] = {}
-
-    def is_complete(self) -> bool:
-        """Return whether the stage is done with these very settings and all its files are intact.
-
-        A stage that stopped before it left anything beside its record counts as never begun.
-
-        Raises:
-            ValueError: the folder holds the stage, finished or begun, made with other settings or
-                from other content; its record is damaged; it holds a model and no record.
-        """
-        if not self._path.exists():
-            self.refuse_foreign()
-            return False
-        record = self._record()
-        if not record["complete"] and list(self.folder.iterdir()) == [self._path]:
-            return False
-        before = _completed(record["settings"], self._settings, self._defaults)
-        changed = differences(before, self._settings) + other_content(record, self._made_from)
-        if changed:
-            raise ValueError(
-                f"{self._path.parent} holds this stage made with other settings:\n{changed}"
-                "Give another output_dir, or delete that folder to make the stage again."
-            )
-        return record["complete"] and self.damage() is None
-
-    def damage(self) -> str | None:
-        """Return which file of a finished stage is gone or damaged; None where all are intact."""
-        record = self._record() if self._path.exists() else {"complete": False}
-        for name, content in record.get("files", {}).items() if record["complete"] else ():
-            path = self.folder / name
-            if not path.is_file():
-                return f"{path} is missing"
-            if content is not None and _content_of(path, dated=False) != content:
-                return f"{path} differs from what the stage wrote"
-        return None
-
-    def begun(self) -> dict[str, Any]:
-        """Return the figures that a stopped run has left; empty where its settings differ."""
-        record = self._record() if self._path.exists() else {"settings": {}}
-        before = _completed(record.pop("settings"), self._settings, self._defaults)
-        own = ("complete", "files", "made_from")
-        same = before == self._settings
-        return {key: value for key, value in record.items() if same and key not in own}
-
-    def begin(self, **results: Any) -> None:
-        """Write the record of an incomplete stage, with the figures known so far."""
-        self._there = {path.name: path.stat().st_mtime_ns for path in self._left()}
-        self._write(False, results)
-
-    def finish(self, **results: Any) -> None:
-        """Write the record of a complete stage, with the files that were written since `begin`."""
-        files = {
-            path.name: None if path.name in REWRITTEN else _content_of(path, dated=False)
-            for path in self._left()
-            if self._there.get(path.name) != path.stat().st_mtime_ns
-        }
-        self._write(True, {**results, "files": files})
-
-    def _record(self) -> dict[str, Any]:
-        return read_object(self._path, complete=bool, settings=dict)
-
-    def refuse_foreign(self) -> None:
-        """Refuse weights or checkpoints that rahf has not left: they would be overwritten."""
-        own = {file.parent for file in self.folder.glob(f"checkpoint-[0-9]*/{MANIFEST}")}
-        names = (*WEIGHTS, "checkpoint-[0-9]*/*")
-        found = {file for name in names for file in self.folder.glob(name)}
-        foreign = sorted(file.relative_to(self.folder) for file in found if file.parent not in own)
-        if foreign and not self._path.exists():
-            raise ValueError(
-                f"{self.folder} holds {foreign[0]} and no {STAGE_FILE}: it is the folder of "
-                "another model, which would be overwritten. Give another output."
-            )
-
-    def _left(self) -> list[Path]:
-        found = [path for path in self.folder.glob("[!.]*") if path.suffix in LEFT]
-        return sorted(path for path in found if path.is_file() and path != self._path)
-
-    def _write(self, complete: bool, results: Mapping[str, Any]) -> None:
-        made_with = {"made_from": self._made_from, "settings": self._settings}
-        write_json(self._path, {"complete": complete, **results, **made_with})
-
-
-def _completed(
-    before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return settings with defaults for keys that they lack.
-
-    Keys that are gone now are omitted where they had a value without effect.
-    """
-    gone = {key for key in before.keys() - now.keys() if key in defaults}
-    kept = {key: value for key, value in before.items() if key not in gone}
-    kept |= {key: before[key] for key in gone if before[key] != defaults[key]}
-    whole = {key: defaults[key] for key in now.keys() & defaults.keys()} | kept
-    for key, value in now.items():
-        if all(isinstance(each.get(key), dict) for each in (before, now, defaults)):
-            whole[key] = _completed(before[key], value, defaults[key])
-    return whole
 
 
 def other_content(record: Mapping[str, Any], now: Mapping[str, str | None]) -> str:

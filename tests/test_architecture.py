@@ -16,7 +16,7 @@ ROOT = Path(rahf.__file__).parent
 
 LEVELS = (
     ("objective", "artifacts", "overrides", "foreign_warnings"),
-    ("data", "distributed", "report"),
+    ("data", "distributed", "records", "report"),
     ("models",),
     ("generation",),
     ("judges",),

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from rahf.artifacts import (
-    StageRecord,
     alone,
     read_json,
     read_lines,
@@ -17,6 +16,7 @@ from rahf.artifacts import (
 )
 from rahf.generation.record_file import ResumableFile
 from rahf.judges.judge import Verdict, Verdicts
+from rahf.records.stage_record import StageRecord
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -221,7 +221,7 @@ def test_a_damaged_record_of_a_stage_is_named_with_what_to_delete(tmp_path, cont
     record.finish()
     (tmp_path / "stage.json").write_text(content)
     for read in (record.is_complete, record.damage, record.begun):
-        with pytest.raises(ValueError, match=r"stage\.json is damaged\. Delete the folder"):
+        with pytest.raises(ValueError, match=r"stage\.json is damaged\. .* not its subfolders"):
             read()
 
 

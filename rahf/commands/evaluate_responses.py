@@ -80,7 +80,8 @@ def _scores(options: argparse.Namespace, responses, verdicts):
         aspects = aspect_figures(values)
         return {**figures, "aspects": aspects}, aspects_table(aspects)
     scores = score_figures(values, share=named.gives_shares)
-    return {**figures, **scores}, score_table(scores)
+    figures |= scores
+    return figures, score_table(figures)
 
 
 def _wins(options: argparse.Namespace, first, second, verdicts):

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from rahf.records.makers import MADE_BY
+
 FORMATS = ("adapter", "merged", "safetensors", "gguf")
 
 EPILOG = """\
@@ -28,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--alpha",
         metavar="X",
-        type="number",
+        type="strength",
         default=1.0,
         help="factor of the directions (default: 1)",
     )
@@ -41,12 +43,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone
+    from rahf.artifacts import alone, write_json
     from rahf.export.formats import export
 
     with alone(options.output, wait=False):
         for line in export(options):
             print(line)
+        names = ("source", "formats", "base", "dtype", "alpha", "layers", "increments")
+        given = {name: getattr(options, name) for name in names} | {"source": str(options.source)}
+        write_json(options.output / "export.json", {MADE_BY: options.command, **given})
     return 0
 
 

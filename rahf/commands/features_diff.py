@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rahf.commands.options.explanations import (
 )
 from rahf.commands.options.held_out import held_out, held_out_options
 from rahf.commands.options.models import content, identity, model_options
+from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 Base and aligned model read the same held-out responses, with the adapter off and on. A feature has
@@ -73,11 +75,15 @@ def _shown(options: argparse.Namespace) -> str:
     from rahf.artifacts import write_json, write_text
     from rahf.report.feature_movement import movement_figure, movement_tables
 
+    placebos = _placebos(options)
+    if TRAIN in options.placebo:
+        _refuse_same_adapter(options, placebos)
     figures = {
+        MADE_BY: options.command,
         **identity(options),
         "made_from": content(options),
         "dictionary": options.dictionary,
-        **_figures(options, _placebos(options)),
+        **_figures(options, placebos),
     }
     table = movement_tables(figures)
     if options.output is not None:
@@ -120,6 +126,28 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--placebo {TRAIN} writes an adapter: give --output, below which it is kept."
         )
+    _refuse_same_adapter(options, options.placebo)
+
+
+def _refuse_same_adapter(options: argparse.Namespace, placebos: Sequence[str | Path]) -> None:
+    """Refuse an adapter that is given twice, whatever its folder: it would confirm itself.
+
+    Raises:
+        ValueError: two of --model, --seed_of_adapter and --placebo have the same weights.
+    """
+    from rahf.models.adapter_files import weights_hash
+
+    given = [("--model", options.model)]
+    given += [("--seed_of_adapter", folder) for folder in options.seed_of_adapter]
+    given += [("--placebo", folder) for folder in placebos]
+    known: dict[str, str] = {}
+    for option, folder in given:
+        weights = weights_hash(folder) or str(folder)
+        if weights in known:
+            raise ValueError(
+                f"{option} {folder} is the same adapter as {known[weights]}: give another training."
+            )
+        known[weights] = f"{option} {folder}"
 
 
 def _check_adapter(options: argparse.Namespace, read) -> None:

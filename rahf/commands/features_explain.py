@@ -99,7 +99,7 @@ def _explained(options: argparse.Namespace) -> int:
     settings = _settings(options, job)
     read = {key: value for key, value in settings.items() if key not in READ_AFTER}
     job = job._replace(made_with={"settings": read, "made_from": made_from})
-    with record_file(path, settings, made_from) as file:
+    with record_file(path, settings, made_from, options.command) as file:
         if not file.complete:
             explain(job, explainer, file)
             file.finish("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in file.records))

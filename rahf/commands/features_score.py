@@ -107,7 +107,7 @@ def _scored(options: argparse.Namespace) -> int:
     _print_cost(options, means, costs)
     if options.dry_run:
         return 0
-    with record_file(path, _settings(options), _made_from(options)) as file:
+    with record_file(path, _settings(options), _made_from(options), options.command) as file:
         if not file.complete:
             file.begin()
             _write(options, means, file, costs)
@@ -249,7 +249,8 @@ def _steered(options: argparse.Namespace, records, units):
     settings |= {"units": options.units}
     steering = Steering(model.eval(), tokenizer, texts, options.kl, batch_size=options.batch_size)
     vectors = read_vectors(options.folder, device(options))
-    with record_file(options.folder / STEERED_FILE, settings, _made_from(options)) as file:
+    path, made_from = options.folder / STEERED_FILE, _made_from(options)
+    with record_file(path, settings, made_from, options.command) as file:
         places = places_of(records, vectors, dictionary)
         wanted = [p for record, p in zip(records, places, strict=True) if record.unit in units]
         return write_steered(steering, wanted, file)

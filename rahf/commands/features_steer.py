@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     strength = parser.add_mutually_exclusive_group()
     strength.add_argument(
-        "--strength", metavar="X", type="number", help="value (pin) or factor (scale)"
+        "--strength", metavar="X", type="strength", help="value (pin) or factor (scale)"
     )
     strength.add_argument(
         "--kl", metavar="NATS", type="positive number", help="solve X for this divergence"
@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
             generator=options.generator or generator_name(options),
             made_with={**identity(options), "features": _identity(options, interventions)},
             made_from=content(options),
+            made_by=options.command,
             batch_size=options.batch_size,
         )
     print(

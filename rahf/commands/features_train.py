@@ -131,7 +131,8 @@ def _dictionary_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.artifacts import identity_of
-    from rahf.interpret.features.runs import estimated, misfits, train_dictionaries
+    from rahf.interpret.features.estimate import estimated
+    from rahf.interpret.features.runs import misfits, train_dictionaries
     from rahf.report.features import estimate_text, quality_table
 
     job = _job(options)
@@ -141,7 +142,8 @@ def run(options: argparse.Namespace) -> int:
         print(estimate_text(estimated(job)._asdict()))
         return 0
     made_from = {**content(options), "text": identity_of(_source(options))}
-    figures = train_dictionaries(job, options.output, _made_with(options, job), made_from)
+    given = (_made_with(options, job), made_from, options.command)
+    figures = train_dictionaries(job, options.output, *given)
     print(f"{quality_table(figures)}\n\ndictionaries: {options.output}")
     return 0
 

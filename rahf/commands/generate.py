@@ -109,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
             generator=options.generator or generator_name(options),
             made_with={**identity(options), **steering_identity(options)},
             made_from=content(options),
+            made_by=options.command,
             batch_size=options.batch_size,
         )
     print(

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from rahf.commands.options.influence import influence_options, report_unchecked, settings_of
+from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 Half of the held-out pairs decide which training pairs are the worst, the other half measures the
@@ -54,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
         report_unchecked(training)
         check_remaining(training, {"--share": options.share})
         arms, found = _compared(options, training, settings)
-        write_json(options.output / "cleaning.json", {"adapter": str(options.adapter), **found})
+        written = {MADE_BY: options.command, "adapter": str(options.adapter), **found}
+        write_json(options.output / "cleaning.json", written)
     print(cleaning_table(found["arms"]))
     if options.write is not None:
         print(_written(options, training, arms))

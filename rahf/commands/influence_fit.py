@@ -3,6 +3,7 @@
 import argparse
 
 from rahf.commands.options.influence import influence_options, report_unchecked, settings_of
+from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 Reads the adapter's own training: its recipe, its pairs and its loss, which have to be the ones that
@@ -16,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone
+    from rahf.artifacts import alone, write_json
     from rahf.influence.run import fit_all
     from rahf.influence.trained import read_training
 
@@ -25,4 +26,5 @@ def run(options: argparse.Namespace) -> int:
         report_unchecked(read_training(options.adapter))
         for name in fit_all(options.adapter, settings):
             print(f"{name}: {options.curvature} in {settings.factors / name}")
+        write_json(settings.factors / "fitted.json", {MADE_BY: options.command})
     return 0

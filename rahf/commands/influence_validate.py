@@ -10,6 +10,7 @@ from rahf.commands.options.influence import (
     report_unchecked,
     settings_of,
 )
+from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 The adapter is trained again by the project's trainers: on random halves of its pairs (--halves),
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
             changed["--flipped"] = options.flipped
         check_remaining(training, changed)
         found = _validated(options, training, settings)
-        write_json(options.output / "validation.json", found)
+        write_json(options.output / "validation.json", {MADE_BY: options.command, **found})
     print(validation_text(found))
     return 0
 

@@ -69,9 +69,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
-    from rahf.artifacts import StageRecord, identity_of
+    from rahf.artifacts import identity_of
     from rahf.distributed.sigterm import handling_sigterm, leave
     from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_recorded
+    from rahf.records.stage_record import StageRecord
 
     PartialState(cpu=options.use_cpu)
     given = {name: getattr(options, name) for name in (*ARGUMENTS, "save_strategy")}
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     whole = {name: getattr(options, name) for name in DECIDING} | deciding(arguments)
     read = {"model": options.model, "pairs": options.pairs}
     made_from = {name: identity_of(path) for name, path in read.items()}
-    record = StageRecord(options.output, whole, made_from=made_from)
+    record = StageRecord(options.output, whole, made_from=made_from, made_by=options.command)
     with handling_sigterm(leave), output_of_one_run(options.output, options.use_cpu):
         if not is_complete(record, "reward model"):
             run_recorded(record, "reward model", lambda: _train(options, arguments))

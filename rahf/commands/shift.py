@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     made_from = content(options)
     made_from["against"] = identity_of(options.against) if options.against else None
     with alone(options.output, wait=False):
-        file = ResumableFile(options.output / "shift.jsonl", settings, made_from)
+        file = ResumableFile(options.output / "shift.jsonl", settings, made_from, options.command)
         if not file.complete:
             prompts = [prompt_text(entry.messages) for entry in given]
             write_shifts(model, base, tokenizer, prompts, responses, file, options.batch_size)

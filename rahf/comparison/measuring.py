@@ -58,7 +58,7 @@ def _known(path: Path, made_with: Mapping[str, Any]) -> dict[float, dict[str, An
     """Return the measures of the same weights on the same prompts and texts, by strength."""
     if not path.exists():
         return {}
-    record = read_object(path, "it", made_with=dict, measures=list)
+    record = read_object(path, made_with=dict, measures=list)
     before = {"adapter": made_with["adapter"]} | record["made_with"]
     for gone in ("strengths", "weights"):  # of earlier versions
         before.pop(gone, None)

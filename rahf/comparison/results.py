@@ -12,6 +12,7 @@ from rahf.evaluation.agreement import LENGTH, agreements, changes
 from rahf.evaluation.scores import Judging
 from rahf.evaluation.wins import place_figures
 from rahf.recipe.comparison_options import CompareOptions, kind_of_row
+from rahf.records.makers import MADE_BY
 from rahf.report.comparison import (
     comparison_table,
     judges_table,
@@ -59,6 +60,7 @@ def write_results(
         beside = judges_of(options, judgings, rows)
         text += f"\n\n{judges_table(beside, options.cost, options.budget)}"
     record = {
+        MADE_BY: "rahf compare",
         "judge": judging.judge.id,
         "repetition_limit": options.repetition_limit,
         "score": "win over the base's answer" if wins else "the judge's own",

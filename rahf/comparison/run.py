@@ -30,6 +30,7 @@ from rahf.pipeline.evaluation import judgings_of
 from rahf.pipeline.inputs import load_base, load_split, load_tokenizer
 from rahf.recipe.comparison_options import kind_of_row
 from rahf.recipe.recipe import Recipe, RecipeError
+from rahf.records.makers import refuse_other_maker
 
 
 class Comparison:
@@ -149,7 +150,9 @@ def compare(recipe: Recipe, only: Sequence[str] = ()) -> None:
     if PartialState(cpu=recipe.training.get("use_cpu", False)).num_processes > 1:
         raise ValueError("rahf compare runs in one process; start it without accelerate launch")
     # Parts are made by several processes at once, the complete result and its tables by one.
-    with nullcontext() if only else alone(recipe.output_dir / "compare", wait=False):
+    home = recipe.output_dir / "compare"
+    refuse_other_maker(home, "rahf compare")
+    with nullcontext() if only else alone(home, wait=False):
         _compare(Comparison(recipe), only)
 
 

@@ -152,7 +152,7 @@ def local_splits(local: Path) -> dict[str, list[Path]]:
             )
         return {"train": [local]}
     if (local / "dataset_dict.json").is_file():
-        saved = read_object(local / "dataset_dict.json", splits=list)
+        saved = read_object(local / "dataset_dict.json", "Save the data set again.", splits=list)
         return {split: [local / split] for split in saved["splits"]}
     if (local / "state.json").is_file():
         return {"train": [local]}

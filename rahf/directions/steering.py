@@ -90,6 +90,10 @@ class Addition:
 
     shift: Float[Tensor, "rows d_model"]
 
+    def largest(self) -> float:
+        """Return the largest norm that is added."""
+        return self.shift.double().norm(dim=-1).max().item()
+
     def __call__(self, hidden: Float[Tensor, "batch seq d_model"]) -> Tensor:
         return per_row(self.shift.to(hidden), len(hidden)).unsqueeze(1)
 
@@ -100,6 +104,10 @@ class Ablation:
 
     basis: Float[Tensor, "basis d_model"]  # orthonormal
     alpha: Float[Tensor, "rows 1"]
+
+    def largest(self) -> float:
+        """Return the largest norm that is added to a state of norm 1."""
+        return self.alpha.double().abs().max().item()
 
     def __call__(self, hidden: Float[Tensor, "batch seq d_model"]) -> Tensor:
         basis = self.basis.to(hidden)
@@ -156,9 +164,24 @@ def steer(
     with ExitStack() as hooks:
         hooks.enter_context(_kept_up_to_date(columns, blocks.owner))
         for layer, change in changes(given, strengths, mode).items():
+            check_size(change.largest(), model.dtype, f"alpha: what is added in layer {layer}")
             hook = blocks.modules[layer].register_forward_hook(steered(change, columns))
             hooks.enter_context(removed_afterwards(hook))
         yield
+
+
+def check_size(norm: float, dtype: torch.dtype, what: str) -> None:
+    """Refuse what no state of this dtype can hold, or whose square a norm layer cannot.
+
+    Raises:
+        ValueError: the norm of what is added is too large, or not finite.
+    """
+    largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max ** 0.5)
+    if not norm <= largest:
+        raise ValueError(
+            f"{what} has the norm {norm:.3g}, more than the {largest:.3g} that a model in "
+            f"{str(dtype).removeprefix('torch.')} can read: give a smaller strength."
+        )
 
 
 @contextmanager

@@ -16,11 +16,17 @@ from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
     cached_file,
 )
 
 STORED = ("F64", "F32", "F16", "BF16")
 """Types of a safetensors file that hold a weight itself; all others need a scale."""
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+OF_DTYPE = dict(zip(FLOATS, STORED, strict=True))
+"""The same types in a `.bin` file."""
 
 
 def check_loaded(
@@ -95,7 +101,7 @@ def refuse_scaled(name: str | Path, model: PreTrainedModel) -> None:
 
 
 def _stored_types(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
-    """Return {tensor: type} from the headers of the safetensors files; {} where there are none."""
+    """Return {tensor: type} from the headers of the files that transformers has read."""
     folder = Path(name)
     if not folder.is_dir():
         found = cached_file(
@@ -107,25 +113,29 @@ def _stored_types(name: str | Path, model: PreTrainedModel) -> dict[str, str]:
             _raise_exceptions_for_missing_entries=False,
         )
         folder = Path(found or name).parent
-    files = [folder / SAFE_WEIGHTS_NAME]
-    if not files[0].is_file():
-        index = folder / SAFE_WEIGHTS_INDEX_NAME
-        if not index.is_file():
-            return {}
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / file for file in sorted(set(listed))]
-    return {
-        key: entry["dtype"]
-        for file in files
-        if file.is_file()  # transformers has read what it needs
-        for key, entry in _header(file).items()
-        if key != "__metadata__"
-    }
+    for single, index in (
+        (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME),
+        (WEIGHTS_NAME, WEIGHTS_INDEX_NAME),
+    ):
+        files = [folder / single]
+        if not files[0].is_file() and (folder / index).is_file():
+            listed = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+            files = [folder / file for file in sorted(set(listed.values()))]
+        types = (_types_in(file) for file in files if file.is_file())
+        if found := {key: kind for each in types for key, kind in each.items()}:
+            return found
+    return {}
 
 
-def _header(path: Path) -> dict[str, dict[str, str]]:
+def _types_in(path: Path) -> dict[str, str]:
+    """Return the type of each tensor in a file, without its values."""
+    if path.suffix == ".bin":
+        loaded = torch.load(path, map_location="meta", weights_only=True)
+        tensors = {key: each for key, each in loaded.items() if isinstance(each, Tensor)}
+        return {key: OF_DTYPE.get(each.dtype, str(each.dtype)) for key, each in tensors.items()}
     with path.open("rb") as file:
-        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {key: entry["dtype"] for key, entry in header.items() if key != "__metadata__"}
 
 
 def refuse_non_finite(what: str, weights: Mapping[str, Tensor]) -> None:

@@ -140,11 +140,13 @@ def aspect_figures(values: Sequence[Value]) -> dict[str, dict[str, float]]:
 
 
 def score_figures(values: Sequence[Value], *, share: bool = False) -> dict[str, Any]:
-    """Return the mean score with its interval over responses, and how many are missing.
+    """Return the mean score with its interval over responses, how many are missing, and how many
+    different scores there are.
 
     Args:
         share: whether a score is 0 or 1, so that the mean is a share.
     """
     scores = [value for value in values if isinstance(value, float)]
     mean = (share_estimate if share else mean_estimate)(scores)
-    return {"missing": len(values) - len(scores)} | ({"score": mean.as_dict()} if mean else {})
+    figures: dict[str, Any] = {"missing": len(values) - len(scores), "distinct": len({*scores})}
+    return figures | ({"score": mean.as_dict()} if mean else {})

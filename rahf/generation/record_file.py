@@ -21,6 +21,7 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
+from rahf.records.makers import MADE_BY
 
 HASH = "sha256"
 """Key of the hash of the finished file in its record."""
@@ -28,7 +29,10 @@ HASH = "sha256"
 
 @contextmanager
 def record_file(
-    path: Path, settings: Mapping[str, Any], made_from: Mapping[str, str | None] | None = None
+    path: Path,
+    settings: Mapping[str, Any],
+    made_from: Mapping[str, str | None] | None = None,
+    made_by: str | None = None,
 ) -> Iterator["ResumableFile"]:
     """Open a file that no other process may make meanwhile.
 
@@ -36,7 +40,7 @@ def record_file(
         ValueError: another process makes it; see `ResumableFile`.
     """
     with alone(path, wait=False):
-        yield ResumableFile(path, settings, made_from)
+        yield ResumableFile(path, settings, made_from, made_by)
 
 
 class ResumableFile:
@@ -45,6 +49,10 @@ class ResumableFile:
     Beside `FILE` are `FILE.unfinished` while it is made, and `FILE.run.json`, what it was made
     with, when it is complete. A killed run resumes with the records that are intact; one that was
     cut off or damaged is named and made again.
+
+    Args:
+        made_from: identity of the files that decide the records; see `artifacts.identity_of`.
+        made_by: the command, as `rahf generate`.
 
     Raises:
         ValueError: the file is there, finished or begun, made with other settings; it was changed
@@ -56,10 +64,12 @@ class ResumableFile:
         path: Path,
         settings: Mapping[str, Any],
         made_from: Mapping[str, str | None] | None = None,
+        made_by: str | None = None,
     ):
         self.path = path
         self.records: list[dict[str, Any]] = []
         made_with = {"made_from": made_from or {}, "settings": settings}
+        made_with |= {} if made_by is None else {MADE_BY: made_by}
         self._made_with = json.loads(json.dumps(made_with))
         self._unfinished = path.with_name(f"{path.name}.unfinished")
         self._run = path.with_name(f"{path.name}.run.json")
@@ -91,7 +101,7 @@ class ResumableFile:
 
     def results(self) -> dict[str, Any]:
         """Return the results that `finish` was given."""
-        own = (HASH, *self._made_with)
+        own = (HASH, MADE_BY, *self._made_with)
         return {key: value for key, value in self._read_run().items() if key not in own}
 
     def _check_finished(self) -> None:
@@ -105,7 +115,8 @@ class ResumableFile:
             )
 
     def _read_run(self) -> dict[str, Any]:
-        return read_object(self._run, f"it and {self.path.name}", settings=dict)
+        remedy = f"Delete it and {self.path.name} to make them again."
+        return read_object(self._run, remedy, settings=dict)
 
     def _go_on(self) -> None:
         kept = kept_lines(self._unfinished, _is_intact)

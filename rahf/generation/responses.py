@@ -31,6 +31,7 @@ def write_responses(
     generator: str,
     made_with: Mapping[str, Any],
     made_from: Mapping[str, str | None] | None = None,
+    made_by: str | None = None,
     batch_size: int = 16,
 ) -> dict[str, Any]:
     """Answer every prompt and write the responses to `path`, in the prompts' order.
@@ -40,7 +41,7 @@ def write_responses(
     Args:
         generator: name of the model in the file.
         made_with: what else decides the responses (the model), kept beside the file.
-        made_from: identity of the files that decide them, by name; see `artifacts.identity_of`.
+        made_from, made_by: identities of files, and the command; see `ResumableFile`.
 
     Returns:
         Counts (responses, finished ones, mean tokens) and this run's seconds.
@@ -53,7 +54,7 @@ def write_responses(
     ids = [form.encode(prompt.messages) for prompt in prompts]
     settings = _settings(made_with, generator, form, ids, decoding)
     start, made = perf_counter(), 0
-    with record_file(path, settings, made_from) as file:
+    with record_file(path, settings, made_from, made_by) as file:
         if not file.complete:
             made = _answer_the_rest(model, tokenizer, ids, form, decoding, file, batch_size)
             records = sorted(file.records, key=lambda record: record["row"])

@@ -105,8 +105,8 @@ class Unfinished:
         logits = self.forward(model)
         if not logits.amax().isfinite():  # the largest is NaN where any is
             raise ValueError(
-                "the model predicts NaN or infinity, so it writes nothing: check its weights and "
-                "dtype."
+                "the model predicts NaN or infinity, so it writes nothing: check its weights, its "
+                "dtype, and the strengths that it is steered with."
             )
         return logits
 

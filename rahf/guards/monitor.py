@@ -94,7 +94,7 @@ class DirectionMonitor(TrainerCallback):
         self._before = self._read()
         if state.is_world_process_zero:
             values = {name: each.tolist() for name, each in self._before.items()}
-            kept = read_object(path, made=str(path)) if path.exists() else {}
+            kept = read_object(path) if path.exists() else {}
             write_json(path, {**kept, self._identity(): values})
 
     def _read_before(self, path: Path) -> dict[str, Tensor]:
@@ -103,7 +103,7 @@ class DirectionMonitor(TrainerCallback):
         Raises:
             ValueError: there are none of these directions and answers, or they are damaged.
         """
-        stored = read_object(path, made=str(path)) if path.exists() else {}
+        stored = read_object(path) if path.exists() else {}
         if self._identity() not in stored:
             raise ValueError(
                 f"{path} holds no reading of these directions and answers from before the "

@@ -88,7 +88,7 @@ def summed(
     mine = in_batches(len(objective.rows), batch_size)[state.process_index :: state.num_processes]
     rank = f"{state.process_index} of {state.num_processes}, {batch_size} at once"
     path = path.with_name(f"{path.name}.{state.process_index}.partial")
-    sums, done, saved = *_resumed(path, sums, rank), time.monotonic()
+    sums, done, saved = *_resumed(path, sums, rank, len(mine)), time.monotonic()
     for index, places in enumerate(mine[done:], start=done + 1):
         add(sums, objective.batch(places, whole=True))
         if time.monotonic() - saved >= SAVE_SECONDS or index == len(mine):
@@ -97,16 +97,26 @@ def summed(
     return reduce(sums, reduction="sum")
 
 
-def _resumed(path: Path, sums: Sums, rank: str) -> tuple[Sums, int]:
-    """Return the sums that a stopped pass has kept, and the batches that they hold."""
+def _resumed(path: Path, sums: Sums, rank: str, batches: int) -> tuple[Sums, int]:
+    """Return the sums that a stopped pass has kept, and the batches that they hold.
+
+    What they belong to is compared by `check_key`, of the folder that they are in.
+
+    Raises:
+        ValueError: the file is damaged, or holds sums that no pass can have left.
+    """
     if not path.exists():
         return sums, 0
+    shapes = {name: tuple(each.shape) for name, each in sums.items()}
+    kept = _checked(path, shapes, next(iter(sums.values())).device)
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    if metadata["rank"] != rank:  # other batches: from the beginning
+        metadata = file.metadata() or {}
+    if metadata.get("rank") != rank:  # other batches: from the beginning
         return sums, 0
-    device = next(iter(sums.values())).device
-    return {name: each.to(device) for name, each in load_file(path).items()}, int(metadata["done"])
+    done = metadata.get("done", "")
+    if not done.isdecimal() or int(done) > batches:
+        raise ValueError(f"{path} holds {done!r} of {batches} batches: delete it to fit again.")
+    return {name: each.to(sums[name].dtype) for name, each in kept.items()}, int(done)
 
 
 def _save(path: Path, tensors: Sums, metadata: dict[str, str]) -> None:

@@ -29,6 +29,7 @@ from rahf.influence.records import (
 from rahf.influence.run import POLICY_STAGE, Fitted, Influence, Settings, details, fit_stage
 from rahf.influence.trained import teachers_trained
 from rahf.models.adapters import pad_id
+from rahf.records.makers import MADE_BY
 from rahf.training.state_files import written_atomically
 
 SCORES_FILE = "scores.safetensors"
@@ -82,6 +83,7 @@ def write_results(
     write_lines(folder / QUERIES_FILE, records)
     unit = "dot product" if settings.curvature == "identity" else unit
     summary = {
+        MADE_BY: "rahf influence score",
         "adapter": str(fitted.subject.training.folder),
         "curvature": settings.curvature,
         "damping": settings.damping,

@@ -18,7 +18,6 @@ from rahf.alignment import Alignment
 from rahf.artifacts import (
     RECIPE_FILE,
     STAGE_FILE,
-    StageRecord,
     differences,
     identity_of,
     other_content,
@@ -46,6 +45,7 @@ from rahf.pipeline.inputs import (
 )
 from rahf.recipe.methods import DEFAULT_METHOD, METHODS
 from rahf.recipe.recipe import Recipe, load_recipe, recipe_from_dict
+from rahf.records.stage_record import StageRecord, again
 from rahf.training.preparation import prepare
 
 TEACHER_METHODS = {
@@ -118,7 +118,7 @@ def read_training(folder: str | Path) -> Training:
             "how, which influence is computed of. Give the output folder of rahf align or rahf "
             "dpo, or of one of their teachers."
         )
-    record = read_object(folder / STAGE_FILE, complete=bool, settings=dict)
+    record = read_object(folder / STAGE_FILE, again(folder), complete=bool, settings=dict)
     if not record["complete"]:
         raise ValueError(f"the training in {folder} is not complete: finish it first.")
     if damage := StageRecord(folder, {}).damage():

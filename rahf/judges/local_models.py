@@ -19,7 +19,7 @@ from rahf.data.chat_format import chat_format, prompt_messages, render
 from rahf.data.messages import answered
 from rahf.data.response_ids import tokenize_responses
 from rahf.data.rows import sequence_rows
-from rahf.generation.answers import answering, answers, pad_id
+from rahf.generation.answers import answering, answers, pad_id, token_bar
 from rahf.generation.decoding import Decoding
 from rahf.judges.judge import Chat, Value, Verdict
 from rahf.judges.questions import (
@@ -63,10 +63,11 @@ class RewardJudge:
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
         scores = torch.zeros(len(read))
         order = sorted(range(len(read)), key=lambda index: len(read[index]))
-        starts = range(0, len(order), self._batch_size)
-        for start in tqdm(starts, desc="judging", leave=False):
-            rows = order[start : start + self._batch_size]
-            scores[rows] = self._scores([read[row] for row in rows])
+        with text_bar(read) as bar:
+            for start in range(0, len(order), self._batch_size):
+                rows = order[start : start + self._batch_size]
+                scores[rows] = self._scores([read[row] for row in rows])
+                bar.update(sum(len(read[row]) for row in rows))
         return (Verdict(score) for score in scores.tolist())
 
     def _scores(self, texts: list[str]) -> Float[Tensor, " texts"]:
@@ -96,6 +97,12 @@ def label_id(id: str, labels: int, label: int) -> str:
     if not 0 <= label < labels:
         raise ValueError(f"label {label} is not one of the {labels} labels of {id}")
     return id if labels == 1 else f"{id}, label {label}"
+
+
+def text_bar(read: Sequence[str]) -> tqdm:
+    """Return a progress bar in characters: texts of one judging differ in length."""
+    options = {"desc": "judging", "unit": "char", "unit_scale": True, "leave": False}
+    return tqdm(total=sum(map(len, read)), **options)
 
 
 def response_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
@@ -193,6 +200,14 @@ class WrittenJudge:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
+        model = self.choices.model
+        decoding = Decoding(self.max_tokens)
+        with answering(model), token_bar(len(read), decoding, desc="judging", leave=False) as bar:
+            yield from self._written(read, decoding, bar.update)
+
+    def _written(
+        self, read: Sequence[str], decoding: Decoding, advance: Callable[[int], object]
+    ) -> Iterator[Verdict]:
         model, tokenizer, size = self.choices.model, self.choices.tokenizer, self.choices.batch_size
         prompts, room = [self._prompt(text) for text in read], self._room()
         shortest = min(map(len, prompts), default=0)
@@ -201,13 +216,11 @@ class WrittenJudge:
                 f"{self.id}: the shortest of {len(read)} texts has {shortest} tokens, and beside "
                 f"an answer the model reads {room}. Show it shorter texts."
             )
-        for start in tqdm(range(0, len(prompts), size), desc="writing", leave=False):
+        for start in range(0, len(prompts), size):
             some = prompts[start : start + size]
             fits = [row for row, prompt in enumerate(some) if len(prompt) <= room]
-            decoding = Decoding(self.max_tokens)
-            with answering(model):
-                given = answers(model, tokenizer, some, decoding, batch_size=size, only=fits)
-                written = dict(given)
+            options = {"batch_size": size, "only": fits, "advance": advance}
+            written = dict(answers(model, tokenizer, some, decoding, **options))
             for row, prompt in enumerate(some):
                 if row not in written:
                     yield Verdict(None, f"the text has {len(prompt)} tokens, more than {room}")
@@ -240,9 +253,10 @@ class ChoiceJudge:
         return self.question(messages, *responses)
 
     def verdicts(self, read: Sequence[str]) -> Iterator[Verdict]:
-        values = tqdm(self.weigh(read), total=len(read), desc="judging")
-        for text, value in zip(read, values, strict=True):
-            yield Verdict(value, tokens=(self.length(text), 0))
+        with text_bar(read) as bar:
+            for text, value in zip(read, self.weigh(read), strict=True):
+                yield Verdict(value, tokens=(self.length(text), 0))
+                bar.update(len(text))
 
 
 def better_choice_judge(choices: Choices, id: str) -> ChoiceJudge:

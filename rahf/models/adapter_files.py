@@ -3,6 +3,7 @@
 The base and the other adapters stay as they are. Knows peft; knows no loss and no data.
 """
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -49,6 +50,16 @@ def put_adapter(
         refuse_dora(PeftConfig.from_pretrained(str(folder)), f"the adapter {folder}")
     with keeping_base(model, name, f"the adapter {folder}"), _naming_sizes(folder):
         return _loaded(model, folder, name, trainable)
+
+
+def weights_hash(folder: str | Path) -> str | None:
+    """Return the hash of the weights of an adapter; None: the folder has no file of them."""
+    for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME):
+        path = Path(folder).expanduser() / name
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    return None
 
 
 def refuse_trainable_tokens(config: PeftConfig, what: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from rahf.artifacts import METRICS_FILE, StageRecord, identity_of, write_json
+from rahf.artifacts import METRICS_FILE, identity_of, write_json
 from rahf.pipeline.inputs import (
     data_files,
     load_base,
@@ -19,6 +19,7 @@ from rahf.pipeline.inputs import (
 )
 from rahf.pipeline.stages import deciding, is_complete, run_recorded
 from rahf.recipe.recipe import Recipe
+from rahf.records.stage_record import StageRecord
 from rahf.training.trl_dpo import train_dpo
 
 
@@ -34,7 +35,7 @@ def run_dpo(recipe: Recipe, beta: float, folder: Path) -> None:
     paths = {"model_name_or_path": [recipe.model.model_name_or_path]}
     paths["the pairs"] = data_files(recipe)
     made_from = {name: identity_of(*found) for name, found in paths.items()}
-    record = StageRecord(folder, settings, recipe.defaults(), made_from)
+    record = StageRecord(folder, settings, recipe.defaults(), made_from, "rahf dpo")
     if not is_complete(record, "DPO"):
         run_recorded(record, "DPO", lambda: _train(recipe, beta, folder))
 

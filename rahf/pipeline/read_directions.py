@@ -37,6 +37,7 @@ from rahf.recipe.held_out import HELD_OUT
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.recipe import Recipe
 from rahf.recipe.shift_options import instruction_problems
+from rahf.records.makers import MADE_BY
 from rahf.report.directions import evidence_chart, evidence_text
 
 EVIDENCE_FILE = "evidence.json"
@@ -223,6 +224,6 @@ def rows_hash(rows: Dataset) -> str:
 
 def write(folder: Path, directions: Directions, evidence: dict[str, Any]) -> None:
     directions.save(folder)
-    write_json(folder / EVIDENCE_FILE, evidence)
+    write_json(folder / EVIDENCE_FILE, {MADE_BY: "rahf directions", **evidence})
     write_text(folder / "evidence.md", evidence_text(evidence) + "\n")
     evidence_chart(evidence, folder / "evidence.png")

@@ -20,7 +20,6 @@ from rahf.artifacts import (
     LOG_FILE,
     METRICS_FILE,
     RECIPE_FILE,
-    StageRecord,
     identity_of,
     read_lines,
     read_object,
@@ -51,6 +50,7 @@ from rahf.pipeline.stages import deciding, is_complete, output_of_one_run, run_r
 from rahf.recipe.direction_files import protected_folders
 from rahf.recipe.files import needs_gpu
 from rahf.recipe.recipe import Recipe
+from rahf.records.stage_record import StageRecord
 from rahf.report.tables import (
     judge_text,
     judges_tables,
@@ -121,7 +121,8 @@ def stage_record(recipe: Recipe, name: str) -> StageRecord:
     """Return the record of a stage, which holds settings and content that decide its result."""
     made_from = {key: identity_of(*paths) for key, paths in stage_sources(recipe, name).items()}
     settings = stage_settings(recipe, name)
-    return StageRecord(stage_folder(recipe, name), settings, recipe.defaults(), made_from)
+    folder, defaults = stage_folder(recipe, name), recipe.defaults()
+    return StageRecord(folder, settings, defaults, made_from, "rahf align")
 
 
 def stage_sources(recipe: Recipe, name: str) -> dict[str, list[str | Path]]:

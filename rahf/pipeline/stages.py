@@ -11,8 +11,9 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from rahf.artifacts import StageRecord, alone
+from rahf.artifacts import alone
 from rahf.distributed.sharding import check_world
+from rahf.records.stage_record import StageRecord
 from rahf.training.cost import PeakMemory
 
 

@@ -17,6 +17,7 @@ from rahf.pipeline.run import run_pipeline, run_stage
 from rahf.pipeline.stages import output_of_one_run
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.recipe import Recipe
+from rahf.records.makers import MADE_BY, refuse_other_maker
 from rahf.report.sweep import heat_map, sweep_table
 
 TOUCH_NO_TEACHER = (
@@ -92,6 +93,7 @@ def sweep(path: Path, overrides: Sequence[str]) -> None:
         folder = whole.output_dir / "sweep" / point_name(point)
         recipes[folder] = checked_recipe(path, [*grid.fixed, *given, "--output_dir", str(folder)])
     results, home = [], whole.output_dir / "sweep"
+    refuse_other_maker(home, "rahf sweep")
     with output_of_one_run(home, whole.training.get("use_cpu", False)):
         for (folder, recipe), point in zip(recipes.items(), grid.points(), strict=True):
             if shared:
@@ -142,6 +144,6 @@ def point_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _save(results: list[dict[str, Any]], grid: Grid, folder: Path) -> None:
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", {MADE_BY: "rahf sweep", "points": results})
     write_text(folder / "results.md", sweep_table(results) + "\n")
     heat_map(results, grid.axes, folder / "results.png")

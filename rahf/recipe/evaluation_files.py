@@ -8,9 +8,13 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from rahf.data.pairs import without_held_out
 from rahf.data.prompts import prompt_text, read_prompts
 from rahf.data.records import read_records
+from rahf.data.sources import load_pairs
 from rahf.judges.reference_file import read_references
+from rahf.recipe.data_options import MOST_HELD_OUT
+from rahf.recipe.held_out import HELD_OUT, held_out_split
 from rahf.recipe.judge_options import JudgeOptions
 from rahf.recipe.model_files import is_local, json_object, missing_file
 from rahf.recipe.recipe import Recipe
@@ -32,7 +36,31 @@ def evaluation_problems(recipe: Recipe) -> list[str]:
     if options.prompts is None and not options.held_out_prompts:
         return problems
     problems += judge_file_problems("evaluation", options, prompts)
-    return [*problems, *_position_problems(options.max_new_tokens, prompts, folder)]
+    positions = _positions(folder)
+    if positions is None:
+        return problems
+    longest = recipe.data.max_length
+    longest = longest if isinstance(longest, int) else positions  # refused elsewhere
+    if options.prompts is None and longest + options.max_new_tokens > positions:
+        prompts = _held_out_prompts(recipe)
+    return [*problems, *_position_problems(options.max_new_tokens, prompts, positions, folder)]
+
+
+def _held_out_prompts(recipe: Recipe) -> list[str]:
+    """Return the held-out prompts that are answered, of data that is here."""
+    data, split = recipe.data, held_out_split(recipe.data)
+    if split is None or data.datasets is not None or not is_local(data.dataset_name):
+        return []
+    share, named = split == HELD_OUT, {"name": data.dataset_config, "columns": data.columns}
+    try:
+        split = data.dataset_train_split if share else split
+        pairs = load_pairs(data.dataset_name, split=split, **named)
+    except ValueError:  # reported where the data is loaded
+        return []
+    if share:
+        _, pairs = without_held_out(pairs, data.test_share, MOST_HELD_OUT)
+    texts = dict.fromkeys(prompt_text(chat) for chat in pairs["prompt"])
+    return list(texts)[: recipe.evaluation.held_out_prompts]
 
 
 def compared_judge_problems(recipe: Recipe) -> list[str]:
@@ -129,18 +157,23 @@ def judge_problems(key: str, judge: str) -> list[str]:
     ]
 
 
-def _position_problems(new_tokens: int, prompts: Sequence[str], model: Path) -> list[str]:
-    """Return whether an answer leaves room for the longest prompt, whose template adds more."""
+def _positions(model: Path) -> int | None:
+    """Return the positions of a model in a folder; None where they are not known."""
     if not (model / "config.json").is_file():
-        return []
+        return None
     try:
         config = json_object(model / "config.json")
     except ValueError:
-        return []  # reported with the model
+        return None  # reported with the model
     config = config.get("text_config") or config
     positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if not isinstance(positions, int):
-        return []
+    return positions if isinstance(positions, int) else None
+
+
+def _position_problems(
+    new_tokens: int, prompts: Sequence[str], positions: int, model: Path
+) -> list[str]:
+    """Return whether an answer leaves room for the longest prompt, whose template adds more."""
     key = f"evaluation.max_new_tokens: {new_tokens}"
     if new_tokens >= positions:
         return [

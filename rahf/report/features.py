@@ -75,6 +75,7 @@ def estimate_text(estimate: Mapping[str, Any]) -> str:
         ["dictionaries", str(estimate["dictionaries"])],
         ["time", duration(estimate["seconds"])],
         ["of it the model's forward passes", f"{estimate['reading']:.0%}"],
+        ["of it the figures on held-out text", f"{estimate['measuring']:.0%}"],
         ["memory beside the model", size(estimate["memory"])],
         ["dictionaries on disk", size(estimate["disk"])],
     ]

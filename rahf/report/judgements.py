@@ -13,6 +13,10 @@ MEASURES = {
 }
 
 
+ALIKE = "The judge gives every response the same score, so it decides nothing: name another judge."
+TIED = "The judge finds every pair of responses equal, so it decides nothing: name another judge."
+
+
 def share(estimate: Mapping[str, float] | None) -> str:
     """Return a share with its interval."""
     return "-" if estimate is None else with_ends(estimate, ".1%")
@@ -53,12 +57,16 @@ def wins_table(figures: Mapping[str, Any]) -> str:
         rows.append(["both orders agree", share(agree)])
         rows.append(["first place preferred", f"{figures['first_place_preferred']:.1%}"])
     head = f"{figures['first']} against {figures['second']}"
-    return f"{markdown([head, ''], rows)}\n\njudge: {figures['judge']}"
+    tied = figures["ties"] == figures["prompts"] - figures["missing"]
+    note = f"\n\n{TIED}" if tied else ""
+    return f"{markdown([head, ''], rows)}\n\njudge: {figures['judge']}{note}"
 
 
 def score_table(figures: Mapping[str, Any]) -> str:
     score = number(figures["score"], "+.3f") if "score" in figures else "-"
-    return markdown(["mean score", "missing"], [[score, str(figures["missing"])]])
+    table = markdown(["mean score", "missing"], [[score, str(figures["missing"])]])
+    alike = figures["distinct"] == 1 and figures["responses"] - figures["missing"] > 1
+    return f"{table}\n\n{ALIKE}" if alike else table
 
 
 def aspects_table(aspects: Mapping[str, Mapping[str, float]]) -> str:

@@ -59,16 +59,26 @@ def judge_text(models: Mapping[str, Mapping[str, Any]]) -> str | None:
     scale = SCALES.get(name.partition(":")[0], "a score")
     text = f"Answers: {row['answers']} a model. Judge: {printable(name)} ({scale}). "
     text += f"Wanted: {wanted} scores."
-    judged = [row for row in models.values() if row.get("judged_mean") is not None]
+    if (same := _same_score(list(models.values()))) is not None:
+        text += f"\nThe judge {SAME.format(same)}"
+    return text
+
+
+SAME = (
+    "gives every answer the same score, {:g}, so it decides nothing: name another in "
+    "evaluation.judge."
+)
+
+
+def _same_score(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the score that all answers of all models have; None where they differ."""
+    judged = [row for row in rows if row.get("judged_mean") is not None]
     means = {row["judged_mean"] for row in judged}
     # Wins over the base decide something unless they are all ties.
-    tied = len(judged) == len(models) or means == {0.5}
-    if tied and len(means) == 1 and not any(row["judged_se"] for row in judged):
-        text += (
-            f"\nThe judge gives every answer the same score, {means.pop():g}, so it decides "
-            "nothing: name another in evaluation.judge."
-        )
-    return text
+    tied = len(judged) == len(rows) or means == {0.5}
+    alike = tied and len(means) == 1 and not any(row["judged_se"] for row in judged)
+    alike = alike and (len(judged) > 1 or judged[0]["judged_se"] is not None)  # several answers
+    return means.pop() if alike else None
 
 
 def judges_tables(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -82,6 +92,9 @@ def judges_tables(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
     pairs = [pair for row in models.values() for pair in row.get("agreement", ())]
     tables = [markdown(["judged mean ± s.e., by judge", *columns], rows)]
+    for judge in columns[1:]:  # judge_text reports the first
+        same = _same_score([by_judge[judge] for by_judge in judged.values()])
+        tables += [] if same is None else [f"{printable(judge)} {SAME.format(same)}"]
     return [*tables, agreement_table(pairs)] if pairs else tables
 
 

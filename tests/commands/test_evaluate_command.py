@@ -89,6 +89,13 @@ def test_a_judge_decides_between_two_files(tmp_path, files, capsys):
 def test_a_judge_scores_one_file(files, capsys):
     _, out, _ = evaluated(capsys, "responses", "--responses", files[0], "--judge", "length")
     assert "+14.000 [-74.943, +102.943]" in out
+    assert "decides nothing" not in out
+    for given, told in (((), "every response the same score"), (("--against", files[1]), "equal")):
+        _, out, _ = evaluated(capsys, "responses", "--responses", files[0], "--judge", RARE, *given)
+        assert f"{told}, so it decides nothing: name another judge." in out
+
+
+RARE = "regex:no such words"
 
 
 @pytest.mark.parametrize(

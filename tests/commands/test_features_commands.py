@@ -1,5 +1,6 @@
 """`rahf features ...` that read a dictionary: what they write, and what they refuse."""
 
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from rahf.interpret.features.checkpoints import save_dictionary
 from rahf.interpret.features.responses import digest_of
 from rahf.interpret.features.untrained import untrained_like
 from rahf.models.adapters import load_tokenizer_of
+from rahf.records.makers import makers
 
 
 def texts(count, start=0):
@@ -63,8 +65,10 @@ def features(*arguments):
 
 
 def figures(*arguments):
-    assert features(*arguments, "--device", "cpu", "--output", "out.json") == 0
-    return read_json(Path("out.json"))
+    output = Path(f"{arguments[0]}.json")
+    assert features(*arguments, "--device", "cpu", "--output", output) == 0
+    assert [*makers(output)] == [f"rahf features {arguments[0]}"]
+    return read_json(output)
 
 
 def test_a_direction_is_decomposed_beside_random_vectors(folder, family, capsys):
@@ -92,6 +96,7 @@ def test_the_diff_is_compared_with_placebo_seeds_and_rivals(folder, family, caps
     assert features(*options, "--pairs", "pairs", *extra) == 0
     found = read_json(Path("diff/features.json"))
     assert found["prompts"] == 12
+    assert [*makers(Path("diff"))] == ["rahf features diff"]
     assert list(found["moved"]) == ["default", "seed_1", "placebo_1"]
     assert len(found["features"]) == 7
     assert list(found["explained"])[:2] == ["dictionary", "mean difference"]
@@ -338,6 +343,7 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
     steer += ("--dictionary", "dictionary", "--feature", 3, "--how")
     probe = ("probe", "--model", base, "--dictionary", "dictionary", "--texts")
     write_lines(Path("three.jsonl"), [{"text": "w4 w5", "label": n} for n in range(3)])
+    write_lines(Path("objects.jsonl"), [{"text": "w4 w5", "label": {"a": n}} for n in range(2)])
     text = ("--text", "texts.jsonl")
     made = random_dictionary(family.load_base(), kind="differences", adapter="another")
     save_dictionary(made, Path("changes"))
@@ -346,7 +352,13 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
     logits = ("logits", *of_changes, "--feature", 3, "--device", "cpu")
     assert features(*logits) == 0  # reads directions only
     refused = "changes is a dictionary of differences"
+    shutil.copytree(adapter, "copy")
+    of_copy = (*diff, "--dictionary", "dictionary")
     cases = {
+        (*of_copy, "--placebo", "copy"): f"--placebo copy is the same adapter as --model {adapter}",
+        (*of_copy, "--seed_of_adapter", adapter): "is the same adapter as --model",
+        (*of_copy, *("--placebo", family.adapters["negative"]) * 2): "as --placebo",
+        (*of_copy, "--output", "moved", *("--placebo", "train") * 2): "as --placebo train",
         ("probe", *of_changes, "--texts", "texts.jsonl"): refused,
         (*probe, "texts.jsonl", "--untrained_dictionary", "changes"): refused,
         ("neurons", *of_changes, *text): refused,
@@ -370,6 +382,7 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
         (*steer[:-2], 32, "--how", "ablate"): "features 0 to 31",
         (*probe, "three.jsonl"): "has 3 labels (0, 1, 2)",
         (*probe, "prompts.jsonl"): "needs a text in the column 'text'",
+        (*probe, "objects.jsonl"): "a list or an object; give text, a number, true or false",
         (*probe, "texts.jsonl", "--untrained_dictionary", "upper"): "reads layer 3 (residual)",
         (*probe, "texts.jsonl", "--untrained_seed", 3, "--untrained_dictionary", "dictionary"): (
             "with the fingerprint"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tiny_comparison import BASE, row
 
-from rahf.artifacts import StageRecord, read_json, read_lines
+from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.comparison.curves import (
     Draw,
@@ -32,6 +32,7 @@ from rahf.pipeline.inputs import load_split, measured_split
 from rahf.recipe.comparison_options import CompareOptions
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.held_out import HELD_OUT
+from rahf.records.stage_record import StageRecord
 from rahf.report.comparison import comparison_table, readings_table, repeated_share, row_figures
 
 # What the curves show

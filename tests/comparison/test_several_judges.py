@@ -116,6 +116,10 @@ def test_a_run_with_several_judges_shows_each_and_how_far_they_agree():
     first, second = judges_tables({"base": {"judges": means, "agreement": [pair]}})
     assert first.splitlines()[-1].split("|")[2:5] == [" +0.50 ± 0.10 ", " - ", " +1.00 "]
     assert "| a and b | 50% [20%, 80%]" in second
+    alike = {"a": means["a"], "b": {"judged_mean": 0.0, "judged_se": 0.0}}
+    assert "b gives every answer the same score, 0, so it decides" in "".join(
+        judges_tables({name: {"judges": alike, "agreement": [pair]} for name in ("base", "policy")})
+    )
 
 
 # The complete comparison

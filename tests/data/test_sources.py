@@ -584,7 +584,7 @@ def test_a_second_process_finds_the_pairs_of_a_file_in_the_cache(tmp_path):
 @pytest.mark.parametrize("content", ["[1]", "{}", "", '{"splits": 1}'])
 def test_a_damaged_list_of_splits_is_named(tmp_path, content):
     (tmp_path / "dataset_dict.json").write_text(content)
-    with pytest.raises(ValueError, match=r"dataset_dict\.json is damaged\. Delete the folder"):
+    with pytest.raises(ValueError, match=r"dataset_dict\.json is damaged\. Save the data"):
         load_pairs(tmp_path)
 
 

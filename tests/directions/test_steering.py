@@ -261,6 +261,8 @@ def test_gradients_pass_through_with_and_without_recomputation():
         ([some_directions()] * 2, [1.0, 2.0, 3.0], {}, r"shape \(3,\), which fits 2 directions"),
         (some_directions(), [[1.0, 2.0]], {}, "fits 1 directions in no way"),
         ([some_directions()] * 2, [1.0, 2.0], {"mode": "ablate"}, "need one strength"),
+        (some_directions(), 3e38, {}, r"in layer \d has the norm .* give a smaller strength"),
+        (some_directions(), [-1e20], {"mode": "ablate"}, "float32 can read"),
     ],
 )
 def test_what_does_not_fit_is_refused(given, alpha, options, message):

@@ -139,4 +139,4 @@ def test_missing_marks_are_counted_and_never_averaged():
     assert (figures["depth"]["mean"], figures["depth"]["missing"]) == (2, 2)
     assert aspect_figures([None]) == {name: {"missing": 1} for name in ASPECTS}
     assert score_figures([1.0, None, 3.0])["score"]["mean"] == 2
-    assert score_figures([None]) == {"missing": 1}
+    assert score_figures([None]) == {"missing": 1, "distinct": 0}

@@ -18,7 +18,7 @@ from tiny_models import D_MODEL, tiny_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
-from rahf.artifacts import alone
+from rahf.artifacts import alone, read_json, write_json
 from rahf.cli import main
 from rahf.directions.vectors import Directions
 from rahf.export import gguf as gguf_file
@@ -182,7 +182,9 @@ def test_merged_weights_predict_what_the_adapter_predicts(family, tmp_path, caps
         base = family.load_base()(input_ids=ids).logits
         assert (base - expected).abs().max() > 0.1
     AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out" / "adapter")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["adapter", "merged"]
+    names = ["adapter", "export.json", "merged"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert read_json(tmp_path / "out/export.json")["source"] == str(adapter)
 
 
 def test_a_merge_that_changes_the_model_is_not_kept(family, tmp_path, capsys, monkeypatch):
@@ -533,6 +535,7 @@ def test_weights_that_predict_nothing_finite_are_not_merged(family, tmp_path, ca
 
 def test_directions_are_not_exported_onto_themselves(tmp_path, capsys):
     some_directions().save(tmp_path / "d")
+    write_json(tmp_path / "d/evidence.json", {"made_by": "rahf directions"})
     before = (tmp_path / "d/directions.safetensors").read_bytes()
     for source in ("d", "d/directions.safetensors"):
         options = ["--output", str(tmp_path / "d"), "--alpha", "2"]

@@ -196,6 +196,27 @@ def test_a_stopped_fit_resumes_with_the_next_batch(family, tmp_path, monkeypatch
     stopped = Objective(**{**vars(objective), "pseudo": stopping})
     with pytest.raises(KeyboardInterrupt):
         factors.fit_ekfac(stopped, parts, 2, tmp_path / "stopped")
+    path = tmp_path / "stopped/moments.0.partial"
+    intact, tensors = path.read_bytes(), load_file(path)
+    metadata = {"rank": "0 of 1, 2 at once", "done": "1"}
+    name = parts[0].name
+    for change, more, told in (
+        (lambda x: x * torch.nan, {}, "not finite"),
+        (lambda x: x[1:], {}, "of shape"),
+        (lambda x: x, {"done": "4"}, "holds '4' of 3 batches"),
+        (lambda x: x, {"done": "-1"}, "holds '-1' of 3 batches"),
+        (None, {}, "missing or too much"),
+        (None, None, "is damaged"),
+    ):
+        changed = {key: x for key, x in tensors.items() if key != name}
+        changed |= {} if change is None else {name: change(tensors[name]).contiguous()}
+        if more is None:
+            path.write_bytes(intact[:-9])
+        else:
+            save_file(changed, path, metadata | more)
+        with pytest.raises(ValueError, match=f"moments.0.partial .*{told}.*delete it to fit"):
+            factors.fit_ekfac(objective, parts, 2, tmp_path / "stopped")
+    path.write_bytes(intact)
     found = factors.fit_ekfac(stopped, parts, 2, tmp_path / "stopped")
     assert seen == [f"pair {row}" for row in (100, 102, 104, 100, 102, 102, 104)]
     for one, other in zip(found, expected, strict=True):

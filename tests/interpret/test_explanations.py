@@ -23,6 +23,7 @@ from tokenizers_for_tests import (
 
 from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
+from rahf.commands.options.explanations import read_explained
 from rahf.directions.vectors import Directions
 from rahf.interpret.explanations.claims import CLASSES, Claim, read_claim
 from rahf.interpret.explanations.examples import Drawing, Example
@@ -749,10 +750,13 @@ def test_what_cannot_be_explained_is_one_clear_line(here, capsys):
         ("--explainer", "api:x"): "needs --url",
         ("--input_price", 1): "give both",
         ("--text", "one.jsonl"): "the text is one document",
+        ("--output", "dictionary"): "--output dictionary is in dictionary, which --dictionary",
+        ("--output", "dictionary/why"): "would count as a part of it. Give a folder of its own",
     }
     for given, message in explain_of.items():
         base = EXPLAIN[:6] if given[0] == "--feature" else EXPLAIN
-        assert features("explain", *base, *given, "--output", "refused") == 2, given
+        output = () if given[0] == "--output" else ("--output", "refused")
+        assert features("explain", *base, *given, *output) == 2, given
         assert message in capsys.readouterr().err.splitlines()[-1], given
     score_of = {
         ("nowhere",): "holds no",
@@ -776,6 +780,7 @@ def test_explanations_are_matched_by_unit_and_not_by_line(folder, tmp_path):
     for changed, message in (
         (lines[1:], "is not in both"),
         ([*lines[:2], lines[0][:-1]], "line 3: not the one explanation of a unit"),
+        ([lines[0].replace('"kind": "feature"', '"kind": "other"')], "line 1: .*kind 'other'"),
         ([*lines, lines[0]], f"line {len(lines) + 1}: not the one explanation"),
         (["[]"], "line 1: not"),
         (['{"kind": "feature", "number": 0, "layer": 0}'], "line 1: not"),
@@ -783,6 +788,39 @@ def test_explanations_are_matched_by_unit_and_not_by_line(folder, tmp_path):
         path.write_text("\n".join(changed))
         with pytest.raises(ValueError, match=message):
             read_records(out)
+
+
+def test_damaged_lines_of_examples_and_of_known_explanations_are_named(folder, tmp_path, capsys):
+    out = shutil.copytree(folder / "out", tmp_path / "out")
+    path = out / "examples.jsonl"
+    lines = path.read_text().splitlines()
+    line = json.loads(lines[0])
+    window = line["shown"][0]
+    for change in (
+        *("{", "[]", "null", "{}", "[" * 100_000),
+        *({"number": -1}, {"layer": "1"}, {"rate": None}, {"windows": 1.5}, {"shown": None}),
+        *({"scored": [3]}, {"shown": [window | {"active": {"999": 1.0}}]}),
+        *({"shown": [window | {"active": {"0": "high"}}]}, {"shown": [window | {"ids": ["a"]}]}),
+        *({"shown": [window | {"kind": "far"}]}, {"shown": [{"ids": [1]}]}),
+    ):
+        text = change if isinstance(change, str) else json.dumps(line | change)
+        path.write_text("\n".join([lines[1], text]))
+        with pytest.raises(
+            ValueError, match=r"examples\.jsonl, line 2: not the examples of a unit"
+        ):
+            read_records(out)
+    path = out / "explanations.jsonl"
+    lines = path.read_text().splitlines()
+    line = json.loads(lines[0])
+    for change in (
+        *("{", "[]", "null", "{}"),
+        *({"number": "1"}, {"kind": 3}, {"explanation": 3}, {"scores": [1]}),
+        *({"scores": {"detection": 1}}, {"scores": {"detection": {"auc": {"mean": 1}}}}),
+    ):
+        text = change if isinstance(change, str) else json.dumps(line | change)
+        path.write_text("\n".join([lines[1], text]))
+        with pytest.raises(ValueError, match=r"explanations\.jsonl, line 2: not an explanation"):
+            read_explained(path)
 
 
 def test_explanations_of_what_has_changed_since_are_not_scored(

@@ -1,11 +1,13 @@
 """Judges: what they read, how their words are read, verdicts that are kept, rules, models."""
 
+import io
 import json
 
 import pytest
 import torch
 from tiny_models import classifier, tiny_model, tiny_model_of_bytes, tiny_tokenizer
 from tokenizers_for_tests import chatml_tokenizer, llama_tokenizer
+from tqdm.auto import tqdm
 
 from rahf.judges.judge import Verdict, Verdicts, first_json_object
 from rahf.judges.local_models import (
@@ -18,6 +20,7 @@ from rahf.judges.local_models import (
 from rahf.judges.questions import (
     ASPECTS,
     aspects_as_json,
+    aspects_question,
     better_question,
     read_aspects,
     read_better,
@@ -187,6 +190,29 @@ def test_a_reward_model_scores_prompt_and_response_whatever_the_batch():
     assert alone[0] == pytest.approx(model(ids).logits.item(), abs=1e-5)
     assert "How is the soup?" in read[0]
     assert "I loved it" in read[0]
+
+
+def test_the_bar_of_a_judging_advances_by_the_size_of_what_is_done(monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options, file=io.StringIO())
+            bars.append(self)
+
+    for module in ("judges.local_models", "generation.answers"):
+        monkeypatch.setattr(f"rahf.{module}.tqdm", Bar)
+    texts = ["a", "a much longer text than the first one", "three"]
+    choices = Choices(tiny_model_of_bytes(), chatml_tokenizer(), batch_size=2)
+    for judge in (
+        RewardJudge(classifier(), chatml_tokenizer(), "rm", batch_size=2),
+        better_choice_judge(choices, "lm"),
+    ):
+        list(judge.verdicts(texts))
+        assert bars.pop().n == sum(map(len, texts))
+    judge = WrittenJudge("lm", 1, aspects_question, lambda said: None, choices, max_tokens=3)
+    list(judge.verdicts(texts))
+    assert [bar.n for bar in bars] == [3 * len(texts)]
 
 
 def test_a_reward_model_reads_one_bos_where_the_template_writes_it():

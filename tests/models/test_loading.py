@@ -98,6 +98,18 @@ def test_a_base_with_other_tensors_is_refused(family, tmp_path, case):
         base_model(str(folder))
 
 
+@pytest.mark.parametrize("case", ["int8", "float8"])
+def test_weights_of_8_bits_in_a_bin_file_are_refused_too(family, tmp_path, case):
+    folder = rewritten(family.base, tmp_path / "changed", UNUSABLE[case][0])
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=rf"1 weights .* stored as torch\.{case}.*up_proj"):
+        base_model(str(folder))
+    torch.save({key: each.float() for key, each in tensors.items()}, folder / "pytorch_model.bin")
+    base_model(str(folder))
+
+
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_an_encoder_of_unusable_weights_is_refused(family, tmp_path, case):
     change, message = UNUSABLE[case]

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from tiny_models import classifier
 from tiny_recipes import WORDS, write_lines
 
-from rahf.artifacts import alone, identity_of
+from rahf.artifacts import alone, identity_of, read_json, write_json
 from rahf.cli import COMMANDS, main
 from rahf.interpret.features.checkpoints import save_dictionary
 from rahf.pipeline.placebo import training_of
 from rahf.pipeline.run import results_text, stage_record
 from rahf.recipe.files import checked_recipe
+from rahf.records.makers import makers
 
 
 def change_weights(folder, name="model.safetensors"):
@@ -122,7 +123,7 @@ def test_an_evaluation_by_a_judge_that_has_changed_is_refused(whole_recipe, judg
 @pytest.mark.parametrize("read", [results_text, training_of])
 def test_damaged_metrics_are_named_with_what_to_delete(tmp_path, read, content):
     (tmp_path / "metrics.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"metrics\.json is damaged\. .* folder {tmp_path} "):
+    with pytest.raises(ValueError, match=r"metrics\.json is damaged\. Delete it to make it again"):
         read(tmp_path)
 
 
@@ -296,6 +297,31 @@ def test_a_second_process_reports_who_holds_the_output(whole_recipe, family, cap
     assert {path for path in made if path.is_file() and "cache" not in path.parts} == set()
     with alone(Path(output), wait=False):
         pass
+
+
+OWN_FOLDERS = {"prepare", "push", "features score", "influence fit"}
+"""Commands that write to the cache, to the Hub, or into the folder that they read."""
+
+
+@pytest.mark.parametrize("command", WRITES.keys() - OWN_FOLDERS)
+def test_no_command_overwrites_the_result_of_another(whole_recipe, capsys, command):
+    output, arguments = WRITES[command]
+    given = [*command.split(), *arguments.split()]
+    given += ["--output", output] if command in ("directions", "dpo") else []
+    maker = "rahf shift" if command == "features diff" else "rahf features diff"
+    record = Path(output)
+    if record.suffix == ".jsonl":
+        record = record.with_name(f"{record.name}.unfinished")
+    elif not record.suffix:
+        record = record / "features.json"
+    write_json(record, {"made_by": maker})
+    record.write_text(json.dumps(read_json(record)))
+    before = {path for path in Path().rglob("[!.]*") if "cache" not in path.parts}
+    assert main(given) == 2
+    told = capsys.readouterr().err
+    assert f"error: {output} holds a result of `{maker}` ({record.name}), which `rahf " in told
+    assert makers(Path(output)) == {maker: record}
+    assert {path for path in Path().rglob("[!.]*") if "cache" not in path.parts} == before
 
 
 def test_a_folder_that_nothing_can_be_written_beside_holds_its_own_lock(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def test_a_sweep_runs_every_point_once_with_one_set_of_teachers(recipe_file, cap
     told = capsys.readouterr().out
     assert told.count("positive: writing out/teachers/positive") == 1
     assert "| alpha | target_layers | preference accuracy" in told
-    results = json.loads(Path("out/sweep/results.json").read_text())
+    results = json.loads(Path("out/sweep/results.json").read_text())["points"]
     assert [tuple(each["point"].values()) for each in results] == [
         *(("1", "1"), ("1", "1-2"), ("2", "1"), ("2", "1-2")),
     ]

@@ -279,12 +279,19 @@ JUDGE = {"judge": "references:references.jsonl", "encoder": "model"}
             {"max_new_tokens": 62},
             "max_new_tokens: 62 and the 3 tokens of prompt 3 ('one two one') are more than",
         ),
+        (
+            {"pairs": [pair | {"prompt": f"one two {pair['prompt']}"} for pair in PAIRS]},
+            {"prompts": None, "max_new_tokens": 62},
+            "max_new_tokens: 62 and the 3 tokens of prompt 1 ('one two p",
+        ),
+        ({}, {"prompts": None, "max_new_tokens": 62}, None),
     ],
 )
 def test_what_the_evaluation_would_refuse_is_reported_before_the_training(
     write, tmp_path, monkeypatch, files, evaluation, said
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     given = {"texts": TEXTS, "prompts": PROMPTS, "references": REFERENCES, **files}
     for name, records in given.items():
         text = "".join(json.dumps(record) + "\n" for record in records)
@@ -294,6 +301,9 @@ def test_what_the_evaluation_would_refuse_is_reported_before_the_training(
         {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 64},
         evaluation={**keys, **evaluation},
     )
+    if "pairs" in files:
+        lines = map(json.dumps, files["pairs"])
+        (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     words = Tokenizer(WordLevel({"one": 0, "two": 1, "?": 2}, "?"))
     words.pre_tokenizer = WhitespaceSplit()
     words.save(str(tmp_path / "model/tokenizer.json"))

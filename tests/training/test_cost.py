@@ -10,8 +10,9 @@ import torch
 from tiny_runs import KillAfter, KilledError, alignment_trainer
 
 import rahf.training.cost
-from rahf.artifacts import StageRecord, read_json, write_json
+from rahf.artifacts import read_json, write_json
 from rahf.pipeline.stages import run_recorded
+from rahf.records.stage_record import StageRecord
 from rahf.training.checkpoints import MANIFEST, write_manifest
 from rahf.training.cost import CLOCK_FILE, Clock, PeakMemory
 

@@ -88,20 +88,23 @@ def read_explained(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the lines of a file of explanations, and what they were made from.
 
     Raises:
-        ValueError: the file is missing, or none of explanations.
+        ValueError: the file is missing, or none of explanations; a line is damaged.
     """
-    from rahf.artifacts import read_lines, read_object
+    from rahf.artifacts import read_object
+    from rahf.interpret.explanations.lines import read_each, scored_line
 
     if not path.is_file():
         raise ValueError(f"There is no file {path}; give explanations.jsonl or scores.jsonl.")
     run = path.with_name(f"{path.name}.run.json")
-    lines = read_lines(path) if run.is_file() else []
-    if not lines or not {"kind", "number", "explanation"} <= lines[0].keys():
+    remedy = "Delete it, and run the command again that made it"
+    lines = list(read_each(path, scored_line, "an explanation", remedy)) if run.is_file() else []
+    if not lines:
         raise ValueError(
             f"{path} holds no explanations: give explanations.jsonl or scores.jsonl of rahf "
             "features explain and score."
         )
-    return lines, read_object(run, f"it and {path.name}", made_from=dict)["made_from"]
+    remedy = f"Delete it and {path.name} to make them again."
+    return lines, read_object(run, remedy, made_from=dict)["made_from"]
 
 
 def with_explanations(

@@ -7,8 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-FIGURES = ({"judge"}, {"dictionary"}, {"model", "dtype"})
-"""Keys by which figures of an earlier run are known: they may be overwritten."""
+from rahf.records.makers import MADE_BY, makers
 
 
 def figures_option(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +34,7 @@ def print_figures(
     with alone(options.output, wait=False) if options.output else nullcontext():
         figures, table = measure(options)
         if options.output:
-            write_json(options.output, figures)
+            write_json(options.output, {MADE_BY: options.command, **figures})
     print(table)
     return 0
 
@@ -50,18 +49,13 @@ def refuse_other_file(options: argparse.Namespace) -> None:
         paths = [os.path.realpath(os.path.expanduser(text)) for text in texts if text]  # noqa: PTH111
         if str(output.resolve()) in paths:
             raise ValueError(f"--output {output} is what --{name} names; give another file.")
-    if output.exists() and not _holds_figures(output):
+    if output.exists() and not _holds_figures(output, options.command):
         raise ValueError(
             f"{output} is there already, and holds no figures of this command; give another "
             "--output, or delete it."
         )
 
 
-def _holds_figures(path: Path) -> bool:
-    from rahf.artifacts import read_json
-
-    try:
-        found = read_json(path)
-    except (ValueError, RecursionError):
-        return not path.read_bytes().strip()
-    return isinstance(found, dict) and any(keys <= found.keys() for keys in FIGURES)
+def _holds_figures(path: Path, command: str) -> bool:
+    """Return whether a file is empty, or holds figures of this command."""
+    return path.is_file() and (not path.read_bytes().strip() or command in makers(path))

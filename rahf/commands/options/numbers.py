@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 MOST = 2**31 - 1
 LARGEST = 3.4e38  # of float32
+STRONGEST = 1e6  # of steering: no state of a model is as large
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
@@ -45,6 +46,9 @@ NUMBERS: dict[str, Callable[[str], int | float]] = {
     "learning rate": _real(lambda number: 0 <= number < 1000, "number from 0 to below 1000"),
     "positive learning rate": _real(
         lambda number: 0 < number < 1000, "number above 0 and below 1000"
+    ),
+    "strength": _real(
+        lambda number: abs(number) <= STRONGEST, f"number from {-STRONGEST:g} to {STRONGEST:g}"
     ),
     "number": _real(math.isfinite, "finite number"),
     "positive number": _real(lambda number: number > 0, "finite number above 0"),

@@ -11,9 +11,14 @@ from typing import NoReturn
 
 from rahf.commands.options.numbers import NUMBERS
 from rahf.commands.options.other_names import hint
+from rahf.records.makers import holds, refuse_other_maker
 
 Run = Callable[[argparse.Namespace], int]
 """Options -> exit status; what was given and is not read by the parser is `options.overrides`."""
+
+WITHOUT_RESULTS = {"dictionary", "other_dictionary", "untrained_dictionary", "larger"}
+WITHOUT_RESULTS |= {"directions", "pairs", "dataset", "text"}
+"""Options whose folder is identified by all files in it, so that no result belongs there."""
 
 OVERRIDES = (
     "Every key of the recipe can be overridden: --alpha 3, --teachers.learning_rate=1e-4, --bf16\n"
@@ -52,6 +57,7 @@ def recipe_command(
         recipe = checked_recipe(options.recipe, options.overrides)
         for line in not_read(recipe):
             print(f"note: {line}", file=sys.stderr)
+        _refuse_other_result(options)
         return run(recipe, options)
 
     return recipe_file_command(commands, name, summary, with_recipe)
@@ -88,12 +94,34 @@ def plain_command(commands, name: str, summary: str, run: Run) -> argparse.Argum
     def known_options_only(options: argparse.Namespace) -> int:
         if options.overrides:
             parser.refuse(options.overrides)
+        _refuse_other_result(options)
         options.check(options)
         return run(options)
 
     parser.takes_keys = False
     parser.set_defaults(run=known_options_only, check=lambda _: None)
     return parser
+
+
+def _refuse_other_result(options: argparse.Namespace) -> None:
+    """Refuse an --output that holds the result of another command, before anything is loaded."""
+    output, given = vars(options).get("output"), vars(options)
+    if output is None:
+        return
+    for name in sorted(WITHOUT_RESULTS & given.keys()):
+        named = given[name] if isinstance(given[name], list) else [given[name]]
+        folder = next((each for each in named if each and holds(each, output)), None)
+        if folder is not None:
+            raise ValueError(
+                f"--output {output} is in {folder}, which --{name} reads: what is written there "
+                "would count as a part of it. Give a folder of its own."
+            )
+    source = given.get("source")
+    if isinstance(source, Path):  # of export, which may write a vector beside its directions
+        source = source.parent if source.is_file() else source
+        if source.resolve() == output.resolve():
+            return
+    refuse_other_maker(output, options.command)
 
 
 def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
@@ -104,6 +132,7 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(command=parser.prog)
     for kind, read in NUMBERS.items():
         parser.register("type", kind, read)
     # Not named --debug: that is a key of TrainingArguments.

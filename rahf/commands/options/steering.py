@@ -21,7 +21,7 @@ def steering_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--alpha",
         metavar="X",
-        type="number",
+        type="strength",
         action="append",
         default=[],
         help="strength: once for all directions, or once for each (default: 1)",

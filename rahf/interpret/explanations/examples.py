@@ -7,11 +7,12 @@ explainers, those of the other are scored. Every draw depends on the seed and th
 ids and activations; knows no tokenizer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -63,9 +64,22 @@ class Example:
 
     @classmethod
     def of_dict(cls, record: dict[str, Any]) -> "Example":
-        active = {int(place): value for place, value in record["active"].items()}
-        known = {name: record[name] for name in ("ids", "kind", "quantile", "wrong")}
-        return cls(active=active, **known)
+        """Return the window of a record.
+
+        Raises:
+            ValueError, KeyError, TypeError: a field is missing, or of another type or range.
+        """
+        active = {int(place): float(value) for place, value in record["active"].items()}
+        ids, wrong, quantile = record["ids"], record["wrong"], record["quantile"]
+        if not all(type(number) is int and number >= 0 for number in (*ids, *wrong)):
+            raise ValueError("ids or places that are not whole numbers")
+        if not all(0 <= place < len(ids) for place in (*active, *wrong)):
+            raise ValueError(f"a place beyond the {len(ids)} ids")
+        if not all(map(math.isfinite, active.values())):
+            raise ValueError("an activation that is not finite")
+        if record["kind"] not in get_args(ExampleKind) or not isinstance(quantile, int | None):
+            raise ValueError(f"kind {record['kind']!r}, quantile {quantile!r}")
+        return cls(ids, active, record["kind"], quantile, wrong)
 
 
 class Examples(NamedTuple):

@@ -4,7 +4,6 @@ Knows files; knows no model.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +14,15 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rahf.artifacts import identity_of, read_json, read_lines, write_lines
+from rahf.artifacts import identity_of, read_json, write_lines
 from rahf.interpret.explanations.examples import Example, Examples
+from rahf.interpret.explanations.lines import (
+    count_in,
+    explanation_in,
+    number_in,
+    read_each,
+    unit_of,
+)
 from rahf.interpret.explanations.units import Projections, Unit, Units
 from rahf.interpret.features.dictionary import Dictionary, Origin
 from rahf.judges.by_name import VERDICTS_FILE
@@ -78,22 +84,24 @@ def read_examples(folder: Path) -> list[Examples]:
     """Return the examples of every unit.
 
     Raises:
-        ValueError: the folder holds none.
+        ValueError: the folder holds none; a line is not the examples of a unit.
     """
     path = folder / EXAMPLES_FILE
     if not path.is_file():
         raise ValueError(
             f"{folder} holds no {EXAMPLES_FILE}: give a folder of rahf features explain."
         )
-    return [
-        Examples(
-            unit_of(line),
-            line["rate"],
-            line["windows"],
-            *([Example.of_dict(each) for each in line[half]] for half in ("shown", "scored")),
-        )
-        for line in read_lines(path)
-    ]
+    remedy = f"Delete it and {EXPLANATIONS_FILE}, and run rahf features explain again"
+    return list(read_each(path, _examples_in, "the examples of a unit", remedy))
+
+
+def _examples_in(line: Mapping[str, Any]) -> Examples:
+    return Examples(
+        unit_of(line),
+        number_in(line, "rate"),
+        count_in(line, "windows"),
+        *([Example.of_dict(each) for each in line[half]] for half in ("shown", "scored")),
+    )
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -136,26 +144,17 @@ def _explained_in(path: Path) -> dict[Unit, str | None]:
         ValueError: a line is none of an explanation, or the second of its unit.
     """
     found: dict[Unit, str | None] = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not text:
-            continue
-        try:
-            line = json.loads(text)
-            unit, explanation = unit_of(line), line["explanation"]
-            fits = unit not in found and isinstance(explanation, str | None)
-        except (ValueError, KeyError, TypeError):
-            fits = False
-        if not fits:
-            raise ValueError(
-                f"{path}, line {number}: not the one explanation of a unit. Delete the folder "
-                f"{path.parent} to explain again."
-            )
-        found[unit] = explanation
+
+    def add(line: Mapping[str, Any]) -> None:
+        unit = unit_of(line)
+        if unit in found:
+            raise ValueError("a second one")
+        found[unit] = explanation_in(line)
+
+    remedy = "Delete it, and run rahf features explain again"
+    for _ in read_each(path, add, "the one explanation of a unit", remedy):
+        pass
     return found
-
-
-def unit_of(line: Mapping[str, Any]) -> Unit:
-    return Unit(*(line[name] for name in Unit._fields))
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rahf.directions.calibration import NeutralText, solve_strength
-from rahf.directions.steering import Columns, Start, removed_afterwards, steered
+from rahf.directions.steering import Columns, Start, check_size, removed_afterwards, steered
 from rahf.interpret.features.bases import check_base
 from rahf.interpret.features.dictionary import Dictionary
 from rahf.interpret.features.firing import chosen_activations
@@ -92,10 +92,13 @@ def intervene(
 
     Raises:
         ValueError: a dictionary of another model or of differences; a latent that it does not
-            have, or that is given twice.
+            have, or that is given twice; a strength that the dtype of the model cannot hold.
     """
     check_interventions(dictionary, interventions)
     check_base(dictionary, model)
+    for each in interventions:
+        norm = abs(each.strength) * dictionary.directions[each.latent].double().norm().item()
+        check_size(norm, model.dtype, f"feature {each.latent}, {each.how} {each.strength:g}: it")
     blocks = find_blocks(model)
     if start is not None:
         cache_name(blocks.owner)  # refused before the first token, where it cannot be read

@@ -33,6 +33,11 @@ def read_labelled(path: Path, text: str, label: str, limit: int | None = None) -
         if len(texts) == limit:
             whole = False
             break
+        if isinstance(record.get(label), dict | list):
+            raise ValueError(
+                f"{place}: the label in {label!r} is {str(record[label])[:60]!r}, a list or an "
+                "object; give text, a number, true or false."
+            )
         if not isinstance(record.get(text), str) or record.get(label) in (None, ""):
             raise ValueError(
                 f"{place}: needs a text in the column {text!r} and a label in {label!r}; it has: "

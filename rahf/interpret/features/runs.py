@@ -8,21 +8,21 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 
-from rahf.artifacts import LOG_FILE, StageRecord, alone, write_json, write_lines, write_text
+from rahf.artifacts import LOG_FILE, alone, write_json, write_lines, write_text
 from rahf.interpret.features.bases import fingerprint_of
 from rahf.interpret.features.checkpoints import SETTINGS_FILE, WEIGHTS_FILE, save_dictionary
 from rahf.interpret.features.corpus import Corpus, Piece, split_documents
 from rahf.interpret.features.dictionary import Origin
 from rahf.interpret.features.quality import agreement_of, fit_of, kept_of
-from rahf.interpret.features.streams import BLOCK, BlockReader, Schedule, StateReader, schedule
+from rahf.interpret.features.streams import Schedule, StateReader, schedule
 from rahf.interpret.features.topk import TopKDictionary
-from rahf.interpret.features.training import Name, Settings, Trained, begun, train_coders
+from rahf.interpret.features.training import Name, Settings, Trained, train_coders
 from rahf.models.adapters import base_name
+from rahf.records.stage_record import StageRecord
 from rahf.report.features import quality_figure, quality_table
 
 CHECKPOINT = ".checkpoint.safetensors"
@@ -54,13 +54,13 @@ def train_dictionaries(
     folder: Path,
     made_with: Mapping[str, Any],
     made_from: Mapping[str, str | None] | None = None,
+    made_by: str | None = None,
     **training: Any,
 ) -> dict[str, Any]:
     """Train, write and measure dictionaries, or resume; return the figures of `quality.json`.
 
     Args:
-        made_with: all that decides the result, kept beside it.
-        made_from: identity of the files that decide it; see `artifacts.identity_of`.
+        made_with, made_from, made_by: settings, files and command; see `StageRecord`.
         training: options of `train_coders`.
 
     Raises:
@@ -68,7 +68,7 @@ def train_dictionaries(
             is gone or changed; the variance explained is not finite; another process writes it.
     """
     with alone(folder, wait=False):
-        record = StageRecord(folder, made_with, made_from=made_from)
+        record = StageRecord(folder, made_with, made_from=made_from, made_by=made_by)
         if record.is_complete():
             figures = record.begun()
             check_written(folder, job, figures.pop("contents", {}))
@@ -132,7 +132,7 @@ def planned(job: Job) -> tuple[Schedule, torch.Tensor]:
     return schedule(job.corpus, train, job.tokens, seed), held_out
 
 
-def finished(job: Job, trained: Trained, fingerprint: str) -> dict[Name, TopKDictionary]:
+def finished(job: Job, trained: Trained, fingerprint: str | None) -> dict[Name, TopKDictionary]:
     """Return the trained dictionaries with their origins."""
     reader = job.reader
     return {
@@ -200,47 +200,3 @@ def misfits(job: Job) -> list[str]:
             f"(about {FEW_STEPS}); give more tokens, or smaller steps."
         )
     return found
-
-
-class Estimate(NamedTuple):
-    """What a training will take, from a short trial."""
-
-    text_tokens: int  # that can be read, held-out ones included
-    passes: float  # how often each text is read
-    dictionaries: int
-    seconds: float
-    reading: float  # share of the seconds for the model's forward passes
-    memory: int  # bytes beside the model: states and dictionaries with their moments
-    disk: int  # bytes of the finished dictionaries
-
-
-def estimated(job: Job) -> Estimate:
-    """Return what the training will take: reads a few pieces and makes one step."""
-    plan, _ = planned(job)
-    pieces, read = [], 0
-    for index in plan.blocks[0].tolist():
-        if read >= TRIED:
-            break
-        pieces.append(job.corpus.piece(index))
-        read += int(pieces[-1].read.sum())
-    job.reader(pieces[:1])  # what a first pass sets up is not counted
-    start = perf_counter()
-    states = job.reader(pieces)
-    reading = (perf_counter() - start) / read
-    states = job.settings.read(states, job.reader.kind)
-    coders = begun(states, job.reader.layers, job.settings)
-    start = perf_counter()
-    for name, coder in coders.items():
-        batch = states[job.reader.layers.index(name.layer)]
-        coder.step(batch[: job.settings.batch_tokens], 0.5, dead_after=read)
-    training = (perf_counter() - start) / min(read, job.settings.batch_tokens)
-    total, width = sum(plan.tokens), states.shape[-1]
-    weights = 4 * sum(part.numel() for coder in coders.values() for part in coder.weights)
-    kept = 4 * len(job.reader.layers) * min(total, BLOCK) * width
-    whole = int(job.corpus.counts().sum())
-    blocks = BlockReader(job.reader, plan)
-    reads, trains = blocks.tokens * reading, total * training
-    share, states = reads / (reads + trains), (3 if blocks.once else 2) * kept
-    return Estimate(
-        whole, total / whole, len(coders), reads + trains, share, states + 4 * weights, weights
-    )

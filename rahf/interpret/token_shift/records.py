@@ -12,7 +12,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rahf.generation.answers import answering, answers, end_ids, pad_id
+from rahf.generation.answers import answering, answers, end_ids, pad_id, token_bar
 from rahf.generation.decoding import Decoding
 from rahf.generation.record_file import ResumableFile
 from rahf.interpret.explanations.tokens import TokenTexts
@@ -28,6 +28,8 @@ class Spoken(NamedTuple):
     response: list[int]
 
 
+BAR = "token shift"
+
 SpokenResponses = Callable[[Sequence[int]], Iterator[Spoken]]
 """Function from rows to their responses, in any order."""
 
@@ -42,10 +44,11 @@ def greedy_responses(
     """Return the source of the aligned model's own greedy responses."""
 
     def respond(rows: Sequence[int]) -> Iterator[Spoken]:
-        decoding = Decoding(max_new_tokens)
-        made = answers(model, tokenizer, prompts, decoding, batch_size=batch_size, only=rows)
-        for row, answer in made:
-            yield Spoken(row, prompts[row], answer.ids)
+        decoding, done = Decoding(max_new_tokens), len(prompts) - len(rows)
+        with token_bar(len(prompts), decoding, done, desc=BAR) as bar:
+            options = {"batch_size": batch_size, "only": rows, "advance": bar.update}
+            for row, answer in answers(model, tokenizer, prompts, decoding, **options):
+                yield Spoken(row, prompts[row], answer.ids)
 
     return respond
 
@@ -54,7 +57,19 @@ def given_responses(
     ids: Sequence[tuple[list[int], list[int]]], max_new_tokens: int
 ) -> SpokenResponses:
     """Return the source of given responses, ids of prompt and response, cut like generated ones."""
-    return lambda rows: (Spoken(row, ids[row][0], ids[row][1][:max_new_tokens]) for row in rows)
+    spoken = [Spoken(row, *given) for row, given in enumerate(ids)]
+    spoken = [each._replace(response=each.response[:max_new_tokens]) for each in spoken]
+
+    def respond(rows: Sequence[int]) -> Iterator[Spoken]:
+        sizes = [len(each.prompt) + len(each.response) for each in spoken]
+        total, left = sum(sizes), sum(sizes[row] for row in rows)
+        options = {"initial": total - left, "unit": "tok", "unit_scale": True, "desc": BAR}
+        with tqdm(total=total, **options) as bar:
+            for row in rows:
+                yield spoken[row]
+                bar.update(sizes[row])
+
+    return respond
 
 
 def without_unwritten_ends(
@@ -90,8 +105,7 @@ def write_shifts(
     rest = [row for row in range(len(prompts)) if row not in known]
     ends = {*end_ids(aligned, tokenizer)}
     file.begin()
-    bar = tqdm(total=len(prompts), initial=len(known), desc="token shift")
-    with bar, answering(aligned):
+    with answering(aligned):
         for batch in _batches(responses(rest), batch_size):
             shifts = token_shift(
                 aligned,
@@ -105,7 +119,6 @@ def write_shifts(
                 shift_record(spoken, prompts[spoken.row], shift, tokenizer, ends)
                 for spoken, shift in zip(batch, shifts, strict=True)
             )
-            bar.update(len(batch))
     records = sorted(file.records, key=lambda record: record["row"])
     file.finish("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 

@@ -127,6 +127,15 @@ def test_what_cannot_be_done_is_refused():
     ):
         with pytest.raises(ValueError, match=message), intervene(model, which, interventions):
             pass
+    for dtype, strength in ((torch.float32, 3e38), (torch.float32, -1e20), (torch.float16, 1e6)):
+        for how in ("pin", "scale"):
+            large = [Intervention(3, how, strength)]
+            with (
+                pytest.raises(ValueError, match=f"feature 3, {how} .* give a smaller strength"),
+                intervene(model.to(dtype), random_dictionary(model), large),
+            ):
+                pass
+    model.float()
     with pytest.raises(ValueError, match="nan is not finite"):
         Intervention(3, "pin", float("nan"))
     with pytest.raises(ValueError, match="no strength to solve for"):

@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 from dataclasses import replace
+from time import perf_counter
 
 import pytest
 import torch
@@ -298,10 +300,17 @@ def test_the_null_is_trained_on_random_weights(family, text, tmp_path):
 
 
 def test_a_dry_run_reports_and_writes_nothing(family, text, tmp_path, capsys):
-    assert command(family, text, tmp_path / "out", "--dry_run", "--latents", 24, 40) == 0
-    printed = capsys.readouterr().out
-    assert "memory beside the model" in printed
-    assert not (tmp_path / "out").exists()
+    start = perf_counter()
+    tokens = ("--tokens", 2**31 - 1)  # millions of passes over this text
+    for given in ((), tokens):
+        options = ("--dry_run", "--latents", 24, 40, *given)
+        assert command(family, text, tmp_path / "out", *options) == 0
+        printed = capsys.readouterr().out
+        assert "memory beside the model" in printed
+        measured = re.search(r"figures on held-out text \| (\d+)%", printed)
+        assert (int(measured[1]) == 0) == (given == tokens)
+        assert not (tmp_path / "out").exists()
+    assert perf_counter() - start < 30
 
 
 def test_what_cannot_be_trained_is_one_line(family, text, tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""Records of results: what they were made with, and by which command."""
