@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rahf.artifacts import write_json, write_lines
+from rahf.artifacts import write_lines
 from rahf.influence.baselines import Baselines, baselines, loss_difference
 from rahf.influence.queries import Asked, Query
 from rahf.influence.records import (
@@ -29,6 +29,7 @@ from rahf.influence.records import (
 from rahf.influence.run import POLICY_STAGE, Fitted, Influence, Settings, details, fit_stage
 from rahf.influence.trained import teachers_trained
 from rahf.models.adapters import pad_id
+from rahf.report.made_by import write_result
 from rahf.training.state_files import written_atomically
 
 SCORES_FILE = "scores.safetensors"
@@ -91,7 +92,7 @@ def write_results(
         "agreement": agreement(found),
         "notes": _notes(influence, unit),
     }
-    write_json(folder / SUMMARY_FILE, summary)
+    write_result(folder / SUMMARY_FILE, summary)
 
 
 def _notes(influence: Influence, unit: str) -> list[str]:
