@@ -126,7 +126,7 @@ def _features(features: Features) -> list[Any]:
             ", ".join(signed(size, 2) for size in row["placebo_size"]) or "none",
             q_text(row["q"]),
             signed(row["size"], 2),
-            Cell("moved", "open"),
+            Cell("moved" if features.beyond is not None else "changed, no placebo", "open"),
         ]
         for row in features.rows[:FEATURES_SHOWN]
     ]

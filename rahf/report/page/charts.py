@@ -15,12 +15,13 @@ Interval = tuple[float, float, float, float]
 """x, y, and both ends of the interval of y."""
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Return round numbers from low to high."""
+def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
+    """Return round numbers from low to high; `whole`: integers only."""
     span = high - low or abs(high) or 1.0
     raw = span / count
     base = 10 ** floor(log10(raw))
     step = next(base * factor for factor in (1, 2, 2.5, 5, 10) if base * factor >= raw * 0.999)
+    step = max(1, round(step)) if whole else step
     first = floor(low / step)
     found = [(first + place) * step for place in range(count * 3)]
     return [value for value in found if low - 1e-9 * span <= value <= high + 1e-9 * span]
@@ -70,7 +71,10 @@ def curves(
         for name, points in known.items()
     ]
     zero = place_y(0.0) if y_range[0] < 0 < y_range[1] else None
-    x_ticks = [Tick(place_x(value), shown(value)) for value in ticks(*x_range)]
+    x_ticks = [
+        Tick(place_x(value), shown(value))
+        for value in ticks(*x_range, whole=all(x == int(x) for x in xs))
+    ]
     y_ticks = [Tick(place_y(value), shown(value)) for value in ticks(*y_range)]
     return Chart(title, label, *axes, lines, x_ticks, y_ticks, zero, joined)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rahf.report.escaping import visible_token
 from rahf.report.page.blocks import Cell, Command, Section, Table, Text, Token, Tokens
-from rahf.report.page.charts import curves
+from rahf.report.page.charts import curves, forest
 from rahf.report.page.figures import (
     NOTHING,
     cut,
@@ -179,8 +179,9 @@ def features_section(parts: Sequence[Part]) -> Section | None:
     blocks: list[Any] = []
     for part in parts:
         figures, rows = part.figures, part.figures["features"]
-        shown = [_feature(row) for row in rows[:FEATURES_SHOWN]]
-        header = ["feature", "what it is", "effect [95 %]", "q", "size", "placebo", "seeds alike"]
+        shown = [_feature(row, figures["placebo_band"]) for row in rows[:FEATURES_SHOWN]]
+        header = ["feature", "what it is", "effect [95 %]", "q", "size", "placebo"]
+        header += ["size in the placebo's band", "seeds alike"]
         note = left_out(len(rows), len(shown), part.path, "features")
         blocks.append(
             Text(_band(figures), "" if figures["placebo_band"] is not None else "warning")
@@ -220,12 +221,17 @@ def feature_text(row: Mapping[str, Any]) -> str:
     return f"raises {' '.join(raised)}" if raised else "unexplained"
 
 
-def _feature(row: Mapping[str, Any]) -> list[str | Cell]:
+def _feature(row: Mapping[str, Any], band: float | None) -> list[str | Cell]:
     effect = f"{signed(row['effect'])} {interval(row['low'], row['high'], signed)}"
     placebo = ", ".join(signed(size, 2) for size in row["placebo_size"]) or NOTHING
-    size = Cell(signed(row["size"], 2), "moved" if row["moved"] else "open")
+    scale = row["size"] / row["effect"] if row["effect"] else 0.0
+    ends = [scale * row[end] for end in ("effect", "low", "high")]
+    around = None if band is None else (-band, band)
+    drawn = forest(ends, 1.0, around, row["placebo_size"], moved=row["moved"])
+    size = Cell(signed(row["size"], 2), "moved" if row["moved"] else "still")
     seeds = "{} of {}".format(*row["seeds_alike"])
-    return [str(row["feature"]), feature_text(row), effect, q_text(row["q"]), size, placebo, seeds]
+    words = [str(row["feature"]), feature_text(row), effect, q_text(row["q"]), size, placebo]
+    return [*words, Cell("", "forest", drawn), seeds]
 
 
 def influence_section(parts: Sequence[Part]) -> Section | None:
@@ -241,7 +247,7 @@ def influence_section(parts: Sequence[Part]) -> Section | None:
             header = [
                 "training pair",
                 f"change without it, {unit}",
-                "it",
+                "on the query",
                 "text of the pair",
             ]
             blocks.append(Table(cut(record["query"], 200), header, rows))

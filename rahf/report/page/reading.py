@@ -96,8 +96,8 @@ def checked(value: Any, **fields: type | tuple[type, ...]) -> dict[str, Any]:
 class Reader:
     """Reads files, and keeps a line for each that it had to leave out."""
 
-    def __init__(self) -> None:
-        self.problems: list[str] = []
+    def __init__(self, problems: list[str] | None = None) -> None:
+        self.problems = [] if problems is None else problems
 
     def kept(self, path: Path, read: Callable[[], Any]) -> Any:
         """Return what `read` makes of a file; None, and a line, where the file is damaged."""
