@@ -21,7 +21,7 @@ METRICS_FILE = "metrics.json"
 RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "log.jsonl"
 CHOICE_FILE = "choice.json"
-ANSWERS_FILE = "answers.jsonl"
+ANSWERS_FILE, TEXTS_FILE = "answers.jsonl", "texts.jsonl"  # of an evaluation
 MANIFEST = "manifest.json"  # of a checkpoint: its files, and their checksums
 
 SHOWN = 5  # numbers of damaged lines that a warning names

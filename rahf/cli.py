@@ -21,6 +21,7 @@ from rahf.commands.options.parsers import (
     recipe_file_command,
 )
 from rahf.foreign_warnings import ignore_foreign_warnings
+from rahf.report.made_by import running
 from rahf.report.terminal import ReaderGoneError, leave_quietly, plain_output
 
 FROM_CHECKPOINT = "the same command resumes from the last checkpoint"
@@ -175,6 +176,7 @@ COMMANDS: dict[str, Command | Group] = {
         "train and measure methods and baselines side by side: the rows of the section compare",
         FROM_CHECKPOINT,
     ),
+    "report": Command(plain_command, "write one page of what output folders hold, the audit first"),
     "export": Command(
         plain_command, "write an adapter or directions in the forms that other runtimes load"
     ),
@@ -195,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     ignore_foreign_warnings()
     try:
-        with plain_output():
+        with plain_output(), running(["rahf", *given]):
             return _run(given)
     except ReaderGoneError:
         leave_quietly()

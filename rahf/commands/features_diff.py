@@ -72,8 +72,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _shown(options: argparse.Namespace) -> str:
     """Return the tables, and write them where a folder is given."""
-    from rahf.artifacts import write_json, write_text
+    from rahf.artifacts import write_text
     from rahf.report.feature_movement import movement_figure, movement_tables
+    from rahf.report.made_by import write_result
 
     placebos = _placebos(options)
     if TRAIN in options.placebo:
@@ -87,7 +88,7 @@ def _shown(options: argparse.Namespace) -> str:
     }
     table = movement_tables(figures)
     if options.output is not None:
-        write_json(options.output / "features.json", figures)
+        write_result(options.output / "features.json", figures)
         write_text(options.output / "features.md", table + "\n")
         movement_figure(figures, options.output / "features.png")
     return table

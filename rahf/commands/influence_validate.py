@@ -56,9 +56,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone, write_json
+    from rahf.artifacts import alone
     from rahf.influence.trained import check_remaining, read_training
     from rahf.report.influence import validation_text
+    from rahf.report.made_by import write_result
 
     if options.flipped >= 1:
         raise ValueError(f"--flipped {options.flipped} is not a share below 1.")
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
             changed["--flipped"] = options.flipped
         check_remaining(training, changed)
         found = _validated(options, training, settings)
-        write_json(options.output / "validation.json", {MADE_BY: options.command, **found})
+        write_result(options.output / "validation.json", {MADE_BY: options.command, **found})
     print(validation_text(found))
     return 0
 

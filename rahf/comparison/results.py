@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rahf.artifacts import write_json, write_lines, write_text
+from rahf.artifacts import write_lines, write_text
 from rahf.comparison.curves import Cost, Curves, curves_of, points, read_at, read_at_each
 from rahf.comparison.judging import without_loops
 from rahf.evaluation.agreement import LENGTH, agreements, changes
@@ -20,6 +20,7 @@ from rahf.report.comparison import (
     readings_table,
     row_figures,
 )
+from rahf.report.made_by import write_result
 from rahf.report.tradeoff_chart import Point, tradeoff_chart
 
 
@@ -74,7 +75,7 @@ def write_results(
         "readings": found.readings,
         **beside,
     }
-    write_json(folder / "comparison.json", record)
+    write_result(folder / "comparison.json", record)
     write_text(folder / "comparison.md", text + "\n")
     _write_points(found.lines, folder / "points.jsonl")
     tradeoff_chart(found.lines, folder / "tradeoff.png", options.cost, wins=wins)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rahf.artifacts import write_json, write_lines
+from rahf.artifacts import write_lines
 from rahf.influence.baselines import Baselines, baselines, loss_difference
 from rahf.influence.queries import Asked, Query
 from rahf.influence.records import (
@@ -30,6 +30,7 @@ from rahf.influence.run import POLICY_STAGE, Fitted, Influence, Settings, detail
 from rahf.influence.trained import teachers_trained
 from rahf.models.adapters import pad_id
 from rahf.records.makers import MADE_BY
+from rahf.report.made_by import write_result
 from rahf.training.state_files import written_atomically
 
 SCORES_FILE = "scores.safetensors"
@@ -93,7 +94,7 @@ def write_results(
         "agreement": agreement(found),
         "notes": _notes(influence, unit),
     }
-    write_json(folder / SUMMARY_FILE, summary)
+    write_result(folder / SUMMARY_FILE, summary)
 
 
 def _notes(influence: Influence, unit: str) -> list[str]:

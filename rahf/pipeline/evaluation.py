@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.artifacts import ANSWERS_FILE, write_lines
+from rahf.artifacts import ANSWERS_FILE, TEXTS_FILE, write_lines
 from rahf.data.pairs import usable_pairs
 from rahf.data.prompts import chat_prompt_form, read_chats
 from rahf.evaluation.agreement import LENGTH, agreements, changes
@@ -67,9 +67,9 @@ def evaluate_models(
     measured = measure_models(recipe, tokenizer, held_out)
     answers = read_answers(measured)
     scores = {judging.name: scores_of(judging, held_out, answers) for judging in judgings}
-    first = next(iter(scores.values()), {})
     if is_main:
-        _save_answers(folder / ANSWERS_FILE, held_out, measured, first)
+        _save_answers(folder / ANSWERS_FILE, held_out, measured, scores)
+        _save_texts(folder / TEXTS_FILE, measured)
     figures = {}
     for name, measures in measured.items():
         judged = [
@@ -223,19 +223,42 @@ def _save_answers(
     path: Path,
     held_out: HeldOut,
     measured: Mapping[str, Measures],
-    scores: Mapping[str, list[float | None]],
+    scores: Mapping[str, Mapping[str, list[float | None]]],
 ) -> None:
-    """Write a line a prompt, with the answers and the scores of all models."""
-    kinds = {"answers": {name: measures.answers for name, measures in measured.items()}}
-    kinds |= {"scores": scores} if scores else {}
+    """Write a line a prompt, with the answers and the scores of all models.
+
+    Args:
+        scores: by judge and model; all of them are written where there are several judges.
+    """
+    answers = {name: measures.answers for name, measures in measured.items()}
+    first = next(iter(scores.values()), {})
+
+    def of(values: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:
+        return {name: each[index] for name, each in values.items()}
+
     write_lines(
         path,
         (
-            {"prompt": chat[-1]["content"]}
-            | {
-                kind: {name: values[index] for name, values in by_model.items()}
-                for kind, by_model in kinds.items()
-            }
+            {"prompt": chat[-1]["content"], "answers": of(answers, index)}
+            | ({"scores": of(first, index)} if first else {})
+            | (
+                {"by_judge": {judge: of(each, index) for judge, each in scores.items()}}
+                if len(scores) > 1
+                else {}
+            )
             for index, chat in enumerate(held_out.chats)
+        ),
+    )
+
+
+def _save_texts(path: Path, measured: Mapping[str, Measures]) -> None:
+    """Write a line an unrelated text: its tokens, and each model's loss, nats summed over them."""
+    tokens = next(iter(measured.values())).text_tokens if measured else []
+    losses = {name: measures.text_loss for name, measures in measured.items()}
+    write_lines(
+        path,
+        (
+            {"tokens": count, "loss": {name: each[index] for name, each in losses.items()}}
+            for index, count in enumerate(tokens)
         ),
     )

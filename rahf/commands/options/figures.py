@@ -27,14 +27,15 @@ def print_figures(
         ValueError: another process makes the file; it holds something other than figures, or is
             named by another option.
     """
-    from rahf.artifacts import alone, write_json
+    from rahf.artifacts import alone
+    from rahf.report.made_by import write_result
 
     if options.output:
         refuse_other_file(options)
     with alone(options.output, wait=False) if options.output else nullcontext():
         figures, table = measure(options)
         if options.output:
-            write_json(options.output, {MADE_BY: options.command, **figures})
+            write_result(options.output, {MADE_BY: options.command, **figures})
     print(table)
     return 0
 

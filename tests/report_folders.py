@@ -1,0 +1,244 @@
+"""Output folders as commands leave them, with hostile texts, for tests of the page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+HOSTILE = (
+    "<script>alert('x')</script> & </style> \u202eevil\u202c \x1b[31m \x00 \"quoted\" {{ 7*7 }}"
+)
+
+
+def write(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_lines(path: Path, records) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_run(folder: Path, shift: float = 0.0, prompts: int = 40, seed: int = 0) -> Path:
+    """Write a training whose answers are longer by `shift` words, and warmer."""
+    random = np.random.default_rng(seed)
+    common = np.random.default_rng(9)
+    layers = {
+        f"eval_repr/{kind}/layer_{layer}": 0.1 * layer
+        for layer in (3, 4, 5)
+        for kind in ("reached", "cosine")
+    }
+    model = {"preference_accuracy": 0.7, "preference_accuracy_interval": [0.6, 0.8], "answers": 40}
+    model |= {"judged_mean": 0.2, "judged_se": 0.05, "shows_wanted": 0.5, "shows_opposite": 0.1}
+    model |= {"unrelated_loss": 3.1, "judge": "lexicon", "wanted": "higher"}
+    write(folder / "metrics.json", {**layers, "models": {"base": model, "policy": model}})
+    write(
+        folder / "stage.json",
+        {
+            "complete": True,
+            "command": f"rahf align {HOSTILE}",
+            "training": {"train_runtime": 4.0},
+            "settings": {},
+        },
+    )
+    write(folder / "evaluation/stage.json", {"complete": True, "command": "rahf align mine.yaml"})
+    settings = {"method": "dual", "alpha": 2, "model_name_or_path": HOSTILE, "seed": 0}
+    settings["evaluation"] = {"judge": "lexicon", "prompts": "p.jsonl"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    monitored = {"directions/tone": 0.4, "directions/tone/low": 0.3, "directions/tone/high": 0.5}
+    monitored |= {"directions/tone/layer_3": 0.2, "directions/tone/layer_4": 0.6}
+    log = [{"loss": 1 / step, "step": step} for step in range(1, 6)]
+    write_lines(folder / "log.jsonl", [*log, {**monitored, "step": 2}, {**monitored, "step": 5}])
+    rows = []
+    for place in range(prompts):
+        words = int(common.integers(8, 20))
+        longer = max(1, words + round(shift + random.normal(0, 1.0)))
+        before, after = (" ".join(f"w{n}" for n in range(each)) for each in (words, longer))
+        scores = {"base": common.normal(), "policy": 0.8 + random.normal()}
+        judged = {"lexicon": scores, "regex:x": {"base": 0.0, "policy": float(place % 7 == 0)}}
+        rows.append(
+            {
+                "prompt": f"{place} {HOSTILE}",
+                "answers": {"base": f"{before} {HOSTILE}", "policy": f"{after} {HOSTILE}"},
+                "scores": scores,
+                "by_judge": judged,
+            }
+        )
+    write_lines(folder / "evaluation/answers.jsonl", rows)
+    losses = [float(30 + common.normal()) for _ in range(12)]
+    texts = [
+        {"tokens": 10, "loss": {"base": loss, "policy": loss + 0.2 + random.normal(0, 0.05)}}
+        for loss in losses
+    ]
+    write_lines(folder / "evaluation/texts.jsonl", texts)
+    return folder
+
+
+def feature(number: int, moved: bool) -> dict:
+    return {
+        "feature": number,
+        "effect": 0.5,
+        "low": 0.3,
+        "high": 0.7,
+        "q": 0.001 if moved else 0.4,
+        "size": 0.6,
+        "placebo_size": [0.1],
+        "moved": moved,
+        "seeds_alike": [1, 2],
+        "rate": [0.1, 0.2],
+        "tracks": [],
+        "raises": [" warm", HOSTILE],
+        "explanation": HOSTILE,
+        "scores": {},
+    }
+
+
+def write_diff(folder: Path, features: int = 12) -> Path:
+    estimate = {"mean": 0.1, "low": 0.05, "high": 0.2}
+    write(
+        folder / "features.json",
+        {
+            "command": "rahf features diff",
+            "model": "out",
+            "dictionary": HOSTILE,
+            "prompts": 120,
+            "tokens": 900,
+            "features_tested": 400,
+            "moved": {"default": 9},
+            "beyond_placebo": 7,
+            "beyond_of_placebos": 2.5,
+            "placebo_band": 0.2,
+            "fits_aligned_worse": False,
+            "token_kl": estimate,
+            "features": [feature(n, n < 6) for n in range(features)],
+        },
+    )
+    return folder
+
+
+def write_comparison(folder: Path) -> Path:
+    change = {"change": 0.4, "low": 0.1, "high": 0.7, "reached": True}
+    row = {
+        "seeds": 2,
+        "judged_mean": {"mean": 0.5, "sd": 0.1},
+        "ability_loss": {"mean": 0.01, "sd": 0},
+        "kl": {"mean": 0.02},
+        "repetition": {"mean": 0.1},
+        "training_seconds": {"mean": 9.0},
+        "peak_memory": 2**30,
+        "at_budget": change,
+    }
+    rows = {"base": {"judged_mean": {"mean": 0.1}}, "dpo": row, "dual": row, HOSTILE: row}
+    difference = {"row": "dual", "against": "dpo", **change}
+    write(
+        folder / "comparison.json",
+        {
+            "command": "rahf compare mine.yaml",
+            "judge": "lexicon",
+            "cost": "loss",
+            "budget": 0.05,
+            "rows": rows,
+            "differences": [difference, {**difference, "against": HOSTILE}],
+            "readings": [],
+        },
+    )
+    points = [
+        {"method": name, "strength": "1", "cost": cost, "change": cost * 3, "low": 0, "high": 1}
+        for name in ("dpo", HOSTILE)
+        for cost in (0.01, 0.04)
+    ]
+    write_lines(folder / "points.jsonl", points)
+    return folder
+
+
+def write_shift(folder: Path, responses: int = 3) -> Path:
+    estimate = {"mean": 0.3, "low": 0.2, "high": 0.4}
+    shares = {
+        "tokens": 40,
+        "unshifted": estimate,
+        "marginal": estimate,
+        "shifted": estimate,
+        "kl": estimate,
+        "aligned_first_choice": 1.0,
+    }
+    top = {
+        "token": HOSTILE,
+        "kind": "word",
+        "shifted": 3,
+        "occurrences": 4,
+        "kl": 1.0,
+        "base_would_say": "\u202e",
+    }
+    write(
+        folder / "summary.json",
+        {
+            "command": "rahf shift",
+            "responses": responses,
+            **shares,
+            "by_kind": {"word": shares},
+            "end_of_text": {"tokens": 0},
+            "by_position": [],
+            "top_shifted": [top],
+        },
+    )
+    record = {
+        "row": 0,
+        "prompt": HOSTILE,
+        "pieces": [" a", HOSTILE, "\n", ""],
+        "kind": ["word", "word", "blank", "end"],
+        "bucket": ["unshifted", "shifted", "marginal", "unshifted"],
+        "base_rank": [1, 9, 2, 1],
+        "kl": [0.0, 2.0, 0.4, 0.0],
+        "base_choice": ["a", "\x07", "c", ""],
+    }
+    write_lines(folder / "shift.jsonl", [record] * responses)
+    return folder
+
+
+def write_influence(folder: Path, pairs: int = 4, queries: int = 2) -> Path:
+    rows = [
+        {"side": "chosen", "pieces": [HOSTILE, " b"], "update": [0.1, 0.2], "output": [0.1, 0.2]}
+    ]
+    pair = {"row": 3, "change": -0.4, "through": {}, "ranks": {}, "details": [{"rows": rows}]}
+    record = {
+        "query": HOSTILE,
+        "value": 1.0,
+        "pairs": [pair, {"row": 4, "change": 0.2}] * (pairs // 2),
+    }
+    write(
+        folder / "summary.json",
+        {
+            "command": "rahf influence score",
+            "adapter": "out",
+            "unit": "nats",
+            "curvature": "ekfac",
+            "notes": [HOSTILE],
+            "layers": {},
+            "agreement": {},
+        },
+    )
+    write_lines(folder / "queries.jsonl", [record] * queries)
+    write(
+        folder / "validation.json",
+        {"datamodelling": {"influence": {"mean": 0.5, "low": 0.4, "high": 0.6}}},
+    )
+    return folder
+
+
+def write_everything(root: Path, rows: int = 12) -> Path:
+    """Write an output folder with results of every kind, and three placebos."""
+    out = write_run(root / "out", shift=6.0, prompts=max(40, rows))
+    write_diff(out / "diff", rows)
+    write_comparison(out / "compare")
+    write_shift(out / "shift", rows)
+    write_influence(out / "influence", rows, rows)
+    margin = {"accuracy": {}, "margin": {"mean": 0.5, "low": 0.1, "high": 0.9}}
+    write(
+        out / "preferences.json",
+        {"pairs": 50, "longer_is_chosen": {}, "implicit_reward": margin, "model": "out"},
+    )
+    for seed in (1, 2, 3):
+        write_run(out / f"placebo/{seed}/adapter", prompts=max(40, rows), seed=seed)
+    return out
