@@ -68,6 +68,7 @@ class Alignment:
 
     def towards(self, directions: Directions) -> "Alignment":
         """Return the same alignment with a stored shift in place of the views' own."""
+        directions.check_width(self.model.config.get_text_config().hidden_size)
         frozen_views = replace(self.frozen_views, views=self.frozen_views.views.without_shift())
         freed = self.freed(directions)
         return replace(self, frozen_views=frozen_views, directions=freed.vectors)
@@ -188,8 +189,6 @@ def build_alignment(
     depth = layers[-1] + 1
     policy = attach_policy(base, peft_config, range(depth), teachers.get(options.reference))
     d_model = base.config.get_text_config().hidden_size
-    if directions is not None:
-        directions.check_width(d_model)
     full = add_teachers(policy, {name: teachers[name] for name in views.teachers()}, depth)
     models = (policy.get_base_model(), *full.values())
     alignment = Alignment(
