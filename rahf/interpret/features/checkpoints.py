@@ -143,8 +143,10 @@ def _from_sparsify(
     weights = checked_weights(
         Weights(*(tensors[name].float() for name in names)), settings["k"], path
     )
-    origin = origin or _place_of(folder)
-    return TopKDictionary(origin, weights, settings["k"], settings.get("signed", False))
+    origin, signed = origin or _place_of(folder), settings.get("signed", False)
+    if not isinstance(signed, bool):
+        raise ValueError(f"{folder / FOREIGN_SETTINGS}: signed is {signed!r}, not true or false.")
+    return TopKDictionary(origin, weights, settings["k"], signed)
 
 
 SPARSIFY_USUAL = {

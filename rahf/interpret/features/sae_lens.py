@@ -5,6 +5,7 @@ directions and a bias: this is tried on each checkpoint, and any other is refuse
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rahf.artifacts import read_object
 from rahf.interpret.features.dictionary import (
     Origin,
     SparseCodes,
@@ -63,9 +65,50 @@ class SaeLensDictionary:
 def from_folder(
     folder: Path, device: torch.device | str, origin: Origin | None
 ) -> SaeLensDictionary:
-    """Return the autoencoder that sae-lens saved in a folder."""
-    sae = _sae_class().load_from_disk(folder, device=str(device), dtype="float32")
+    """Return the autoencoder that sae-lens saved in a folder.
+
+    Raises:
+        ValueError: a setting is of another type; sae-lens cannot make an autoencoder of it.
+    """
+    made_by, again = _sae_class(), "fetch or write it again"
+    config = read_object(folder / CONFIG_FILE, f"{again.capitalize()}.")
+    for name, (wanted, fits) in CONFIG.items():
+        if name in config and not fits(config[name]):
+            raise ValueError(
+                f"{folder / CONFIG_FILE}: {name} is {config[name]!r}, not {wanted}; {again}."
+            )
+    try:
+        sae = made_by.load_from_disk(folder, device=str(device), dtype="float32")
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: sae-lens makes no autoencoder of it ({type(error).__name__}: {error}); "
+            f"{again}."
+        ) from error
     return _dictionary(sae, str(folder), origin)
+
+
+CONFIG_FILE = "cfg.json"
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+CONFIG: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("d_in", "d_sae", "k"), ("a whole number from 1", _is_size)),
+    **dict.fromkeys(
+        ("architecture", "dtype", "hook_name", "model_name", "normalize_activations"),
+        ("text", lambda value: isinstance(value, str)),
+    ),
+    **dict.fromkeys(
+        ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"),
+        ("true or false", lambda value: isinstance(value, bool)),
+    ),
+    "metadata": ("an object", lambda value: isinstance(value, dict)),
+}
+"""What the settings of sae-lens may be, where they are there."""
 
 
 def from_registry(

@@ -132,6 +132,30 @@ def test_an_autoencoder_of_sae_lens_that_is_no_sum_is_refused(tmp_path):
         load_dictionary(tmp_path)
 
 
+def test_settings_of_sae_lens_of_another_type_are_named(tmp_path):
+    sae_of("topk").save_model(tmp_path)
+    path = tmp_path / "cfg.json"
+    intact = json.loads(path.read_text())
+    for change, message in (
+        ({"d_in": "6"}, "d_in is '6', not a whole number from 1"),
+        ({"d_sae": 20.5}, "d_sae is 20.5"),
+        ({"k": True}, "k is True"),
+        ({"metadata": []}, r"metadata is \[\], not an object"),
+        ({"dtype": 32}, "dtype is 32, not text"),
+        ({"normalize_activations": None}, "normalize_activations is None"),
+        ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input is 'no', not true or false"),
+        ({"architecture": "none such"}, "sae-lens makes no autoencoder of it"),
+        ({"d_sae": 21}, "sae-lens makes no autoencoder of it"),
+    ):
+        path.write_text(json.dumps(intact | change))
+        with pytest.raises(ValueError, match=message):
+            load_dictionary(tmp_path)
+    for text in ("[1]", "{", ""):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"cfg\.json is damaged\. Fetch or write it again"):
+            load_dictionary(tmp_path)
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     for name, made, message in (
         ("nothing", None, "holds no dictionary"),
