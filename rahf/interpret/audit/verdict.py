@@ -85,9 +85,6 @@ def _belongs(part: Part, run: Run | None, found: Found) -> bool:
 
 def _features(part: Part, asked: Sequence[str]) -> Features:
     figures = part.figures
-    for row in figures["features"]:
-        named = ("effect", "low", "high", "q", "size")
-        _ = [number(value) for value in (*(row[key] for key in named), *row["placebo_size"])]
     rows = [row for row in figures["features"] if row["moved"] and str(row["feature"]) not in asked]
     beyond = figures.get("beyond_placebo")
     expected = figures.get("beyond_of_placebos")
