@@ -92,7 +92,7 @@ def test_a_longer_answer_is_flagged_and_what_did_not_move_is_not(everything):
     by_name = {line.looked.name: line for line in audit.lines}
     assert by_name["lexicon"].looked.asked
     assert {"repetition", "refusal", "empty", "regex:x", "ability loss"} <= by_name.keys()
-    assert {"direction tone", "preference preferences"} <= by_name.keys()
+    assert {"direction tone", "pairs of preferences"} <= by_name.keys()
     # The placebos raise the loss by as much: it moved, and not beyond them.
     assert by_name["ability loss"].looked.p < 1e-3
     assert not by_name["ability loss"].moved

@@ -38,7 +38,13 @@ class Audit(NamedTuple):
 
     @property
     def moved(self) -> list[Line]:
-        return [line for line in self.lines if line.moved]
+        """Traits that moved beyond what placebos do."""
+        return [line for line in self.lines if line.moved and line.band]
+
+    @property
+    def changed(self) -> list[Line]:
+        """Traits that changed, and that no placebo was measured on."""
+        return [line for line in self.lines if line.moved and not line.band]
 
 
 def audits_of(found: Found, asked: Sequence[str] = ()) -> list[Audit]:
