@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,15 @@ FLAGS += ("--hide-scrollbars", "--disable-dev-shm-usage")
 def browser() -> str | None:
     """Return the browser of this machine, if there is one."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+START = """\
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(each), fcntl.F_DUPFD, 10) for each in sys.argv[1:3]]
+for pipe, place in zip(pipes, (3, 4)):  # where a browser looks for them
+    os.dup2(pipe, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Tab:
@@ -104,8 +114,8 @@ def tab(profile: Path) -> Iterator[Tab]:
     """Start a browser with a profile of its own; end it afterwards."""
     to_browser, commands = os.pipe()
     answers, from_browser = os.pipe()
-    script = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
-    command = ["sh", "-c", script, browser(), *FLAGS, f"--user-data-dir={profile}"]
+    pipes = [str(to_browser), str(from_browser)]
+    command = [sys.executable, "-c", START, *pipes, browser(), *FLAGS, f"--user-data-dir={profile}"]
     kept = {"pass_fds": (to_browser, from_browser), "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, **kept) as process:
         os.close(to_browser)

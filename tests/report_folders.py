@@ -21,7 +21,9 @@ def write_lines(path: Path, records) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def write_run(folder: Path, shift: float = 0.0, prompts: int = 40, seed: int = 0) -> Path:
+def write_run(
+    folder: Path, shift: float = 0.0, prompts: int = 40, seed: int = 0, texts: int = 12
+) -> Path:
     """Write a training whose answers are longer by `shift` words, and warmer."""
     random = np.random.default_rng(seed)
     common = np.random.default_rng(9)
@@ -67,12 +69,12 @@ def write_run(folder: Path, shift: float = 0.0, prompts: int = 40, seed: int = 0
             }
         )
     write_lines(folder / "evaluation/answers.jsonl", rows)
-    losses = [float(30 + common.normal()) for _ in range(12)]
-    texts = [
+    losses = [float(30 + common.normal()) for _ in range(texts)]
+    measured = [
         {"tokens": 10, "loss": {"base": loss, "policy": loss + 0.2 + random.normal(0, 0.05)}}
         for loss in losses
     ]
-    write_lines(folder / "evaluation/texts.jsonl", texts)
+    write_lines(folder / "evaluation/texts.jsonl", measured)
     return folder
 
 
@@ -233,7 +235,7 @@ def write_everything(root: Path, rows: int = 12) -> Path:
     write_diff(out / "diff", rows)
     write_comparison(out / "compare")
     write_shift(out / "shift", rows)
-    write_influence(out / "influence", rows, rows)
+    write_influence(out / "influence", min(rows, 20), rows)
     margin = {"accuracy": {}, "margin": {"mean": 0.5, "low": 0.1, "high": 0.9}}
     write(
         out / "preferences.json",

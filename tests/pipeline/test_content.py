@@ -236,6 +236,7 @@ WRITES = {
     "reward": ("judge", "--model base --pairs pairs --use_cpu --output judge"),
     "dpo": ("out/dpo", "recipe.yaml"),
     "compare": ("out/compare", "recipe.yaml --dataset_test_split test --compare.judge length"),
+    "report": ("page.html", "out --output page.html"),
     "export": ("exported", "positive --output exported"),
     "push": ("positive", "positive me/mine --base me/base"),
     "features train": ("feats", "--model base --pairs pairs --output feats"),

@@ -92,7 +92,7 @@ def test_a_longer_answer_is_flagged_and_what_did_not_move_is_not(everything):
     by_name = {line.looked.name: line for line in audit.lines}
     assert by_name["lexicon"].looked.asked
     assert {"repetition", "refusal", "empty", "regex:x", "ability loss"} <= by_name.keys()
-    assert {"direction tone", "preference preferences"} <= by_name.keys()
+    assert {"direction tone", "pairs of preferences"} <= by_name.keys()
     # The placebos raise the loss by as much: it moved, and not beyond them.
     assert by_name["ability loss"].looked.p < 1e-3
     assert not by_name["ability loss"].moved
@@ -221,11 +221,11 @@ def damages(content: str):
             return
     for key in keys_of(whole):
         others = {name: each for name, each in whole.items() if name != key}
-        for value in ({}, None, "text", [1], [[None]], {"a": None}, 1e999, -1, True):
+        for value in ({}, None, "text", [[None]], {"a": None}, 1e999):
             yield json.dumps({**others, key: value}) + rest
         yield json.dumps(others) + rest
         for inner in keys_of(whole[key]):
-            for value in (None, "text", [None], {"a": 1}):
+            for value in (None, "text", {"a": 1}):
                 yield json.dumps({**whole, key: {**whole[key], inner: value}}) + rest
 
 
@@ -253,7 +253,11 @@ def test_a_damaged_file_never_stops_the_page_and_is_named_where_it_is_left_out(
     everything, tmp_path, name
 ):
     out = tmp_path / "out"
-    shutil.copytree(everything, out, ignore=shutil.ignore_patterns("placebo"))
+    if name.split("/")[0] in ("diff", "compare", "shift", "influence"):
+        shutil.copytree(everything / name.split("/")[0], out / name.split("/")[0])
+    else:  # with few units, whose intervals are quick
+        write_run(out, prompts=6, texts=4)
+        shutil.copy(everything / "preferences.json", out)
     path = out / name
     intact = path.read_text()
     for place, content in enumerate(damages(intact)):

@@ -61,13 +61,20 @@ def _verdict(audit: Audit) -> tuple[str, str]:
     looked = len(audit.unasked)
     if not looked:
         return "open", "No trait but the asked one was looked at."
-    if not audit.moved:
-        return "still", f"Nothing unasked moved: {looked} traits looked at."
-    names = [line.looked.name for line in audit.moved]
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
-    if audit.placebos:
-        return "moved", f"{len(names)} of {looked} unasked traits moved: {listed}."
-    return "open", f"{len(names)} of {looked} unasked traits changed, without a placebo: {listed}."
+    if audit.moved:
+        return (
+            "moved",
+            f"{len(audit.moved)} of {looked} unasked traits moved: {_names(audit.moved)}.",
+        )
+    if audit.changed:
+        count, names = len(audit.changed), _names(audit.changed)
+        return "open", f"{count} of {looked} unasked traits changed, without a placebo: {names}."
+    return "still", f"Nothing unasked moved: {looked} traits looked at."
+
+
+def _names(lines: Sequence[Line]) -> str:
+    names = [line.looked.name for line in lines]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 def _notes(audit: Audit) -> list[str]:
@@ -82,11 +89,15 @@ def _notes(audit: Audit) -> list[str]:
             f"{audit.placebos} placebo{'s' * (audit.placebos > 1)} measured: with fewer than "
             f"{FEW_PLACEBOS} only large changes can be told from chance."
         )
+    if audit.moved and audit.changed:
+        notes.append(f"Changed as well, without a placebo: {_names(audit.changed)}.")
     for each in audit.features:
         if each.beyond is None:
             notes.append("Features were compared with no placebo, so they decide nothing here.")
         else:
-            of_placebo = "" if each.of_placebo is None else f" (of a placebo {each.of_placebo:.0f})"
+            of_placebo = (
+                "" if each.of_placebo is None else f" (a placebo would move {each.of_placebo:.1f})"
+            )
             notes.append(
                 f"{each.beyond:,} of {each.tested:,} features moved beyond the placebo's band"
                 f"{of_placebo}; whether a feature is the asked trait is for its reader to decide."

@@ -171,6 +171,6 @@ def _preferences(parts: Sequence[Part]) -> list[Looked]:
         ends = [number(reward["margin"][end]) for end in ("mean", "low", "high")]
         margin = Estimate(*ends)
         spread = (margin.high - margin.low) / (2 * Z) * number(pairs) ** 0.5
-        name = f"preference {part.path.stem}"
+        name = f"pairs of {part.path.stem}"
         found.append(Looked(name, "nats per response", 0.0, margin, interval_p(margin), spread))
     return found

@@ -38,7 +38,13 @@ class Audit(NamedTuple):
 
     @property
     def moved(self) -> list[Line]:
-        return [line for line in self.lines if line.moved]
+        """Traits that moved beyond what placebos do."""
+        return [line for line in self.lines if line.moved and line.band]
+
+    @property
+    def changed(self) -> list[Line]:
+        """Traits that changed, and that no placebo was measured on."""
+        return [line for line in self.lines if line.moved and not line.band]
 
 
 def audits_of(found: Found, asked: Sequence[str] = ()) -> list[Audit]:
@@ -85,9 +91,6 @@ def _belongs(part: Part, run: Run | None, found: Found) -> bool:
 
 def _features(part: Part, asked: Sequence[str]) -> Features:
     figures = part.figures
-    for row in figures["features"]:
-        named = ("effect", "low", "high", "q", "size")
-        _ = [number(value) for value in (*(row[key] for key in named), *row["placebo_size"])]
     rows = [row for row in figures["features"] if row["moved"] and str(row["feature"]) not in asked]
     beyond = figures.get("beyond_placebo")
     expected = figures.get("beyond_of_placebos")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import floor, isfinite, log10
+from typing import NamedTuple
 
 from rahf.report.page.blocks import Chart, Forest, Line, Tick
 
@@ -48,35 +49,43 @@ def curves(
     known = {name: points for name, points in known.items() if points}
     if not known:
         return None
-    flat = [point for points in known.values() for point in points]
-    xs = [point[0] for point in flat]
-    ys = [y for point in flat for y in point[1:]] + ([0.0] if from_zero else [])
-    x_range, y_range = _range(xs, 0.02), _range(ys, 0.05)
-
-    def place_x(x: float) -> float:
-        return round(
-            LEFT + (WIDTH - LEFT - RIGHT) * (x - x_range[0]) / (x_range[1] - x_range[0]), 1
-        )
-
-    def place_y(y: float) -> float:
-        share = (y - y_range[0]) / (y_range[1] - y_range[0])
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
-
+    frame = _frame(known, from_zero=from_zero)
     lines = [
         Line(
             name,
-            [(place_x(point[0]), place_y(point[1])) for point in points],
-            [(place_x(p[0]), place_y(p[2]), place_y(p[3])) for p in points if len(p) == 4],
+            [(frame.x(point[0]), frame.y(point[1])) for point in points],
+            [(frame.x(p[0]), frame.y(p[2]), frame.y(p[3])) for p in points if len(p) == 4],
         )
         for name, points in known.items()
     ]
-    zero = place_y(0.0) if y_range[0] < 0 < y_range[1] else None
-    x_ticks = [
-        Tick(place_x(value), shown(value))
-        for value in ticks(*x_range, whole=all(x == int(x) for x in xs))
-    ]
-    y_ticks = [Tick(place_y(value), shown(value)) for value in ticks(*y_range)]
+    low, high = frame.ys
+    zero = frame.y(0.0) if low < 0 < high else None
+    x_ticks = [Tick(frame.x(x), shown(x)) for x in ticks(*frame.xs, whole=frame.whole)]
+    y_ticks = [Tick(frame.y(y), shown(y)) for y in ticks(low, high)]
     return Chart(title, label, *axes, lines, x_ticks, y_ticks, zero, joined)
+
+
+class _Frame(NamedTuple):
+    """The ranges of both axes, and where their values are drawn."""
+
+    xs: tuple[float, float]
+    ys: tuple[float, float]
+    whole: bool  # whether every x is an integer
+
+    def x(self, value: float) -> float:
+        share = (value - self.xs[0]) / (self.xs[1] - self.xs[0])
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 1)
+
+    def y(self, value: float) -> float:
+        share = (value - self.ys[0]) / (self.ys[1] - self.ys[0])
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
+
+
+def _frame(known: Mapping[str, Sequence[tuple[float, ...]]], *, from_zero: bool) -> _Frame:
+    flat = [point for points in known.values() for point in points]
+    xs = [point[0] for point in flat]
+    ys = [y for point in flat for y in point[1:]] + ([0.0] if from_zero else [])
+    return _Frame(_range(xs, 0.02), _range(ys, 0.05), all(x == int(x) for x in xs))
 
 
 def _thinned(points: Sequence[tuple[float, ...]]) -> Sequence[tuple[float, ...]]:

@@ -152,7 +152,9 @@ def _response(record: Mapping[str, Any]) -> Tokens:
     fields = ("pieces", "kind", "bucket", "base_rank", "kl", "base_choice")
     tokens = [*zip(*(record[name] for name in fields), strict=True)]
     shown = [
-        Token("⏹" if kind == "end" else str(piece), CLASSES.get(bucket, ""))
+        Token("end", f"end {CLASSES.get(bucket, '')}")
+        if kind == "end"
+        else Token(str(piece), CLASSES.get(bucket, ""))
         for piece, kind, bucket, *_ in tokens[:TOKENS_SHOWN]
     ]
     if len(tokens) > TOKENS_SHOWN:

@@ -54,7 +54,8 @@ def _placebo_commands(found: Found, folder: Path) -> str:
             *("--pairs", "PAIRS", "--placebo", "train", "--seed", len(found.placebos) + 1),
             *("--output", f"{folder}-diff-{len(found.placebos) + 1}"),
         )
-    evaluation = found.runs[0].settings.get("evaluation") or {}
+    evaluation = found.runs[0].settings.get("evaluation")
+    evaluation = evaluation if isinstance(evaluation, dict) else {}
     given = [
         word
         for key in ("judge", "prompts", "unrelated_text", "max_new_tokens")

@@ -118,14 +118,22 @@ class Reader:
             return None
         return self.kept(path, lambda: checked(_parsed(path.read_bytes()), **fields))
 
-    def lines(self, path: Path, **fields: type | tuple[type, ...]) -> list[dict[str, Any]]:
-        """Return the intact objects of a file, one a line; the others are named."""
+    def lines(
+        self, path: Path, check: Callable[[Record], Any] = len, **fields: type | tuple[type, ...]
+    ) -> list[dict[str, Any]]:
+        """Return the intact objects of a file, one a line; the others are named.
+
+        Args:
+            check: raises DamagedError where an object cannot be shown.
+        """
         content = self.kept(path, path.read_bytes) if path.is_file() else None
         found, damaged = [], []
         for place, line in enumerate((content or b"").split(b"\n"), 1):
             try:
                 if line.strip():
-                    found.append(checked(_parsed(line), **fields))
+                    record = checked(_parsed(line), **fields)
+                    check(record)
+                    found.append(record)
             except (DamagedError, RecursionError):
                 damaged.append(place)
         if damaged:
@@ -216,7 +224,8 @@ def _read_figures(path: Path, reader: Reader, found: Found) -> None:
     command = figures.get("command")
     part = Part(path, command if isinstance(command, str) else None, figures)
     if "features_tested" in figures:
-        found.diffs.append(part)
+        if reader.kept(path, lambda: _check_diff(figures)):
+            found.diffs.append(part)
     elif "readings" in figures and "budget" in figures:
         found.comparisons.append(part)
     elif "longer_is_chosen" in figures:
@@ -229,6 +238,19 @@ def _read_figures(path: Path, reader: Reader, found: Found) -> None:
         validated = reader.object(path.with_name("validation.json"))
         figures = {**figures, "validation": validated}
         found.influences.append(part._replace(figures=figures, records=records))
+
+
+def _check_diff(figures: Record) -> bool:
+    checked(figures, features=list, dictionary=str, prompts=int, features_tested=int)
+    for row in figures["features"]:
+        checked(row, feature=int, moved=bool, placebo_size=list, seeds_alike=list)
+        for value in (*(row.get(key) for key in FEATURE), *row["placebo_size"]):
+            number(value)
+    return True
+
+
+FEATURE = ("effect", "low", "high", "q", "size")
+"""Numbers of a feature."""
 
 
 def read_run(folder: Path, reader: Reader) -> Run:
@@ -260,13 +282,21 @@ def _recipe(path: Path) -> dict[str, Any]:
 def _log(folder: Path, reader: Reader) -> list[dict[str, Any]]:
     """Return what a trainer has logged, also one that left its checkpoints only."""
     if (folder / LOG_FILE).is_file():
-        return reader.lines(folder / LOG_FILE)
+        return reader.lines(folder / LOG_FILE, _check_logged)
     states = sorted(
         folder.glob(f"checkpoint-*/{TRAINER_STATE}"), key=lambda path: path.stat().st_mtime
     )
     states += [folder / TRAINER_STATE] if (folder / TRAINER_STATE).is_file() else []
     state = reader.object(states[-1], log_history=list) if states else None
-    return [line for line in (state or {}).get("log_history", []) if isinstance(line, dict)]
+    lines = [line for line in (state or {}).get("log_history", []) if isinstance(line, dict)]
+    return lines if reader.kept(folder, lambda: [1, *map(_check_logged, lines)]) else []
+
+
+def _check_logged(line: Record) -> None:
+    """Refuse a line of a log whose readings are not finite."""
+    for key, value in line.items():
+        if key == "step" or key.startswith(DIRECTION):
+            number(value)
 
 
 DIRECTION = "directions/"
