@@ -61,7 +61,7 @@ def _results(metrics: Mapping[str, Any]) -> list[str]:
     parts = []
     if "models" in metrics:
         parts += ["## Held-out results", models_table(metrics["models"])]
-        parts += [markdown_text(judge_text(metrics["models"]) or "")]
+        parts += [markdown_text(text) for text in (judge_text(metrics["models"]),) if text]
     if "eval_repr/reached" in metrics:
         parts += ["## What was reached, per layer", layers_table(metrics)]
     return parts

@@ -94,7 +94,7 @@ def licence_of(base: str) -> str | None:
 def eval_results(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[EvalResult]:
     """Yield the held-out figures of the policy that are finite numbers."""
     names = ", ".join(data_names(recipe)) or "pairs of the training script"
-    pairs = (names, recipe.get("dataset_test_split"))
+    pairs = (names, None if recipe.get("test_share") else recipe.get("dataset_test_split"))
     policy = {} if "models" not in metrics else metrics["models"].get("policy", {})
     evaluation = recipe.get("evaluation") or {}
     prompts = (evaluation.get("prompts") or f"prompts of {names}", None)
@@ -114,11 +114,12 @@ def eval_results(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> Itera
 
 def _result(data: tuple[str, str | None], measured: Measured, value: float) -> EvalResult:
     name, split = data
+    # A path of this machine tells others no more than its last part.
+    shown = printable(Path(name).name if name.startswith(("/", ".", "~")) else name)
     return EvalResult(
         task_type=GENERATION,
-        dataset_type=hub_name(name) or "local",
-        # A path of this machine tells others no more than its last part.
-        dataset_name=printable(Path(name).name if name.startswith(("/", ".", "~")) else name),
+        dataset_type=hub_name(name) or shown,  # results of one type are one data set to the Hub
+        dataset_name=shown,
         dataset_split=split,
         metric_type=measured.metric,
         metric_name=printable(measured.name),

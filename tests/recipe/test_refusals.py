@@ -51,6 +51,13 @@ def problems(path):
     return error.value.problems
 
 
+@pytest.mark.parametrize("family", ["llava", "t5"])
+def test_a_base_that_is_no_causal_language_model_is_refused(write, family):
+    assert any(
+        "not load as a causal language model" in p for p in problems(write({"model_type": family}))
+    )
+
+
 BEST = {"load_best_model_at_end": True}
 STEPS = {"eval_strategy": "steps"}
 

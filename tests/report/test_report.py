@@ -220,6 +220,10 @@ def test_a_card_names_the_method_as_it_was_run(tmp_path, method, given, name, sa
         "cosine to the shift": 0.8,
     }
     assert head.metrics == ["accuracy", "cross_entropy", "reached", "cosine"]
+    assert [(result.metric_type, result.dataset_name) for result in head.eval_results] == [
+        *((metric, "org/pairs") for metric in ("accuracy", "reached", "cosine")),
+        ("cross_entropy", "unrelated text"),
+    ]
     assert head.to_dict()["model-index"][0]["name"] == f"base-1b aligned by {name}"
 
 
