@@ -2,7 +2,7 @@
 
 import argparse
 
-from rahf.commands.options.influence import influence_options, report_unchecked, settings_of
+from rahf.commands.options.influence import held_training, influence_options, settings_of
 
 EPILOG = """\
 Reads the adapter's own training: its recipe, its pairs and its loss, which have to be the ones that
@@ -16,13 +16,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone
+    from accelerate import PartialState
+
     from rahf.influence.run import fit_all
-    from rahf.influence.trained import read_training
 
     settings = settings_of(options)
-    with alone(settings.factors, wait=False):
-        report_unchecked(read_training(options.adapter))
-        for name in fit_all(options.adapter, settings):
-            print(f"{name}: {options.curvature} in {settings.factors / name}")
+    with held_training(options) as training:
+        for name in fit_all(training, settings):
+            PartialState().print(f"{name}: {options.curvature} in {settings.factors / name}")
     return 0
