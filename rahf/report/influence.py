@@ -77,8 +77,9 @@ def validation_text(found: Mapping[str, Any]) -> str:
     """Return the tables of a validation."""
     steps = found["steps"]
     parts = [
+        f"{found['curvature']}: {found['cpu_seconds']:.0f} CPU seconds to fit and score",
         f"finite differences of the largest {steps['pairs']} pairs: correlation "
-        f"{steps['correlation']:.3f}, slope {steps['slope']:.3f}"
+        f"{steps['correlation']:.3f}, slope {steps['slope']:.3f}",
     ]
     if "datamodelling" in found:
         rows = [[name, _estimate(each)] for name, each in found["datamodelling"].items()]
@@ -96,17 +97,19 @@ def validation_text(found: Mapping[str, Any]) -> str:
 
 
 def cleaning_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the held-out accuracy of each arm and whether it rises."""
+    """Return the held-out accuracy and margin of each arm and whether the accuracy rises."""
     rows = []
     for name, arm in arms.items():
-        gained = arm["gained"]
+        gained, changed = arm["gained"], bool(arm["rows"])
         known = gained["low"] is not None
         better, worse = known and gained["low"] > 0, known and gained["high"] < 0
         verdict = "better" if better else "worse" if worse else "open"
-        shown = ["-", ""] if not arm["rows"] else [_estimate(gained), verdict]
-        rows.append([name, str(len(arm["rows"])), _share(arm["accuracy"]), *shown])
+        row = [name, str(len(arm["rows"])), _share(arm["accuracy"])]
+        row += [_estimate(gained), verdict] if changed else ["-", ""]
+        row += [_estimate(arm["margin"]), _estimate(arm["margin_gained"]) if changed else "-"]
+        rows.append(row)
     header = ["arm", "pairs changed", "held-out accuracy", "against all pairs", "verdict"]
-    return markdown(header, rows)
+    return markdown([*header, "margin (nats/token)", "against all pairs"], rows)
 
 
 def _share(each: Mapping[str, float]) -> str:
