@@ -26,6 +26,7 @@ def rows_of(pairs) -> list[dict]:
     return [{name: each[row] for name, each in block.items()} for row in range(len(pairs))]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the library
 def test_ekfac_scores_are_those_of_an_independent_library(family, tmp_path):
     pytest.importorskip("kronfluence", reason="the independent library is not installed")
     from kronfluence.analyzer import Analyzer, prepare_model
