@@ -45,6 +45,10 @@ def shown_pairs(pairs: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[
 
 def summary_text(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """Return concentration, agreement with the rivals and notes, as text."""
+    return "\n\n".join([_summary_tables(summary, records), *_notes(summary)])
+
+
+def _summary_tables(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             one_line(record["query"], 60),
@@ -57,9 +61,12 @@ def summary_text(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]
     ]
     columns = ["query", "value", f"largest ({summary['unit']})", "top 1 % hold", "tail exponent"]
     found = [[name, _estimate(each)] for name, each in summary["agreement"].items()]
-    parts = [markdown(columns, rows)]
-    parts.append(markdown(["rival ranking", "Spearman with influence"], found))
-    return "\n\n".join([*parts, *(f"note: {note}" for note in summary["notes"])])
+    rivals = markdown(["rival ranking", "Spearman with influence"], found)
+    return f"{markdown(columns, rows)}\n\n{rivals}"
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    return [f"note: {note}" for note in summary["notes"]]
 
 
 def _tail(tail: Mapping[str, float] | None) -> str:
@@ -155,7 +162,8 @@ def influence_page(
             "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
             f"<title>{escape(title)}</title><style>{STYLE}</style></head>",
             f"<body><h1>{escape(title)}</h1><p>{LEGEND}</p>",
-            f"<pre>{escape(summary_text(summary, records))}</pre>",
+            f"<pre>{escape(_summary_tables(summary, records))}</pre>",
+            *(f"<p>{escape(note)}</p>" for note in _notes(summary)),
             f"<img alt='layers and rank curves' src='data:image/png;base64,{image}'>",
             *(_query(record, summary["unit"], count) for record in shown),
             f"<p>{left} more in queries.jsonl</p>" if left else "",

@@ -181,3 +181,7 @@ def test_a_hit_of_every_query_is_flagged_and_so_is_a_loud_pair():
     flags = spurious_hits(places, loud)
     assert flags.tolist() == [[True, False], [True, False], [True, True]]
     assert not spurious_hits(places[:2], loud).any()
+    # Lists that hold half of the pairs share most of them by chance.
+    few = torch.stack([torch.arange(4) + start for start in (0, 1, 2)])
+    assert not spurious_hits(few, torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 5])).any()
+    assert spurious_hits(few, torch.ones(200))[0, 2:].all()
