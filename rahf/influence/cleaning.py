@@ -85,23 +85,24 @@ def compare_arms(
     """Return the held-out accuracy and margin (nats a token) of each arm, and their differences to
     all pairs, with 95 % intervals over the held-out pairs; each is the mean over the seeds.
     """
-    margins = {}
+    margins, right = {}, {}  # of each arm, [seeds, pairs]
     for arm in arms:
         name = arm.name.replace(" ", "-")
         again = [retrain(training, arm.edit, folder / f"{name}-{seed}", seed) for seed in seeds]
-        margins[arm.name] = torch.stack([_margins(each, held_out, batch_size) for each in again])
-    right = {name: preferred(each).mean(0) for name, each in margins.items()}
-    means = {name: each.mean(0) for name, each in margins.items()}
+        measured = [_margins(each, held_out, batch_size) for each in again]
+        margins[arm.name] = torch.stack(measured)
+        right[arm.name] = torch.stack([preferred(each) for each in measured])
+    shares, means = ({name: x.mean(0) for name, x in each.items()} for each in (right, margins))
     found = {}
     for arm in arms:
         found[arm.name] = {
             "rows": sorted(arm.edit.dropped | arm.edit.flipped),
-            "accuracy": mean_estimate(right[arm.name].tolist(), 0.0, 1.0).as_dict(),
-            "gained": mean_estimate((right[arm.name] - right[ALL]).tolist()).as_dict(),
+            "accuracy": mean_estimate(shares[arm.name].tolist(), 0.0, 1.0).as_dict(),
+            "gained": mean_estimate((shares[arm.name] - shares[ALL]).tolist()).as_dict(),
             "margin": mean_estimate(means[arm.name].tolist()).as_dict(),
             "margin_gained": mean_estimate((means[arm.name] - means[ALL]).tolist()).as_dict(),
             "by_seed": {
-                "accuracy": preferred(margins[arm.name]).mean(1).tolist(),
+                "accuracy": right[arm.name].mean(1).tolist(),
                 "margin": margins[arm.name].mean(1).tolist(),
             },
         }
