@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.options.influence import influence_options, report_unchecked, settings_of
+from rahf.commands.options.influence import held_training, influence_options, settings_of
 from rahf.records.makers import MADE_BY
 
 EPILOG = """\
@@ -36,6 +36,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="adapter trained on validation pairs, for the rival LossDiff",
     )
+    option(
+        "--arms",
+        metavar="NAMES",
+        help="arms to retrain beside all pairs, by commas (default: every arm)",
+    )
     option("--write", metavar="FILE", type=Path, help="new data file with the pairs of --arm")
     option(
         "--arm", metavar="NAME", default="drop worst", help="arm of --write (default: drop worst)"
@@ -43,23 +48,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone, write_json
-    from rahf.influence.trained import check_remaining, read_training
+    from accelerate import PartialState
+
+    from rahf.influence.trained import check_remaining
     from rahf.report.influence import cleaning_table
+    from rahf.report.made_by import write_result
 
     if options.write is not None and options.write.exists():
         raise ValueError(f"--write {options.write} is there already; give another name.")
     settings = settings_of(options)
-    with alone(options.output, wait=False), alone(settings.factors, wait=False):
-        training = read_training(options.adapter)
-        report_unchecked(training)
+    with held_training(options, options.output) as training:
         check_remaining(training, {"--share": options.share})
         arms, found = _compared(options, training, settings)
-        written = {MADE_BY: options.command, "adapter": str(options.adapter), **found}
-        write_json(options.output / "cleaning.json", written)
-    print(cleaning_table(found["arms"]))
-    if options.write is not None:
-        print(_written(options, training, arms))
+        if PartialState().is_main_process:
+            written = {MADE_BY: options.command, "adapter": str(options.adapter), **found}
+            write_result(options.output / "cleaning.json", written)
+            print(cleaning_table(found["arms"]))
+            if options.write is not None:
+                print(_written(options, training, arms))
     return 0
 
 
@@ -84,18 +90,23 @@ def _compared(options: argparse.Namespace, training, settings):
     influence = score_all(fitted, asked, settings)
     rivals = rivals_of(fitted, questions.queries, settings, options.validated_by)
     count = max(1, round(options.share * len(influence.rows)))
-    arms = arms_of(influence.rows, rankings(influence, rivals), count)
-    _check_arm(options, arms)
+    arms = _chosen(options, arms_of(influence.rows, rankings(influence, rivals), count))
     folder, seeds = options.output / "retrained", range(options.seeds)
     found = compare_arms(training, arms, measuring, seeds, folder, size)
     return arms, {"pairs": len(influence.rows), "changed": count, "arms": found}
 
 
-def _check_arm(options: argparse.Namespace, arms) -> None:
-    """Refuse an unknown --arm before the retrainings."""
+def _chosen(options: argparse.Namespace, arms):
+    """Return the arms of --arms and all pairs; refuse an unknown arm before the retrainings."""
+    from rahf.influence.cleaning import ALL
+
     names = [arm.name for arm in arms]
-    if options.arm not in names:
-        raise ValueError(f"--arm {options.arm!r} is not one of {', '.join(names)}.")
+    asked = names if options.arms is None else [name.strip() for name in options.arms.split(",")]
+    for option, name in (*(("--arms", name) for name in asked), ("--arm", options.arm)):
+        if name not in names:
+            raise ValueError(f"{option} {name!r} is not one of {', '.join(names)}.")
+    wanted = {ALL, *asked, *([options.arm] if options.write else [])}
+    return [arm for arm in arms if arm.name in wanted]
 
 
 def _written(options: argparse.Namespace, training, arms) -> str:

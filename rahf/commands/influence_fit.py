@@ -2,7 +2,7 @@
 
 import argparse
 
-from rahf.commands.options.influence import influence_options, report_unchecked, settings_of
+from rahf.commands.options.influence import held_training, influence_options, settings_of
 from rahf.records.makers import MADE_BY
 
 EPILOG = """\
@@ -17,14 +17,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone, write_json
+    from accelerate import PartialState
+
+    from rahf.artifacts import write_json
     from rahf.influence.run import fit_all
-    from rahf.influence.trained import read_training
 
     settings = settings_of(options)
-    with alone(settings.factors, wait=False):
-        report_unchecked(read_training(options.adapter))
-        for name in fit_all(options.adapter, settings):
-            print(f"{name}: {options.curvature} in {settings.factors / name}")
-        write_json(settings.factors / "fitted.json", {MADE_BY: options.command})
+    with held_training(options) as training:
+        for name in fit_all(training, settings):
+            PartialState().print(f"{name}: {options.curvature} in {settings.factors / name}")
+        if PartialState().is_main_process:
+            write_json(settings.factors / "fitted.json", {MADE_BY: options.command})
     return 0

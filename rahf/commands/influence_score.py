@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rahf.commands.options.influence import (
     asked_of,
+    held_training,
     influence_options,
     question_options,
-    report_unchecked,
     settings_of,
 )
 
@@ -47,16 +47,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone
+    from accelerate import PartialState
+
     from rahf.influence.run import POLICY_STAGE, fit_stage
-    from rahf.influence.trained import read_training
 
     settings = settings_of(options)
-    with alone(options.output, wait=False), alone(settings.factors, wait=False):
-        training = read_training(options.adapter)
-        report_unchecked(training)
+    with held_training(options, options.output) as training:
         _score(options, settings, fit_stage(training, POLICY_STAGE, settings))
-        print(_report(options))
+        if PartialState().is_main_process:
+            print(_report(options))
     return 0
 
 

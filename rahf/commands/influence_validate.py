@@ -1,13 +1,14 @@
 """`rahf influence validate`: influence and its rivals against retraining."""
 
 import argparse
+import time
 from pathlib import Path
 
 from rahf.commands.options.influence import (
     asked_of,
+    held_training,
     influence_options,
     question_options,
-    report_unchecked,
     settings_of,
 )
 from rahf.records.makers import MADE_BY
@@ -56,24 +57,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone
-    from rahf.influence.trained import check_remaining, read_training
+    from accelerate import PartialState
+
+    from rahf.influence.trained import check_remaining
     from rahf.report.influence import validation_text
     from rahf.report.made_by import write_result
 
     if options.flipped >= 1:
         raise ValueError(f"--flipped {options.flipped} is not a share below 1.")
     settings = settings_of(options)
-    with alone(options.output, wait=False), alone(settings.factors, wait=False):
-        training = read_training(options.adapter)
-        report_unchecked(training)
+    with held_training(options, options.output) as training:
         changed = {"--without": options.without}
         if options.flipped and options.pairs is not None:
             changed["--flipped"] = options.flipped
         check_remaining(training, changed)
         found = _validated(options, training, settings)
-        write_result(options.output / "validation.json", {MADE_BY: options.command, **found})
-    print(validation_text(found))
+        if PartialState().is_main_process:
+            write_result(options.output / "validation.json", {MADE_BY: options.command, **found})
+            print(validation_text(found))
     return 0
 
 
@@ -92,13 +93,16 @@ def _validated(options: argparse.Namespace, training, settings) -> dict:
     )
     from rahf.models.adapters import pad_id
 
+    begun = time.process_time()
     fitted = fit_stage(training, POLICY_STAGE, settings)
     questions, size = asked_of(options, fitted.subject), options.batch_size
     model, pad = fitted.subject.objective.model, pad_id(fitted.subject.tokenizer)
     asked = ask(model, fitted.parts, questions.queries, pad, size, questions.values)
     influence = score_all(fitted, asked, settings)
+    seconds = time.process_time() - begun
     retrainings = Retrainings(training, questions, options.output / "retrained", size)
     found = {"adapter": str(options.adapter), "curvature": options.curvature}
+    found["cpu_seconds"] = round(seconds, 2)  # to fit, unless that was done before, and to score
     found["steps"] = step_agreement(fitted, influence, questions, 5, size)
     if options.halves:
         rivals = rankings(influence, rivals_of(fitted, questions.queries, settings, None))

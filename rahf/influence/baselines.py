@@ -5,7 +5,6 @@ the implicit reward margin IRM, and LossDiff (Zhang et al. 2025, arXiv 2510.1321
 of gradients comes with the scores. Knows models and tokenised pairs.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,9 @@ VALIDATED = "validated"
 K1, B = 1.2, 0.75
 """BM25's constants (Robertson and Zaragoza 2009)."""
 
+DOCUMENTS = 1024
+"""Documents that BM25 counts at once."""
+
 
 class Baselines(NamedTuple):
     """Rankings of the pairs that need no curvature."""
@@ -49,14 +51,21 @@ def bm25(documents: Sequence[list[int]], queries: Sequence[list[int]]) -> Tensor
     counts = [Counter(document) for document in documents]
     average = sum(map(len, documents)) / max(1, len(documents))
     holding = Counter(term for count in counts for term in count)
+    terms = {term: column for column, term in enumerate({t for query in queries for t in query})}
+    held = torch.tensor([float(holding[term]) for term in terms])
+    rarity = torch.log1p((len(documents) - held + 0.5) / (held + 0.5))
+    asked = torch.zeros(len(terms), len(queries))
+    for column, query in enumerate(queries):
+        asked[[terms[term] for term in set(query)], column] = 1
     found = torch.zeros(len(documents), len(queries))
-    for row, (document, count) in enumerate(zip(documents, counts, strict=True)):
-        length = K1 * (1 - B + B * len(document) / average)
-        for column, query in enumerate(queries):
-            for term in set(query) & count.keys():
-                absent = len(documents) - holding[term]
-                rarity = math.log(1 + (absent + 0.5) / (holding[term] + 0.5))
-                found[row, column] += rarity * count[term] * (K1 + 1) / (count[term] + length)
+    for places in in_batches(len(documents), DOCUMENTS):
+        here = torch.zeros(len(places), len(terms))
+        for row, place in enumerate(places):
+            for term in counts[place].keys() & terms.keys():
+                here[row, terms[term]] = counts[place][term]
+        lengths = torch.tensor([float(len(documents[place])) for place in places]).unsqueeze(1)
+        level = K1 * (1 - B + B * lengths / average)
+        found[places.start : places.stop] = (rarity * here * (K1 + 1) / (here + level)) @ asked
     return found
 
 

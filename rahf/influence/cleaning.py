@@ -82,33 +82,38 @@ def compare_arms(
     folder: Path,
     batch_size: int,
 ) -> dict[str, dict[str, Any]]:
-    """Return the held-out accuracy of each arm, and its difference to all pairs with a 95 %
-    interval over the held-out pairs, each the mean over the seeds.
+    """Return the held-out accuracy and margin (nats a token) of each arm, and their differences to
+    all pairs, with 95 % intervals over the held-out pairs; each is the mean over the seeds.
     """
-    right = {}
-    for number, arm in enumerate(arms):
-        runs = [
-            _right(
-                retrain(training, arm.edit, folder / f"{number}-{seed}", seed), held_out, batch_size
-            )
-            for seed in seeds
-        ]
-        right[arm.name] = torch.stack(runs).mean(0)
+    margins, right = {}, {}  # of each arm, [seeds, pairs]
+    for arm in arms:
+        name = arm.name.replace(" ", "-")
+        again = [retrain(training, arm.edit, folder / f"{name}-{seed}", seed) for seed in seeds]
+        measured = [_margins(each, held_out, batch_size) for each in again]
+        margins[arm.name] = torch.stack(measured)
+        right[arm.name] = torch.stack([preferred(each) for each in measured])
+    shares, means = ({name: x.mean(0) for name, x in each.items()} for each in (right, margins))
     found = {}
     for arm in arms:
-        changed = sorted(arm.edit.dropped | arm.edit.flipped)
-        accuracy = mean_estimate(right[arm.name].tolist(), 0.0, 1.0).as_dict()
-        gained = mean_estimate((right[arm.name] - right[ALL]).tolist()).as_dict()
-        found[arm.name] = {"accuracy": accuracy, "gained": gained, "rows": changed}
+        found[arm.name] = {
+            "rows": sorted(arm.edit.dropped | arm.edit.flipped),
+            "accuracy": mean_estimate(shares[arm.name].tolist(), 0.0, 1.0).as_dict(),
+            "gained": mean_estimate((shares[arm.name] - shares[ALL]).tolist()).as_dict(),
+            "margin": mean_estimate(means[arm.name].tolist()).as_dict(),
+            "margin_gained": mean_estimate((means[arm.name] - means[ALL]).tolist()).as_dict(),
+            "by_seed": {
+                "accuracy": right[arm.name].mean(1).tolist(),
+                "margin": margins[arm.name].mean(1).tolist(),
+            },
+        }
     return found
 
 
-def _right(training: Training, held_out: Dataset, batch_size: int) -> Float[Tensor, " pairs"]:
+def _margins(training: Training, held_out: Dataset, batch_size: int) -> Float[Tensor, " pairs"]:
     subject = open_training(training)
     model = subject.objective.model
     with frozen_pass(model, "default"):
-        margins = preference_margins(model, held_out, pad_id(subject.tokenizer), batch_size)
-    return preferred(margins)
+        return preference_margins(model, held_out, pad_id(subject.tokenizer), batch_size)
 
 
 def write_cleaned(training: Training, edit: Edit, path: Path) -> int:

@@ -3,6 +3,7 @@
 Knows numbers only.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor
 DRAWS = 200
 TAIL_LEAST = 10
 """Fewest pairs that a tail is fitted to."""
+
+CHANCE = 0.01
+"""Probability below which the hits of a pair in many lists are no chance."""
 
 
 class Tail(NamedTuple):
@@ -70,12 +74,25 @@ def spurious_hits(
     places: Int[Tensor, "queries kept"], self_influence: Float[Tensor, " pairs"]
 ) -> Bool[Tensor, "queries kept"]:
     """Return which of the top pairs would be hits for any query: among the 1 % with the largest
-    self-influence, or among the top pairs of at least half of three or more queries.
+    self-influence, or among the top pairs of at least half of three or more queries, and of more
+    than chance gives.
     """
     count = max(1, round(0.01 * len(self_influence)))
     loud = self_influence.argsort(descending=True)[:count]
     flagged = torch.isin(places, loud)
     if len(places) >= 3:
         hits = torch.stack([torch.isin(places, own) for own in places]).sum(0)
-        flagged |= hits * 2 >= len(places)
+        flagged |= hits >= _least_hits(len(places), places.shape[1] / len(self_influence))
     return flagged
+
+
+def _least_hits(queries: int, share: float) -> int:
+    """Return the fewest lists, at least half, that hold a pair by chance with a probability below
+    CHANCE, where each holds `share` of the pairs; one more than there are where none is that rare.
+    """
+    for least in range(-(-queries // 2), queries + 1):
+        counts = range(least, queries + 1)
+        parts = (math.comb(queries, n) * share**n * (1 - share) ** (queries - n) for n in counts)
+        if sum(parts) < CHANCE:
+            return least
+    return queries + 1

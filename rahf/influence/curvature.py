@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rahf.influence.factors import fit_ekfac, fit_kernel
+from rahf.influence.factors import FIT_PAIRS, fit_ekfac, fit_kernel
 from rahf.influence.formula import (
     DAMPING,
     Eigenbasis,
@@ -49,6 +49,7 @@ def fit_curvature(
     folder: Path,
     batch_size: int,
     damping: float = DAMPING,
+    fit_pairs: int = FIT_PAIRS,
 ) -> Curvature:
     """Return a curvature; its factors are read from `folder` or fitted into it."""
     if name == "identity":
@@ -57,7 +58,7 @@ def fit_curvature(
         pseudo = fit_kernel(objective, parts, batch_size, folder)
         solve = partial(kernel_solve, pseudo=pseudo, count=len(objective.rows), damping=damping)
         return Curvature(name, solve, solve)
-    bases = fit_ekfac(objective, parts, batch_size, folder)
+    bases = fit_ekfac(objective, parts, batch_size, folder, fit_pairs)
     near = partial(solve_by_parts, parts=parts, bases=bases, damping=damping)
     if name == "ekfac":
         return Curvature(name, near, near)

@@ -1,11 +1,12 @@
 """The curvature of a training, fitted in passes over its pairs and kept in files.
 
     FOLDER/key.json                the adapter, base and pairs that the factors belong to
-    FOLDER/ekfac.safetensors       eigenbases and moments of each matrix
+    FOLDER/ekfac.safetensors       eigenbases and moments of each matrix; ekfac-2000 of 2,000 pairs
     FOLDER/kernel/17.safetensors   pseudo-gradients of the pairs of one batch
 
-EK-FAC takes two passes, the kernel one. A pass that is stopped resumes with the batch after the
-last one that was kept; ranks share the batches out. Knows objectives and files.
+EK-FAC takes two passes over at most `fit_pairs` pairs, the kernel one over all. A pass that is
+stopped resumes with the batch after the last one that was kept; ranks share the batches out. Knows
+objectives and files.
 """
 
 import json
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
@@ -40,6 +42,9 @@ from rahf.training.target_cache import digest_of_rows
 
 KEY_FILE = "key.json"
 EKFAC_FILE = "ekfac.safetensors"
+FIT_PAIRS = 2000
+"""Pairs that EK-FAC's factors are fitted to: means over pairs, which a sample has as well."""
+
 SAVE_SECONDS = 60.0
 """Seconds between two saves of a pass that is running."""
 
@@ -74,6 +79,7 @@ def check_key(folder: Path, subject: Subject) -> None:
 
 def summed(
     objective: Objective,
+    pairs: Sequence[int],
     batch_size: int,
     sums: Sums,
     add: Callable[[Sums, Batch], None],
@@ -82,11 +88,14 @@ def summed(
     """Return the sums over all batches of all ranks; `path` keeps those of a pass that runs.
 
     Args:
+        pairs: the places of those that are read.
         sums: zeros, which `add` adds a batch to.
     """
     state = PartialState()
-    mine = in_batches(len(objective.rows), batch_size)[state.process_index :: state.num_processes]
-    rank = f"{state.process_index} of {state.num_processes}, {batch_size} at once"
+    batches = [pairs[each.start : each.stop] for each in in_batches(len(pairs), batch_size)]
+    mine = batches[state.process_index :: state.num_processes]
+    rank = f"{state.process_index} of {state.num_processes}, {len(pairs)} pairs, "
+    rank += f"{batch_size} at once"
     path = path.with_name(f"{path.name}.{state.process_index}.partial")
     sums, done, saved = *_resumed(path, sums, rank, len(mine)), time.monotonic()
     for index, places in enumerate(mine[done:], start=done + 1):
@@ -126,19 +135,34 @@ def _save(path: Path, tensors: Sums, metadata: dict[str, str]) -> None:
 
 
 def fit_ekfac(
-    objective: Objective, parts: Sequence[Part], batch_size: int, folder: Path
+    objective: Objective,
+    parts: Sequence[Part],
+    batch_size: int,
+    folder: Path,
+    fit_pairs: int = FIT_PAIRS,
 ) -> list[Eigenbasis]:
-    """Return the eigenbasis and moments of each matrix, read where they are fitted already."""
-    path = folder / EKFAC_FILE
+    """Return the eigenbasis and moments of each matrix, read where they are fitted already.
+
+    Args:
+        fit_pairs: pairs to fit them to, drawn at random where there are more.
+    """
+    count, path = len(objective.rows), folder / EKFAC_FILE
+    pairs = sorted(np.random.default_rng(0).permutation(count)[:fit_pairs].tolist())
+    if len(pairs) < count:
+        path = folder / f"ekfac-{len(pairs)}.safetensors"
     if not path.exists():
-        bases = _eigenbases(objective, parts, batch_size, folder)
-        fitted = _moments(objective, parts, bases, batch_size, folder)
+        bases = _eigenbases(objective, parts, pairs, batch_size, folder)
+        fitted = _moments(objective, parts, bases, pairs, batch_size, folder)
         _write_factors(path, parts, fitted)
     return _read_factors(path, parts, objective.device)
 
 
 def _eigenbases(
-    objective: Objective, parts: Sequence[Part], batch_size: int, folder: Path
+    objective: Objective,
+    parts: Sequence[Part],
+    pairs: Sequence[int],
+    batch_size: int,
+    folder: Path,
 ) -> list[Eigenbasis]:
     """Return the eigenvectors of the covariances of inputs and of output gradients."""
 
@@ -157,7 +181,7 @@ def _eigenbases(
     for part in parts:
         for name, size in zip(("outputs", "inputs"), part.shape, strict=True):
             zeros[f"{part.name}.{name}"] = _zeros(size, size, objective)
-    sums = summed(objective, batch_size, zeros, add, folder / "covariances")
+    sums = summed(objective, pairs, batch_size, zeros, add, folder / "covariances")
     vectors = {name: torch.linalg.eigh(each).eigenvectors.float() for name, each in sums.items()}
     return [
         Eigenbasis(
@@ -173,6 +197,7 @@ def _moments(
     objective: Objective,
     parts: Sequence[Part],
     bases: Sequence[Eigenbasis],
+    pairs: Sequence[int],
     batch_size: int,
     folder: Path,
 ) -> list[Eigenbasis]:
@@ -185,10 +210,9 @@ def _moments(
             sums[part.name] += rotated.square().sum(0).double()
 
     zeros = {part.name: _zeros(*part.shape, objective) for part in parts}
-    sums = summed(objective, batch_size, zeros, add, folder / "moments")
-    count = len(objective.rows)
+    sums = summed(objective, pairs, batch_size, zeros, add, folder / "moments")
     return [
-        basis._replace(moments=(sums[part.name] / count).float())
+        basis._replace(moments=(sums[part.name] / len(pairs)).float())
         for part, basis in zip(parts, bases, strict=True)
     ]
 

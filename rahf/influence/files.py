@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,9 +25,9 @@ from rahf.influence.records import (
     layer_histogram,
     query_records,
     rankings,
-    top_pairs,
 )
 from rahf.influence.run import POLICY_STAGE, Fitted, Influence, Settings, details, fit_stage
+from rahf.influence.strongest import strongest
 from rahf.influence.trained import teachers_trained
 from rahf.models.adapters import pad_id
 from rahf.records.makers import MADE_BY
@@ -69,18 +70,20 @@ def write_results(
     top: int,
     explained: int,
 ) -> None:
-    """Write the files of a scoring.
+    """Write the files of a scoring, of all ranks once.
 
     Args:
         top: pairs at each end of a query's list.
         explained: of these, the pairs with their sides, layers and tokens.
     """
-    _write_scores(folder / SCORES_FILE, influence, rivals)
     found = rankings(influence, rivals)
-    best = top_pairs(influence, top)
+    best = strongest(influence.total, top)
     records = query_records(influence, asked.names, asked.values.tolist(), best, found)
     if explained:
         explain(records, fitted, influence, settings, explained)
+    if not PartialState().is_main_process:
+        return
+    _write_scores(folder / SCORES_FILE, influence, rivals)
     write_lines(folder / QUERIES_FILE, records)
     unit = "dot product" if settings.curvature == "identity" else unit
     summary = {

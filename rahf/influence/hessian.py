@@ -6,6 +6,7 @@ Knows objectives; the solver is in `formula.py`.
 from collections.abc import Sequence
 
 import torch
+from accelerate.utils import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,9 +23,11 @@ def hessian_product(
     vectors: Float[Tensor, "n parameters"],
     batch_size: int,
 ) -> Float[Tensor, "n parameters"]:
-    """Return the Hessian of the training's loss times each vector, in one pass over the pairs."""
+    """Return the Hessian of the training's loss times each vector, in one pass over the pairs,
+    which ranks share out.
+    """
     weights, total = weights_of_parts(parts), torch.zeros_like(vectors)
-    for batch in objective.batches(batch_size, whole=True):
+    for batch in objective.own_batches(batch_size):
         with exact_attention():
             loss = objective.losses(batch, open_gate).sum()
             flat = flattened(torch.autograd.grad(loss, weights, create_graph=True, **UNUSED))
@@ -32,7 +35,7 @@ def hessian_product(
                 again = torch.autograd.grad(flat @ vector, weights, retain_graph=True, **UNUSED)
                 total[row] += flattened(again)
             del loss, flat
-    return total / len(objective.rows)
+    return reduce(total, reduction="sum") / len(objective.rows)
 
 
 def flattened(tensors: Sequence[Tensor]) -> Float[Tensor, " parameters"]:

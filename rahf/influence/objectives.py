@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import send_to_device
 from datasets import Dataset
 from jaxtyping import Bool, Float, Int
@@ -74,6 +75,13 @@ class Objective:
         """Yield all pairs in order, `size` at once; `whole`: see `batch`."""
         for places in in_batches(len(self.rows), size):
             yield self.batch(places, whole=whole)
+
+    def own_batches(self, size: int) -> Iterator[Batch]:
+        """Yield the batches of this rank, with retained texts."""
+        state = PartialState()
+        mine = in_batches(len(self.rows), size)[state.process_index :: state.num_processes]
+        for places in mine:
+            yield self.batch(places, whole=True)
 
     def batch(self, places: Sequence[int], *, whole: bool) -> Batch:
         """Return the pairs in some places.
@@ -157,9 +165,14 @@ def preference_objective(model: PeftModel, rows: Dataset, pad: int, beta: float)
         example, side = torch.arange(2 * len(places)) // 2, torch.arange(2 * len(places)) % 2
         return batch_of(inputs, inputs["rows"], pair_names(rows, places), example, side)
 
+    known: dict[str, Tensor] = {}  # log-probabilities under the base, by pair: read in every pass
+
     def responses(batch: Batch, gate: Gate) -> tuple[Tensor, Tensor]:
-        with frozen_pass(model, None):
-            base = likelihood(model, batch.inputs["rows"]).sums()
+        if not known.keys() >= set(batch.names):
+            with frozen_pass(model, None):
+                sums = likelihood(model, batch.inputs["rows"]).sums()
+            known.update(zip(batch.names, sums.view(-1, 2), strict=True))
+        base = torch.cat([known[name] for name in batch.names])
         return gated_likelihood(model, batch.inputs["rows"], gate).sums(), base
 
     def losses(batch: Batch, gate: Gate = open_gate) -> Tensor:

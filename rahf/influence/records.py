@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -20,27 +21,18 @@ from rahf.influence.scores import Detail
 from rahf.interpret.token_shift.records import text_pieces
 
 
-def top_pairs(influence: Influence, count: int) -> Tensor:
-    """Return places in `influence.rows` of the pairs whose removal lowers and raises each query
-    most, [queries, up to 2 count]: the strongest supporters first, the strongest opponents last.
-    """
-    order = influence.total.argsort(0).T
-    if order.shape[1] <= 2 * count:
-        return order
-    return torch.cat([order[:, :count], order[:, -count:]], 1)
-
-
 def rankings(influence: Influence, rivals: Baselines | None) -> dict[str, Tensor]:
     """Return every ranking of the pairs, [pairs, queries]; the larger, the more it supports."""
     policy = influence.stages[POLICY_STAGE]
     found = {"influence": -influence.total}
     place_of = {row: place for place, row in enumerate(influence.rows)}
-    here = [place_of[row] for row in policy.rows]
+    here, queries = torch.tensor([place_of[row] for row in policy.rows]), influence.total.shape[1]
 
     def spread(values: Tensor) -> Tensor:
-        whole = torch.full((len(influence.rows), influence.total.shape[1]), torch.nan)
-        whole[here] = values.unsqueeze(1) if values.dim() == 1 else values
-        return whole
+        columns = values if values.dim() > 1 else values.unsqueeze(1).expand(-1, queries)
+        if policy.rows == influence.rows:
+            return columns
+        return torch.full((len(influence.rows), queries), torch.nan).index_copy(0, here, columns)
 
     found["gradient dot"] = spread(-policy.scores.products)
     if rivals is not None:
@@ -63,10 +55,12 @@ def query_records(
     """Return a record of each query: its value, how concentrated its influence is, its pairs."""
     own = self_influence_of(influence)
     flags = spurious_hits(top, own)
-    ranks = {name: _ranks(each) for name, each in rankings_found.items()}
     stages = {name: influence.of_stage(name) for name in influence.stages}
     records = []
     for query, name in enumerate(names):
+        ranks = {
+            rival: ranks_of(each[:, query], top[query]) for rival, each in rankings_found.items()
+        }
         pairs = [
             {
                 "row": influence.rows[place],
@@ -74,9 +68,11 @@ def query_records(
                 "through": {stage: float(each[place, query]) for stage, each in stages.items()},
                 "self_influence": float(own[place]),
                 "spurious": bool(flag),
-                "ranks": {name: int(each[place, query]) for name, each in ranks.items()},
+                "ranks": {rival: each[number] for rival, each in ranks.items()},
             }
-            for place, flag in zip(top[query].tolist(), flags[query].tolist(), strict=True)
+            for number, (place, flag) in enumerate(
+                zip(top[query].tolist(), flags[query].tolist(), strict=True)
+            )
         ]
         record = {"query": name, "value": float(values[query]), "pairs": pairs}
         records.append(record | _concentration(influence.total[:, query].numpy()))
@@ -93,13 +89,14 @@ def self_influence_of(influence: Influence) -> Tensor:
     return found
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """Return ranks from 1 for the largest; the last for pairs that a ranking lacks."""
+def ranks_of(values: Float[Tensor, " pairs"], places: Int[Tensor, " kept"]) -> list[int]:
+    """Return the ranks of some pairs, 1 for the largest value.
+
+    Equal values share a rank; pairs that the ranking lacks come after all others.
+    """
     filled = values.nan_to_num(nan=-torch.inf)
-    order = filled.argsort(0, descending=True)
-    return torch.empty_like(order).scatter_(
-        0, order, torch.arange(1, len(order) + 1).unsqueeze(1).expand_as(order)
-    )
+    larger = len(filled) - torch.searchsorted(filled.sort().values, filled[places], right=True)
+    return (larger + 1).tolist()
 
 
 def _concentration(changes: np.ndarray) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rahf.influence.curvature import Curvature, CurvatureName, fit_curvature
-from rahf.influence.factors import check_key
+from rahf.influence.factors import FIT_PAIRS, check_key
 from rahf.influence.formula import DAMPING
 from rahf.influence.gradients import Part, lora_parts
 from rahf.influence.queries import Asked
@@ -23,9 +23,8 @@ from rahf.influence.trained import (
     Subject,
     Training,
     open_training,
-    read_training,
+    teachers_given,
     teachers_trained,
-    unrecorded_teachers,
 )
 
 POLICY_STAGE = "policy"
@@ -39,6 +38,7 @@ class Settings(NamedTuple):
     batch_size: int = 8  # pairs at once
     damping: float = DAMPING
     through: bool = True  # the teachers too
+    fit_pairs: int = FIT_PAIRS  # that the factors of EK-FAC are fitted to, at most
 
 
 class Fitted(NamedTuple):
@@ -75,13 +75,13 @@ def fit_stage(training: Training, name: str, settings: Settings) -> Fitted:
     subject = open_training(training)
     parts, folder = lora_parts(subject.objective.model), settings.factors / name
     check_key(folder, subject)
-    how = (folder, settings.batch_size, settings.damping)
+    how = (folder, settings.batch_size, settings.damping, settings.fit_pairs)
     return Fitted(subject, parts, fit_curvature(settings.curvature, subject.objective, parts, *how))
 
 
-def fit_all(adapter: Path, settings: Settings) -> list[str]:
-    """Fit the curvature of an adapter and of its teachers; return the names of the stages."""
-    training, stages = read_training(adapter), [POLICY_STAGE]
+def fit_all(training: Training, settings: Settings) -> list[str]:
+    """Fit the curvature of a training and of its teachers; return the names of the stages."""
+    stages = [POLICY_STAGE]
     fit_stage(training, POLICY_STAGE, settings)
     if settings.through:
         for name, teacher in teachers_trained(training).items():
@@ -104,12 +104,11 @@ def score_all(fitted: Fitted, asked: Asked, settings: Settings) -> Influence:
     stages = {POLICY_STAGE: _score(fitted, solved, asked.gradients, settings)}
     training = fitted.subject.training
     teachers = teachers_trained(training) if settings.through else {}
-    if settings.through:
-        for name, folder in unrecorded_teachers(training).items():
-            stages[POLICY_STAGE].notes.append(
-                f"the teacher {name}, {folder}, has no record of its training: what goes through "
-                "it is left out"
-            )
+    for name, folder in teachers_given(training).items() if settings.through else ():
+        stages[POLICY_STAGE].notes.append(
+            f"the teacher {name}, {folder}, was given, so that no pair of this training has "
+            "trained it: nothing goes through it"
+        )
     if teachers:
         size = settings.batch_size
         towards = teacher_queries(fitted.subject, fitted.parts, solved, teachers, size)

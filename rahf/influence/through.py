@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import reduce, send_to_device
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
@@ -72,19 +72,18 @@ def teacher_queries(
     found = {
         name: solved.new_zeros(len(solved), parameter_count(its)) for name, its in places.items()
     }
-    count, mean = len(subject.rows), None
-    for batch in subject.objective.batches(batch_size, whole=True):
+    count = len(subject.rows)
+    fixed = None if views.views.positive is None else alignment.directions
+    mean = None if fixed is None else solved.new_zeros(len(solved), *fixed.shape)
+    for batch in subject.objective.own_batches(batch_size):
         for query, vector in enumerate(solved):
             towards = _cotangents(alignment, parts, batch, vector / count)
             _add(found, query, _through_views(views, batch, towards, places))
-            if towards.directions is not None:
-                mean = (
-                    solved.new_zeros(len(solved), *towards.directions.shape)
-                    if mean is None
-                    else mean
-                )
+            if mean is not None:
                 mean[query] += towards.directions
+    found = reduce(found, reduction="sum")
     if mean is not None:
+        mean = reduce(mean, reduction="sum")
         _add_mean_shift(found, subject, views, places, mean, batch_size)
     return found
 

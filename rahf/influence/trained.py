@@ -253,10 +253,10 @@ def _open_alignment(training: Training, model, tokenizer, rows: Dataset) -> Subj
 
 
 def teachers_trained(training: Training) -> dict[str, Training]:
-    """Return the trainings of an alignment's teachers, by name, where they have a record.
+    """Return the trainings of the teachers that an alignment's own run has trained, by name.
 
     Raises:
-        ValueError: a teacher that the alignment's own run has trained has no record.
+        ValueError: one of them has no record.
     """
     if training.kind != "alignment":
         return {}
@@ -265,21 +265,17 @@ def teachers_trained(training: Training) -> dict[str, Training]:
             name: its._replace(folder=training.folder / "teachers" / name, edit=training.edit)
             for name, its in teachers_trained(training.original).items()
         }
-    unknown = unrecorded_teachers(training)
+    given = teachers_given(training)
     return {
         name: read_training(path)
         for name, path in teachers_of(training.recipe).items()
-        if name not in unknown
+        if name not in given
     }
 
 
-def unrecorded_teachers(training: Training) -> dict[str, Path]:
-    """Return the given teachers of an alignment without a record of their training, by name."""
+def teachers_given(training: Training) -> dict[str, Path]:
+    """Return the teachers that an alignment was given, by name: no pair of it has trained them."""
     if training.kind != "alignment":
         return {}
-    own, given = training.recipe.stages, teachers_of(training.recipe)
-    return {
-        name: Path(path)
-        for name, path in given.items()
-        if name not in own and not (Path(path) / STAGE_FILE).exists()
-    }
+    own, found = training.recipe.stages, teachers_of(training.recipe)
+    return {name: Path(path) for name, path in found.items() if name not in own}

@@ -106,11 +106,12 @@ def datamodelling_scores(
         parts: random halves of the pairs that are trained on.
     """
     kept, values = [], []
+    seed = retrainings.training.recipe.training_value("seed")  # nothing changes but the pairs
     for number in range(parts):
         order = np.random.default_rng((SEED, number)).permutation(len(rows))
         here = np.isin(np.arange(len(rows)), order[: len(rows) // 2])
         left = frozenset(rows[place] for place in np.flatnonzero(~here))
-        values.append(retrainings.values(retrainings.run(Edit(left), f"half-{number}", number)))
+        values.append(retrainings.values(retrainings.run(Edit(left), f"half-{number}", seed)))
         kept.append(torch.from_numpy(here))
     return lds(torch.stack(values), torch.stack(kept), rivals)
 

@@ -45,6 +45,10 @@ def shown_pairs(pairs: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[
 
 def summary_text(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     """Return concentration, agreement with the rivals and notes, as text."""
+    return "\n\n".join([_summary_tables(summary, records), *_notes(summary)])
+
+
+def _summary_tables(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             one_line(record["query"], 60),
@@ -57,9 +61,12 @@ def summary_text(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]
     ]
     columns = ["query", "value", f"largest ({summary['unit']})", "top 1 % hold", "tail exponent"]
     found = [[name, _estimate(each)] for name, each in summary["agreement"].items()]
-    parts = [markdown(columns, rows)]
-    parts.append(markdown(["rival ranking", "Spearman with influence"], found))
-    return "\n\n".join([*parts, *(f"note: {note}" for note in summary["notes"])])
+    rivals = markdown(["rival ranking", "Spearman with influence"], found)
+    return f"{markdown(columns, rows)}\n\n{rivals}"
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    return [f"note: {note}" for note in summary["notes"]]
 
 
 def _tail(tail: Mapping[str, float] | None) -> str:
@@ -77,8 +84,9 @@ def validation_text(found: Mapping[str, Any]) -> str:
     """Return the tables of a validation."""
     steps = found["steps"]
     parts = [
+        f"{found['curvature']}: {found['cpu_seconds']:.0f} CPU seconds to fit and score",
         f"finite differences of the largest {steps['pairs']} pairs: correlation "
-        f"{steps['correlation']:.3f}, slope {steps['slope']:.3f}"
+        f"{steps['correlation']:.3f}, slope {steps['slope']:.3f}",
     ]
     if "datamodelling" in found:
         rows = [[name, _estimate(each)] for name, each in found["datamodelling"].items()]
@@ -96,17 +104,19 @@ def validation_text(found: Mapping[str, Any]) -> str:
 
 
 def cleaning_table(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the held-out accuracy of each arm and whether it rises."""
+    """Return the held-out accuracy and margin of each arm and whether the accuracy rises."""
     rows = []
     for name, arm in arms.items():
-        gained = arm["gained"]
+        gained, changed = arm["gained"], bool(arm["rows"])
         known = gained["low"] is not None
         better, worse = known and gained["low"] > 0, known and gained["high"] < 0
         verdict = "better" if better else "worse" if worse else "open"
-        shown = ["-", ""] if not arm["rows"] else [_estimate(gained), verdict]
-        rows.append([name, str(len(arm["rows"])), _share(arm["accuracy"]), *shown])
+        row = [name, str(len(arm["rows"])), _share(arm["accuracy"])]
+        row += [_estimate(gained), verdict] if changed else ["-", ""]
+        row += [_estimate(arm["margin"]), _estimate(arm["margin_gained"]) if changed else "-"]
+        rows.append(row)
     header = ["arm", "pairs changed", "held-out accuracy", "against all pairs", "verdict"]
-    return markdown(header, rows)
+    return markdown([*header, "margin (nats/token)", "against all pairs"], rows)
 
 
 def _share(each: Mapping[str, float]) -> str:
@@ -152,7 +162,8 @@ def influence_page(
             "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
             f"<title>{escape(title)}</title><style>{STYLE}</style></head>",
             f"<body><h1>{escape(title)}</h1><p>{LEGEND}</p>",
-            f"<pre>{escape(summary_text(summary, records))}</pre>",
+            f"<pre>{escape(_summary_tables(summary, records))}</pre>",
+            *(f"<p>{escape(note)}</p>" for note in _notes(summary)),
             f"<img alt='layers and rank curves' src='data:image/png;base64,{image}'>",
             *(_query(record, summary["unit"], count) for record in shown),
             f"<p>{left} more in queries.jsonl</p>" if left else "",

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -222,6 +223,19 @@ def test_a_stopped_fit_resumes_with_the_next_batch(family, tmp_path, monkeypatch
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(*both) for both in zip(one, other, strict=True))
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["ekfac.safetensors"]
+
+
+def test_factors_of_a_sample_are_those_of_a_training_on_it(family, tmp_path):
+    rows = tiny_dataset(6)
+    objective = preference_objective(policy(family), rows, EOS, 0.5)
+    parts = lora_parts(objective.model)
+    found = factors.fit_ekfac(objective, parts, 2, tmp_path, fit_pairs=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["ekfac-4.safetensors"]
+    drawn = sorted(np.random.default_rng(0).permutation(6)[:4].tolist())
+    sample = preference_objective(objective.model, rows.select(drawn), EOS, 0.5)
+    expected = factors.fit_ekfac(sample, parts, 2, tmp_path / "sample", fit_pairs=4)
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(*both) for both in zip(one, other, strict=True))
 
 
 def test_factors_that_no_fit_can_have_left_are_refused(family, tmp_path):

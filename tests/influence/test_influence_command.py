@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ranks import launched
 from safetensors.torch import load_file
 from tiny_recipes import write_lines
 
@@ -100,16 +101,20 @@ def test_a_training_whose_files_have_changed_is_refused_by_name(trained, capsys)
     assert made == [path.stat().st_mtime_ns for path in sorted(Path("again").rglob(weights.name))]
 
 
-def test_a_given_teacher_without_a_record_is_named(trained, capsys):
+def test_a_given_teacher_is_named_and_neither_attributed_nor_retrained(trained, capsys):
     teacher = Path("given")
     (trained / "teachers/positive").rename(teacher)
     recipe = yaml.safe_load(Path("recipe.yaml").read_text())
-    recipe["teachers"] |= {"positive": "given", "negative": str(trained / "teachers/negative")}
+    recipe["teachers"] |= {"positive": "given"}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": "other"}))
-    (teacher / "stage.json").unlink()
-    assert main(["align", "recipe.yaml", "--stage", "alignment"]) == 0
+    for stage in ("negative", "alignment"):
+        assert main(["align", "recipe.yaml", "--stage", stage]) == 0
     assert influence("score", "--adapter", "other", "--pairs", "held.jsonl", "--output", "s") == 0
-    assert "the teacher positive, given, has no record" in capsys.readouterr().out
+    assert "the teacher positive, given, was given" in capsys.readouterr().out
+    assert set(read_json(Path("s/summary.json"))["pairs"]) == {"policy", "negative"}
+    retraining.retrain(read_training("other"), Edit(frozenset({0})), Path("again"), 0)
+    made = {str(path.parent) for path in Path("again").rglob("adapter_model.safetensors")}
+    assert made == {"again", "again/teachers/negative"}
 
 
 @pytest.fixture
@@ -151,6 +156,7 @@ def test_what_cannot_be_retrained_is_refused_before_any_retraining(preferred, ca
     cases = [
         ("clean", ["--share", 1], "--share 1.0 changes 16 pairs, and the training has 16"),
         ("clean", ["--arm", "best"], "--arm 'best' is not one of all pairs, drop worst"),
+        ("clean", ["--arms", "drop worst, best"], "--arms 'best' is not one of all pairs"),
         ("validate", ["--without", 16], "--without 16 changes 16 pairs"),
         ("validate", ["--without", 0, "--flipped", 0.99], "--flipped 0.99 changes 16 pairs"),
     ]
@@ -191,6 +197,26 @@ def test_a_retraining_is_reused_only_for_what_it_was_trained_for(preferred, monk
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
+def test_two_ranks_give_the_scores_of_one(preferred):
+    cases = []
+    for curvature in ("ekfac", "kernel", "cg"):
+        given = ["influence", "score", "--adapter", str(preferred), "--pairs", "held.jsonl"]
+        given += ["--batch_size", "3", "--curvature", curvature]
+        one, two = (["--factors", f"f{n}", "--output", f"{curvature}-{n}"] for n in (1, 2))
+        assert main(given + one) == 0
+        cases.append(given + two)
+    Path("cases.json").write_text(json.dumps(cases))
+    launched("ddp_cpu.yaml", "tests/distributed/run_cases.py", "cases.json")
+    for curvature in ("ekfac", "kernel", "cg"):
+        one, two = (load_file(f"{curvature}-{n}/{SCORES_FILE}") for n in (1, 2))
+        assert one.keys() == two.keys()
+        for name, values in one.items():
+            size = values.abs().max()
+            assert (two[name] - values).abs().max() <= 1e-3 * size, (curvature, name)
+
+
+@pytest.mark.slow
 def test_dpo_is_validated_by_retraining_and_cleaned(preferred, capsys):
     given = ["--adapter", preferred, "--pairs", "held.jsonl"]
     few = ["--halves", 3, "--without", 2, "--flipped", 0.25]
@@ -204,11 +230,13 @@ def test_dpo_is_validated_by_retraining_and_cleaned(preferred, capsys):
     assert {"influence", "margin"} <= set(found["flips"]["auc"])
     capsys.readouterr()
     arm = ["--write", "cleaned.jsonl", "--arm", "flip worst", "--seeds", 1, "--share", 0.25]
+    arm += ["--arms", "drop worst,drop random"]
     assert influence("clean", *given, *arm, "--output", "cleaned") == 0
     assert "flip worst: 16 pairs in cleaned.jsonl" in capsys.readouterr().out
     arms = read_json(Path("cleaned/cleaning.json"))["arms"]
     counts = {name: len(each["rows"]) for name, each in arms.items()}
     assert counts.pop("all pairs") == 0
+    assert set(counts) == {"drop worst", "drop random", "flip worst"}
     assert set(counts.values()) == {4}
     before, after = read_lines(Path("pairs.jsonl")), read_lines(Path("cleaned.jsonl"))
     turned = {

@@ -17,7 +17,9 @@ from rahf.influence.queries import (
     margin,
     projections,
 )
+from rahf.influence.records import ranks_of
 from rahf.influence.scores import detail_of, score_pairs
+from rahf.influence.strongest import Strongest, strongest
 from rahf.models.capture import record
 from rahf.models.likelihood import likelihood, model_inputs, rows_for
 
@@ -136,6 +138,30 @@ def test_the_margin_and_the_similarity_are_those_of_the_pair_itself(family, tmp_
     )
 
 
+def test_the_strongest_pairs_are_kept_as_a_full_sort_gives_them(monkeypatch):
+    for pairs, count, block in ((1, 3, 4), (6, 3, 4), (7, 3, 1), (100, 5, 7), (100, 5, 200)):
+        monkeypatch.setattr("rahf.influence.strongest.BLOCK", block)
+        values = (draw(pairs, 4) * 8).round()  # with ties
+        order = values.argsort(dim=0, stable=True).T
+        if pairs > 2 * count:
+            order = torch.cat([order[:, :count], order[:, -count:]], 1)
+        assert torch.equal(strongest(values, count), order), (pairs, count, block)
+    # However many pairs have been seen, only the ends are held.
+    kept = Strongest(4, 5)
+    for _ in range(50):
+        kept.add(draw(100, 4))
+    assert kept.seen == 5000
+    assert kept.values.shape == kept.places.shape == (4, 10)
+
+
+def test_ranks_are_those_of_a_full_sort_and_of_pairs_that_a_ranking_lacks_behind_all():
+    values = draw(30)
+    order = values.argsort(descending=True)
+    assert ranks_of(values, order) == list(range(1, 31))
+    values[order[:4]] = torch.nan
+    assert ranks_of(values, order[[0, 3, 4, 29]]) == [27, 27, 1, 26]
+
+
 def test_concentration_finds_a_planted_tail_and_refuses_a_thin_one():
     generator = np.random.default_rng(0)
     power = (1 - generator.random(4000)) ** (-1 / (2.5 - 1))
@@ -155,3 +181,7 @@ def test_a_hit_of_every_query_is_flagged_and_so_is_a_loud_pair():
     flags = spurious_hits(places, loud)
     assert flags.tolist() == [[True, False], [True, False], [True, True]]
     assert not spurious_hits(places[:2], loud).any()
+    # Lists that hold half of the pairs share most of them by chance.
+    few = torch.stack([torch.arange(4) + start for start in (0, 1, 2)])
+    assert not spurious_hits(few, torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 5])).any()
+    assert spurious_hits(few, torch.ones(200))[0, 2:].all()

@@ -1,6 +1,8 @@
 """Options of the commands that compute influence, and what they name."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 CURVATURES = ("ekfac", "kernel", "cg", "identity")
@@ -34,6 +36,13 @@ def influence_options(parser: argparse.ArgumentParser) -> None:
         type="positive number",
         default=0.1,
         help="damping as a share of the mean curvature (default: 0.1)",
+    )
+    option(
+        "--fit_pairs",
+        metavar="N",
+        type="count",
+        default=2000,
+        help="fit the factors of ekfac to at most N pairs, drawn at random (default: 2000)",
     )
     option("--direct", action="store_true", help="leave out what goes through the teachers")
 
@@ -81,13 +90,32 @@ def settings_of(options: argparse.Namespace):
         options.batch_size,
         options.damping,
         through=not options.direct,
+        fit_pairs=options.fit_pairs,
     )
 
 
-def report_unchecked(training) -> None:
-    """Print what could not be checked of a training."""
-    if training.unchecked:
-        print(
-            "note: the record of the training holds no identity of its pairs, as for data of the "
-            "Hub, so that they are not compared to those that are read now"
-        )
+@contextmanager
+def held_training(options: argparse.Namespace, *outputs: Path) -> Iterator:
+    """Yield the training of --adapter, while this run with all its ranks holds the folders.
+
+    What could not be checked of the training is printed.
+    """
+    from accelerate import PartialState
+
+    from rahf.influence.trained import read_training
+    from rahf.pipeline.stages import output_of_one_run
+
+    training = read_training(options.adapter)
+    with ExitStack() as held:
+        for folder in (*outputs, settings_of(options).factors):
+            cpu = training.recipe.training.get("use_cpu", False)
+            held.enter_context(output_of_one_run(folder, cpu))
+        if training.unchecked:
+            PartialState().print(UNCHECKED)
+        yield training
+
+
+UNCHECKED = (
+    "note: the record of the training holds no identity of its pairs, as for data of the Hub, so "
+    "that they are not compared to those that are read now"
+)
