@@ -304,7 +304,7 @@ OWN_FOLDERS = {"prepare", "push", "features score", "influence fit"}
 """Commands that write to the cache, to the Hub, or into the folder that they read."""
 
 
-@pytest.mark.parametrize("command", WRITES.keys() - OWN_FOLDERS)
+@pytest.mark.parametrize("command", sorted(WRITES.keys() - OWN_FOLDERS))
 def test_no_command_overwrites_the_result_of_another(whole_recipe, capsys, command):
     output, arguments = WRITES[command]
     given = [*command.split(), *arguments.split()]
