@@ -167,7 +167,7 @@ def trainer_of(run: Run, arm: Arm, model: Any, tokenizer: Any) -> Trainer:
         save_strategy="no",
         report_to="none",
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
         max_length=256,

@@ -241,7 +241,7 @@ def _best(evidence: Mapping[str, Any]) -> dict[str, float]:
 
 def bank_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Return one row a direction, with the evidence in the layer where it is best."""
-    header = ["direction", "pairs", "characters", "best layer", "held-out AUC", "halves"]
+    header = ["name", "pairs", "characters", "best layer", "held-out AUC", "halves"]
     rows = [
         [
             name,

@@ -21,7 +21,7 @@ LEGEND = (
 
 def screen_table(summary: Mapping[str, Any]) -> str:
     """Return one row a direction: verdict, effect, both placebos, and what texts alone show."""
-    header = ["direction", "verdict", "effect", "random directions", "shuffled sides", "q"]
+    header = ["name", "verdict", "effect", "random directions", "shuffled sides", "q"]
     header += ["words", "classifier"]
     rows = [
         [

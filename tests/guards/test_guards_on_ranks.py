@@ -21,8 +21,8 @@ def test_two_ranks_give_what_one_process_gives(tmp_path, alpha):
     launched("ddp_cpu.yaml", SCRIPT, str(two), alpha)
     weights, others = (load_file(Path(folder, "adapter.safetensors")) for folder in (one, two))
     assert weights.keys() == others.keys()
-    for name in weights:
-        torch.testing.assert_close(others[name], weights[name], rtol=1e-4, atol=2e-6)
+    for name in weights:  # a step of Adam moves a weight by up to 0.02
+        torch.testing.assert_close(others[name], weights[name], rtol=1e-4, atol=5e-5)
     logs = [json.loads((folder / "log.json").read_text()) for folder in (one, two)]
     figures = [
         [{key: value for key, value in each.items() if "/" in key or key == "loss"} for each in log]
