@@ -163,13 +163,11 @@ def _draw_listed(axes: Any, rows: list[Mapping[str, Any]], band: float | None) -
 
 def _drawn(tokens: Sequence[str]) -> str:
     """Return a few tokens; letters that the font of the chart lacks become question marks."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont(None)).get_charmap()
     text = tokens_text(tokens[:TOKENS_DRAWN])
-    return "".join(letter if _has(ord(letter)) else "?" for letter in text)
+    return "".join(letter if ord(letter) in known else "?" for letter in text)
 
 
 TOKENS_DRAWN = 4
-
-
-def _has(code: int) -> bool:
-    """Return whether the font of the chart has Latin, Greek, Cyrillic letters and punctuation."""
-    return code < 0x530 or 0x2010 <= code <= 0x2027

@@ -13,7 +13,7 @@ from rahf.recipe.methods import METHODS
 from rahf.recipe.recipe import recipe_from_dict
 from rahf.report.card import directions_card, model_card
 from rahf.report.escaping import visible_token
-from rahf.report.feature_movement import movement_figure
+from rahf.report.feature_movement import _drawn, movement_figure
 from rahf.report.feature_terms import tokens_text
 from rahf.report.features import duration, size
 from rahf.report.tables import judge_text, layers_table, markdown, models_table, side_by_side
@@ -293,6 +293,10 @@ def test_the_chart_of_features_takes_any_token_and_no_placebo(tmp_path):
         movement_figure(figures | {"features": rows}, tmp_path / "features.png")
         assert (tmp_path / "features.png").stat().st_size > 5000
         (tmp_path / "features.png").unlink()
+
+
+def test_the_chart_of_features_draws_each_letter_that_its_font_has():
+    assert _drawn([" thank", "\n", "\u4f60", "\u03b6"]) == "\u2423thank \u23ce ? \u03b6"
 
 
 def test_names_and_data_on_a_card_are_only_shown():
