@@ -33,8 +33,8 @@ def _of_run(found: Found, folder: Path) -> Iterator[Missing]:
             what, "no evaluation", _command("rahf", "align", recipe, "--stage", "evaluation")
         )
     elif not run.texts:
-        why = "no losses by text: unrelated text was not given, or by an earlier version"
-        again = f"rm -r {_command(folder / 'evaluation')}; rahf align {_command(recipe)}"
+        why = f"no losses by text; delete {folder / 'evaluation'}, which holds none, before"
+        again = _command("rahf", "align", recipe, "--stage", "evaluation")
         yield Missing("The ability loss in the audit", why, again)
     measured = [placebo for placebo in found.placebos if placebo.answers]
     if run is not None and len(measured) < PLACEBOS:
