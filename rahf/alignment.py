@@ -6,8 +6,9 @@ states are from them. Knows no method: the table of methods names the views and 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from rahf.data.contrast import Batch
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, depth_of
+from rahf.models.capture import text_config
 from rahf.models.packing import use_packed_attention
 from rahf.objective import Progress, Target, layer_scale, progress, random_units
 from rahf.recipe.layers import resolve_layers
@@ -83,7 +85,7 @@ class Alignment:
         reads_logits = any(term.logits for term in terms)
         hidden, logits = run_rows(model, self.model, self.layers, rows, predictions=reads_logits)
         values = values_of(terms, Evidence(batch, hidden, target, logits, frozen.logits))
-        loss = sum(term.weight_at(elapsed) * values[term.name] for term in terms)
+        loss = reduce(torch.add, [term.weight_at(elapsed) * values[term.name] for term in terms])
         detached = {name: value.detach() for name, value in values.items()}
         counts = None
         if "counts" in batch:  # False for rows that accelerate repeats to fill a batch
@@ -148,12 +150,12 @@ def build_alignment(
     layers = resolve_layers(options.target_layers, depth_of(base))
     depth = layers[-1] + 1
     policy = attach_policy(base, peft_config, range(depth), teachers.get(options.reference))
-    d_model = base.config.get_text_config().hidden_size
+    d_model = text_config(base).hidden_size
     if directions is not None:
         directions.check_width(d_model)
     needed = {name: teachers[name] for name in views.teachers()}
     full = add_teachers(policy, needed, depth)
-    models = (policy.get_base_model(), *full.values())
+    models = cast(tuple[PreTrainedModel, ...], (policy.get_base_model(), *full.values()))
     alignment = Alignment(
         frozen_views=FrozenViews(policy, views, layers, full),
         options=options,

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rahf.directions.vectors import Directions
-from rahf.models.capture import find_blocks, without_adapters
+from rahf.models.capture import find_blocks, text_config, without_adapters
 
 Positions = Literal["response", "all"]
 
@@ -65,12 +65,14 @@ class Prevention:
         return hook
 
     def _mask_of(self, hidden: Tensor) -> Float[Tensor, "batch seq 1"]:
-        if self.mask.shape != hidden.shape[:2]:
+        mask = self.mask
+        assert mask is not None
+        if mask.shape != hidden.shape[:2]:
             raise ValueError(
-                f"labels of shape {tuple(self.mask.shape)} do not fit hidden states of shape "
+                f"labels of shape {tuple(mask.shape)} do not fit hidden states of shape "
                 f"{tuple(hidden.shape[:2])}: give positions='all'."
             )
-        return self.mask.to(hidden).unsqueeze(-1)
+        return mask.to(hidden).unsqueeze(-1)
 
     def _outside(self, block: nn.Module, output: Any) -> Any:
         """Refuse a training pass that is not part of the model's own forward pass."""
@@ -133,7 +135,7 @@ def prevent(
     _check(alpha, positions)
     check_directions(directions)
     blocks, base, state = find_blocks(model), without_adapters(model), Prevention(alpha, positions)
-    directions.check_model(model.config.get_text_config().hidden_size, len(blocks.modules))
+    directions.check_model(text_config(model).hidden_size, len(blocks.modules))
     with ExitStack() as hooks:
         hooks.callback(base.register_forward_pre_hook(state.begin, with_kwargs=True).remove)
         hooks.callback(base.register_forward_hook(state.end, always_call=True).remove)
