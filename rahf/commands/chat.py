@@ -71,4 +71,5 @@ def _next_line() -> str | None:
     try:
         return input("> ").strip()
     except EOFError:
+        print()
         return None
