@@ -22,6 +22,7 @@ from rahf.influence.trained import Edit, Training, open_training
 from rahf.models.adapters import frozen_pass, pad_id
 from rahf.models.likelihood import preference_margins, preferred
 from rahf.pipeline.inputs import load_split
+from rahf.report.progress import timed
 
 ALL = "all pairs"
 
@@ -86,7 +87,7 @@ def compare_arms(
     interval over the held-out pairs, each the mean over the seeds.
     """
     right = {}
-    for number, arm in enumerate(arms):
+    for number, arm in enumerate(timed(arms, "retrainings")):
         runs = [
             _right(
                 retrain(training, arm.edit, folder / f"{number}-{seed}", seed), held_out, batch_size
