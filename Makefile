@@ -1,11 +1,11 @@
 # make quickstart: install, fetch the demo model, align it in two directions, show the difference.
 # make test: install and run the test suite.  make test-all: the slow tests, which `test` omits.
-# make style, make format: lint and format.  make docs: docs/recipe.md and the schema of recipes from
-# the options.  make site: the documents as a site, in build/site.
-# make lock: constraints.txt anew.  make test-latest, make test-lowest: both ends of the ranges.
+# make style: lint, formatting, types.  make format: lint and format.
+# make docs: docs/recipe.md and the schema of recipes from the options.  make site: the documents as
+# a site, in build/site.  make lock: constraints.txt anew.
+# make test-latest, make test-lowest: both ends of the ranges.
 PYTHON ?= python3
 VENV := .venv
-MODEL := models/SmolLM2-135M-Instruct
 LOCKED := --constraint constraints.txt --no-build-isolation
 
 # setuptools warns of every editable installation.
@@ -26,7 +26,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the libraries (a few minutes the first time)"
 	@$(call install,$(VENV)) --constraint constraints.txt --upgrade pip setuptools wheel
-	@$(call install,$(VENV)) $(LOCKED) --editable ".[judges,gguf]"
+	@$(call install,$(VENV)) $(LOCKED) --editable ".[quickstart]"
 	@touch $@
 
 # What the tests need besides: DeepSpeed, the evaluation harness, TRL.
@@ -39,11 +39,8 @@ compiler:
 	@command -v $${CXX:-c++} > /dev/null || { echo "DeepSpeed, which the tests run, needs a C++" \
 	  "compiler: install one (Debian, Ubuntu: apt-get install g++) or name it in CXX."; exit 1; }
 
-$(MODEL)/config.json: | $(VENV)/installed
-	$(VENV)/bin/python scripts/fetch_demo_model.py --output $(MODEL)
-
-quickstart: $(VENV)/installed $(MODEL)/config.json
-	$(VENV)/bin/python scripts/quickstart.py
+quickstart: $(VENV)/installed
+	$(VENV)/bin/rahf quickstart
 
 test: $(VENV)/tested
 	$(call pytest,$(VENV)) -m "not gpu and not slow"
@@ -54,6 +51,7 @@ test-all: $(VENV)/tested
 style: $(VENV)/tested
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 format: $(VENV)/tested
 	$(VENV)/bin/ruff check --fix .

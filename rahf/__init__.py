@@ -4,6 +4,19 @@ Importing this package loads nothing: every name below is fetched when it is fir
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from rahf.directions.steering import steer
+    from rahf.directions.vectors import Directions
+    from rahf.guards.monitor import DirectionMonitor
+    from rahf.guards.prevention import prevent
+    from rahf.recipe.methods import preset
+    from rahf.recipe.recipe import load_recipe
+    from rahf.trainer import RAHFTrainer
+    from rahf.trainer_config import RAHFConfig
+
+    __version__: str
 
 _HOME = {
     "DirectionMonitor": "rahf.guards.monitor",
@@ -28,12 +41,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("rahf")
-    if name not in _HOME:
-        raise AttributeError(f"module 'rahf' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+if not TYPE_CHECKING:  # which would take every name for known
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("rahf")
+        if name not in _HOME:
+            raise AttributeError(f"module 'rahf' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

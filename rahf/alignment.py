@@ -6,8 +6,9 @@ states are from them. Knows no method: the table of methods names the views and 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from rahf.data.contrast import Batch
 from rahf.directions.protected import check_left, load_protected
 from rahf.directions.vectors import Directions
 from rahf.models.adapters import add_teachers, attach_policy, depth_of
-from rahf.models.capture import Trunk
+from rahf.models.capture import Trunk, text_config
 from rahf.models.packing import use_packed_attention
 from rahf.models.trunk import shared_blocks
 from rahf.objective import Progress, Target, layer_scale, outside, progress, random_units
@@ -115,7 +116,7 @@ class Alignment:
         protected = None if self.protected is None else self.protected.to(hidden)
         evidence = Evidence(batch, hidden, target, logits, frozen.logits, protected)
         values = values_of(terms, evidence)
-        loss = sum(term.weight_at(elapsed) * values[term.name] for term in terms)
+        loss = reduce(torch.add, [term.weight_at(elapsed) * values[term.name] for term in terms])
         detached = {name: value.detach() for name, value in values.items()}
         counts = None
         if "counts" in batch:  # False for rows that accelerate repeats to fill a batch
@@ -188,9 +189,9 @@ def build_alignment(
     layers = resolve_layers(options.target_layers, depth_of(base))
     depth = layers[-1] + 1
     policy = attach_policy(base, peft_config, range(depth), teachers.get(options.reference))
-    d_model = base.config.get_text_config().hidden_size
+    d_model = text_config(base).hidden_size
     full = add_teachers(policy, {name: teachers[name] for name in views.teachers()}, depth)
-    models = (policy.get_base_model(), *full.values())
+    models = cast(tuple[PreTrainedModel, ...], (policy.get_base_model(), *full.values()))
     alignment = Alignment(
         frozen_views=FrozenViews(policy, views, layers, full),
         options=options,

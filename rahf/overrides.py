@@ -4,20 +4,22 @@ checked to exist, so that a release that renames one is an error and not a metho
 
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def overrides(owner: type) -> Callable[[Callable], Callable]:
+def overrides(owner: type) -> Callable[[Method], Method]:
     """Return a decorator for a method that takes the place of `owner`'s method of the same name.
 
     Raises:
         ImportError: `owner` has no such method in the installed release.
     """
 
-    def checked(method: Callable) -> Callable:
+    def checked(method: Method) -> Method:
         if not callable(getattr(owner, method.__name__, None)):
             raise ImportError(_missing(owner, method.__name__))
-        method.overridden = owner
+        vars(method)["overridden"] = owner
         return method
 
     return checked

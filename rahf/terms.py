@@ -27,6 +27,9 @@ from rahf.objective import (
 )
 from rahf.recipe.method_options import MethodOptions
 
+Schedule = Literal["constant", "falling", "rising"]
+Logits = Literal["policy", "reference"]
+
 SHARE = {"chosen": 1.0, "rejected": 1.0, "both": 0.5, "random": 0.5}
 """Share of the responses that are of one side, by `response_source`."""
 
@@ -49,9 +52,9 @@ class Term(NamedTuple):
     rows: RowKind
     value: Callable[[Evidence], Float[Tensor, " rows"]]  # of every row, or of every response
     weight: float
-    schedule: Literal["constant", "falling", "rising"] = "constant"
+    schedule: Schedule = "constant"
     share: float = 1.0  # of the responses that `rows` are
-    logits: tuple[Literal["policy", "reference"], ...] = ()  # that `value` reads
+    logits: tuple[Logits, ...] = ()  # that `value` reads
 
     def weight_at(self, elapsed: float) -> float:
         """Return the weight when a share `elapsed` of all steps is done.
@@ -75,7 +78,8 @@ def _distance_terms(options: MethodOptions) -> list[Term]:
     """Return the terms that are distances to the target; those of weight 0 are logged too."""
     method, near = options.facts, DISTANCES[options.distance]
     crossing = options.weights_over_time == "crossing"
-    falling, rising = ("falling", "rising") if crossing else ("constant", "constant")
+    falling: Schedule = "falling" if crossing else "constant"
+    rising: Schedule = "rising" if crossing else "constant"
     retain = Term("retain", "retained", near, options.retain_weight, rising)
     if method.pushes_by is None:
         return [Term("align", "responses", near, options.align_weight), retain]
@@ -88,9 +92,9 @@ def _distance_terms(options: MethodOptions) -> list[Term]:
 def _other_terms(options: MethodOptions) -> list[Term]:
     """Return the optional terms that have a weight."""
     divergence = partial(_divergence, temperature=options.facts.kl_temperature)
-    kl_rows = "retained" if options.kl_rows == "retain" else "responses"
+    kl_rows: RowKind = "retained" if options.kl_rows == "retain" else "responses"
     preference = partial(_preference, beta=options.dpo_beta)
-    both = ("policy", "reference")
+    both: tuple[Logits, ...] = ("policy", "reference")
     protect_weight = options.protect_weight if options.protect else 0.0
     terms = [
         Term("similarity", "rejected", _similarity, options.similarity_weight),
@@ -149,8 +153,10 @@ def _protected(evidence: Evidence) -> Float[Tensor, " rows"]:
 
 
 def _divergence(evidence: Evidence, temperature: float) -> Float[Tensor, " rows"]:
-    rows = evidence.batch["reference"]
-    return kl_divergence(evidence.reference, evidence.policy, rows["scored"], rows, temperature)
+    rows, policy, reference = evidence.batch["reference"], evidence.policy, evidence.reference
+    assert policy is not None  # the term names the logits that it reads
+    assert reference is not None
+    return kl_divergence(reference, policy, rows["scored"], rows, temperature)
 
 
 def _cross_entropy(evidence: Evidence) -> Float[Tensor, " rows"]:
@@ -167,8 +173,9 @@ def _preference(evidence: Evidence, beta: float) -> Float[Tensor, " responses"]:
     return dpo_loss(own, base, beta).repeat_interleave(2)
 
 
-def _likelihood(logits: Float[Tensor, "scored vocab"], evidence: Evidence) -> Likelihood:
+def _likelihood(logits: Float[Tensor, "scored vocab"] | None, evidence: Evidence) -> Likelihood:
     rows = evidence.batch["reference"]
+    assert logits is not None  # the term names the logits that it reads
     return token_likelihood(logits, rows | {"response_mask": rows["scored"]})
 
 

@@ -53,7 +53,7 @@ class TrainerOptions(MethodOptions, TrainingArguments):
         },
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.check_method()
         if self.chooses:
             raise ValueError(

@@ -82,17 +82,20 @@ class FrozenViews:
                 the reference.
         """
         hidden, responses = dict(known or {}), without_retained(batch)
-        for view in (self.views.positive, self.views.negative):
+        positive, negative = self.views.positive, self.views.negative
+        assert positive is not None  # a method without a shift computes none
+        assert negative is not None
+        for view in (positive, negative):
             if view not in hidden:
                 hidden[view] = self.read_view(view, responses, trunk=trunk).hidden
-        return hidden[self.views.positive] - hidden[self.views.negative]
+        return hidden[positive] - hidden[negative]
 
     def read_view(
         self, view: View, batch: Batch, *, predictions: bool = False, trunk: Trunk | None = None
     ) -> Outputs:
         """Run one view on its block of rows."""
         rows = batch[view.rows]
-        if view.teacher in self.teachers:
+        if view.teacher is not None and view.teacher in self.teachers:
             teacher = self.teachers[view.teacher]
             with torch.no_grad():
                 return run_rows(teacher, teacher, self.layers, rows, predictions=predictions)
@@ -118,8 +121,10 @@ def run_rows(
     else:  # the LM head gets no column, and no block above the top target layer runs
         columns = torch.empty(0, dtype=torch.long, device=rows["input_ids"].device)
     # Rows behind the last scored one, as retained texts are, end at the top target layer.
-    above = {"stop": not predictions, "tokens_above": rows.get("tokens_above")}
-    with record(unwrapped, layers, rows["aligned"], trunk=trunk, **above) as recording:
+    stop, above = not predictions, rows.get("tokens_above")
+    with record(
+        unwrapped, layers, rows["aligned"], stop=stop, tokens_above=above, trunk=trunk
+    ) as recording:
         output = model(**model_inputs(rows), use_cache=False, logits_to_keep=columns)
     if not predictions:
         return Outputs(recording.stack(), None)

@@ -15,7 +15,7 @@ import rahf
 ROOT = Path(rahf.__file__).parent
 
 LEVELS = (
-    ("objective", "artifacts", "overrides", "foreign_warnings"),
+    ("objective", "artifacts", "overrides", "foreign_warnings", "shipped"),
     ("data", "distributed", "records", "report"),
     ("models",),
     ("generation",),

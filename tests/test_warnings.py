@@ -19,7 +19,7 @@ from rahf.recipe.training_arguments import without_checkpointing
 ROOT = Path(rahf.__file__).parent
 
 EVERYTHING = """
-import contextlib, importlib, io, pkgutil, warnings
+import contextlib, importlib, io, pkgutil, re, warnings
 import rahf
 from rahf.cli import main
 
@@ -36,9 +36,9 @@ def helped(*words):
     return told.getvalue()
 
 def commands_of(text):
-    found = text.partition("COMMAND\\n")[2] or text.partition("WHAT\\n")[2]
-    lines = [line for line in found.splitlines() if line[:4] == " " * 4 != line[1:5]]
-    return [line.split()[0] for line in lines]
+    of_group, of_rahf = text.partition("WHAT\\n")[2], text.partition("start:\\n")[2]
+    indent, listed = (4, of_group) if of_group else (2, of_rahf.partition("options:")[0])
+    return re.findall(rf"^ {{{indent}}}([a-z]+)\\b", listed, re.MULTILINE)
 
 commands = commands_of(helped())
 for command in commands:

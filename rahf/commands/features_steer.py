@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from rahf.commands.generate import decoding_options, generator_name, prompt_form
+from rahf.commands.generate import decoding_of, decoding_options, generator_name, prompt_form
 from rahf.commands.options.dictionaries import (
     check_features,
     dictionary_option,
@@ -60,14 +60,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from rahf.data.prompts import read_prompts, response_layout
-    from rahf.generation.decoding import Decoding
     from rahf.generation.responses import write_responses
     from rahf.interpret.features.intervention import intervene
 
     response_layout(options.output)
     _check(options)
     prompts = read_prompts(options.prompts)[: options.limit]
-    decoding = Decoding(**{name: getattr(options, name) for name in Decoding.__dataclass_fields__})
+    decoding = decoding_of(options)
     read = reading(options)
     check_features(options, read.dictionary)
     interventions = _interventions(options, read)

@@ -1,4 +1,4 @@
-"""`rahf generate`: a model's responses to the prompts of a file."""
+"""`rahf generate`: a model's responses to the prompts of a file, or to those given."""
 
 import argparse
 from pathlib import Path
@@ -14,22 +14,26 @@ from rahf.commands.options.steering import (
 
 if TYPE_CHECKING:
     from rahf.data.prompts import PromptForm
+    from rahf.generation.decoding import Decoding
 
 EPILOG = """\
 Prompts: records (jsonl, json, csv, also gzipped) with `prompt` or `messages` (text, messages, or
 a "Human: ... Assistant:" transcript), or with AlpacaEval's `instruction`.
 Responses: a name ending in .jsonl holds prompt, generator, response, tokens, finished; one ending
-in .json is AlpacaEval's layout. The same command resumes a run that was stopped."""
+in .json is AlpacaEval's layout. The same command resumes a run that was stopped.
+With --prompt the answers of the base and of the aligned model are printed side by side."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     option = parser.add_argument
     model_options(parser)
-    option("--prompts", required=True, metavar="FILE", type=Path, help="the prompts")
-    option(
-        "--output", required=True, metavar="FILE", type=Path, help="file to write, .jsonl or .json"
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--prompts", metavar="FILE", type=Path, help="the prompts")
+    given.add_argument(
+        "--prompt", metavar="TEXT", action="append", help="prompt; may be given again for several"
     )
+    option("--output", metavar="FILE", type=Path, help="file for --prompts, .jsonl or .json")
     option("--generator", metavar="NAME", help="generator named in the file (default: the model)")
     option("--limit", metavar="N", type="count", help="answer the first N prompts")
     option(
@@ -85,15 +89,17 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_strengths(options)
+    if options.prompt:
+        return _print_answers(options)
+    if options.output is None:
+        raise ValueError("--prompts needs --output FILE; --prompt TEXT prints the answers")
     from rahf.data.prompts import read_prompts, refuse_rendered, response_layout
-    from rahf.generation.decoding import Decoding
     from rahf.generation.responses import write_responses
 
     response_layout(options.output)  # a wrong name is refused before anything is loaded
-    check_strengths(options)
     prompts = read_prompts(options.prompts)[: options.limit]
-    fields = Decoding.__dataclass_fields__
-    decoding = Decoding(**{name: getattr(options, name) for name in fields})
+    decoding = decoding_of(options)
     model, tokenizer = load(options)
     if options.urial is None:
         chats = [prompt.messages for prompt in prompts]
@@ -118,6 +124,31 @@ def run(options: argparse.Namespace) -> int:
         f"{counts['seconds']:.0f} s"
     )
     return 0
+
+
+def _print_answers(options: argparse.Namespace) -> int:
+    """Print the answers to each --prompt, those of the base beside those of the aligned model."""
+    for name in ("output", "limit", "generator"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} is for the prompts of a file; omit it beside --prompt")
+    from rahf.commands.options.sides import answers_of, sides
+    from rahf.report.columns import columns
+
+    loaded = load(options)
+    shown = sides(options, loaded)
+    form, decoding = prompt_form(options, loaded.tokenizer), decoding_of(options)
+    for prompt in options.prompt:
+        chat = [{"role": "user", "content": prompt}]
+        answers = answers_of(shown, dict.fromkeys(shown, chat), loaded, form, decoding)
+        print(f"> {prompt}\n\n{columns(answers)}\n", flush=True)
+    return 0
+
+
+def decoding_of(options: argparse.Namespace) -> "Decoding":
+    """Return the settings of `decoding_options`."""
+    from rahf.generation.decoding import Decoding
+
+    return Decoding(**{name: getattr(options, name) for name in Decoding.__dataclass_fields__})
 
 
 def generator_name(options: argparse.Namespace) -> str:

@@ -163,7 +163,11 @@ def _object(pairs: list[tuple[str, Any]]) -> Record:
 def _repeated(names: Iterable[str]) -> str | None:
     """Return the first name that is not the first of its kind."""
     seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _keys(value: Any) -> Any:

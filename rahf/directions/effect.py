@@ -16,6 +16,7 @@ from rahf.directions.states import Reader, Side
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
 from rahf.models.likelihood import predictions, rows_for
+from rahf.report.progress import timed
 from rahf.terms import kl_divergence
 
 
@@ -50,7 +51,7 @@ def effect_on_predictions(
     """Return the mean over the responses of `pairs`, both of each pair, that both sides read."""
     positive, negative = reader.sides
     totals, count = dict.fromkeys(("", *steering), 0.0), 0
-    for first in range(0, len(pairs), batch_size):
+    for first in timed(range(0, len(pairs), batch_size), "steering"):
         rows, starts = _rows(reader, negative, pairs[first : first + batch_size])
         wanted = _logits(reader, positive, rows)
         for name in totals:

@@ -19,7 +19,7 @@ from transformers import Cache
 from rahf.directions.vectors import Directions
 from rahf.generation.reading import reading_of
 from rahf.generation.unfinished import PrefixCache
-from rahf.models.capture import find_blocks
+from rahf.models.capture import find_blocks, text_config
 from rahf.models.kv_cache import cache_name, given_cache, only_recurrent
 
 Mode = Literal["add", "ablate"]
@@ -154,7 +154,7 @@ def steer(
         return
     strengths, blocks = strengths_of(alpha, len(given), mode), find_blocks(model)
     for each in given:
-        each.check_model(model.config.get_text_config().hidden_size, len(blocks.modules))
+        each.check_model(text_config(model).hidden_size, len(blocks.modules))
     if not strengths.any():
         yield
         return

@@ -33,7 +33,7 @@ class Directions:
     vectors: Float[Tensor, "layers d_model"]  # in units of the residual stream
     metadata: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0:
             raise ValueError(f"layers {list(self.layers)} are not block numbers from 0, each once")
         finite = self.vectors.isfinite().all(1).tolist()
@@ -186,7 +186,7 @@ class Directions:
             )
         layers = tuple(sorted(named))
         shapes = {tuple(vector.shape) for vector in named.values()}
-        if len(shapes) > 1 or len(shapes.copy().pop()) != 1:
+        if len(shapes) > 1 or len(min(shapes)) != 1:
             raise ValueError(f"{path}: its layers should be vectors of one width, not {shapes}")
         try:
             vectors = torch.stack([named[layer] for layer in layers]).float()
@@ -194,7 +194,7 @@ class Directions:
             if not vectors.any():
                 raise ValueError("all its vectors are zero and change nothing: fit them again.")
             if "depth" in metadata:
-                directions.check_model(*shapes.pop(), int(metadata["depth"]))
+                directions.check_model(vectors.shape[1], int(metadata["depth"]))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         return directions

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-FOLDER = Path("accelerate_configs")
+from rahf.shipped.folders import ACCELERATE_CONFIGS, shipped_folder
+
+FOLDER = Path(ACCELERATE_CONFIGS)
 
 NOT_READ = {
     "fsdp_activation_checkpointing": "set activation_checkpointing: true in the recipe",
@@ -87,12 +89,12 @@ def read_launch(
 def find_config(name: str) -> Path:
     """Find the file of an accelerate configuration: `name`, or accelerate_configs/NAME.yaml.
 
-    The folder is looked for here and in the checkout that rahf runs from.
+    The folder is looked for here, then among what ships with the package.
 
     Raises:
         ValueError: there is no such file.
     """
-    places = [FOLDER, Path(__file__).parents[2] / FOLDER.name]
+    places = [FOLDER, shipped_folder(ACCELERATE_CONFIGS)]
     for path in (Path(name), *(place / f"{name}.yaml" for place in places)):
         if path.is_file():
             return path

@@ -78,9 +78,11 @@ def port_of(config: Path) -> int | None:
     return None if names_port(config) else get_free_port()
 
 
-def _hand_on_sigterm() -> None:
+def _hand_on_sigterm() -> bool:
+    """Send SIGTERM to every rank; return True."""
     for rank in psutil.Process().children():
         rank.send_signal(signal.SIGTERM)
+    return True
 
 
 def _report(failures: Sequence[ProcessFailure]) -> int:

@@ -15,6 +15,7 @@ from rahf.data.rows import sequence_rows, with_context
 from rahf.models.adapters import at_strength
 from rahf.models.likelihood import Likelihood, predictions, token_likelihood
 from rahf.models.scoring import scored_together
+from rahf.report.progress import timed
 
 TEXTS_IN_FORWARD = 8
 
@@ -45,7 +46,8 @@ def read_texts(
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     losses, divergences = torch.zeros(2, len(strengths), len(texts), dtype=torch.double)
     tokens = torch.zeros(len(texts), dtype=torch.long)
-    for together in scored_together([len(texts[index]) for index in order], TEXTS_IN_FORWARD):
+    lengths = [len(texts[index]) for index in order]
+    for together in timed([*scored_together(lengths, TEXTS_IN_FORWARD)], "unrelated text"):
         indices = order[together]
         batch = [texts[index] for index in indices]
         rows = send_to_device(sequence_rows([[] for _ in batch], batch, pad_token_id), device)

@@ -152,6 +152,19 @@ def generate(
     return texts
 
 
+def generate_one(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    decoding: Decoding,
+    stops: Sequence[str] = (),
+) -> str:
+    """Return what the model writes after one prompt given as ids."""
+    with answering(model):
+        [(_, answer)] = answers(model, tokenizer, [prompt], decoding, stops=stops)
+    return answer.text
+
+
 def token_bar(rows: int, decoding: Decoding, known: int = 0, **options: Any) -> tqdm:
     """Return a progress bar in tokens: rows of a batch end together, so rows are no measure.
 

@@ -9,12 +9,19 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from rahf.artifacts import read_object, write_json
 from rahf.data.prompts import Response, read_responses, response_of
@@ -64,7 +71,7 @@ class DirectionMonitor(TrainerCallback):
         stop_when: Mapping[str, float] | None = None,
         batch_size: int = 8,
     ):
-        check_projected(trainer.model, directions)
+        check_projected(_model_of(trainer), directions)
         check_limits(stop_when or {}, directions)
         check_count("every", 1 if every is None else every)
         check_count("batch_size", batch_size)
@@ -72,11 +79,17 @@ class DirectionMonitor(TrainerCallback):
         self.stopped: str | None = None  # why the training was ended
         self._trainer, self._directions, self._batch_size = trainer, directions, batch_size
         self._every, self._limits = every, dict(stop_when or {})
-        self._answers = ids_of(answers, trainer.processing_class)
+        self._answers = ids_of(answers, _tokenizer_of(trainer))
         self._before: dict[str, Tensor] = {}
 
     @overrides(TrainerCallback)
-    def on_train_begin(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         """Read the model before training, or what was read before an interruption.
 
         Raises:
@@ -87,6 +100,7 @@ class DirectionMonitor(TrainerCallback):
                 "stop_when needs readings during the training, but logging_strategy is 'no': give "
                 "`every`."
             )
+        assert args.output_dir is not None  # transformers gives it a default
         path = Path(args.output_dir) / FILE_NAME
         if state.global_step:
             self._before = self._read_before(path)
@@ -119,14 +133,26 @@ class DirectionMonitor(TrainerCallback):
         return {name: torch.tensor(each, dtype=torch.float32) for name, each in found.items()}
 
     @overrides(TrainerCallback)
-    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         """Log the movement every so many steps, where the trainer logs, and at the last step."""
         due = control.should_log if self._every is None else state.global_step % self._every == 0
         if due or state.global_step >= state.max_steps:
             self._report(state, control)
 
     @overrides(TrainerCallback)
-    def on_epoch_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         """Log the movement where the trainer logs by epoch."""
         if self._every is None and control.should_log and not self._reported(state):
             self._report(state, control)
@@ -136,7 +162,7 @@ class DirectionMonitor(TrainerCallback):
 
     def _report(self, state: TrainerState, control: TrainerControl) -> None:
         moved = {name: now - self._before[name] for name, now in self._read().items()}
-        overall = {name: mean_estimate(each.mean(0).tolist()) for name, each in moved.items()}
+        overall = {name: _mean_of(each) for name, each in moved.items()}
         figures = figures_of(moved, overall, self._directions)
         self.history.append({"step": state.global_step, **figures})
         # The base class's log: that of a subclass would write and clear its own averages here. And
@@ -160,14 +186,28 @@ class DirectionMonitor(TrainerCallback):
         control.should_training_stop = True
 
     def _read(self) -> dict[str, Tensor]:
-        model = self._trainer.model
-        pad = pad_id(self._trainer.processing_class)
+        model, pad = _model_of(self._trainer), pad_id(_tokenizer_of(self._trainer))
         return projections(model, self._directions, self._answers, pad, self._batch_size)
 
     def _identity(self) -> str:
         vectors = {name: each.fingerprint() for name, each in sorted(self._directions.items())}
         text = json.dumps([vectors, self._answers])
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _model_of(trainer: Trainer) -> nn.Module:
+    assert trainer.model is not None
+    return trainer.model
+
+
+def _tokenizer_of(trainer: Trainer) -> PreTrainedTokenizerBase:
+    return cast(PreTrainedTokenizerBase, trainer.processing_class)
+
+
+def _mean_of(moved: Tensor) -> Estimate:
+    estimate = mean_estimate(moved.mean(0).tolist())
+    assert estimate is not None  # there are answers
+    return estimate
 
 
 def figures_of(

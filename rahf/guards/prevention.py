@@ -21,7 +21,7 @@ from transformers import Trainer
 from rahf.directions.vectors import Directions
 from rahf.guards.automatic_alpha import AUTO, START, AlphaFromMargin
 from rahf.guards.checks import check_directions, increments, is_number
-from rahf.models.capture import find_blocks, without_adapters
+from rahf.models.capture import find_blocks, text_config, without_adapters
 
 Positions = Literal["response", "all"]
 
@@ -72,12 +72,14 @@ class Prevention:
         return hook
 
     def _mask_of(self, hidden: Tensor) -> Float[Tensor, "batch seq 1"]:
-        if self.mask.shape != hidden.shape[:2]:
+        mask = self.mask
+        assert mask is not None
+        if mask.shape != hidden.shape[:2]:
             raise ValueError(
-                f"labels of shape {tuple(self.mask.shape)} do not fit hidden states of shape "
+                f"labels of shape {tuple(mask.shape)} do not fit hidden states of shape "
                 f"{tuple(hidden.shape[:2])}: give positions='all'."
             )
-        return self.mask.to(hidden).unsqueeze(-1)
+        return mask.to(hidden).unsqueeze(-1)
 
     def _outside(self, block: nn.Module, output: Any) -> Any:
         """Refuse a training pass that is not part of the model's own forward pass."""
@@ -141,7 +143,7 @@ def prevent(
     _check(state.alpha, positions)
     check_directions(directions)
     depth = len(find_blocks(model).modules)
-    directions.check_model(model.config.get_text_config().hidden_size, depth)
+    directions.check_model(text_config(model).hidden_size, depth)
     shifts = increments(directions)
     if not automatic and (trainer is not None or pairs is not None):
         raise ValueError("trainer= and pairs= are read with alpha='auto' only: omit them.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rahf.directions.states import States
 from rahf.directions.vectors import Directions, check_finite_states
 from rahf.guards.checks import check_directions
-from rahf.models.capture import find_blocks, record
+from rahf.models.capture import find_blocks, record, text_config
 from rahf.models.likelihood import model_inputs, rows_for
 
 Ids = tuple[list[int], list[int]]  # of a prompt and of its response
@@ -36,7 +36,7 @@ def check_projected(model: nn.Module, directions: Mapping[str, Directions]) -> N
         if "/" in name:
             raise ValueError(f"directions {name!r}: a name has no '/', which separates figures.")
         try:
-            each.check_model(model.config.get_text_config().hidden_size, depth)
+            each.check_model(text_config(model).hidden_size, depth)
         except ValueError as error:
             raise ValueError(f"directions {name!r}: {error}") from None
         still = [

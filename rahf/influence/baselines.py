@@ -24,6 +24,7 @@ from rahf.models.adapter_files import POLICY, put_adapter
 from rahf.models.adapters import base_name, check_same_base, depth_of, frozen_pass
 from rahf.models.capture import record
 from rahf.models.likelihood import model_inputs, pair_likelihoods
+from rahf.report.progress import timed
 
 VALIDATED = "validated"
 """Name of the adapter that was trained on validation pairs, on the model."""
@@ -96,7 +97,7 @@ def mean_states(
     """Return the mean of the last block's hidden states over each text."""
     device, found, last = next(model.parameters()).device, [], depth_of(model) - 1
     none = torch.empty(0, dtype=torch.long, device=device)
-    for places in in_batches(len(texts), batch_size):
+    for places in timed(in_batches(len(texts), batch_size), "texts"):
         some = [texts[place] for place in places]
         rows = send_to_device(sequence_rows([[] for _ in some], some, pad), device)
         real = real_tokens(rows)

@@ -22,6 +22,7 @@ from rahf.influence.trained import Edit, Training, open_training
 from rahf.models.adapters import frozen_pass, pad_id
 from rahf.models.likelihood import preference_margins, preferred
 from rahf.pipeline.inputs import load_split
+from rahf.report.progress import timed
 
 ALL = "all pairs"
 
@@ -86,7 +87,7 @@ def compare_arms(
     all pairs, with 95 % intervals over the held-out pairs; each is the mean over the seeds.
     """
     margins, right = {}, {}  # of each arm, [seeds, pairs]
-    for arm in arms:
+    for arm in timed(arms, "retrainings"):
         name = arm.name.replace(" ", "-")
         again = [retrain(training, arm.edit, folder / f"{name}-{seed}", seed) for seed in seeds]
         measured = [_margins(each, held_out, batch_size) for each in again]

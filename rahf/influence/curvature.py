@@ -56,8 +56,9 @@ def fit_curvature(
         return Curvature(name, _same, _same, ["identity: a dot product of gradients, not nats"])
     if name == "kernel":
         pseudo = fit_kernel(objective, parts, batch_size, folder)
-        solve = partial(kernel_solve, pseudo=pseudo, count=len(objective.rows), damping=damping)
-        return Curvature(name, solve, solve)
+        count = len(objective.rows)
+        by_kernel = partial(kernel_solve, pseudo=pseudo, count=count, damping=damping)
+        return Curvature(name, by_kernel, by_kernel)
     bases = fit_ekfac(objective, parts, batch_size, folder, fit_pairs)
     near = partial(solve_by_parts, parts=parts, bases=bases, damping=damping)
     if name == "ekfac":

@@ -37,6 +37,7 @@ from rahf.influence.gradients import (
 from rahf.influence.objectives import Batch, Objective, in_batches
 from rahf.influence.trained import Subject
 from rahf.interpret.features.bases import fingerprint_of
+from rahf.report.progress import timed
 from rahf.training.state_files import written_atomically
 from rahf.training.target_cache import digest_of_rows
 
@@ -98,7 +99,7 @@ def summed(
     rank += f"{batch_size} at once"
     path = path.with_name(f"{path.name}.{state.process_index}.partial")
     sums, done, saved = *_resumed(path, sums, rank, len(mine)), time.monotonic()
-    for index, places in enumerate(mine[done:], start=done + 1):
+    for index, places in enumerate(timed(mine[done:], "curvature"), start=done + 1):
         add(sums, objective.batch(places, whole=True))
         if time.monotonic() - saved >= SAVE_SECONDS or index == len(mine):
             _save(path, sums, {"done": str(index), "rank": rank})
@@ -311,7 +312,7 @@ def fit_kernel(
         )
     batches = in_batches(len(objective.rows), batch_size)
     paths = [folder / "kernel" / f"{each.start}-{each.stop}.safetensors" for each in batches]
-    for index in range(state.process_index, len(batches), state.num_processes):
+    for index in timed(range(state.process_index, len(batches), state.num_processes), "kernel"):
         if not paths[index].exists():
             batch = objective.batch(batches[index], whole=True)
             made = pseudo_gradients(objective, parts, batch)

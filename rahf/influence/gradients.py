@@ -7,7 +7,7 @@ Knows models and rows; knows no loss.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -126,7 +126,7 @@ def consumed(
             handle.remove()
 
 
-def exact_attention() -> sdpa_kernel:
+def exact_attention() -> AbstractContextManager[None]:
     """Return a context in which attention is computed by its formula: alike in batches of any size,
     and differentiable twice.
     """

@@ -26,6 +26,7 @@ from rahf.data.rows import Rows, with_context
 from rahf.models.adapters import frozen_pass
 from rahf.models.likelihood import Likelihood, likelihood, predictions, token_likelihood
 from rahf.objective import dpo_loss
+from rahf.report.progress import timed
 from rahf.training.teachers import (
     InstructionCollator,
     PairCollator,
@@ -73,7 +74,7 @@ class Objective:
 
     def batches(self, size: int, *, whole: bool) -> Iterator[Batch]:
         """Yield all pairs in order, `size` at once; `whole`: see `batch`."""
-        for places in in_batches(len(self.rows), size):
+        for places in timed(in_batches(len(self.rows), size), "pairs"):
             yield self.batch(places, whole=whole)
 
     def own_batches(self, size: int) -> Iterator[Batch]:

@@ -27,6 +27,7 @@ from rahf.influence.hessian import UNUSED, flattened
 from rahf.influence.objectives import in_batches, real_tokens
 from rahf.models.capture import record
 from rahf.models.likelihood import likelihood, model_inputs
+from rahf.report.progress import timed
 
 
 class Spoken(NamedTuple):
@@ -151,7 +152,7 @@ def _blocks(
 ) -> Iterator[_Block]:
     """Yield the rows of all queries, `batch_size` at once."""
     rows = [(index, row) for index, query in enumerate(queries) for row in query.rows]
-    for places in in_batches(len(rows), batch_size):
+    for places in timed(in_batches(len(rows), batch_size), "queries"):
         some = [rows[place] for place in places]
         block = sequence_rows([row.prompt for _, row in some], [r.response for _, r in some], pad)
         query = torch.tensor([index for index, _ in some])

@@ -25,6 +25,7 @@ from rahf.influence.gradients import (
     weights_of_parts,
 )
 from rahf.influence.objectives import SIDES, Batch, Objective, in_batches, open_gate
+from rahf.report.progress import timed
 
 
 class Scores(NamedTuple):
@@ -57,7 +58,8 @@ def score_pairs(
     changes = torch.zeros(count, len(solved), device=device)
     products, own = torch.zeros_like(changes), torch.zeros(count, device=device)
     by_layer = torch.zeros(len(solved), len(layers), device=device)
-    for places in in_batches(count, batch_size)[state.process_index :: state.num_processes]:
+    mine = in_batches(count, batch_size)[state.process_index :: state.num_processes]
+    for places in timed(mine, "pairs"):
         batch, here = objective.batch(places, whole=False), slice(places.start, places.stop)
         rows = pair_row_gradients(objective, parts, batch)
         cells = cells_of(rows, parts, layers, solved, batch) / count

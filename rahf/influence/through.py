@@ -40,6 +40,7 @@ from rahf.models.adapters import add_teachers, frozen_pass
 from rahf.objective import row_mean
 from rahf.pipeline.inputs import alignment_arguments
 from rahf.recipe.methods import View
+from rahf.report.progress import timed
 from rahf.training.preparation import collator_for
 from rahf.views import Frozen, FrozenViews, run_rows, views_of
 
@@ -183,7 +184,7 @@ def _add_mean_shift(
     order = np.random.default_rng(args.seed).permutation(len(responses))[: args.mean_responses]
     collator = replace(collator_for(args, subject.tokenizer, packed=False), scored=())
     device = subject.objective.device
-    for some in in_batches(len(order), batch_size):
+    for some in timed(in_batches(len(order), batch_size), "teachers"):
         items = [responses[index] for index in order[some.start : some.stop].tolist()]
         inputs = send_to_device(collator(items), device)
         for sign, view in ((1.0, views.views.positive), (-1.0, views.views.negative)):

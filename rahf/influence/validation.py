@@ -26,6 +26,7 @@ from rahf.influence.run import POLICY_STAGE, Fitted, Influence, Settings, fit_st
 from rahf.influence.scores import pair_gradients
 from rahf.influence.trained import Edit, Training, open_training
 from rahf.models.adapters import pad_id
+from rahf.report.progress import timed
 
 SMALL = 0.05
 """Largest predicted change of a query in a finite difference: the step is a share of the one that
@@ -107,7 +108,7 @@ def datamodelling_scores(
     """
     kept, values = [], []
     seed = retrainings.training.recipe.training_value("seed")  # nothing changes but the pairs
-    for number in range(parts):
+    for number in timed(range(parts), "retrainings"):
         order = np.random.default_rng((SEED, number)).permutation(len(rows))
         here = np.isin(np.arange(len(rows)), order[: len(rows) // 2])
         left = frozenset(rows[place] for place in np.flatnonzero(~here))
@@ -146,7 +147,7 @@ def leave_out(
     arms = {"supporters": order[:count], "opponents": order[-count:], "random": drawn}
     whole = {s: retrainings.values(retrainings.run(Edit(), "all", s)).mean() for s in seeds}
     found = {}
-    for name, places in arms.items():
+    for name, places in timed(arms.items(), "retrainings"):
         edit = Edit(frozenset(influence.rows[place] for place in places))
         again = [retrainings.values(retrainings.run(edit, f"without-{name}", s)) for s in seeds]
         real = [float(each.mean() - whole[s]) for each, s in zip(again, seeds, strict=True)]

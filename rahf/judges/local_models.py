@@ -30,6 +30,7 @@ from rahf.judges.questions import (
     better_as_letter,
 )
 from rahf.models.likelihood import predictions
+from rahf.report.progress import timed
 
 
 class RewardJudge:
@@ -140,7 +141,7 @@ class Choices:
             ValueError: as for `first_tokens`.
         """
         first = first_tokens(self.tokenizer, options)
-        for start in range(0, len(questions), self.batch_size):
+        for start in timed(range(0, len(questions), self.batch_size), "judging"):
             batch = questions[start : start + self.batch_size]
             chats = [[{"role": "user", "content": question}] for question in batch]
             asked = tokenize_responses(chats, [options[0]] * len(batch), self.tokenizer)

@@ -9,12 +9,12 @@ activation checkpointing, so that nothing is recorded twice when the block is re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class Blocks(NamedTuple):
@@ -28,6 +28,11 @@ class Blocks(NamedTuple):
 def without_adapters(model: nn.Module) -> nn.Module:
     """Return the model inside of PEFT's wrapper, or the model itself where it has none."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def text_config(model: nn.Module) -> PreTrainedConfig:
+    """Return the configuration of a model's language part."""
+    return cast(PreTrainedConfig, model.config).get_text_config()
 
 
 def find_blocks(model: nn.Module) -> Blocks:

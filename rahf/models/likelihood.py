@@ -24,6 +24,7 @@ from rahf.data.rows import (
 )
 from rahf.models.packing import packed_inputs, takes_packed_rows
 from rahf.models.scoring import scored_together
+from rahf.report.progress import timed
 
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -134,7 +135,7 @@ def pair_likelihoods(
         2 * max(len(whole[index][side]) for side in ("chosen_ids", "rejected_ids"))
         for index in order
     ]
-    for together in scored_together(lengths, batch_size):
+    for together in timed([*scored_together(lengths, batch_size)], "likelihoods"):
         indices = order[together]
         batch = [whole[index] for index in indices]
         prompts = [pair["prompt_ids"] for pair in batch for _ in range(2)]

@@ -51,6 +51,18 @@ def full_name(section: str, name: str) -> str:
     return f"{section}.{name}" if section else name
 
 
+def every_key() -> dict[str, str]:
+    """Return {dotted name: its help} of every key; fields of transformers have no help."""
+    own = {
+        full_name(section, spec.name): spec.metadata["help"]
+        for _, section, options in groups()
+        for spec in dataclasses.fields(options)
+    }
+    given = training_annotations().keys() - REFUSED.keys()
+    fields = {full_name(place, name): "" for place in ("", "teachers") for name in given}
+    return fields | own
+
+
 def default_of(spec: dataclasses.Field) -> Any:
     """Return the default of an option; dataclasses.MISSING where it is required."""
     factory = spec.default_factory

@@ -22,7 +22,7 @@ class MethodOptions(TermOptions, TargetOptions, ShiftOptions):
     is not frozen. Such a class calls `check_method` in its own `__post_init__`.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.check_method()
 
     def check_method(self) -> None:

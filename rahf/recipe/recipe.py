@@ -121,7 +121,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the full recipe as run, defaults included, in the form of `load_recipe`."""
-        recipe = {}
+        recipe: dict[str, Any] = {}
         for section in (self.method, self.model, self.data):
             recipe |= _values(section)
         recipe["teachers"] = _values(self.teachers) | self.teachers_training
@@ -184,14 +184,15 @@ def _build(given: Mapping[Any, Any], source: str, problems: list[str]) -> Recipe
     for name, keys in values.items():
         problems += unknown_keys(name, keys)
     refused: set[str] = set()
-    sections = [_section(cls, "", values[""], problems, refused) for cls in FLAT]
+    sections: list[Any] = [_section(cls, "", values[""], problems, refused) for cls in FLAT]
     for name, cls in SECTIONS.items():
         sections.append(_section(cls, name, values[name], problems, refused))
     training = _training("", values[""], problems)
     teachers = _training("teachers", values["teachers"], problems)
     given = {"": flat} | {name: values[name] for name in SECTIONS}
     named = frozenset(full_name(name, str(key)) for name, keys in given.items() for key in keys)
-    recipe = Recipe(*sections, training, teachers, named)
+    options = [*sections, training, teachers, named]
+    recipe = Recipe(*options)
     problems += _problems_between(recipe, refused)
     if problems:
         raise RecipeError(source, problems, recipe)

@@ -30,6 +30,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from rahf.distributed.sharding import is_sharded, leave_to_data_parallelism
 from rahf.models.adapters import POLICY
 from rahf.overrides import overrides, set_existing
+from rahf.report.terminal import is_quiet
 from rahf.training.checkpoints import load_policy, optimizer_state, policy_weights, restore
 from rahf.training.resumable_trainer import (
     STAGING,
@@ -263,7 +264,8 @@ class CompactProgress(ProgressCallback):
 
     @overrides(ProgressCallback)
     def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
+        if not is_quiet():
+            super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
 
 
 class CompactPrinter(PrinterCallback):
@@ -271,7 +273,8 @@ class CompactPrinter(PrinterCallback):
 
     @overrides(PrinterCallback)
     def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
+        if not is_quiet():
+            super().on_log(args, state, control, logs=without_layers(logs), **kwargs)
 
 
 def show_compactly(trainer: Trainer) -> None:

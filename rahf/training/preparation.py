@@ -32,6 +32,7 @@ from rahf.models.capture import Trunk
 from rahf.models.limits import check_rows
 from rahf.objective import row_mean
 from rahf.recipe.method_options import MethodOptions
+from rahf.report.progress import timed
 from rahf.terms import scored_kinds, terms_of
 from rahf.trainer_config import RAHFConfig
 from rahf.training.target_cache import TargetCache, open_cache
@@ -215,7 +216,7 @@ def fit_mean_shift(
     size, most = args.per_device_train_batch_size, -(-len(drawn) // state.num_processes)
 
     def batches() -> Iterator[tuple[Batch, bool]]:
-        for start in range(0, most, size):
+        for start in timed(range(0, most, size), "mean shift"):
             # A sharded base runs on all ranks or on none: a rank without rows left repeats the
             # first row, which then counts for nothing.
             chosen = indices[start : start + size]

@@ -35,6 +35,7 @@ from rahf.alignment import Alignment
 from rahf.artifacts import identity_of, read_json
 from rahf.data.contrast import Batch, ContrastCollator, retained_name, without_retained
 from rahf.recipe.method_options import MethodOptions
+from rahf.report.progress import timed
 from rahf.training.state_files import checksum, checksum_in, digest, save_states, written_atomically
 from rahf.views import Frozen
 
@@ -281,7 +282,7 @@ def _retained_states(
 ) -> Iterator[Float[Tensor, "layers tokens d_model"]]:
     """Yield the states of the reference on each retained text."""
     device = next(alignment.model.parameters()).device
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
+    for start in timed(range(0, len(texts), TEXTS_AT_ONCE), "retained texts"):
         together = texts[start : start + TEXTS_AT_ONCE]
         rows = send_to_device(collator.retained_rows(together), device)
         yield from alignment.frozen_views.retained(rows).split(

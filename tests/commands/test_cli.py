@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -12,10 +14,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tqdm import tqdm
 
-from rahf.cli import COMMANDS, OTHER_COMMANDS, Group, main
+import rahf.cli
+from rahf.cli import COMMANDS, OTHER_COMMANDS, main
 from rahf.commands.options.parsers import CommandParser, plain_command
+from rahf.commands.table import every_command
 from rahf.data.hub import Finding
+from rahf.recipe.keys import every_key
+from rahf.report.terminal import is_quiet
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl")
 PAIR = {"prompt": "How was it?", "chosen": "Lovely.", "rejected": "Dreadful."}
@@ -605,10 +612,11 @@ ELSEWHERE = [
     [
         ("algin", "unknown command algin, did you mean align?"),
         *((word, f"command {word}, did you mean {to}?") for word, to in OTHER_COMMANDS.items()),
-        ("xyzzy", "unknown command xyzzy, choose from align, data"),
+        ("xyzzy", "unknown command xyzzy, choose from quickstart, recipes"),
         ("evaluate preference", "unknown kind of evaluate preference, did you mean preferences?"),
         ("evaluate --model x", "choose from preferences, responses, tasks"),
-        ("generate --prompt x", "unknown argument --prompt, did you mean --prompts?; the follow"),
+        ("generate --promp x", "unknown argument --promp, did you mean --prompt?; the follow"),
+        ("generate --model x", "one of the arguments --prompts --prompt is required"),
         ("generate --sed=3 --seed x", "unknown argument --sed=3, did you mean --seed?; argument"),
         ("evaluate tasks --task x", "unknown argument --task, did you mean --tasks?; the follow"),
         ("features", "which kind of features? choose from train, decompose, diff, steer"),
@@ -657,19 +665,102 @@ def test_a_switch_needs_no_value(place):
     assert main(["validate", recipe(), "--bf16", "--trust_remote_code"]) == 0
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_a_help(name, capsys):
-    entry = COMMANDS[name]
-    for kind in entry.kinds if isinstance(entry, Group) else [()]:
-        with pytest.raises(SystemExit) as end:
-            main([name, *([kind] if kind else []), "--help"])
-        assert end.value.code == 0
-        printed = capsys.readouterr().out
-        assert "--traceback" in printed
-        # A help names what the option holds, and its default as such.
-        texts = re.findall(r"^  -\S.*?\s{2,}(\S.*)$", printed, re.MULTILINE)
-        bare = re.compile(r"(of|that|as|for|default:)\b|.*\(\d+\)")
-        assert [text for text in texts if bare.match(text)] == []
+@pytest.mark.parametrize(
+    ("words", "command"), [pytest.param(*each, id=each[0]) for each in every_command()]
+)
+def test_every_command_has_a_help_with_an_example_that_parses(words, command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*words.split(), "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--traceback" in printed
+    # A help names what the option holds, and its default as such.
+    texts = re.findall(r"^  -\S.*?\s{2,}(\S.*)$", printed, re.MULTILINE)
+    bare = re.compile(r"(of|that|as|for|default:)\b|.*\(\d+\)")
+    assert [text for text in texts if bare.match(text)] == []
+    call = f"rahf {words} {command.example}".strip()
+    assert call in printed
+    given = shlex.split(call)[1:]
+    options, overrides = rahf.cli._parser(given).parse_known_args(given)
+    keys = dict(zip(overrides[::2], overrides[1::2], strict=True))
+    assert [key for key in keys if key.removeprefix("--") not in every_key()] == []
+    assert overrides == [] or command.parser is not plain_command
+    assert command.example or not [name for name in vars(options) if name in ("model", "recipe")]
+
+
+def test_the_help_of_rahf_has_every_command_under_a_heading(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    places = [printed.index(f"\n  {name} ") for name in COMMANDS]
+    assert places == sorted(places)
+    assert max(map(len, printed.splitlines())) <= 100
+
+
+def test_a_word_is_completed_by_the_shell(place):
+    """Cases: what is typed, what is offered, what is not."""
+    cases = [
+        ("rahf al", {"align "}, {"data "}),
+        ("rahf features d", {"decompose ", "diff "}, {"train "}),
+        ("rahf generate --temp", {"--temperature "}, {"--top_k "}),
+        ("rahf align my.yaml --teachers.lear", {"--teachers.learning_rate "}, set()),
+        ("rahf nothing --", set(), {"--model "}),
+    ]
+    for line, offered, others in cases:
+        answer = place / "answer"
+        answer.touch()
+        python(
+            "from rahf.cli import main; main()",
+            _ARGCOMPLETE="1",
+            _ARGCOMPLETE_IFS="\n",
+            _ARGCOMPLETE_STDOUT_FILENAME=str(answer),
+            COMP_LINE=line,
+            COMP_POINT=str(len(line)),
+        )
+        found = {
+            each if each.endswith(" ") else f"{each} " for each in answer.read_text().split("\n")
+        }
+        assert offered <= found, line
+        assert not others & found, line
+        answer.unlink()
+
+
+def test_completion_prints_the_function_of_a_shell(capsys):
+    for shell, word in (("bash", "complete "), ("zsh", "compdef"), ("fish", "complete --command")):
+        assert main(["completion", shell]) == 0
+        assert word in capsys.readouterr().out
+
+
+def test_env_prints_versions_and_nothing_of_the_user(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert main(["env"]) == 0
+    printed = capsys.readouterr().out
+    names = [line.split("  ")[0] for line in printed.splitlines()]
+    assert names[:3] == ["rahf", "python", "torch"]
+    assert {"transformers", "peft", "GPUs", "CPU cores", "memory", "platform"} <= set(names)
+    assert "hf_secret" not in printed
+    assert str(Path.home()) not in printed
+    assert socket.gethostname() not in printed
+
+
+def test_quiet_prints_results_and_errors_only(place, pipeline, capsys, monkeypatch):
+    def run_pipeline(recipe, stage=None):
+        list(tqdm(range(2), desc="a bar", mininterval=0))
+        list(tqdm(range(2), desc="one that goes", mininterval=0, leave=False))
+        print("warned of", file=sys.stderr)
+        print("a result")
+
+    pipeline.run_pipeline = run_pipeline
+    assert main(["align", recipe(num_train_epochs=2)]) == 0
+    assert "a bar" in capsys.readouterr().err
+    for environment, option in ((None, ["--quiet"]), ("1", [])):
+        if environment:
+            monkeypatch.setenv("RAHF_QUIET", environment)
+        assert main(["align", recipe(num_train_epochs=2), *option]) == 0
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err) == ("a result\n", "warned of\n")
+    monkeypatch.delenv("RAHF_QUIET")
+    assert not is_quiet()
 
 
 def test_only_the_named_command_is_imported():
@@ -681,7 +772,8 @@ def test_only_the_named_command_is_imported():
     options = [
         f"rahf.commands.options{name}" for name in ("", ".numbers", ".other_names", ".parsers")
     ]
-    assert python(code).splitlines()[-1] == str([*options, "rahf.commands.export"])
+    loaded = [*options, "rahf.commands.table", "rahf.commands.export"]
+    assert python(code).splitlines()[-1] == str(loaded)
 
 
 def test_python_m_rahf_is_the_command(place):

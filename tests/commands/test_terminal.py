@@ -94,6 +94,7 @@ def entries():
 
 
 CONTINUED = {
+    "quickstart": "checkpoint",
     "align": "checkpoint",
     "reward": "checkpoint",
     "dpo": "checkpoint",

@@ -12,6 +12,7 @@ from typing import NoReturn
 from rahf.commands.options.numbers import NUMBERS
 from rahf.commands.options.other_names import hint
 from rahf.records.makers import holds, refuse_other_maker
+from rahf.report.terminal import is_quiet
 
 Run = Callable[[argparse.Namespace], int]
 """Options -> exit status; what was given and is not read by the parser is `options.overrides`."""
@@ -55,7 +56,7 @@ def recipe_command(
         from rahf.recipe.files import checked_recipe, not_read
 
         recipe = checked_recipe(options.recipe, options.overrides)
-        for line in not_read(recipe):
+        for line in () if is_quiet() else not_read(recipe):
             print(f"note: {line}", file=sys.stderr)
         _refuse_other_result(options)
         return run(recipe, options)
@@ -141,6 +142,11 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
         action="store_true",
         default=os.environ.get("RAHF_DEBUG", "0") not in ("", "0"),
         help="show where an error came from (also: RAHF_DEBUG=1)",
+    )
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print results and errors, no progress and no notes (also: RAHF_QUIET=1)",
     )
     return parser
 

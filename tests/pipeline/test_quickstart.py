@@ -1,12 +1,8 @@
 """The quickstart's own arithmetic: the rows of the policy whose sides were swapped."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
 import pytest
-from quickstart import judged_line, turned
+
+from rahf.pipeline.quickstart import judged_line, turned
 
 
 def test_intervals_turn_with_their_shares():

@@ -1,0 +1,1 @@
+"""What ships with the package besides code: recipes with their data, accelerate configurations."""
