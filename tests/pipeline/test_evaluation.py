@@ -68,7 +68,11 @@ def test_several_judges_are_beside_the_first_and_agree_with_each_other_and_lengt
     alone, answers = aligned(judge="lexicon")
     (OUT / "stage.json").unlink()
     models, again = aligned(judge=["lexicon", "regex:w1"])
+    by_judge = [answer.pop("by_judge") for answer in again]
     assert again == answers
+    assert [each["lexicon"] for each in by_judge] == [answer["scores"] for answer in answers]
+    for answer, each in zip(answers, by_judge, strict=True):
+        assert each["regex:w1"] == {name: "w1" in said for name, said in answer["answers"].items()}
     agreement = [pair for row in models.values() for pair in row.pop("agreement", ())]
     for name, row in models.items():
         judges = row.pop("judges")
