@@ -5,6 +5,7 @@ Knows models and texts; knows no file.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -186,7 +187,8 @@ class WrittenJudge:
     """A language model as judge: what it writes is its verdict, where `parse` can read it.
 
     A text that is longer than the model's context has no verdict, and the reason replaces the
-    judge's words. Where all are longer, that is an error.
+    judge's words. Where all are longer, that is an error. Of an answer that is cut off only what
+    is complete is read.
     """
 
     id: str
@@ -226,8 +228,9 @@ class WrittenJudge:
                 if row not in written:
                     yield Verdict(None, f"the text has {len(prompt)} tokens, more than {room}")
                     continue
-                said = self.begin + written[row].text
-                yield Verdict(self.parse(said), said, (len(prompt), len(written[row].ids)))
+                said, count = self.begin + written[row].text, len(written[row].ids)
+                ended = said if count < self.max_tokens else complete_part(said)
+                yield Verdict(self.parse(ended), said, (len(prompt), count))
 
     def _prompt(self, text: str) -> list[int]:
         tokenizer = self.choices.tokenizer
@@ -238,6 +241,12 @@ class WrittenJudge:
         """Return the tokens of a prompt that the model reads beside its answer, at most."""
         config = self.choices.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", math.inf) - self.max_tokens
+
+
+def complete_part(said: str) -> str:
+    """Return the sentences and lines of an answer that were finished before it was cut off."""
+    found = re.match(r".*[.!?}\n]", said, re.DOTALL)
+    return "" if found is None else found[0]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rahf.judges.local_models import (
     WrittenJudge,
     aspects_choice_judge,
     better_choice_judge,
+    complete_part,
 )
 from rahf.judges.questions import (
     ASPECTS,
@@ -281,6 +282,25 @@ def test_a_text_longer_than_the_context_is_missing_and_the_others_are_answered()
     assert [verdict.said for verdict in judge.verdicts(["w6"])] == [found[2].said]
     with pytest.raises(ValueError, match=r"shortest of 2 texts has \d+ tokens.*shorter texts"):
         list(judge.verdicts([long, long]))
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("It is active on digits. It is al", "It is active on digits."),
+        ("It is active on and on and", ""),
+        ('{"explanation": "digits"}', '{"explanation": "digits"}'),
+        ('{"explanation": "dig', ""),
+        ("It is active on digits\nof", "It is active on digits\n"),
+        ("All of it.", "All of it."),
+    ],
+)
+def test_of_an_answer_that_is_cut_off_only_what_is_complete_is_read(said, kept):
+    assert complete_part(said) == kept
+    choices = Choices(tiny_model(), tiny_tokenizer())
+    judge = WrittenJudge("lm", 1, str, lambda text: float(len(text)), choices, 2, begin=said)
+    [verdict] = judge.verdicts(["w4"])  # two tokens more, cut off
+    assert verdict.value == len(kept)
 
 
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(.*a){25}$", r"^(\w+\s?)*$"])
