@@ -12,7 +12,6 @@ from toy_influence import flat, minimise, put
 
 from rahf.influence.baselines import baselines
 from rahf.influence.curvature import CURVATURES, fit_curvature
-from rahf.influence.factors import pseudo_gradients
 from rahf.influence.gradients import lora_parts
 from rahf.influence.objectives import preference_objective
 from rahf.influence.queries import ask, margin, values_of
@@ -61,10 +60,8 @@ class Trained:
         return values_of(self.objective.model, self.queries, EOS, 16)
 
     def rankings(self, tmp_path, curvature):
-        batch = self.objective.batch(range(PAIRS), whole=True)
-        pseudo = pseudo_gradients(self.objective, self.parts, batch)
-        damping = DECAY / float(pseudo.square().mean())
-        fitted = fit_curvature(curvature, self.objective, self.parts, tmp_path, PAIRS, damping)
+        how = (self.objective, self.parts, tmp_path, PAIRS)
+        fitted = fit_curvature(curvature, *how, damping=1e-6, floor=DECAY)
         asked = ask(self.objective.model, self.parts, self.queries, EOS, 16)
         solved = fitted.solve(asked.gradients)
         given = (self.parts, solved, asked.gradients, fitted.solve_pairs, PAIRS)
