@@ -50,37 +50,46 @@ def fit_curvature(
     batch_size: int,
     damping: float = DAMPING,
     fit_pairs: int = FIT_PAIRS,
+    floor: float = 0.0,
 ) -> Curvature:
-    """Return a curvature; its factors are read from `folder` or fitted into it."""
+    """Return a curvature; its factors are read from `folder` or fitted into it.
+
+    Args:
+        floor: curvature that every direction has beside its own.
+    """
     if name == "identity":
         return Curvature(name, _same, _same, ["identity: a dot product of gradients, not nats"])
     if name == "kernel":
         pseudo = fit_kernel(objective, parts, batch_size, folder)
-        count = len(objective.rows)
-        by_kernel = partial(kernel_solve, pseudo=pseudo, count=count, damping=damping)
+        given = {"pseudo": pseudo, "count": len(objective.rows)}
+        by_kernel = partial(kernel_solve, **given, damping=damping, floor=floor)
         return Curvature(name, by_kernel, by_kernel)
     bases = fit_ekfac(objective, parts, batch_size, folder, fit_pairs)
-    near = partial(solve_by_parts, parts=parts, bases=bases, damping=damping)
+    near = partial(solve_by_parts, parts=parts, bases=bases, damping=damping, floor=floor)
     if name == "ekfac":
         return Curvature(name, near, near)
-    found = Curvature(name, near, near, ["cg: self-influence is EK-FAC's"])
-    level = damping * float(sum(basis.moments.sum() for basis in bases)) / parameter_count(parts)
+    mean = float(sum(basis.moments.sum() for basis in bases)) / parameter_count(parts)
+    level, notes = damping * mean + floor, ["cg: self-influence is EK-FAC's"]
 
-    def solve(vectors: Float[Tensor, "n parameters"]) -> Float[Tensor, "n parameters"]:
-        def product(x: Tensor) -> Tensor:
-            return hessian_product(objective, parts, x, batch_size) + level * x
+    def product(x: Tensor) -> Tensor:
+        return hessian_product(objective, parts, x, batch_size) + level * x
 
-        solved = conjugate_gradients(product, vectors, near, CG_STEPS)
-        worst, cut = float(solved.residual.max()), int(solved.truncated.sum())
-        found.notes.append(f"cg: largest residual {worst:.2g} of the query's gradient")
-        if cut:
-            found.notes.append(
-                f"cg: {cut} of {len(vectors)} solutions end at a direction of negative curvature: "
-                "the training has not reached a minimum there"
-            )
-        return solved.vectors
+    return Curvature(name, partial(_by_cg, product=product, near=near, notes=notes), near, notes)
 
-    return Curvature(name, solve, near, found.notes)
+
+def _by_cg(
+    vectors: Float[Tensor, "n parameters"], product: Solve, near: Solve, notes: list[str]
+) -> Float[Tensor, "n parameters"]:
+    """Return the inverse of the damped Hessian times each vector, and note how near it came."""
+    solved = conjugate_gradients(product, vectors, near, CG_STEPS)
+    worst, cut = float(solved.residual.max()), int(solved.truncated.sum())
+    notes.append(f"cg: largest residual {worst:.2g} of the query's gradient")
+    if cut:
+        notes.append(
+            f"cg: {cut} of {len(vectors)} solutions end at a direction of negative curvature: "
+            "the training has not reached a minimum there"
+        )
+    return solved.vectors
 
 
 def _same(vectors: Tensor) -> Tensor:
@@ -92,9 +101,10 @@ def solve_by_parts(
     parts: Sequence[Part],
     bases: Sequence[Eigenbasis],
     damping: float,
+    floor: float,
 ) -> Float[Tensor, "n parameters"]:
     """Return EK-FAC's damped inverse, matrix by matrix."""
     solved = torch.empty_like(vectors)
     for part, basis in zip(parts, bases, strict=True):
-        part.matrices(solved).copy_(ekfac_solve(part.matrices(vectors), basis, damping))
+        part.matrices(solved).copy_(ekfac_solve(part.matrices(vectors), basis, damping, floor))
     return solved

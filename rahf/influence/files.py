@@ -107,8 +107,8 @@ def _notes(influence: Influence, unit: str) -> list[str]:
     if unit == "nats" and largest > PLAUSIBLE:
         notes.append(
             f"changes of up to {largest:.2g} nats are more than single pairs do: the training is "
-            "far from a minimum, or the damping is too small. Read the order of the pairs, not "
-            "the sizes"
+            "short or far from a minimum, or the damping is too small. Read the order of the "
+            "pairs, not the sizes"
         )
     return list(dict.fromkeys(notes))
 

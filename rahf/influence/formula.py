@@ -6,8 +6,9 @@ end. Leaving pair i out moves the minimum by (1/N) H^-1 grad L_i, to first order
 
     change_i  =  (1/N) grad f . (H + damping)^-1 . grad L_i  =  - influence_i / N
 
-in the unit of f, which is nats for a log-probability. A negative change: without the pair the
-query would be lower, so the pair supports it. H is replaced by
+in the unit of f, which is nats for a log-probability. A part of the damping follows from the length
+of the training, see `length.py`. A negative change: without the pair the query would be lower, so
+the pair supports it. H is replaced by
 
     identity  1: the change is a dot product of gradients, without a unit of its own
     kernel    the Gauss-Newton matrix (1/N) sum_i g_i g_i^T, solved through its N x N Gram matrix
@@ -60,10 +61,13 @@ def rotate(
 
 
 def ekfac_solve(
-    matrices: Float[Tensor, "n outputs inputs"], basis: Eigenbasis, damping: float = DAMPING
+    matrices: Float[Tensor, "n outputs inputs"],
+    basis: Eigenbasis,
+    damping: float = DAMPING,
+    floor: float = 0.0,
 ) -> Float[Tensor, "n outputs inputs"]:
     """Return the inverse of the damped curvature times each matrix (arXiv 2308.03296, eq. 20)."""
-    curvature = basis.moments + damping * basis.moments.mean()
+    curvature = basis.moments + damping * basis.moments.mean() + floor
     return basis.outputs @ (rotate(matrices, basis) / curvature) @ basis.inputs.T
 
 
@@ -72,6 +76,7 @@ def kernel_solve(
     pseudo: Float[Tensor, "examples parameters"],
     count: int,
     damping: float = DAMPING,
+    floor: float = 0.0,
 ) -> Float[Tensor, "n parameters"]:
     """Return the inverse of ((1/N) G^T G + l) times each vector, by Woodbury's identity:
     (1/l) (v - G^T (N l + G G^T)^-1 G v).
@@ -80,8 +85,9 @@ def kernel_solve(
         pseudo: G, the pseudo-gradients.
         count: pairs of the training, N.
         damping: l as a share of the mean diagonal entry of (1/N) G^T G.
+        floor: what is added to l.
     """
-    level = damping * pseudo.square().sum() / count / pseudo.shape[1]
+    level = damping * pseudo.square().sum() / count / pseudo.shape[1] + floor
     gram = (pseudo @ pseudo.T).double()
     gram.diagonal().add_(count * level.double())
     inner = torch.linalg.solve(gram, (pseudo @ vectors.T).double()).to(vectors)

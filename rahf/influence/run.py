@@ -15,7 +15,8 @@ from torch import Tensor
 from rahf.influence.curvature import Curvature, CurvatureName, fit_curvature
 from rahf.influence.factors import FIT_PAIRS, check_key
 from rahf.influence.formula import DAMPING
-from rahf.influence.gradients import Part, lora_parts
+from rahf.influence.gradients import Part, lora_parts, parameter_count
+from rahf.influence.length import floor_of
 from rahf.influence.queries import Asked
 from rahf.influence.scores import Detail, Scores, detail_of, score_pairs
 from rahf.influence.through import teacher_queries
@@ -39,6 +40,7 @@ class Settings(NamedTuple):
     damping: float = DAMPING
     through: bool = True  # the teachers too
     fit_pairs: int = FIT_PAIRS  # that the factors of EK-FAC are fitted to, at most
+    at_minimum: bool = False  # leave the length of the training out
 
 
 class Fitted(NamedTuple):
@@ -75,7 +77,8 @@ def fit_stage(training: Training, name: str, settings: Settings) -> Fitted:
     subject = open_training(training)
     parts, folder = lora_parts(subject.objective.model), settings.factors / name
     check_key(folder, subject)
-    how = (folder, settings.batch_size, settings.damping, settings.fit_pairs)
+    floor = 0.0 if settings.at_minimum else floor_of(training, parameter_count(parts))
+    how = (folder, settings.batch_size, settings.damping, settings.fit_pairs, floor)
     return Fitted(subject, parts, fit_curvature(settings.curvature, subject.objective, parts, *how))
 
 

@@ -13,6 +13,7 @@ from rahf.influence.curvature import fit_curvature
 from rahf.influence.formula import conjugate_gradients, kernel_solve
 from rahf.influence.gradients import Part, exact_attention, lora_parts, weights_of_parts
 from rahf.influence.hessian import hessian_product
+from rahf.influence.length import floor_of_log
 from rahf.influence.objectives import (
     Batch,
     Objective,
@@ -167,6 +168,31 @@ def test_conjugate_gradients_solve_and_end_where_curvature_is_negative():
     ended = conjugate_gradients(lambda x: -x, right, lambda x: x / 2, 20)
     assert ended.truncated.all()
     assert torch.equal(ended.vectors, right / 2)
+
+
+def test_the_length_of_a_training_is_the_curvature_that_it_has_not_felt():
+    rate, log = 0.1, [{"grad_norm": 3.0, "learning_rate": 0.1, "step": n} for n in range(1, 21)]
+    assert floor_of_log(log, 9, "sgd") == pytest.approx(0.5)
+    assert floor_of_log(log, 9, "adamw_torch") == pytest.approx(0.5)
+    assert floor_of_log(log, 36, "adamw_torch") == pytest.approx(0.25)
+    assert floor_of_log([*log[9::10], {"train_loss": 1, "step": 20}], 9, "sgd") == pytest.approx(
+        0.5
+    )
+    assert floor_of_log([{"train_loss": 1, "step": 20}], 9, "sgd") == 0
+    assert floor_of_log(log, 9, "adafactor") == 0
+    # What twenty steps of gradient descent on a parabola come to, from flat to steep.
+    for curvature in (1e-3, 0.1, 0.5, 2.0, 10.0):
+        reached = (1 - (1 - rate * curvature) ** 20) / curvature
+        assert reached == pytest.approx(1 / (curvature + 0.5), rel=0.3), curvature
+
+
+def test_the_floor_is_added_to_every_curvature(family, tmp_path):
+    objective = objective_of(family, "dpo", tmp_path)
+    parts = lora_parts(objective.model)
+    vectors = draw(2, parts[-1].stop)
+    for name in ("ekfac", "kernel", "cg"):
+        found = fit_curvature(name, objective, parts, tmp_path, 6, floor=1e4).solve(vectors)
+        assert torch.allclose(found, vectors / 1e4, rtol=0.05, atol=1e-6), name
 
 
 def test_cg_solves_with_the_hessian(family, tmp_path):

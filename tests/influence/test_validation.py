@@ -12,7 +12,6 @@ from toy_influence import flat, minimise, put
 
 from rahf.influence.baselines import baselines
 from rahf.influence.curvature import CURVATURES, fit_curvature
-from rahf.influence.factors import pseudo_gradients
 from rahf.influence.gradients import lora_parts
 from rahf.influence.objectives import preference_objective
 from rahf.influence.queries import ask, margin, values_of
@@ -43,16 +42,16 @@ def draw_pairs(count, seed, flipped=()):
 class Trained:
     """A DPO training at its minimum."""
 
-    def __init__(self, family, rows):
+    def __init__(self, family, rows, held_out=6):
+        self.pairs = len(rows)
         model = attach_policy(family.load_base(), lora(2), range(4))
         randomize(model, "default", 3)
         self.objective = preference_objective(model.eval(), rows, EOS, BETA)
         self.parts = lora_parts(model)
         self.start = flat(self.parts)
-        held_out = draw_pairs(6, 99)
         self.queries = [
             margin("q", pair["prompt_ids"], pair["chosen_ids"], pair["rejected_ids"])
-            for pair in held_out
+            for pair in draw_pairs(held_out, 99)
         ]
 
     def train(self, kept):
@@ -61,15 +60,13 @@ class Trained:
         return values_of(self.objective.model, self.queries, EOS, 16)
 
     def rankings(self, tmp_path, curvature):
-        batch = self.objective.batch(range(PAIRS), whole=True)
-        pseudo = pseudo_gradients(self.objective, self.parts, batch)
-        damping = DECAY / float(pseudo.square().mean())
-        fitted = fit_curvature(curvature, self.objective, self.parts, tmp_path, PAIRS, damping)
+        how = (self.objective, self.parts, tmp_path, self.pairs)
+        fitted = fit_curvature(curvature, *how, damping=1e-6, floor=DECAY)
         asked = ask(self.objective.model, self.parts, self.queries, EOS, 16)
         solved = fitted.solve(asked.gradients)
-        given = (self.parts, solved, asked.gradients, fitted.solve_pairs, PAIRS)
+        given = (self.parts, solved, asked.gradients, fitted.solve_pairs, self.pairs)
         changes = score_pairs(self.objective, *given).changes
-        rivals = baselines(self.objective.model, self.objective.rows, self.queries, EOS, PAIRS)
+        rivals = baselines(self.objective.model, self.objective.rows, self.queries, EOS, self.pairs)
         noise = torch.randn(changes.shape, generator=torch.Generator().manual_seed(0))
         return {"influence": -changes, "bm25": rivals.bm25, "random": noise}, rivals
 
@@ -86,28 +83,32 @@ def test_influence_predicts_retraining_better_than_bm25_and_chance(family, tmp_p
         rankings |= found | {curvature: found["influence"]}
     del rankings["influence"]
     generator = np.random.default_rng(0)
-    kept = [torch.from_numpy(generator.permutation(PAIRS) < PAIRS // 2) for _ in range(8)]
+    kept = [torch.from_numpy(generator.permutation(PAIRS) < PAIRS // 2) for _ in range(16)]
     values = torch.stack([toy.train(half.float() * 2) for half in kept])
     scores = lds(values, torch.stack(kept), rankings)
     for name, score in scores.items():  # the table of docs/influence.md, with -s
         print(f"{name:9} {score['mean']:+.2f} [{score['low']:+.2f}, {score['high']:+.2f}]", end=" ")
         print(f"{seconds[name]:.2f} s" if name in seconds else "")
+    assert scores["ekfac"]["low"] > 0
     for name in ("ekfac", "kernel", "cg"):
-        assert scores[name]["low"] > 0, name
         assert scores[name]["mean"] > scores["bm25"]["mean"] + 0.2, name
         assert scores[name]["mean"] > scores["random"]["mean"] + 0.2, name
 
 
 @pytest.mark.slow
 def test_flipped_pairs_oppose_the_held_out_margin(family, tmp_path):
-    flipped = {2, 7, 11, 16}
-    toy = Trained(family, draw_pairs(PAIRS, 1, flipped))
-    toy.train(torch.ones(PAIRS))
-    rankings, rivals = toy.rankings(tmp_path, "ekfac")
-    positive = np.isin(np.arange(PAIRS), list(flipped))
-    found = auc(-rankings["influence"].mean(1).numpy(), positive)
-    assert found.mean > 0.8
-    assert found.mean > auc(-rivals.margin.numpy(), positive).mean
+    found = {"influence": [], "margin": []}
+    for seed in (1, 2, 3):
+        flipped = np.random.default_rng(seed).permutation(2 * PAIRS)[:8]
+        toy = Trained(family, draw_pairs(2 * PAIRS, seed, set(flipped.tolist())), held_out=24)
+        toy.train(torch.ones(2 * PAIRS))
+        rankings, rivals = toy.rankings(tmp_path / str(seed), "ekfac")
+        positive = np.isin(np.arange(2 * PAIRS), flipped)
+        influence = -rankings["influence"].mean(1).numpy()
+        found["influence"].append(auc(influence, positive).mean)
+        found["margin"].append(auc(-rivals.margin.numpy(), positive).mean)
+    assert np.mean(found["influence"]) > 0.8
+    assert np.mean(found["influence"]) > np.mean(found["margin"]) + 0.1
 
 
 def test_the_auc_is_a_share_of_ordered_pairs():

@@ -1,7 +1,7 @@
 """Options of the commands that compute influence, and what they name."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -30,6 +30,11 @@ def influence_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the fitted curvature (default: influence in the adapter's folder)",
     )
     option("--batch_size", metavar="N", type="count", default=8, help="pairs at once (default: 8)")
+    option("--direct", action="store_true", help="leave out what goes through the teachers")
+    _curvature_options(option)
+
+
+def _curvature_options(option: Callable[..., object]) -> None:
     option(
         "--damping",
         metavar="X",
@@ -44,7 +49,11 @@ def influence_options(parser: argparse.ArgumentParser) -> None:
         default=2000,
         help="fit the factors of ekfac to at most N pairs, drawn at random (default: 2000)",
     )
-    option("--direct", action="store_true", help="leave out what goes through the teachers")
+    option(
+        "--at_minimum",
+        action="store_true",
+        help="take the training for one that reached its minimum, however short it was",
+    )
 
 
 def question_options(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +100,7 @@ def settings_of(options: argparse.Namespace):
         options.damping,
         through=not options.direct,
         fit_pairs=options.fit_pairs,
+        at_minimum=options.at_minimum,
     )
 
 
