@@ -88,7 +88,7 @@ def fit_bank(
     """
     made_with = _made_with(entries, reading, made_from)
     if (folder / BANK_RECORD).exists():
-        record = read_object(folder / BANK_RECORD, made=str(folder))
+        record = read_object(folder / BANK_RECORD, f"Delete {folder} to fit the bank again.")
         if record.get("made_with") != made_with:
             raise ValueError(
                 f"{folder} holds a bank of another model, or fitted otherwise: delete it, or give "

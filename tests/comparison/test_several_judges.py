@@ -135,6 +135,7 @@ def test_kept_answers_are_judged_by_several_judges_without_a_model(
     out = Path("out/compare")
     single, alone = (out / "comparison.md").read_text(), read_json(out / "comparison.json")
     assert "agreement" not in alone
+    assert alone.pop("command") == f"rahf compare {compared}"
     prompts = [line["prompt"] for line in read_lines(out / "answers.jsonl")]
     rows = [{"prompt": prompt, "right": ["w4"], "wrong": ["w5 w6"]} for prompt in prompts]
     write_lines(Path("references.jsonl"), rows)

@@ -126,7 +126,7 @@ def test_a_control_vector_is_read_as_the_directions_it_was_written_from(
         ((("direction.1", torch.ones(8)),), (), "width 8, but the base's hidden states have 16"),
         ((("direction.9", torch.ones(16)),), (), "layer 9 does not exist, the base has 0 to 3"),
         ((("direction.1", torch.full((16,), torch.nan)),), (), "not finite"),
-        ((("direction.1", torch.ones(16)),), ("--fit", "probe"), "--fit fits or measures"),
+        ((("direction.1", torch.ones(16)),), ("--fit", "probe"), "--from does not read --fit"),
         (None, (), "is damaged or no GGUF file"),
     ],
 )

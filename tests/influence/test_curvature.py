@@ -225,7 +225,7 @@ def test_a_stopped_fit_resumes_with_the_next_batch(family, tmp_path, monkeypatch
         factors.fit_ekfac(stopped, parts, 2, tmp_path / "stopped")
     path = tmp_path / "stopped/moments.0.partial"
     intact, tensors = path.read_bytes(), load_file(path)
-    metadata = {"rank": "0 of 1, 2 at once", "done": "1"}
+    metadata = {"rank": "0 of 1, 6 pairs, 2 at once", "done": "1"}
     name = parts[0].name
     for change, more, told in (
         (lambda x: x * torch.nan, {}, "not finite"),

@@ -111,15 +111,16 @@ def held_training(options: argparse.Namespace, *outputs: Path) -> Iterator:
     What could not be checked of the training is printed.
     """
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
     from rahf.influence.trained import read_training
     from rahf.pipeline.stages import output_of_one_run
 
-    training = read_training(options.adapter)
     with ExitStack() as held:
         for folder in (*outputs, settings_of(options).factors):
-            cpu = training.recipe.training.get("use_cpu", False)
+            cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
             held.enter_context(output_of_one_run(folder, cpu))
+        training = read_training(options.adapter)
         if training.unchecked:
             PartialState().print(UNCHECKED)
         yield training

@@ -234,7 +234,7 @@ def guards_section(runs: Sequence[Run]) -> Section | None:
             [name, f"{signed(mean)} {interval(*ends, signed)}", _layer_range(run.log, name)]
             for name, (mean, *ends) in last.items()
         ]
-        header = ["direction", "movement at the end [95 %]", "layers, least to most"]
+        header = ["watched", "movement at the end [95 %]", "layers, least to most"]
         note = "1 is the mean difference that the direction was fitted to."
         blocks += [*([chart] if chart else []), Table("", header, rows, note)]
         blocks.append(Command("watched by", run.command))
