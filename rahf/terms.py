@@ -149,6 +149,7 @@ def _similarity(evidence: Evidence) -> Float[Tensor, " responses"]:
 
 def _protected(evidence: Evidence) -> Float[Tensor, " rows"]:
     owner = evidence.batch["reference"]["aligned_owner"]
+    assert evidence.protected is not None  # the term has a weight only where directions are named
     return protected_loss(evidence.hidden, evidence.target, owner, evidence.protected)
 
 

@@ -8,7 +8,7 @@ bit.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -160,11 +160,11 @@ def steer(
         return
     if start is not None:
         _check_generation(model, blocks.owner)
-    columns = Columns(start)
+    columns, dtype = Columns(start), cast(torch.dtype, model.dtype)
     with ExitStack() as hooks:
         hooks.enter_context(_kept_up_to_date(columns, blocks.owner))
         for layer, change in changes(given, strengths, mode).items():
-            check_size(change.largest(), model.dtype, f"alpha: what is added in layer {layer}")
+            check_size(change.largest(), dtype, f"alpha: what is added in layer {layer}")
             hook = blocks.modules[layer].register_forward_hook(steered(change, columns))
             hooks.enter_context(removed_afterwards(hook))
         yield

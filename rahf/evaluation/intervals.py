@@ -49,7 +49,10 @@ class Estimate(NamedTuple):
 
 
 def ratio_estimate(
-    sums: Sequence[float], counts: Sequence[float], least: float = -inf, most: float = inf
+    sums: Sequence[float] | np.ndarray,
+    counts: Sequence[float] | np.ndarray,
+    least: float = -inf,
+    most: float = inf,
 ) -> Estimate | None:
     """Return sum over sum with a percentile bootstrap over units, or Student's interval of few.
 

@@ -16,13 +16,20 @@ for every f up to 1 with P = I = 1/2. Then alpha ends at d. Knows margins; knows
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from rahf.data.sources import load_pairs
 from rahf.data.tokenization import tokenize_pairs
@@ -90,9 +97,12 @@ class AlphaFromMargin(TrainerCallback):
         change: Callable[[float], None],
     ):
         check_given(trainer, pairs)
+        assert trainer is not None
+        assert pairs is not None
         check_count("every", every)
         self._trainer, self._every, self._change = trainer, every, change
-        self._pairs = rows_of(pairs, trainer.processing_class)
+        tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
+        self._pairs, self._pad = rows_of(pairs, tokenizer), pad_id(tokenizer)
         before = self._margins()
         with_trait = self._margins(directions, everywhere)
         check_gain(with_trait - before)
@@ -100,7 +110,9 @@ class AlphaFromMargin(TrainerCallback):
         change(START)
 
     @overrides(TrainerCallback)
-    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Read the margin and set alpha, when it is time and at the last step."""
         if state.global_step % self._every and state.global_step < state.max_steps:
             return
@@ -115,10 +127,8 @@ class AlphaFromMargin(TrainerCallback):
     def _margins(
         self, directions: Directions | None = None, everywhere: bool = False
     ) -> Float[Tensor, " pairs"]:
-        pad = pad_id(self._trainer.processing_class)
-        return trait_margins(
-            self._trainer.model, self._pairs, pad, directions, everywhere=everywhere
-        )
+        model = cast(nn.Module, self._trainer.model)
+        return trait_margins(model, self._pairs, self._pad, directions, everywhere=everywhere)
 
 
 @torch.no_grad()
@@ -182,7 +192,9 @@ def check_gain(gains: Float[Tensor, " pairs"]) -> None:
     Raises:
         ValueError: adding the direction does not raise their margin for certain.
     """
-    mean, low, high = mean_estimate(gains.tolist())
+    estimate = mean_estimate(gains.tolist())
+    assert estimate is not None  # there are two pairs at least
+    mean, low, high = estimate
     if low <= 0:
         raise ValueError(
             f"adding the direction changes the margin of the pairs by {mean:+.3f} [{low:+.3f}, "

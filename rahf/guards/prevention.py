@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -139,7 +139,7 @@ def prevent(
         ValueError: directions, alpha, positions or labels that do not fit.
     """
     automatic = alpha == AUTO
-    state = Prevention(START if automatic else alpha, positions)
+    state = Prevention(cast(float, START if automatic else alpha), positions)
     _check(state.alpha, positions)
     check_directions(directions)
     depth = len(find_blocks(model).modules)
@@ -172,8 +172,11 @@ def _chosen_by_margin(
     state: Prevention, trainer: Trainer | None, shifts: Directions, pairs: Any, every: int
 ) -> Iterator[None]:
     """Let a callback of the trainer choose alpha, and take the callback away afterwards."""
-    how = {"everywhere": state.positions == "all", "every": every, "change": state.use}
-    callback = AlphaFromMargin(trainer, shifts, pairs, **how)
+    everywhere = state.positions == "all"
+    callback = AlphaFromMargin(
+        trainer, shifts, pairs, everywhere=everywhere, every=every, change=state.use
+    )
+    assert trainer is not None  # which the callback refuses
     trainer.add_callback(callback)
     try:
         yield

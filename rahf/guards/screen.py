@@ -99,31 +99,37 @@ def read_sides(
             if found is None:
                 found = torch.empty(len(layers), len(every), means.shape[2])
             found[:, indices] = means.float().cpu()
+    assert found is not None  # there are rows
     return Sides(found[:, : len(sides[0])], found[:, len(sides[0]) :], layers, group)
 
 
 def screen(bank: Bank, sides: Sides, rows: Sequence[Row], seed: int) -> Screening:
     """Return the forecasts of a bank, and beside each what the texts show."""
     forecasts = forecast(sides, bank.directions, seed)
+    # The base has answered rows of one response by now.
+    pairs = [(row.first, row.second) for row in rows if row.second is not None]
+    assert len(pairs) == len(rows)
     texts: dict[str, dict[str, dict[str, float | None]]] = {}
     for name in bank.directions:
         texts[name] = {}
         if name in bank.words:
             lists = bank.words[name]
-            scores = [word_score(r.first, lists) - word_score(r.second, lists) for r in rows]
+            scores = [word_score(a, lists) - word_score(b, lists) for a, b in pairs]
             texts[name]["words"] = clustered(scores, sides.group)
         if name in bank.classifiers:
             score = bank.classifiers[name].score
-            scores = [score(row.first) - score(row.second) for row in rows]
+            scores = [score(first) - score(second) for first, second in pairs]
             texts[name]["classifier"] = clustered(scores, sides.group)
-    lengths = [len(row.first) - len(row.second) for row in rows]
+    lengths = [len(first) - len(second) for first, second in pairs]
     return Screening(forecasts, texts, clustered(lengths, sides.group))
 
 
 def clustered(values: Sequence[float], group: np.ndarray) -> dict[str, float | None]:
     """Return a mean with its interval over prompts, and the p value of its being 0."""
     sums, counts = totals(values, group)
-    return {**ratio_estimate(sums, counts).as_dict(), "p": clustered_p(sums, counts)}
+    found = ratio_estimate(sums, counts)
+    assert found is not None
+    return {**found.as_dict(), "p": clustered_p(sums, counts)}
 
 
 def summary_of(found: Screening, rows: Sequence[Row], top: int) -> dict[str, Any]:

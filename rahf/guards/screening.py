@@ -26,6 +26,8 @@ from rahf.directions.vectors import Directions
 from rahf.evaluation.intervals import Estimate, ratio_estimate
 from rahf.evaluation.student import two_sided_p
 
+Numbers = Sequence[float] | np.ndarray
+
 DRAWS = 2000
 LEVEL = 0.05
 RESPONSES_IN_PLACEBO = 1024  # of each side, at most
@@ -74,6 +76,7 @@ def forecast(
         rows = row_effects(difference, vectors).numpy()
         sums, counts = totals(rows, sides.group)
         effect = ratio_estimate(sums, counts)
+        assert effect is not None  # there are two prompts at least
         placebo = (along / vectors.norm(dim=-1)).mean(1).abs()
         beyond = int((placebo >= abs(effect.mean)).sum())
         edge = float(torch.quantile(placebo, 1 - LEVEL))
@@ -124,19 +127,18 @@ def _centred(states: Float[Tensor, "rows d_model"]) -> Float[Tensor, "rows d_mod
     return states - states.mean(0)
 
 
-def totals(rows: Sequence[float], group: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def totals(rows: Numbers, group: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Return the sum and the number of the rows of each prompt."""
     _, place = np.unique(group, return_inverse=True)
     return np.bincount(place, weights=rows), np.bincount(place).astype(float)
 
 
-def clustered_p(sums: Sequence[float], counts: Sequence[float]) -> float:
+def clustered_p(sums: np.ndarray, counts: np.ndarray) -> float:
     """Return the p value of the mean over rows being 0, by a t test over prompts.
 
     The mean is a ratio of sums over prompts, whose error is that of the linearised ratio
     (Cochran 1977, 6.4).
     """
-    sums, counts = np.asarray(sums), np.asarray(counts)
     units, mean = len(sums), sums.sum() / counts.sum()
     left = np.square(sums - mean * counts).sum() * units / (units - 1)
     if left == 0:
@@ -145,10 +147,10 @@ def clustered_p(sums: Sequence[float], counts: Sequence[float]) -> float:
     return float(two_sided_p(torch.tensor([t], dtype=torch.double), units - 1)[0])
 
 
-def shuffled_band(sums: Sequence[float], counts: Sequence[float], seed: int) -> tuple[float, float]:
+def shuffled_band(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float]:
     """Return the central 95 % of the mean where the sides of each prompt are drawn by chance."""
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), (DRAWS, len(sums)))
-    means = signs @ np.asarray(sums) / np.sum(counts)
+    means = signs @ sums / counts.sum()
     low, high = np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))
     return float(low), float(high)
 
@@ -164,9 +166,9 @@ def decided(found: Mapping[str, Forecast]) -> dict[str, Forecast]:
 
 def false_discovery(p: Sequence[float]) -> list[float]:
     """Return the rate at which each p value of a bank is a discovery (Benjamini and Hochberg)."""
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p)
-    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    given = np.asarray(p, dtype=float)
+    order = np.argsort(given)
+    scaled = given[order] * len(p) / np.arange(1, len(p) + 1)
     rates = np.empty(len(p))
     rates[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1.0)
     return rates.tolist()

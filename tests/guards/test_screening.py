@@ -119,7 +119,7 @@ def test_rows_of_one_prompt_count_as_one():
     again, group = np.tile(values, 5), np.tile(np.arange(20), 5)
     assert clustered_p(*totals(again, group)) == pytest.approx(alone)
     assert clustered_p(*totals(again, np.arange(100))) < alone / 5
-    assert clustered_p([0.0, 0.0], [1, 1]) == 1
+    assert clustered_p(np.zeros(2), np.ones(2)) == 1
 
 
 def test_a_data_set_with_one_prompt_is_refused():
