@@ -60,6 +60,14 @@ def test_the_story_from_pairs_to_plain_transformers(compared, family, capsys):
     run("influence", "score", "--adapter", policy, "--pairs", "held.jsonl", "--output", "scored")
     assert Path("scored/index.html").stat().st_size > 1000
 
+    run("report", "out", "out/compare", "moved", "scored", "--output", "page.html")
+    page = Path("page.html").read_text()
+    assert "<script" not in page
+    assert all(
+        part in page
+        for part in ("besides the asked trait", "Features that moved", "Pairs that caused")
+    )
+
     run("export", policy, "--output", "shipped")
     merged = AutoModelForCausalLM.from_pretrained("shipped/merged").eval()
     ids = torch.tensor([[5, 6, 7, 8]])

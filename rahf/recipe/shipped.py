@@ -38,6 +38,10 @@ def title_of(path: Path) -> str:
     return re.split(r"\.(?:\s|$)", text, maxsplit=1)[0]
 
 
+SCHEMA = "recipe.schema.json"
+"""File that the first lines of a recipe name for editors."""
+
+
 def copy_recipe(name: str, folder: Path, *, keep: bool = False) -> Copied:
     """Copy a recipe and the data that it names.
 
@@ -52,7 +56,8 @@ def copy_recipe(name: str, folder: Path, *, keep: bool = False) -> Copied:
     if name not in recipes:
         raise ValueError(f"no recipe {name!r}; there are {', '.join(recipes)}")
     top, source = shipped_folder(RECIPES).parent, recipes[name]
-    copies = {folder / path.relative_to(top): path for path in [source, *_data_of(source, top)]}
+    read = [source, top / RECIPES / SCHEMA, *_data_of(source, top)]
+    copies = {folder / path.relative_to(top): path for path in read}
     with alone(folder / RECIPES, wait=False):
         missing = [copy for copy in copies if not copy.exists()]
         differing = [

@@ -16,6 +16,7 @@ from rahf.recipe.shipped import shipped_recipes
 from rahf.report.columns import columns
 
 DATA = ["data/tone/test.jsonl", "data/tone/train.jsonl", "data/unrelated.jsonl"]
+DATA += ["recipe.schema.json"]
 
 
 @pytest.fixture

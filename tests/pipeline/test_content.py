@@ -303,7 +303,7 @@ def test_a_second_process_reports_who_holds_the_output(whole_recipe, family, cap
 
 
 OWN_FOLDERS = {"prepare", "push", "features score", "influence fit", "quickstart", "recipes copy"}
-"""Commands that write to the cache, to the Hub, into the folder that they read, or new files only."""
+"""Commands that write to the cache, the Hub, the folder that they read, or new files only."""
 
 
 @pytest.mark.parametrize("command", sorted(WRITES.keys() - OWN_FOLDERS))
