@@ -69,7 +69,7 @@ RECIPE: dict[str, Command | Group] = {
     "screen": Command(
         plain_command,
         "forecast which traits a data set will move, before any training",
-        "my_pairs.jsonl --model Qwen/Qwen3-1.7B --directions outputs/mine/reading/bank",
+        "my_pairs.jsonl --model Qwen/Qwen3-1.7B --output outputs/screened",
     ),
     "prepare": Command(
         recipe_command, "tokenise a recipe's data into the cache, nothing else", "my.yaml"

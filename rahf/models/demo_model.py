@@ -64,12 +64,14 @@ def _convert(gguf: Path, output: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    from rahf.distributed.loaded_weights import check_loaded
+
     print("converting to safetensors (538 MB)", flush=True)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.model_max_length = MAX_POSITIONS
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
+    how = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    model, report = AutoModelForCausalLM.from_pretrained(**source, **how, output_loading_info=True)
+    check_loaded(gguf.parent, model, report)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
