@@ -229,7 +229,7 @@ def killed_at_two(source: str, target: str) -> None:
 def assert_engine(engine: str) -> None:
     wrapper, base = ENGINES[engine]
     told = json.loads(Path("engines.json").read_text())
-    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2 + 3 + 3 + 3 + 1
+    assert len(told) == 3 + 2 + 3 + 2 + 3 + 3 + 2 + 1 + 3 + 2 + 3 + 3 + 3 + 3 + 3 + 1
     for one in told:
         assert one["world"] == 2
         assert (one["wrapper"], one["base"]) == (wrapper, base)
