@@ -110,16 +110,17 @@ def held_training(options: argparse.Namespace, *outputs: Path) -> Iterator:
 
     What could not be checked of the training is printed.
     """
+    import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     from rahf.influence.trained import read_training
     from rahf.pipeline.stages import output_of_one_run
 
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     with ExitStack() as held:
         for folder in (*outputs, settings_of(options).factors):
-            cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
-            held.enter_context(output_of_one_run(folder, cpu))
+            held.enter_context(output_of_one_run(folder, on_cpu))
         training = read_training(options.adapter)
         if training.unchecked:
             PartialState().print(UNCHECKED)
