@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from rahf.commands.options.parsers import CommandParser
 from rahf.commands.table import COMMANDS, FROM_START, SECTIONS, Command, Group
 from rahf.foreign_warnings import ignore_foreign_warnings
-from rahf.report.made_by import running
+from rahf.records.command_line import running
 from rahf.report.terminal import ReaderGoneError, leave_quietly, plain_output, quiet
 
 OTHER_COMMANDS = {

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from rahf.records.makers import MADE_BY
-
 FORMATS = ("adapter", "merged", "safetensors", "gguf")
 
 EPILOG = """\
@@ -43,15 +41,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from rahf.artifacts import alone, write_json
+    from rahf.artifacts import alone
     from rahf.export.formats import export
+    from rahf.records.command_line import write_result
 
     with alone(options.output, wait=False):
         for line in export(options):
             print(line)
         names = ("source", "formats", "base", "dtype", "alpha", "layers", "increments")
         given = {name: getattr(options, name) for name in names} | {"source": str(options.source)}
-        write_json(options.output / "export.json", {MADE_BY: options.command, **given})
+        write_result(options.output / "export.json", options.command, given)
     return 0
 
 

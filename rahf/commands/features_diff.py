@@ -14,7 +14,6 @@ from rahf.commands.options.explanations import (
 )
 from rahf.commands.options.held_out import held_out, held_out_options
 from rahf.commands.options.models import content, identity, model_options
-from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 Base and aligned model read the same held-out responses, with the adapter off and on. A feature has
@@ -73,14 +72,13 @@ def run(options: argparse.Namespace) -> int:
 def _shown(options: argparse.Namespace) -> str:
     """Return the tables, and write them where a folder is given."""
     from rahf.artifacts import write_text
+    from rahf.records.command_line import write_result
     from rahf.report.feature_movement import movement_figure, movement_tables
-    from rahf.report.made_by import write_result
 
     placebos = _placebos(options)
     if TRAIN in options.placebo:
         _refuse_same_adapter(options, placebos)
     figures = {
-        MADE_BY: options.command,
         **identity(options),
         "made_from": content(options),
         "dictionary": options.dictionary,
@@ -88,7 +86,7 @@ def _shown(options: argparse.Namespace) -> str:
     }
     table = movement_tables(figures)
     if options.output is not None:
-        write_result(options.output / "features.json", figures)
+        write_result(options.output / "features.json", options.command, figures)
         write_text(options.output / "features.md", table + "\n")
         movement_figure(figures, options.output / "features.png")
     return table

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from rahf.commands.options.influence import held_training, influence_options, settings_of
-from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 Half of the held-out pairs decide which training pairs are the worst, the other half measures the
@@ -51,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from rahf.influence.trained import check_remaining
+    from rahf.records.command_line import write_result
     from rahf.report.influence import cleaning_table
-    from rahf.report.made_by import write_result
 
     if options.write is not None and options.write.exists():
         raise ValueError(f"--write {options.write} is there already; give another name.")
@@ -61,8 +60,8 @@ def run(options: argparse.Namespace) -> int:
         check_remaining(training, {"--share": options.share})
         arms, found = _compared(options, training, settings)
         if PartialState().is_main_process:
-            written = {MADE_BY: options.command, "adapter": str(options.adapter), **found}
-            write_result(options.output / "cleaning.json", written)
+            written = {"adapter": str(options.adapter), **found}
+            write_result(options.output / "cleaning.json", options.command, written)
             print(cleaning_table(found["arms"]))
             if options.write is not None:
                 print(_written(options, training, arms))

@@ -3,7 +3,6 @@
 import argparse
 
 from rahf.commands.options.influence import held_training, influence_options, settings_of
-from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 Reads the adapter's own training: its recipe, its pairs and its loss, which have to be the ones that
@@ -19,13 +18,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
-    from rahf.artifacts import write_json
     from rahf.influence.run import fit_all
+    from rahf.records.command_line import write_result
 
     settings = settings_of(options)
     with held_training(options) as training:
         for name in fit_all(training, settings):
             PartialState().print(f"{name}: {options.curvature} in {settings.factors / name}")
         if PartialState().is_main_process:
-            write_json(settings.factors / "fitted.json", {MADE_BY: options.command})
+            write_result(settings.factors / "fitted.json", options.command, {})
     return 0

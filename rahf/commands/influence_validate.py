@@ -11,7 +11,6 @@ from rahf.commands.options.influence import (
     question_options,
     settings_of,
 )
-from rahf.records.makers import MADE_BY
 
 EPILOG = """\
 The adapter is trained again by the project's trainers: on random halves of its pairs (--halves),
@@ -60,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from rahf.influence.trained import check_remaining
+    from rahf.records.command_line import write_result
     from rahf.report.influence import validation_text
-    from rahf.report.made_by import write_result
 
     if options.flipped >= 1:
         raise ValueError(f"--flipped {options.flipped} is not a share below 1.")
@@ -73,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         check_remaining(training, changed)
         found = _validated(options, training, settings)
         if PartialState().is_main_process:
-            write_result(options.output / "validation.json", {MADE_BY: options.command, **found})
+            write_result(options.output / "validation.json", options.command, found)
             print(validation_text(found))
     return 0
 

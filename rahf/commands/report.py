@@ -73,10 +73,10 @@ def _page(options: argparse.Namespace) -> tuple[str, list[str]]:
     """Return the page, and a line for each file that was left out."""
     from rahf.interpret.audit.section import audit_views
     from rahf.interpret.audit.verdict import audits_of
-    from rahf.report.made_by import made_by
+    from rahf.records.command_line import command_line
     from rahf.report.page.reading import read_found
     from rahf.report.page.render import render_page
 
     found = read_found(options.folders, options.placebo)
     audits = audit_views(audits_of(found, options.asked))
-    return render_page(found, audits, made_by().get("command"))
+    return render_page(found, audits, command_line().get("command"))

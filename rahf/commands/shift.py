@@ -99,13 +99,13 @@ def _report(options: argparse.Namespace) -> str:
     """Write summary, chart and page from the records; return the tables."""
     from rahf.artifacts import read_lines, write_text
     from rahf.interpret.token_shift.summary import summarize_shift
-    from rahf.report.made_by import write_result
+    from rahf.records.command_line import write_result
     from rahf.report.shift import shift_chart, shift_page, shift_table, top_table
 
     folder = options.output
     records = read_lines(folder / "shift.jsonl")
     summary = summarize_shift(records)
-    write_result(folder / "summary.json", summary)
+    write_result(folder / "summary.json", options.command, summary)
     shift_chart(summary, folder / "shift.png")
     title = f"Token shift of {options.model} against {options.against or 'its base'}"
     page = shift_page(title, summary, records, folder / "shift.png")

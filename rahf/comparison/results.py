@@ -12,7 +12,7 @@ from rahf.evaluation.agreement import LENGTH, agreements, changes
 from rahf.evaluation.scores import Judging
 from rahf.evaluation.wins import place_figures
 from rahf.recipe.comparison_options import CompareOptions, kind_of_row
-from rahf.records.makers import MADE_BY
+from rahf.records.command_line import write_result
 from rahf.report.comparison import (
     comparison_table,
     judges_table,
@@ -20,7 +20,6 @@ from rahf.report.comparison import (
     readings_table,
     row_figures,
 )
-from rahf.report.made_by import write_result
 from rahf.report.tradeoff_chart import Point, tradeoff_chart
 
 
@@ -61,7 +60,6 @@ def write_results(
         beside = judges_of(options, judgings, rows)
         text += f"\n\n{judges_table(beside, options.cost, options.budget)}"
     record = {
-        MADE_BY: "rahf compare",
         "judge": judging.judge.id,
         "repetition_limit": options.repetition_limit,
         "score": "win over the base's answer" if wins else "the judge's own",
@@ -75,7 +73,7 @@ def write_results(
         "readings": found.readings,
         **beside,
     }
-    write_result(folder / "comparison.json", record)
+    write_result(folder / "comparison.json", "rahf compare", record)
     write_text(folder / "comparison.md", text + "\n")
     _write_points(found.lines, folder / "points.jsonl")
     tradeoff_chart(found.lines, folder / "tradeoff.png", options.cost, wins=wins)

@@ -30,8 +30,7 @@ from rahf.influence.run import POLICY_STAGE, Fitted, Influence, Settings, detail
 from rahf.influence.strongest import strongest
 from rahf.influence.trained import teachers_trained
 from rahf.models.adapters import pad_id
-from rahf.records.makers import MADE_BY
-from rahf.report.made_by import write_result
+from rahf.records.command_line import write_result
 from rahf.training.state_files import written_atomically
 
 SCORES_FILE = "scores.safetensors"
@@ -87,7 +86,6 @@ def write_results(
     write_lines(folder / QUERIES_FILE, records)
     unit = "dot product" if settings.curvature == "identity" else unit
     summary = {
-        MADE_BY: "rahf influence score",
         "adapter": str(fitted.subject.training.folder),
         "curvature": settings.curvature,
         "damping": settings.damping,
@@ -97,7 +95,7 @@ def write_results(
         "agreement": agreement(found),
         "notes": _notes(influence, unit),
     }
-    write_result(folder / SUMMARY_FILE, summary)
+    write_result(folder / SUMMARY_FILE, "rahf influence score", summary)
 
 
 def _notes(influence: Influence, unit: str) -> list[str]:

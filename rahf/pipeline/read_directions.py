@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from rahf.artifacts import write_json, write_text
+from rahf.artifacts import write_text
 from rahf.directions.effect import candidates, effect_on_predictions
 from rahf.directions.evidence import Fitted, Measured, cosines, fit, measure
 from rahf.directions.states import Reader
@@ -37,7 +37,7 @@ from rahf.recipe.held_out import HELD_OUT
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.recipe import Recipe
 from rahf.recipe.shift_options import instruction_problems
-from rahf.records.makers import MADE_BY
+from rahf.records.command_line import write_result
 from rahf.report.directions import evidence_chart, evidence_text
 
 EVIDENCE_FILE = "evidence.json"
@@ -224,6 +224,6 @@ def rows_hash(rows: Dataset) -> str:
 
 def write(folder: Path, directions: Directions, evidence: dict[str, Any]) -> None:
     directions.save(folder)
-    write_json(folder / EVIDENCE_FILE, {MADE_BY: "rahf directions", **evidence})
+    write_result(folder / EVIDENCE_FILE, "rahf directions", evidence)
     write_text(folder / "evidence.md", evidence_text(evidence) + "\n")
     evidence_chart(evidence, folder / "evidence.png")

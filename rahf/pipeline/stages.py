@@ -13,8 +13,8 @@ from accelerate.utils import gather_object
 
 from rahf.artifacts import alone
 from rahf.distributed.sharding import check_world
+from rahf.records.command_line import command_line
 from rahf.records.stage_record import StageRecord
-from rahf.report.made_by import made_by
 from rahf.training.cost import PeakMemory
 
 
@@ -80,7 +80,7 @@ def run_recorded(record: StageRecord, name: str, run: Callable[[], dict[str, Any
     peaks = gather_object([_peak(memory)])
     state.wait_for_everyone()
     if state.is_main_process:
-        record.finish(**made_by(), **results, **_largest([before, *peaks]))
+        record.finish(**command_line(), **results, **_largest([before, *peaks]))
 
 
 def _peak(memory: PeakMemory) -> dict[str, int]:

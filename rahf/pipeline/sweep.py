@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from accelerate import PartialState
 
-from rahf.artifacts import METRICS_FILE, read_object, write_json, write_text
+from rahf.artifacts import METRICS_FILE, read_object, write_text
 from rahf.pipeline.inputs import teachers_of
 from rahf.pipeline.run import run_pipeline, run_stage
 from rahf.pipeline.stages import output_of_one_run
 from rahf.recipe.files import checked_recipe
 from rahf.recipe.recipe import Recipe
-from rahf.records.makers import MADE_BY, refuse_other_maker
+from rahf.records.command_line import write_result
+from rahf.records.makers import refuse_other_maker
 from rahf.report.sweep import heat_map, sweep_table
 
 TOUCH_NO_TEACHER = (
@@ -144,6 +145,6 @@ def point_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _save(results: list[dict[str, Any]], grid: Grid, folder: Path) -> None:
-    write_json(folder / "results.json", {MADE_BY: "rahf sweep", "points": results})
+    write_result(folder / "results.json", "rahf sweep", {"points": results})
     write_text(folder / "results.md", sweep_table(results) + "\n")
     heat_map(results, grid.axes, folder / "results.png")

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rahf.records.makers import MADE_BY, makers
+from rahf.records.makers import makers
 
 
 def figures_option(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +28,14 @@ def print_figures(
             named by another option.
     """
     from rahf.artifacts import alone
-    from rahf.report.made_by import write_result
+    from rahf.records.command_line import write_result
 
     if options.output:
         refuse_other_file(options)
     with alone(options.output, wait=False) if options.output else nullcontext():
         figures, table = measure(options)
         if options.output:
-            write_result(options.output, {MADE_BY: options.command, **figures})
+            write_result(options.output, options.command, figures)
     print(table)
     return 0
 
