@@ -11,4 +11,4 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=DEMO_MODEL)
     output = parser.parse_args().output
     ignore_foreign_warnings()
-    print(f"wrote {output}" if fetch_demo_model(output) else f"{output} is there already")
+    print(f"wrote {output}" if fetch_demo_model(output) else f"{output} already exists")

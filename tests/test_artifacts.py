@@ -330,7 +330,7 @@ def test_a_finished_file_may_be_linked_renamed_and_of_a_version_without_hashes(t
 
 def test_a_file_of_another_origin_is_not_overwritten(tmp_path):
     (tmp_path / "out").write_text("precious")
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         ResumableFile(tmp_path / "out", {})
 
 

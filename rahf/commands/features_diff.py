@@ -19,7 +19,7 @@ EPILOG = """\
 Base and aligned model read the same held-out responses, with the adapter off and on. A feature has
 moved where its mean activation changed (interval over prompts, false discoveries at 5 %) by more
 than 95 % of the features change under a placebo: the same training on pairs whose sides are drawn
-at random. --placebo train makes one with the adapter's own recipe, in FOLDER/placebo."""
+at random. --placebo train makes one with the adapter's own recipe, in FOLDER/placebo/adapter."""
 
 TRAIN = "train"
 
@@ -157,8 +157,7 @@ def _check_adapter(options: argparse.Namespace, read) -> None:
 
     if not isinstance(read.model, PeftModel):
         raise ValueError(
-            f"{options.model} is not an adapter that could be turned off: give the adapter of the "
-            "aligned model."
+            f"{options.model} is not an adapter: give the adapter of the aligned model."
         )
     origin = read.dictionary.origin
     if origin.kind == "differences" and not same_model(str(origin.adapter), options.model):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 One pass over the text encodes all features. Half of the documents are shown to the explainer, the
-other half is kept for rahf features score. --random directions are explained the same way: what
-their explanations score is what an explanation of nothing scores. A killed run resumes."""
+other half is kept for rahf features score. --random directions are explained the same way: their
+scores are the null. A killed run resumes."""
 
 FILES_OF = ("text", "dictionary", "directions")
 
@@ -57,11 +57,24 @@ def _what_is_explained(parser: argparse.ArgumentParser) -> None:
     option("--dictionary", metavar="NAME", help="folder of a dictionary, or sae-lens:RELEASE:ID")
     option("--directions", metavar="FILE", help="directions or their folder, each layer one unit")
     which.add_argument(
-        "--feature", metavar="N", type="count from zero", action="append", help="its number"
+        "--feature",
+        metavar="N",
+        type="count from zero",
+        action="append",
+        help="number of a feature; may be given again",
     )
-    which.add_argument("--moved", metavar="FILE", type=Path, help="those of rahf features diff")
     which.add_argument(
-        "--draw", metavar="N", type="count", default=200, help="drawn at random (default: 200)"
+        "--moved",
+        metavar="FILE",
+        type=Path,
+        help="features.json of rahf features diff: its features",
+    )
+    which.add_argument(
+        "--draw",
+        metavar="N",
+        type="count",
+        default=200,
+        help="number of features drawn at random (default: 200)",
     )
     option(
         "--random",
@@ -219,7 +232,7 @@ def _moved(options: argparse.Namespace) -> list[int]:
 
 
 def _explainer(options: argparse.Namespace, tokenizer, job: "Job"):
-    """Return what makes the explainer from windows of any text; a wrong name is told now."""
+    """Return what makes the explainer from windows of any text; a wrong name raises here."""
     from rahf.interpret.explanations.language_model import LanguageModel, reply_of, writer
     from rahf.interpret.explanations.records import verdicts_in
     from rahf.interpret.explanations.statistics import Statistics

@@ -1,4 +1,4 @@
-"""`rahf features score`: how far explanations can be trusted, beside what nothing scores."""
+"""`rahf features score`: how far explanations can be trusted, beside two nulls."""
 
 import argparse
 import json
@@ -125,14 +125,14 @@ def _check(options: argparse.Namespace) -> None:
     wanted = _scorers(options)
     if "intervention" in wanted and options.neutral is None:
         raise ValueError(
-            "--scorer intervention pins features at a --kl on --neutral text: give it."
+            "--scorer intervention pins features at a --kl on neutral text: give --neutral FILE."
         )
     if options.predict is not None and options.pairs is None and options.responses is None:
         raise ValueError("--predict is about unseen prompts: give --pairs or --responses.")
     given = {"--pairs": options.pairs, "--responses": options.responses}
     unread = [name for name, value in given.items() if value is not None]
     if unread and options.predict is None:
-        raise ValueError(f"{unread[0]} is read with --predict only: give both.")
+        raise ValueError(f"{unread[0]} is read with --predict only: give --predict too.")
 
 
 def _scorers(options: argparse.Namespace) -> list[str]:
@@ -263,13 +263,13 @@ def _write(options: argparse.Namespace, means, file, costs) -> None:
     from rahf.interpret.explanations.score import score_units, shuffled, summary
     from rahf.interpret.explanations.scorers import scorer_of
 
-    records, strangers = means.records, shuffled(means.records, options.seed)
+    records, others = means.records, shuffled(means.records, options.seed)
     scores, measures = {}, {}
     for name in _scorers(options):
         scorer = scorer_of(name, means)
-        scores[name], measures[name] = score_units(records, scorer, strangers), scorer.measure
+        scores[name], measures[name] = score_units(records, scorer, others), scorer.measure
     by_unit = [{name: rows[row] for name, rows in scores.items()} for row in range(len(records))]
-    lines = lines_of(records, scores=by_unit, stranger=strangers)
+    lines = lines_of(records, scores=by_unit, shuffled=others)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     cost = means.judged.cost.as_dict(costs)
     means_of = summary(records, scores, measures)
@@ -285,6 +285,6 @@ def _print_cost(options: argparse.Namespace, means, costs) -> None:
     if options.judge == "rule":
         print("the rule needs no language model: its scores cost nothing")
         return
-    strangers = shuffled(means.records, options.seed)
-    cost = estimated_cost(_scorers(options), means, strangers).as_dict(costs)
+    others = shuffled(means.records, options.seed)
+    cost = estimated_cost(_scorers(options), means, others).as_dict(costs)
     print(cost_text(cost, len(means.records), f"{options.judge}, estimate"))

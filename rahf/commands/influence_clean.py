@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     from rahf.report.influence import cleaning_table
 
     if options.write is not None and options.write.exists():
-        raise ValueError(f"--write {options.write} is there already; give another name.")
+        raise ValueError(f"--write {options.write} already exists; give another name.")
     settings = settings_of(options)
     with held_training(options, options.output) as training:
         check_remaining(training, {"--share": options.share})

@@ -15,7 +15,7 @@ from rahf.commands.options.influence import (
 EPILOG = """\
 The adapter is trained again by the project's trainers: on random halves of its pairs (--halves),
 without the pairs that support or oppose the queries most (--without), and with the sides of some
-pairs turned (--flipped). FOLDER keeps every retraining, so that a stopped run resumes, and
+pairs flipped (--flipped). FOLDER keeps every retraining, so that a stopped run resumes, and
 validation.json. 0 leaves a part out."""
 
 
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         type="number from zero",
         default=0.2,
-        help="share of the pairs whose sides trade places; needs --pairs (default: 0.2)",
+        help="share of the pairs whose sides are flipped; needs --pairs (default: 0.2)",
     )
     option(
         "--seeds",

@@ -8,7 +8,7 @@ EPILOG = """\
 Reads folders of align, dpo, compare, features diff, shift, influence score, and files of evaluate
 preferences --output; loads no model. Parts that are missing are listed on the page with the command
 that makes them. A placebo is the same training on pairs whose sides are drawn at random, as
-features diff --placebo train leaves it; three or more tell chance from effect.
+features diff --placebo train leaves it; three or more separate chance from effect.
 
 Example: rahf report outputs/mine outputs/mine-diff --placebo outputs/placebo-1 --placebo ..."""
 
@@ -66,7 +66,9 @@ def refuse_other_page(output: Path) -> None:
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder; give a file, such as {output / PAGE}.")
     if output.exists() and MARK.encode() not in output.read_bytes()[:4096]:
-        raise ValueError(f"{output} is there already, and is no page of rahf report; give another.")
+        raise ValueError(
+            f"{output} already exists and was not written by rahf report; give another."
+        )
 
 
 def _page(options: argparse.Namespace) -> tuple[str, list[str]]:

@@ -49,7 +49,7 @@ def _reading_options(option: Callable[..., object]) -> None:
         metavar="N",
         type="count",
         default=64,
-        help="tokens of a response that are read, and of an own answer that are written "
+        help="tokens of a response that are read, and generated for the model's own answer "
         "(default: 64)",
     )
     option(

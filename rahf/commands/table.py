@@ -251,7 +251,7 @@ REASONS: dict[str, Command | Group] = {
             ),
             "clean": Command(
                 plain_command,
-                "retrain without, or with turned, the pairs that hurt, and measure it",
+                "retrain with the harmful pairs dropped or flipped, and measure it",
                 "--adapter outputs/mine --pairs test.jsonl --output cleaned",
                 FROM_FILE,
             ),

@@ -177,7 +177,7 @@ class Directions:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = json.loads((file.metadata() or {}).get("rahf", "{}"))
         except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or no safetensors file ({error})") from None
+            raise ValueError(f"{path} is damaged or not a safetensors file ({error})") from None
         _check_metadata(path, metadata)
         named = {int(n[6:]): tensors[n] for n in tensors if re.fullmatch(r"layer\.\d{1,9}", n)}
         if not named:

@@ -133,7 +133,7 @@ class ResumableFile:
 
     def _check(self, made_with: Mapping[str, Any] | None) -> None:
         if made_with is None:
-            raise ValueError(f"{self.path} is there already; give another name, or delete it.")
+            raise ValueError(f"{self.path} already exists; give another name, or delete it.")
         changed = differences(made_with["settings"], self._made_with["settings"])
         changed += other_content(made_with, self._made_with["made_from"])
         if changed:

@@ -190,7 +190,7 @@ def check_gain(gains: Float[Tensor, " pairs"]) -> None:
     """Refuse pairs by which the controller could not tell the trait.
 
     Raises:
-        ValueError: adding the direction does not raise their margin for certain.
+        ValueError: adding the direction does not raise their margin: the 95 % interval holds 0.
     """
     estimate = mean_estimate(gains.tolist())
     assert estimate is not None  # there are two pairs at least
@@ -198,6 +198,6 @@ def check_gain(gains: Float[Tensor, " pairs"]) -> None:
     if low <= 0:
         raise ValueError(
             f"adding the direction changes the margin of the pairs by {mean:+.3f} [{low:+.3f}, "
-            f"{high:+.3f}] nats per token, which is not certainly a rise: give more pairs, with "
+            f"{high:+.3f}] nats per token, which does not exclude 0: give more pairs, with "
             "the trait's side as `chosen`, or a direction of this trait."
         )

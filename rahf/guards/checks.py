@@ -29,7 +29,7 @@ def check_directions(directions: Any, name: str = "directions") -> None:
     """
     if not isinstance(directions, Directions):
         raise ValueError(
-            f"{name}: {directions!r} is no rahf.Directions: load a folder with Directions.load."
+            f"{name}: {directions!r} is not a rahf.Directions: load a folder with Directions.load."
         )
     if not directions.layers:
         raise ValueError(f"{name}: the directions hold no layer: fit them again.")

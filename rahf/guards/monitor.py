@@ -271,7 +271,7 @@ def ids_of(answers: str | Path | Sequence[Mapping[str, Any]], tokenizer: Any) ->
     else:
         given = [response_of(record, f"answer {n}") for n, record in enumerate(answers, 1)]
     if len(given) < 2:
-        raise ValueError(f"{len(given)} answers: an interval needs at least 2, some 30 are usual.")
+        raise ValueError(f"{len(given)} answers: an interval needs at least 2, about 30 are usual.")
     ids = tokenize_responses([a.messages for a in given], [a.text for a in given], tokenizer)
     empty = [number for number, (_, response) in enumerate(ids, 1) if not response]
     if empty:

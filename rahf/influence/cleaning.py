@@ -1,4 +1,5 @@
-"""Is it better without them: the same training without, or with turned, pairs that rankings choose.
+"""Is it better without them: the same training with pairs dropped or flipped
+that rankings choose.
 
 Half of the held-out pairs decide which pairs are the worst; the accuracy is measured on the other
 half. All arms change equally many pairs. Knows trainings and scores; writes no data of its own.
@@ -41,7 +42,7 @@ def halves(rows: Dataset) -> tuple[Dataset, Dataset]:
         ValueError: there are fewer than two.
     """
     if len(rows) < 2:
-        raise ValueError("one held-out pair cannot both choose pairs and measure: give more pairs.")
+        raise ValueError("at least two held-out pairs are needed: half choose, half measure.")
     return rows.select(range(0, len(rows), 2)), rows.select(range(1, len(rows), 2))
 
 
@@ -118,7 +119,7 @@ def _margins(training: Training, held_out: Dataset, batch_size: int) -> Float[Te
 
 
 def write_cleaned(training: Training, edit: Edit, path: Path) -> int:
-    """Write the training's pairs without the dropped ones, the flipped ones turned; return how
+    """Write the training's pairs without the dropped ones, the flipped ones exchanged; return how
     many they are.
     """
     records = list(_cleaned(training, edit))

@@ -73,8 +73,8 @@ def check_key(folder: Path, subject: Subject) -> None:
             write_json(path, key)
     elif changed := differences(read_json(path), key):
         raise ValueError(
-            f"{folder} holds factors of something else:\n{changed}Give another --factors folder, "
-            "or delete that one."
+            f"{folder} holds factors of another adapter, base or set of pairs:\n{changed}"
+            "Give another --factors folder, or delete that one."
         )
 
 

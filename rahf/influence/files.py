@@ -1,7 +1,7 @@
 """Results of a scoring as files: every pair, the top pairs of each query, a summary.
 
     FOLDER/scores.safetensors   total; by stage changes, dot products and self-influence
-    FOLDER/queries.jsonl        a record a query: its value, its top pairs, the ranks of its rivals
+    FOLDER/queries.jsonl        by query its value, its top pairs, the ranks of its rivals
     FOLDER/summary.json         layers, agreement of the rivals, notes
 
 Knows scores and a tokenizer.

@@ -1,4 +1,4 @@
-"""Repeat a training on other pairs: without some, or with some turned.
+"""Repeat a training on other pairs: without some, or with some flipped.
 
 Every stage that the training's own run has trained is trained again by the project's trainers, with
 the same settings. A finished retraining is found in its folder and not repeated where its record

@@ -63,10 +63,10 @@ class Edit(NamedTuple):
     """What a retraining changes of the pairs, by `row`."""
 
     dropped: frozenset[int] = frozenset()
-    flipped: frozenset[int] = frozenset()  # chosen and rejected trade places
+    flipped: frozenset[int] = frozenset()  # chosen and rejected change sides
 
     def of(self, rows: Dataset) -> Dataset:
-        """Return tokenised pairs without the dropped ones, the flipped ones turned."""
+        """Return tokenised pairs without the dropped ones, the flipped ones exchanged."""
         kept = [place for place, row in enumerate(rows["row"][:]) if row not in self.dropped]
         rows = rows.select(kept) if len(kept) < len(rows) else rows
         return rows.map(self._turned, load_from_cache_file=False) if self.flipped else rows
@@ -122,7 +122,7 @@ def read_training(folder: str | Path) -> Training:
     if not record["complete"]:
         raise ValueError(f"the training in {folder} is not complete: finish it first.")
     if damage := StageRecord(folder, {}).damage():
-        raise ValueError(f"{damage}: influence is that of what was trained. Train again.")
+        raise ValueError(f"{damage}: influence needs the adapter as it was trained. Train again.")
     kind = _kind(folder, record["settings"])
     recipe = _recipe(folder, kind, record["settings"])
     paths = {"model_name_or_path": [recipe.model.model_name_or_path]}
@@ -145,8 +145,8 @@ def _kind(folder: Path, settings: Mapping[str, Any]) -> str:
     if "beta" in settings:
         return "dpo"
     raise ValueError(
-        f"{folder / STAGE_FILE} is the record of no alignment, DPO or teacher; a teacher's folder "
-        f"is teachers/NAME, where NAME is one of {', '.join(TEACHER_METHODS)}."
+        f"{folder / STAGE_FILE} is not the record of an alignment, DPO or a teacher; a "
+        f"teacher's folder is teachers/NAME, where NAME is one of {', '.join(TEACHER_METHODS)}."
     )
 
 

@@ -2,7 +2,7 @@
 
 The linear datamodelling score (Park et al. 2023, arXiv 2303.14186) is the rank correlation, over
 random parts of the pairs, of a query after a training on the part with what a ranking predicts: the
-sum of the changes of the pairs that are left out. Knows trainings and scores.
+sum of the ranking's scores of the pairs that are kept. Knows trainings and scores.
 """
 
 from collections.abc import Iterable, Sequence
@@ -176,7 +176,7 @@ def _auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def flipped_rows(rows: Sequence[int], share: float, seed: int) -> frozenset[int]:
-    """Return the `row` of the pairs whose sides trade places."""
+    """Return the `row` of the pairs whose sides are flipped."""
     count = max(1, round(share * len(rows)))
     order = np.random.default_rng((SEED, seed)).permutation(len(rows))[:count]
     return frozenset(rows[place] for place in order)

@@ -75,7 +75,7 @@ def file_problems(
     try:
         tensors = _tensors(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{key}: {path} is damaged or no safetensors file ({error})"]
+        return [f"{key}: {path} is damaged or not a safetensors file ({error})"]
     layers = {int(name[6:]): entry for name, entry in tensors.items() if name[6:].isdecimal()}
     if not layers:
         return [f"{key}: {path} holds no tensors named 'layer.N'"]

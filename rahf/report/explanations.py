@@ -117,6 +117,6 @@ def predictions_table(figures: Mapping[str, Any]) -> str:
     header = ["feature", "effect", "explanation", "models differ", "feature changes", "shuffled"]
     text = (
         f"AUC over {figures['prompts']} prompts. The models differ on the half with the larger KL; "
-        "shuffled: another feature's explanation, asked where the models differ."
+        "shuffled: another feature's explanation, scored on where the models differ."
     )
     return f"{markdown([*header, 'failed'], rows)}\n\n{text}"

@@ -141,7 +141,7 @@ def influence_chart(
         curve = [(rank, size) for rank, size in record["curve"] if size > 0]
         if curve:
             ranks.loglog(*zip(*curve, strict=True), lw=1, alpha=0.6)
-    title = "size by rank, one line a query"
+    title = "size by rank, one line per query"
     ranks.set(xlabel="rank of the pair", ylabel=f"|change| ({summary['unit']})", title=title)
     figure.savefig(path, dpi=120)
 

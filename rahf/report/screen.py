@@ -20,7 +20,7 @@ LEGEND = (
 
 
 def screen_table(summary: Mapping[str, Any]) -> str:
-    """Return one row a direction: verdict, effect, both placebos, and what texts alone show."""
+    """Return one row per direction: verdict, effect, both nulls, and what texts alone show."""
     header = ["name", "verdict", "effect", "random directions", "shuffled sides", "q"]
     header += ["words", "classifier"]
     rows = [
@@ -45,7 +45,7 @@ def _band(ends: Sequence[float]) -> str:
 
 
 def _text_figure(each: Mapping[str, Any] | None) -> str:
-    """Return a mean with its interval, marked where its sign is certain by itself."""
+    """Return a mean with its interval, marked where its own p is at most 0.05."""
     if each is None:
         return "-"
     mark = "*" if each["p"] <= 0.05 else ""

@@ -276,7 +276,7 @@ def test_what_moved_is_explained_shown_and_predicts_unseen_prompts(folder, famil
     assert found["prompts"] == 20
     first = found["features"][0]
     assert first["differs"]["asked"] == first["changes"]["asked"] == 20
-    assert first["explanation"] != first["stranger"]
+    assert first["explanation"] != first["shuffled"]
     told = capsys.readouterr()
     assert "AUC over 20 prompts" in told.out
     assert "trained on are not known" in told.err  # the adapter has no record of its training
@@ -388,7 +388,7 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
             "with the fingerprint"
         ),
         ("splitting", "--dictionary", "larger", "--larger", "dictionary"): "exchange them",
-        ("splitting", "--dictionary", "dictionary", "--larger", "upper"): "two sizes of one",
+        ("splitting", "--dictionary", "dictionary", "--larger", "upper"): "two dictionaries of one layer",
         ("neurons", "--model", adapter, "--dictionary", "dictionary", *text): "give the base",
         ("logits", "--model", base, "--dictionary", "dictionary", "--feature", 99): "--feature 99",
     }

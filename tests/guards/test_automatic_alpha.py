@@ -134,7 +134,7 @@ SWAPPED = [{**pair, "chosen": OTHER, "rejected": TRAIT} for pair in PAIRS]
         ("auto", {"pairs": None}, "give trainer=, and pairs="),
         ("auto", {"trainer": None}, "give trainer=, and pairs="),
         ("auto", {"pairs": PAIRS[:1]}, "1 pairs: alpha='auto' needs at least 2"),
-        ("auto", {"pairs": SWAPPED}, "not certainly a rise"),
+        ("auto", {"pairs": SWAPPED}, "does not exclude 0"),
         ("auto", {"pairs": "nothing.jsonl"}, "no file or folder nothing.jsonl"),
         ("auto", {"every": 0}, "every: 0 should be a whole number"),
         (1.0, {}, "read with alpha='auto' only"),

@@ -244,4 +244,4 @@ def test_dpo_is_validated_by_retraining_and_cleaned(preferred, capsys):
     }
     assert turned == set(arms["flip worst"]["rows"])
     assert influence("clean", *given, *arm, "--output", "cleaned") == 2
-    assert "cleaned.jsonl is there already" in capsys.readouterr().err
+    assert "cleaned.jsonl already exists" in capsys.readouterr().err

@@ -344,7 +344,7 @@ def write_directions(path, layers, width=8, value=1.0):
         ([4, 5, 6], {"width": 9}, "is of another model than one of width 8"),
         ([4, 5, 6, 99], {}, "holds layer 99, the model 8 blocks"),
         ([], {}, "holds no tensors named 'layer.N'"),
-        (None, {}, "is damaged or no safetensors file"),
+        (None, {}, "is damaged or not a safetensors file"),
         ([4, 5, 6], {"value": float("nan")}, "of layers [4, 5, 6] are not finite"),
     ],
 )

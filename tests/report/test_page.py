@@ -277,10 +277,10 @@ def test_the_command_writes_a_page_and_overwrites_only_its_own(everything, tmp_p
     assert main(["report", str(everything), "--output", str(page)]) == 0
     page.write_text("a user's own")
     assert main(["report", str(everything), "--output", str(page)]) == 2
-    assert "is no page of rahf report; give another" in capsys.readouterr().err
+    assert "was not written by rahf report; give another" in capsys.readouterr().err
     assert page.read_text() == "a user's own"
     assert main(["report", str(tmp_path / "nothing")]) == 2
-    assert "is not there: give the output folders" in capsys.readouterr().err
+    assert "does not exist: give the output folders" in capsys.readouterr().err
 
 
 def test_files_that_were_left_out_are_reported_on_stderr(everything, tmp_path, capsys):

@@ -71,7 +71,7 @@ def _note_few_steps(name: str) -> None:
     if steps < FEW_STEPS:
         print(
             f"note: {name} was trained for {steps} {'step' if steps == 1 else 'steps'}, too few to "
-            f"settle (about {FEW_STEPS}); its features may be those of chance.",
+            f"settle (about {FEW_STEPS}); its features may be due to chance.",
             file=sys.stderr,
         )
 

@@ -52,7 +52,7 @@ def refuse_other_file(options: argparse.Namespace) -> None:
             raise ValueError(f"--output {output} is what --{name} names; give another file.")
     if output.exists() and not _holds_figures(output, options.command):
         raise ValueError(
-            f"{output} is there already, and holds no figures of this command; give another "
+            f"{output} already exists and holds no figures of this command; give another "
             "--output, or delete it."
         )
 

@@ -52,12 +52,12 @@ def _curvature_options(option: Callable[..., object]) -> None:
     option(
         "--at_minimum",
         action="store_true",
-        help="take the training for one that reached its minimum, however short it was",
+        help="assume that the training reached a minimum: do not add its length to the curvature",
     )
 
 
 def question_options(parser: argparse.ArgumentParser) -> None:
-    """Add what is asked of the adapter."""
+    """Add the queries."""
     option = parser.add_argument
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--responses", metavar="FILE", type=Path, help="prompts with responses")
@@ -73,7 +73,7 @@ def check_questions(options: argparse.Namespace) -> None:
     if options.direction is not None and options.responses is None:
         raise ValueError("--direction projects responses: give --responses, not --pairs.")
     if options.layer is not None and options.direction is None:
-        raise ValueError("--layer is that of --direction, which is not given: omit it.")
+        raise ValueError("--layer needs --direction: give both or neither.")
 
 
 def asked_of(options: argparse.Namespace, subject):

@@ -60,7 +60,7 @@ LEGEND = (
 def _verdict(audit: Audit) -> tuple[str, str]:
     looked = len(audit.unasked)
     if not looked:
-        return "open", "No trait but the asked one was looked at."
+        return "open", "No trait besides the asked one was measured."
     if audit.moved:
         return (
             "moved",
@@ -69,7 +69,12 @@ def _verdict(audit: Audit) -> tuple[str, str]:
     if audit.changed:
         count, names = len(audit.changed), _names(audit.changed)
         return "open", f"{count} of {looked} unasked traits changed, without a placebo: {names}."
-    return "still", f"Nothing unasked moved: {looked} traits looked at."
+    shown = (
+        "The one unasked trait was not" if looked == 1 else f"None of {looked} unasked traits was"
+    )
+    if not audit.placebos:
+        return "open", f"{shown} shown to change; no placebo was measured."
+    return "still", f"{shown} shown to move."
 
 
 def _names(lines: Sequence[Line]) -> str:
@@ -87,7 +92,7 @@ def _notes(audit: Audit) -> list[str]:
     elif audit.lines and audit.placebos < FEW_PLACEBOS:
         notes.append(
             f"{audit.placebos} placebo{'s' * (audit.placebos > 1)} measured: with fewer than "
-            f"{FEW_PLACEBOS} only large changes can be told from chance."
+            f"{FEW_PLACEBOS} only large changes can be separated from chance."
         )
     if audit.moved and audit.changed:
         notes.append(f"Changed as well, without a placebo: {_names(audit.changed)}.")

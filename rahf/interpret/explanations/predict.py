@@ -80,20 +80,21 @@ class Moved(NamedTuple):
     feature: int
     effect: float
     explanation: str
-    stranger: str | None  # sentence of another feature
+    other: str | None  # sentence of another feature
 
 
 def moved_with(
     rows: Sequence[Mapping[str, Any]], records: Sequence[Record], seed: int
 ) -> list[Moved]:
-    """Return the features of a diff that moved and are explained, each with a stranger's sentence.
+    """Return the features of a diff that moved and are explained, each with the sentence
+    of another feature.
 
     Raises:
         ValueError: there are none.
     """
     known = {
-        record.unit.number: (record.explanation, stranger)
-        for record, stranger in zip(records, shuffled(records, seed), strict=True)
+        record.unit.number: (record.explanation, other)
+        for record, other in zip(records, shuffled(records, seed), strict=True)
         if record.unit.kind == "feature" and record.explanation is not None
     }
     found = [
@@ -163,15 +164,15 @@ Given = list[float | None]
 def _answers(
     moved: Sequence[Moved], read: Sequence[Asked], values: Values
 ) -> list[tuple[Given, Given | None]]:
-    """Return what the own sentence and the stranger's say of each prompt, asked all at once."""
-    sentences = [text for each in moved for text in (each.explanation, each.stranger) if text]
+    """Return what the own sentence and the other say of each prompt, asked all at once."""
+    sentences = [text for each in moved for text in (each.explanation, each.other) if text]
     asked = [prompt._replace(explanation=text) for text in sentences for prompt in read]
     given = iter(values(asked))
 
     def of(sentence: str | None) -> Given | None:
         return None if sentence is None else [next(given) for _ in read]
 
-    return [(of(each.explanation), of(each.stranger)) for each in moved]
+    return [(of(each.explanation), of(each.other)) for each in moved]
 
 
 def _above_median(values: Float64[Tensor, " prompts"]) -> list[bool]:

@@ -59,7 +59,7 @@ def shuffled(records: Sequence[Record], seed: int) -> list[str | None]:
 
 
 def questions_of(
-    records: Sequence[Record], asking: Asking, strangers: Sequence[str | None]
+    records: Sequence[Record], asking: Asking, others: Sequence[str | None]
 ) -> list[tuple[int, bool, list[Question]]]:
     """Return what is asked about each explained unit: its place, whether the explanation is its
     own, and the questions.
@@ -67,20 +67,20 @@ def questions_of(
     return [
         (unit, own, asking(unit, sentence))
         for unit, record in enumerate(records)
-        for own, sentence in ((True, record.explanation), (False, strangers[unit]))
+        for own, sentence in ((True, record.explanation), (False, others[unit]))
         if record.explanation is not None and sentence is not None
     ]
 
 
 def score_units(
-    records: Sequence[Record], scorer: Scorer, strangers: Sequence[str | None]
+    records: Sequence[Record], scorer: Scorer, others: Sequence[str | None]
 ) -> list[dict[str, Any] | None]:
-    """Return the figures of each unit, and under `shuffled` those of a stranger's explanation.
+    """Return the figures of each unit, and under `shuffled` those of another unit's explanation.
 
     All questions are put at once, so that a model is loaded once and a server is kept busy. A unit
     without an explanation has no figures.
     """
-    wanted = questions_of(records, scorer.asking, strangers)
+    wanted = questions_of(records, scorer.asking, others)
     values = iter(scorer.values([q.asked for _, _, questions in wanted for q in questions]))
     found: list[dict[str, Any] | None] = [None] * len(records)
     for unit, own, questions in wanted:

@@ -62,7 +62,7 @@ def scorer_of(name: str, means: Means) -> Scorer:
     return Scorer(asking_steered(means.steered(), means.texts), means.judged, areas, "auc")
 
 
-def estimated_cost(names: Sequence[str], means: Means, strangers: Sequence[str | None]) -> Cost:
+def estimated_cost(names: Sequence[str], means: Means, others: Sequence[str | None]) -> Cost:
     """Return about what the judge will cost; round trips ask what detection asks."""
     asking = [asking_marks(means.records, means.texts)] if "fuzzing" in names else []
     if {"detection", "round_trip"} & set(names):
@@ -70,7 +70,7 @@ def estimated_cost(names: Sequence[str], means: Means, strangers: Sequence[str |
     read = {
         means.judged.judge.read(question.asked)
         for each in asking
-        for _, _, questions in questions_of(means.records, each, strangers)
+        for _, _, questions in questions_of(means.records, each, others)
         for question in questions
     }
     cost = estimated(read, ANSWER_TOKENS)

@@ -193,7 +193,7 @@ def read_tensors(
                 )
             return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from None
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error})") from None
 
 
 def checked_weights(weights: Weights, k: int, path: Path) -> Weights:

@@ -258,7 +258,7 @@ def _runs_of_lines(path: Path) -> Iterator[str]:
                     lines, size = [], 0
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no UTF-8 text ({error.reason}, byte {error.start}): give a text file, or "
+            f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): give a text file, or "
             f"records in one of {', '.join(RECORD_SUFFIXES)}."
         ) from error
     if lines:

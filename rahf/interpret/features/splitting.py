@@ -44,7 +44,7 @@ def check_sizes(small: Dictionary, large: Dictionary) -> None:
         raise ValueError(
             f"the dictionaries are of layer {places[0][0]} ({places[0][1]}, {places[0][2]}) of "
             f"{small.origin.base} and of layer {places[1][0]} ({places[1][1]}, {places[1][2]}) of "
-            f"{large.origin.base}: splitting compares two sizes of one."
+            f"{large.origin.base}: splitting compares two dictionaries of one layer."
         )
     if large.latents <= small.latents:
         raise ValueError(

@@ -178,7 +178,7 @@ def resumed(
     """Return the coders and the log of a checkpoint.
 
     Raises:
-        ValueError: the file is no checkpoint, or holds a value that is not finite.
+        ValueError: the file is not a checkpoint, or holds a value that is not finite.
     """
     again = f"Delete {path} to begin anew."
     try:
@@ -188,7 +188,7 @@ def resumed(
         names, log = [Name(*entry) for entry in kept["names"]], kept["log"]
         coders = {name: _restored(name, tensors, settings) for name in names}
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint ({error!r}). {again}") from None
+        raise ValueError(f"{path} is damaged or not a checkpoint ({error!r}). {again}") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} holds values that are not finite. {again}")

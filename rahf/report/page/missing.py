@@ -38,7 +38,7 @@ def _of_run(found: Found, folder: Path) -> Iterator[Missing]:
         yield Missing("The ability loss in the audit", why, again)
     measured = [placebo for placebo in found.placebos if placebo.answers]
     if run is not None and len(measured) < PLACEBOS:
-        why = f"{len(measured)} measured; {PLACEBOS} tell chance from effect"
+        why = f"{len(measured)} measured; {PLACEBOS} separate chance from effect"
         yield Missing("Placebos", why, _placebo_commands(found, folder))
     if run is None or not last_reading(run.log):
         how = "rahf.DirectionMonitor(trainer, directions, answers) in your training script"
@@ -84,7 +84,7 @@ def _of_looking(found: Found, folder: Path) -> Iterator[Missing]:
         yield Missing("Features that moved", "no diff", command)
     elif not any("explanation" in row for part in found.diffs for row in part.figures["features"]):
         why = "the diff has no explanations"
-        command = "rahf features diff ... --explanations FOLDER of rahf features explain"
+        command = "rahf features diff ... --explanations FOLDER/scores.jsonl"
         yield Missing("Explanations of features", why, command)
     if not found.influences:
         command = _command(

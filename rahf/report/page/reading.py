@@ -73,7 +73,7 @@ def number(value: Any) -> float:
         DamagedError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DamagedError(f"{str(value)[:40]!r} is no finite number")
+        raise DamagedError(f"{str(value)[:40]!r} is not a finite number")
     return value
 
 
@@ -161,7 +161,9 @@ def read_found(given: Sequence[Path], placebos: Sequence[Path] = ()) -> Found:
     """
     for path in (*given, *placebos):
         if not path.exists():
-            raise ValueError(f"{path} is not there: give the output folders of commands, or files.")
+            raise ValueError(
+                f"{path} does not exist: give the output folders of commands, or files."
+            )
     reader, found = Reader(), Found([], [], [], [], [], [], [], [])
     seen: set[Path] = set()
     for root in given:

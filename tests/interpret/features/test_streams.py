@@ -164,7 +164,7 @@ def test_texts_come_from_plain_files_records_and_data_sets(tmp_path):
     with pytest.raises(ValueError, match="no text in the column 'text'; it has: body"):
         list(texts_of(str(records)))
     (tmp_path / "bytes.bin").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="no UTF-8 text"):
+    with pytest.raises(ValueError, match="not UTF-8 text"):
         list(texts_of(str(tmp_path / "bytes.bin")))
 
 

@@ -151,10 +151,10 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused(tmp_path):
     infinite = tensors | {name: tensors[name] / 0}
     for spoil, message in (
         (lambda: save_file(infinite, path, metadata), f"{name} holds values that are not finite"),
-        (lambda: save_file(tensors, path), "is damaged or no checkpoint"),
-        (lambda: save_file(lacking, path, metadata), "is damaged or no checkpoint"),
-        (lambda: save_file(tensors, path, {"rahf": "[]"}), "is damaged or no checkpoint"),
-        (lambda: path.write_bytes(intact[:-4]), "is damaged or no checkpoint"),
+        (lambda: save_file(tensors, path), "is damaged or not a checkpoint"),
+        (lambda: save_file(lacking, path, metadata), "is damaged or not a checkpoint"),
+        (lambda: save_file(tensors, path, {"rahf": "[]"}), "is damaged or not a checkpoint"),
+        (lambda: path.write_bytes(intact[:-4]), "is damaged or not a checkpoint"),
     ):
         spoil()
         with pytest.raises(ValueError, match=f"{message}.*Delete {path} to begin anew"):
