@@ -32,7 +32,7 @@ from parts.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {"1B": "tinyllama-1.1b", "7B": "mistral-7b"}
-VARIANTS = ("rahf", "naive", "dpo", "rahf-padded")
+VARIANTS = ("rahf", "naive", "dpo", "rahf-rows", "rahf-padded")
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:

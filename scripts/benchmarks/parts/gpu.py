@@ -29,7 +29,7 @@ ROW = 512
 COPIES = {"naive": 4}
 """Full models of a variant, where it has more than one (DUAL)."""
 
-NEEDED = {"rahf-padded": "rahf", "rahf-loaded": "rahf"}
+NEEDED = dict.fromkeys(("rahf-padded", "rahf-rows", "rahf-loaded"), "rahf")
 """The variant whose formula has what a step needs: padding is not needed."""
 
 Run = Callable[[float], dict[str, Any]]

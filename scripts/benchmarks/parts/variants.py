@@ -100,6 +100,14 @@ def rahf_loaded(workload: Workload, steps: int, meter: Meter) -> Trained:
     return rahf(workload, steps, meter, lambda: load_base(recipe_of(workload)))
 
 
+def rahf_rows(workload: Workload, steps: int, meter: Meter) -> Trained:
+    """Train with packs attended row by row, not in one kernel: the plain path."""
+    from rahf.models.packed_attention import kernel_only_on
+
+    with kernel_only_on():
+        return rahf(workload, steps, meter)
+
+
 def rahf_padded(workload: Workload, steps: int, meter: Meter) -> Trained:
     """Train with the package on padded rows: the plain path."""
     return rahf(workload, steps, meter, packing=False)
@@ -168,8 +176,10 @@ VARIANTS: dict[str, Callable[[Workload, int, Meter], Trained]] = {
 }
 
 
-LOADED = {"rahf-loaded": rahf_loaded}
-"""The variants that read a model's files, which a shape has not."""
+ON_A_GPU = {"rahf-loaded": rahf_loaded, "rahf-rows": rahf_rows}
+"""The variants of `gpu_check.py` only: one reads files, which a shape has not; one is the plain
+path of a GPU.
+"""
 
 
 def common_arguments(workload: Workload, steps: int) -> dict[str, Any]:
