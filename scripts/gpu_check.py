@@ -16,7 +16,9 @@ import platform
 import sys
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmarks"))
@@ -24,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "benchmarks"))
 import datasets
 import torch
 import transformers
-from parts.checks import Check, run_checks
+from parts.checks import Check, Outcome, run_checks
 from parts.gpu import Bench, engine, memory, own_tests, step
 from parts.gpu_table import table
 from parts.measure import work
@@ -52,10 +54,10 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def bench_of(options: argparse.Namespace, shape: Path) -> Bench:
+def bench_of(options: argparse.Namespace, shape: Path, folder: Path) -> Bench:
     """Return where and on what the checks of one shape are made."""
     workload = Workload(
-        folder=options.output / "work" / shape.stem,
+        folder=folder / shape.stem,
         method="dual",
         model=None,
         shape=str(shape),
@@ -104,23 +106,32 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parsed(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
-    datasets.disable_progress_bars()
-    os.environ["HF_HUB_OFFLINE"] = "1"
+def found_within(options: argparse.Namespace, folder: Path) -> tuple[list[Outcome], dict[str, Any]]:
+    """Return the outcomes of the checks, and the ceiling; `folder`: of rows, adapters, models."""
     started = time.perf_counter()
-    benches = {name: bench_of(options, path) for name, path in shapes_of(options).items()}
-    ceiling = next(iter(benches.values())).ceiling(options.ceiling_size)
+    shapes = shapes_of(options).items()
+    benches = {name: bench_of(options, path, folder) for name, path in shapes}
+    ceiling = next(iter(benches.values())).ceiling(options.ceiling_size, options.budget)
+    for bench in benches.values():
+        bench.card = ceiling["memory"]
     checks = [
         check
         for check in checks_of(benches)
         if not options.only or any(word in check.name for word in options.only)
     ]
     left = options.budget - (time.perf_counter() - started)
-    for bench in benches.values():
-        bench.card = ceiling["memory"]
-    outcomes = run_checks(checks, left, time.perf_counter, lambda line: print(line, flush=True))
+    tell = partial(print, flush=True)
+    return run_checks(checks, left, time.perf_counter, tell), ceiling
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parsed(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    datasets.disable_progress_bars()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    started = time.perf_counter()
+    with TemporaryDirectory(dir=options.output) as folder:
+        outcomes, ceiling = found_within(options, Path(folder))
     text = table(outcomes, ceiling)
     found = {
         "date": date.today().isoformat(),

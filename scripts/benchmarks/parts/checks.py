@@ -16,12 +16,16 @@ class LeftOutError(Exception):
     """Says why a check is not made here."""
 
 
+Left = Callable[[], float]
+"""Gives the seconds that are left of the budget."""
+
+
 class Check(NamedTuple):
     """One check."""
 
     name: str
     seconds: float  # that it takes at most on a fast card: less than that left, and it is left out
-    run: Callable[[float], dict[str, Any]]  # seconds left -> figures
+    run: Callable[[Left], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,26 +47,30 @@ def run_checks(
 ) -> list[Outcome]:
     """Make every check for which `budget` seconds leave time, in their order."""
     started, outcomes = clock(), []
+
+    def left() -> float:
+        return budget - (clock() - started)
+
     for check in checks:
         begun = clock()
-        outcome = _outcome(check, budget - (begun - started))
+        outcome = _outcome(check, left)
         seconds = clock() - begun
         outcomes.append(Outcome(check.name, seconds=seconds, **outcome))
         tell(f"{check.name}: {outcomes[-1].status} {outcomes[-1].reason} ({seconds:.0f} s)")
     return outcomes
 
 
-def _outcome(check: Check, left: float) -> dict[str, Any]:
+def _outcome(check: Check, left: Left) -> dict[str, Any]:
     """Return status, reason and figures of one check."""
-    if left < check.seconds:
-        reason = f"{max(0, left):.0f} s of the budget are left, it may take {check.seconds:.0f}"
+    if left() < check.seconds:
+        reason = f"{max(0, left()):.0f} s of the budget are left, it may take {check.seconds:.0f}"
         return {"status": "left out", "reason": reason}
     try:
         return {"status": "done", "figures": check.run(left)}
     except LeftOutError as why:
         return {"status": "left out", "reason": str(why)}
     except subprocess.TimeoutExpired:
-        return {"status": "left out", "reason": f"stopped after {left:.0f} s: the budget was over"}
+        return {"status": "left out", "reason": "stopped: the budget was over"}
     except Exception as error:  # whatever it is, the other checks say something all the same
         return {"status": "failed", "reason": reason_of(error)}
 

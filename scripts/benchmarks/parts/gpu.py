@@ -1,4 +1,4 @@
-"""The checks of `gpu_check.py`: each returns a function of the seconds left that gives figures.
+"""The checks of `gpu_check.py`: each returns a function that gives figures in the time left.
 
 A figure that `gpu_table.py` shows has one name in all checks. Knows workloads and processes; knows
 no budget beyond the seconds that it is given.
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from parts.checks import LeftOutError
+from parts.checks import Left, LeftOutError
 from parts.formulas import step_flops
 from parts.measure import in_new_process, run_alone
 from parts.recipes import planned
@@ -32,7 +32,7 @@ COPIES = {"naive": 4}
 NEEDED = dict.fromkeys(("rahf-padded", "rahf-rows", "rahf-loaded"), "rahf")
 """The variant whose formula has what a step needs: padding is not needed."""
 
-Run = Callable[[float], dict[str, Any]]
+Run = Callable[[Left], dict[str, Any]]
 
 
 @dataclass
@@ -73,9 +73,9 @@ class Bench:
         }
         return figures | ({"last_loss": found["losses"][-1]} if found["losses"] else {})
 
-    def ceiling(self, size: int) -> dict[str, Any]:
+    def ceiling(self, size: int, limit: float) -> dict[str, Any]:
         """Return the rate of the fastest matrix product, and the device."""
-        return in_new_process("ceiling", self.workload, size=size)
+        return in_new_process("ceiling", self.workload, size=size, limit=limit)
 
     def _needed(self, workload: Workload, variant: str) -> float:
         """Return the FLOPs that a timed step needs on average, by formula."""
@@ -89,10 +89,10 @@ class Bench:
 def step(bench: Bench, variant: str) -> Run:
     """Time steps of a variant on rows of the published lengths."""
 
-    def run(left: float) -> dict[str, Any]:
+    def run(left: Left) -> dict[str, Any]:
         workload = bench.prepared()
         refuse_weights(bench, COPIES.get(variant, 1))
-        return bench.measured(workload, variant, limit=left)
+        return bench.measured(workload, variant, limit=left())
 
     return run
 
@@ -114,13 +114,13 @@ def memory(bench: Bench, bits: int | None = None) -> Run:
     which the plan counts.
     """
 
-    def run(left: float) -> dict[str, Any]:
+    def run(left: Left) -> dict[str, Any]:
         workload = same_length(bench)
         variant = "rahf"
         if bits is not None:
             workload, variant = replace(on_disk(workload, left), bits=bits), "rahf-loaded"
         plan = planned(workload).tensors
-        return bench.measured(workload, variant, limit=left) | {"planned_bytes": plan}
+        return bench.measured(workload, variant, limit=left()) | {"planned_bytes": plan}
 
     return run
 
@@ -135,28 +135,30 @@ def same_length(bench: Bench) -> Workload:
         prepare(workload, steps=1)
         count = bench.all_steps * workload.pairs
         rows = rows_of_length(count, workload.scaled(ROW), workload.config().vocab_size)
+        for row in rows:  # under one prompt all views would be alike, and the loss 0
+            row["negative_prompt_ids"] = row["prompt_ids"][::-1]
         Dataset.from_list(rows).save_to_disk(str(workload.folder / "same_length"))
     return replace(workload, row_folder="same_length")
 
 
-def on_disk(workload: Workload, left: float) -> Workload:
+def on_disk(workload: Workload, left: Left) -> Workload:
     """Return the workload on a model of its shape that has been written."""
     folder = workload.folder / "model"
     if not (folder / "config.json").exists():
-        in_new_process("write_weights", workload, limit=left, folder=str(folder))
+        in_new_process("write_weights", workload, limit=left(), folder=str(folder))
     return replace(workload, model=str(folder), shape=None)
 
 
 def engine(bench: Bench, config: str) -> Run:
     """Time steps under `accelerate launch` with an accelerate configuration and one rank."""
 
-    def run(left: float) -> dict[str, Any]:
+    def run(left: Left) -> dict[str, Any]:
         workload = on_disk(bench.prepared(), left)
         name = config if workload.device == "cuda" else f"{config}_cpu"
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
         launch += [str(ROOT / "accelerate_configs" / f"{name}.yaml"), "--num_processes", "1"]
         launch += ["--main_process_port", "0"]
-        return bench.measured(workload, "rahf-loaded", launcher=launch, limit=left)
+        return bench.measured(workload, "rahf-loaded", launcher=launch, limit=left())
 
     return run
 
@@ -164,12 +166,12 @@ def engine(bench: Bench, config: str) -> Run:
 def own_tests(bench: Bench) -> Run:
     """Run the tests of the suite that need a GPU, on its tiny models."""
 
-    def run(left: float) -> dict[str, Any]:
+    def run(left: Left) -> dict[str, Any]:
         if bench.workload.device != "cuda":
             raise LeftOutError("there is no GPU")
         folders = [str(ROOT / "tests" / name) for name in ("models", "training")]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-        status, output, errors = run_alone([*command, *folders], dict(os.environ), left)
+        status, output, errors = run_alone([*command, *folders], dict(os.environ), left())
         if status:
             raise RuntimeError(f"{output}\n{errors}")
         return {"tests": output.splitlines()[-1]}
