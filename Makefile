@@ -4,6 +4,7 @@
 # make docs: docs/recipe.md and the schema of recipes from the options.  make site: the documents as
 # a site, in build/site.  make lock: constraints.txt anew.
 # make test-latest, make test-lowest: both ends of the ranges.
+# make gpu-check: times and memory on one GPU, in ten minutes, without a network.
 PYTHON ?= python3
 VENV := .venv
 LOCKED := --constraint constraints.txt --no-build-isolation
@@ -19,7 +20,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test test-all test-latest test-lowest style format docs site lock compiler clean
+.PHONY: quickstart test test-all gpu-check test-latest test-lowest style format docs site lock compiler clean
 
 # What a recipe needs. Nothing is compiled.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -47,6 +48,11 @@ test: $(VENV)/tested
 
 test-all: $(VENV)/tested
 	$(call pytest,$(VENV)) -m "not gpu and slow"
+
+# Where nothing has been installed (a machine without a network) with that machine's packages.
+gpu-check:
+	PYTHONPATH=$(CURDIR) $(if $(wildcard $(VENV)/installed),$(VENV)/bin/python,$(PYTHON)) \
+	  scripts/gpu_check.py
 
 style: $(VENV)/tested
 	$(VENV)/bin/ruff check .

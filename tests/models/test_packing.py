@@ -11,14 +11,9 @@ from rahf.data.contrast import ContrastCollator, Responses
 from rahf.data.rows import first_rows, packed_rows, sequence_rows
 from rahf.models.capture import record
 from rahf.models.likelihood import likelihood, model_inputs
-from rahf.models.packing import (
-    PACKED,
-    PIECE,
-    attention_in_pieces,
-    attention_in_whole_rows,
-    packed_attention,
-    use_packed_attention,
-)
+from rahf.models.packed_attention import packed_attention
+from rahf.models.packing import PACKED, use_packed_attention
+from rahf.models.row_attention import PIECE, attention_in_pieces, attention_in_whole_rows
 
 WITHOUT_SDPA = ("gemma2",)  # its scores are capped, which sdpa cannot do
 

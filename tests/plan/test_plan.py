@@ -141,6 +141,7 @@ def test_default_modules_are_those_of_peft():
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
+        ("tinyllama-1.1b", 1_100_048_384),
         ("mistral-7b", 7_248_023_552),
         ("llama-3.1-70b", 70_553_706_496),
         ("llama-3.1-405b", 405_853_388_800),

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from parts.recipes import method_keys, recipe_of
 from parts.workload import MAX_TOTAL, Workload
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from rahf.overrides import overrides
 
@@ -54,30 +55,23 @@ def published(workload: Workload, steps: int, meter: Meter) -> Trained:
     return naive(workload, steps, meter, checkpointing=True)
 
 
-def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Trained:
-    """Train with the package in the published settings, with its own trainer."""
+def rahf(
+    workload: Workload,
+    steps: int,
+    meter: Meter,
+    load: Callable[[], PreTrainedModel] | None = None,
+    **options: Any,
+) -> Trained:
+    """Train with the package in the published settings, with its own trainer.
+
+    Args:
+        load: in place of the workload's own; called once the engine is known.
+    """
     from rahf.trainer import RAHFConfig, RAHFTrainer
 
-    published = {
-        "method": workload.method,
-        "reference": workload.reference,
-        "shift": "token",
-        "retain_weight": 0.0,
-        "sft_weight": 0.0,
-        "dpo_weight": 0.0,
-        "align_weight": 1.0,
-        "pairs_together": False,
-        "response_source": "both",
-        "positions": "response",
-        "max_response_tokens": workload.max_response_tokens,
-        "alpha": workload.alpha,
-        "target_layers": list(workload.layers()),
-        "distance": "l2",
-        "layer_scale": "none",
-    }
     # The rows are read in their order, which has both responses of a pair in one batch.
     args = RAHFConfig(
-        **{**published, **options},
+        **{**method_keys(workload), "pairs_together": False, **options},
         learning_rate=workload.learning_rate,
         per_device_train_batch_size=2 * workload.pairs,
         mean_responses=2 * workload.pairs,
@@ -85,7 +79,7 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
     )
     ends = EndOfSteps(meter)
     trainer = RAHFTrainer(
-        workload.load_model(),
+        (load or workload.load_model)(),
         args,
         workload.rows(),
         processing_class=small_tokenizer(),
@@ -97,6 +91,21 @@ def rahf(workload: Workload, steps: int, meter: Meter, **options: Any) -> Traine
     return Trained(
         ends.read, [line["loss"] for line in trainer.state.log_history if "loss" in line]
     )
+
+
+def rahf_loaded(workload: Workload, steps: int, meter: Meter) -> Trained:
+    """Train on a base that is loaded as `rahf align` loads it: in 4 bits, sharded."""
+    from rahf.pipeline.inputs import load_base
+
+    return rahf(workload, steps, meter, lambda: load_base(recipe_of(workload)))
+
+
+def rahf_rows(workload: Workload, steps: int, meter: Meter) -> Trained:
+    """Train with packs attended row by row, not in one kernel: the plain path."""
+    from rahf.models.packed_attention import kernel_only_on
+
+    with kernel_only_on():
+        return rahf(workload, steps, meter)
 
 
 def rahf_padded(workload: Workload, steps: int, meter: Meter) -> Trained:
@@ -165,6 +174,12 @@ VARIANTS: dict[str, Callable[[Workload, int, Meter], Trained]] = {
     "rahf-cached": rahf_cached,
     "dpo": dpo,
 }
+
+
+ON_A_GPU = {"rahf-loaded": rahf_loaded, "rahf-rows": rahf_rows}
+"""The variants of `gpu_check.py` only: one reads files, which a shape has not; one is the plain
+path of a GPU.
+"""
 
 
 def common_arguments(workload: Workload, steps: int) -> dict[str, Any]:

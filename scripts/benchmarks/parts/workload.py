@@ -57,6 +57,7 @@ class Workload:
     learning_rate: float = 3e-4
     row_folder: str = "rows"
     first: float = 0.0  # first block with an adapter, as a fraction of the depth
+    bits: int | None = None  # 4: of the weights of a model that is loaded as a recipe's
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
