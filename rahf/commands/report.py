@@ -74,7 +74,7 @@ def _page(options: argparse.Namespace) -> tuple[str, list[str]]:
     from rahf.interpret.audit.section import audit_views
     from rahf.interpret.audit.verdict import audits_of
     from rahf.records.command_line import command_line
-    from rahf.report.page.reading import read_found
+    from rahf.report.page.found import read_found
     from rahf.report.page.render import render_page
 
     found = read_found(options.folders, options.placebo)
