@@ -23,6 +23,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rahf.directions.vectors import Directions
+from rahf.export.hub import collect
 from rahf.models.adapters import attach_policy, frozen_pass, trainable
 from rahf.models.capture import record
 from rahf.models.likelihood import preference_margins
@@ -212,6 +213,18 @@ def test_the_folder_holds_the_policy_its_tokenizer_and_its_description(family, t
     reached = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert reached["reached"] == pytest.approx(metrics["eval_repr/reached"])
 
+    upload = collect(tmp_path, "me/warm", "someone/tiny")
+    assert upload.files.keys() == {str(name) for name in files}
+    for text in ("RAHF-DUAL with a DPO term", "Trained from Python", "target layers: 0, 2"):
+        assert text in upload.card()
+    assert 'from_pretrained("me/warm")' in upload.card()
+    sent = {
+        name: each if isinstance(each, bytes) else each.read_bytes()
+        for name, each in upload.files.items()
+    }
+    assert json.loads(sent["metrics.json"])["settings"]["model_name_or_path"] == "someone/tiny"
+    assert not any(str(family.base).encode() in content for content in sent.values())
+
 
 def test_a_card_that_the_user_wrote_is_kept(family, tmp_path, caplog):
     trainer = alignment_trainer(family, tmp_path, save_strategy="no", max_steps=1)
@@ -220,6 +233,10 @@ def test_a_card_that_the_user_wrote_is_kept(family, tmp_path, caplog):
     trainer.save_model()
     assert (tmp_path / "README.md").read_text() == "my notes"
     assert "README.md is not a card of rahf" in caplog.text
+    assert collect(tmp_path, "me/warm", "someone/tiny").card() == "my notes"
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"neither recipe\.yaml nor the settings of RAHFTrainer"):
+        collect(tmp_path, "me/warm", "someone/tiny")
 
 
 def test_a_card_names_the_repository_that_the_rows_were_read_from(tmp_path):
