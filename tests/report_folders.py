@@ -32,6 +32,9 @@ def write_run(
         for layer in (3, 4, 5)
         for kind in ("reached", "cosine")
     }
+    for kind in ("reached", "cosine"):
+        layers |= {f"eval_repr/{kind}_low/layer_{layer}": 0.08 * layer for layer in (3, 4)}
+        layers |= {f"eval_repr/{kind}_high/layer_{layer}": 0.12 * layer for layer in (3, 4)}
     model = {"preference_accuracy": 0.7, "preference_accuracy_interval": [0.6, 0.8], "answers": 40}
     model |= {"judged_mean": 0.2, "judged_se": 0.05, "shows_wanted": 0.5, "shows_opposite": 0.1}
     model |= {"unrelated_loss": 3.1, "judge": "lexicon", "wanted": "higher"}

@@ -207,6 +207,11 @@ def test_the_folder_holds_the_policy_its_tokenizer_and_its_description(family, t
     metrics = json.loads(files[Path("metrics.json")])
     assert metrics["train_runtime"] > 0
     assert 0 <= metrics["eval_preference/accuracies"] <= 1
+    for layer in (0, 2):
+        low, mean, high = (
+            metrics[f"eval_repr/reached{end}/layer_{layer}"] for end in ("_low", "", "_high")
+        )
+        assert low <= mean <= high
     card = ModelCard.load(tmp_path / "README.md")
     assert "RAHF-DUAL with a DPO term" in card.text
     assert "target layers: 0, 2" in card.text
@@ -235,7 +240,7 @@ def test_a_card_that_the_user_wrote_is_kept(family, tmp_path, caplog):
     assert "README.md is not a card of rahf" in caplog.text
     assert collect(tmp_path, "me/warm", "someone/tiny").card() == "my notes"
     (tmp_path / "metrics.json").unlink()
-    with pytest.raises(ValueError, match=r"neither recipe\.yaml nor the settings of RAHFTrainer"):
+    with pytest.raises(ValueError, match=r"no recipe\.yaml, nor settings of RAHFTrainer"):
         collect(tmp_path, "me/warm", "someone/tiny")
 
 

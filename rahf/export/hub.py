@@ -134,9 +134,9 @@ def _recipe_of(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     path, settings = folder / RECIPE_FILE, metrics.get("settings")
     if not path.is_file() and not isinstance(settings, dict):
         raise ValueError(
-            f"{folder} holds an adapter but neither {RECIPE_FILE} nor the settings of RAHFTrainer "
-            f"in {METRICS_FILE}, from which its card is filled in; give the output_dir of a run, "
-            "or write the folder again by RAHFTrainer.save_model."
+            f"{folder} holds an adapter but no {RECIPE_FILE}, nor settings of RAHFTrainer in "
+            f"{METRICS_FILE}, from which its card is filled in; give the output_dir of a run, or "
+            "write the folder again by RAHFTrainer.save_model."
         )
     source = path if path.is_file() else folder / METRICS_FILE
     recipe = read_mapping(path) if path.is_file() else dict(settings or {})
