@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.evaluation.intervals import check_finite
+from rahf.evaluation.intervals import check_finite, mean_estimate, share_estimate
 from rahf.generation.answers import answering
 
 PLAIN = "tag:yaml.org,2002:"
@@ -41,10 +41,11 @@ def run_tasks(
     few_shot: int | None = None,
     chat: bool = False,
     trust_code: bool = False,
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """Return the figures of each task, by the harness's own names (`acc,none`).
 
-    None is a figure that is not finite.
+    None is a figure that is not finite. A figure that is a mean over the questions has its 95 %
+    interval beside it, as `acc,none_interval`.
 
     Args:
         task_folder: YAML files of tasks besides the harness's own. Where they hold every task
@@ -69,7 +70,10 @@ def run_tasks(
             **dict.fromkeys(SEEDS, 0),
         )
     _check_samples(found["samples"])
-    return {task: _figures(values) for task, values in found["results"].items()}
+    return {
+        task: _figures(values) | intervals(values, found["samples"].get(task, ()))
+        for task, values in found["results"].items()
+    }
 
 
 def check_no_code(folder: Path) -> None:
@@ -193,6 +197,32 @@ def _numbers(values: Any) -> Iterator[float]:
             yield from _numbers(value)
     elif isinstance(values, float):
         yield values
+
+
+def intervals(
+    values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+    """Return the interval over questions of each figure that is their mean.
+
+    Args:
+        values: figures by `metric,filter`.
+        samples: what the harness keeps of each question: its filter, and a value by metric.
+    """
+    found = {}
+    for key, value in values.items():
+        metric, _, kind = key.partition(",")
+        of_kind = [sample for sample in samples if sample.get("filter", kind) == kind]
+        read = [sample.get(metric) for sample in of_kind]
+        if not read or not all(isinstance(each, int | float | np.number) for each in read):
+            continue
+        each_question = np.asarray(read, dtype=float)
+        # Of some metrics the harness's figure is no mean: a perplexity, an F1 over all questions.
+        if not np.isfinite(each_question).all() or not np.isclose(each_question.mean(), value):
+            continue
+        estimate = (share_estimate if {*read} <= {0, 1} else mean_estimate)(each_question.tolist())
+        if estimate is not None and np.isfinite(estimate.low):
+            found[f"{key}_interval"] = [estimate.low, estimate.high]
+    return found
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float | None]:

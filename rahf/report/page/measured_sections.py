@@ -6,7 +6,7 @@ Every row has its 95 % interval, or says that there is none.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rahf.report.judgements import MEASURES
+from rahf.report.judgements import INTERVAL, MEASURES, PLACES
 from rahf.report.page.blocks import Cell, Section, Table
 from rahf.report.page.closing import closing
 from rahf.report.page.figures import (
@@ -68,15 +68,14 @@ def _wins(title: str, figures: Mapping[str, Any]) -> Table:
     counts = [plain(figures[key], 6) for key in ("wins", "ties", "losses", "missing")]
     rows.append(["wins, ties, losses, not read", ", ".join(counts)])
     if "orders_agree" in figures:
-        rows.append(["both orders agree", _with_ends(figures, "orders_agree", share)])
-        rows.append(["first place preferred", _with_ends(figures, "first_place_preferred", share)])
+        rows += [[name, _with_ends(figures, key, share)] for key, name in PLACES.items()]
     header = [f"{figures['first']} against {figures['second']}", "value [95 %]"]
     return Table(title, header, rows, f"{plain(figures['prompts'], 6)} prompts.")
 
 
 def _with_ends(figures: Mapping[str, Any], key: str, form: Callable[[Any], str]) -> str:
     """Return a figure with the interval that is beside it under a key of its own."""
-    low, high = figures.get(f"{key}_interval") or (None, None)
+    low, high = figures.get(key + INTERVAL) or (None, None)
     return NOTHING if figures[key] is None else f"{form(figures[key])} {interval(low, high, form)}"
 
 
@@ -118,9 +117,9 @@ def _tasks(part: Part) -> list[Any]:
 
 def _of_task(task: str, found: Mapping[str, Any]) -> Iterator[list[str]]:
     for name, value in found.items():
-        if name.endswith("_interval"):
+        if name.endswith(INTERVAL):
             continue
-        ends = found.get(f"{name}_interval") or (None, None)
+        ends = found.get(name + INTERVAL) or (None, None)
         shown = "not finite" if value is None else f"{plain(value)} {interval(*ends)}"
         yield [task, name, shown]
 
