@@ -42,10 +42,9 @@ def run_tasks(
     chat: bool = False,
     trust_code: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Return the figures of each task, by the harness's own names (`acc,none`).
+    """Return the figures of each task, by the harness's own names (`acc,none`), with `intervals`.
 
-    None is a figure that is not finite. A figure that is a mean over the questions has its 95 %
-    interval beside it, as `acc,none_interval`.
+    None is a figure that is not finite.
 
     Args:
         task_folder: YAML files of tasks besides the harness's own. Where they hold every task
@@ -69,10 +68,11 @@ def run_tasks(
             bootstrap_iters=0,
             **dict.fromkeys(SEEDS, 0),
         )
-    _check_samples(found["samples"])
+    samples, results = found["samples"], found["results"]
+    _check_samples(samples)
     return {
-        task: _figures(values) | intervals(values, found["samples"].get(task, ()))
-        for task, values in found["results"].items()
+        task: _figures(each) | intervals(each, samples.get(task, ()))
+        for task, each in results.items()
     }
 
 
@@ -202,7 +202,8 @@ def _numbers(values: Any) -> Iterator[float]:
 def intervals(
     values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[float]]:
-    """Return the interval over questions of each figure that is their mean.
+    """Return the 95 % interval over questions of each figure that is their mean, under a name of
+    its own: `acc,none_interval`.
 
     Args:
         values: figures by `metric,filter`.

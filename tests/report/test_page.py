@@ -132,7 +132,7 @@ def test_figures_of_another_command_are_left_out(everything, tmp_path):
 def test_the_reached_share_of_a_layer_has_its_interval_or_says_that_there_is_none(page):
     cells = [text for _, _, text in Elements(page).named("td")]
     assert "0.4 [0.32, 0.48]" in cells
-    assert "0.5 no interval" in cells
+    assert "0.5 (no interval)" in cells
 
 
 def test_a_longer_answer_is_flagged_and_what_did_not_move_is_not(everything):

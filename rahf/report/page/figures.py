@@ -36,7 +36,7 @@ def share(value: Any) -> str:
 def interval(low: float | None, high: float | None, form=plain) -> str:
     """Return the ends of an interval, or that there is none."""
     if low is None or high is None or not (isfinite(low) and isfinite(high)):
-        return "no interval"
+        return "(no interval)"
     return f"[{form(low)}, {form(high)}]"
 
 

@@ -63,7 +63,7 @@ def validation_section(parts: Sequence[Part]) -> Section | None:
     for part in parts:
         figures, steps = part.figures, part.figures["steps"]
         blocks.append(Text(_steps(figures, steps)))
-        ranked = {"rank correlation with retraining on halves": figures.get("datamodelling")}
+        ranked = {"Rank correlation with retraining on halves": figures.get("datamodelling")}
         ranked["AUC of finding flipped pairs"] = (figures.get("flips") or {}).get("auc")
         for title, found in ranked.items():
             if found:
@@ -99,10 +99,13 @@ def cleaning_section(parts: Sequence[Part]) -> Section | None:
     blocks: list[Any] = []
     for part in parts:
         rows = [[name, *_arm(arm)] for name, arm in part.figures["arms"].items()]
-        header = ["arm", "pairs changed", "held-out accuracy [95 %]", "against all pairs"]
-        header += ["verdict", "margin, nats per token", "against all pairs"]
+        header = ["arm", "pairs changed", "held-out accuracy [95 %]", "gained, points of 100"]
+        header += ["verdict", "margin, nats per token", "margin gained"]
         blocks += [Table(str(part.path.parent), header, rows), *closing(part)]
-    lead = "Means over the retrained seeds; 95 % intervals are over the held-out pairs."
+    lead = (
+        "What retraining gains against all pairs: means over the seeds, 95 % intervals over the "
+        "held-out pairs."
+    )
     return Section("cleaning", "Without the worst pairs", lead, blocks) if blocks else None
 
 
@@ -118,4 +121,4 @@ def _arm(arm: Mapping[str, Any]) -> list[str | Cell]:
 
 def points(value: float) -> str:
     """Return a difference of shares in points of a hundred."""
-    return f"{signed(100 * value)} points"
+    return signed(100 * value)

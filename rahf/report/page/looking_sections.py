@@ -227,4 +227,4 @@ def _feature(row: Mapping[str, Any], band: float | None) -> list[str | Cell]:
     size = Cell(signed(row["size"], 2), "moved" if row["moved"] else "still")
     seeds = "{} of {}".format(*row["seeds_alike"])
     words = [str(row["feature"]), feature_text(row), effect, q_text(row["q"]), size, placebo]
-    return [*words, Cell("", "forest", drawn), seeds]
+    return [*words, Cell(NOTHING, "still", drawn), seeds]

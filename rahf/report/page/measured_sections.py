@@ -50,9 +50,9 @@ def _judged(part: Part) -> list[Any]:
         return [Table(title, ["aspect", "mark, 1 to 5 [95 %]", "not read"], rows)]
     if "prompts" in figures:
         return [_wins(title, figures)]
-    row = [with_interval(figures.get("score")), plain(figures["responses"], 6)]
-    header = ["score [95 %]", "responses", "not read"]
-    return [Table(title, header, [[*row, plain(figures["missing"], 6)]])]
+    counts = [plain(figures[key], 6) for key in ("responses", "missing")]
+    row = [part.path.stem, with_interval(figures.get("score")), *counts]
+    return [Table(title, ["figures", "score [95 %]", "responses", "not read"], [row])]
 
 
 def _wins(title: str, figures: Mapping[str, Any]) -> Table:
@@ -69,8 +69,9 @@ def _wins(title: str, figures: Mapping[str, Any]) -> Table:
     rows.append(["wins, ties, losses, not read", ", ".join(counts)])
     if "orders_agree" in figures:
         rows += [[name, _with_ends(figures, key, share)] for key, name in PLACES.items()]
-    header = [f"{figures['first']} against {figures['second']}", "value [95 %]"]
-    return Table(title, header, rows, f"{plain(figures['prompts'], 6)} prompts.")
+    title = f"{cut(figures['first'], 80)} against {cut(figures['second'], 80)}: {title}"
+    note = f"{plain(figures['prompts'], 6)} prompts, seen from the first file."
+    return Table(title, ["figure", "value [95 %]"], rows, note)
 
 
 def _with_ends(figures: Mapping[str, Any], key: str, form: Callable[[Any], str]) -> str:
