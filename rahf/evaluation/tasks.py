@@ -68,12 +68,7 @@ def run_tasks(
             bootstrap_iters=0,
             **dict.fromkeys(SEEDS, 0),
         )
-    samples, results = found["samples"], found["results"]
-    _check_samples(samples)
-    return {
-        task: _figures(each) | intervals(each, samples.get(task, ()))
-        for task, each in results.items()
-    }
+    return _by_task(found["results"], found["samples"])
 
 
 def check_no_code(folder: Path) -> None:
@@ -182,6 +177,17 @@ def _manager(tasks: Sequence[str], folder: Path | None, trust_code: bool) -> Any
             "folder of task files is given as --task_folder."
         )
     return manager
+
+
+def _by_task(
+    results: Mapping[str, dict[str, Any]], samples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each task with their intervals, if every log-likelihood is finite."""
+    _check_samples(samples)
+    return {
+        task: _figures(each) | intervals(each, samples.get(task, ()))
+        for task, each in results.items()
+    }
 
 
 def _check_samples(by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
