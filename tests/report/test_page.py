@@ -168,6 +168,15 @@ def test_without_a_placebo_the_verdict_is_open(tmp_path):
     assert any(note.startswith("No placebo was measured") for note in view.notes)
 
 
+def test_without_an_evaluation_no_trait_counts_as_looked_at(tmp_path):
+    out = write_run(tmp_path / "out")
+    shutil.rmtree(out / "evaluation")
+    (out / "log.jsonl").unlink()
+    [view] = audit_views(audits_of(read_found([out])))
+    assert view.level == "open"
+    assert view.verdict == "No trait was looked at: nothing was measured after the training."
+
+
 def test_texts_of_data_are_escaped_and_their_hidden_characters_visible(page):
     elements = Elements(page)
     assert not elements.named("script", "iframe", "object", "embed", "form", "img")

@@ -59,6 +59,8 @@ LEGEND = (
 
 def _verdict(audit: Audit) -> tuple[str, str]:
     looked = len(audit.unasked)
+    if not audit.lines:
+        return "open", "No trait was looked at: nothing was measured after the training."
     if not looked:
         return "open", "No trait but the asked one was looked at."
     if audit.moved:
