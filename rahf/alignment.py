@@ -23,7 +23,7 @@ from rahf.models.adapters import add_teachers, attach_policy, depth_of
 from rahf.models.capture import Trunk, text_config
 from rahf.models.packing import use_packed_attention
 from rahf.models.trunk import shared_blocks
-from rahf.objective import Progress, Target, layer_scale, outside, progress, random_units
+from rahf.objective import Progress, Target, layer_scale, outside, random_units, token_progress
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.method_options import MethodOptions
 from rahf.terms import Evidence, Term, terms_of, values_of
@@ -36,6 +36,7 @@ class AlignmentOutput(NamedTuple):
     loss: Float[Tensor, " responses"]  # weighted sum of the terms
     terms: dict[str, Float[Tensor, " responses"]]  # unweighted, detached
     progress: Progress
+    of_responses: Progress | None  # the same of each response, in evaluation only
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,12 @@ class Alignment:
         counts = None
         if "counts" in batch:  # False for rows that accelerate repeats to fill a batch
             counts = batch["counts"][batch["aligned_item"]]
-        return AlignmentOutput(loss, detached, progress(hidden.detach(), target, counts))
+        made, of_responses = token_progress(hidden.detach(), target, counts), None
+        if not model.training:
+            responses = len(batch["row"])
+            of_rows = made.of_rows(rows["aligned_owner"], responses + batch["retained_texts"])
+            of_responses = Progress(*(each[:, :responses] for each in of_rows))
+        return AlignmentOutput(loss, detached, made.total(), of_responses)
 
     def read_views(self, batch: Batch, trunk: Trunk | None = None) -> Frozen:
         """Run the frozen views; the reference with its predictions where a term reads them.

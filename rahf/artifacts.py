@@ -16,6 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+MADE_BY = "made_by"
+"""Key of the command, as `rahf shift`, in a JSON file of its result."""
+
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.json"
 RECIPE_FILE = "recipe.yaml"

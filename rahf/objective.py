@@ -47,11 +47,21 @@ def outside(
 
 
 class Progress(NamedTuple):
-    """Sums over tokens for reached share and cosine; they add up over batches and ranks."""
+    """Sums for reached share and cosine; they add up over tokens, batches and ranks."""
 
-    dot: Float[Tensor, " layers"]  # <moved, move>
-    moved: Float[Tensor, " layers"]  # |moved|^2
-    full: Float[Tensor, " layers"]  # |move|^2
+    dot: Float[Tensor, "layers *items"]  # <moved, move>
+    moved: Float[Tensor, "layers *items"]  # |moved|^2
+    full: Float[Tensor, "layers *items"]  # |move|^2
+
+    def total(self) -> "Progress":
+        """Return the sums over all items of each layer."""
+        return Progress(*(each.sum(1) for each in self))
+
+    def of_rows(self, owner: Int[Tensor, " tokens"], rows: int) -> "Progress":
+        """Return the sums of each row, of those over single tokens."""
+        return Progress(
+            *(each.new_zeros(len(each), rows).index_add(1, owner, each) for each in self)
+        )
 
     def reached(self) -> Float[Tensor, " layers"]:
         """Return the share of the move that was made: 0 at the start, 1 at the target."""
@@ -193,12 +203,17 @@ def progress(
 
     Tokens without a move are omitted, and those that do not count.
     """
+    return token_progress(hidden, target, counts).total()
+
+
+def token_progress(
+    hidden: Float[Tensor, "layers tokens d_model"],
+    target: Target,
+    counts: Bool[Tensor, " tokens"] | None = None,
+) -> Progress:
+    """Return the sums of `progress` of each token, [layers, tokens]."""
     aligned = target.move.square().sum(-1)
     if counts is not None:
         aligned = torch.where(counts, aligned, 0.0)
     moved = (hidden - target.reference) * (aligned > 0).unsqueeze(-1)
-    return Progress(
-        dot=(moved * target.move).sum((1, 2)),
-        moved=moved.square().sum((1, 2)),
-        full=aligned.sum(1),
-    )
+    return Progress((moved * target.move).sum(-1), moved.square().sum(-1), aligned)

@@ -33,6 +33,7 @@ from rahf.recipe.model_options import ModelOptions
 from rahf.trainer_config import RAHFConfig
 from rahf.training.adapter_trainer import AdapterTrainer, ItemLoss, counting
 from rahf.training.preparation import base_on_device, prepare, rows_of
+from rahf.training.reached import PairProgress
 from rahf.training.resumable_trainer import NonFiniteError
 from rahf.training.run_files import as_recipe, write_python_run
 
@@ -89,6 +90,7 @@ class RAHFTrainer(AdapterTrainer):
         self.alignment, self.target_cache = made.alignment, made.target_cache
         self.eval_rows, self.sampling_seconds = eval_rows, made.sampling_seconds
         self._tally = {phase: Tally(self.alignment.layers) for phase in ("train", "eval")}
+        self._by_pair = PairProgress()
         facts = self.alignment.model.peft_config[POLICY], self.alignment.layers, train_dataset
         self.described = as_recipe(args, base_name(base), *facts)
         train, held_out = (
@@ -125,6 +127,8 @@ class RAHFTrainer(AdapterTrainer):
             frozen = self.target_cache.read_or_compute(batch, self.alignment.read_views)
         output = self.alignment(model, batch, elapsed, frozen)
         self._tally["train" if model.training else "eval"].add(output, counting(batch))
+        if output.of_responses is not None:
+            self._by_pair.add(batch["row"], output.of_responses)
         return ItemLoss(output.loss, batch["row"])
 
     @overrides(Trainer)
@@ -144,7 +148,9 @@ class RAHFTrainer(AdapterTrainer):
                 f"first that of row {self.eval_rows[int(bad[0])]['row']}. Lower learning_rate or "
                 "alpha, or look at these pairs."
             )
-        measured = self._tally["eval"].take(self.accelerator) | {
+        measured = self._tally["eval"].take(self.accelerator)
+        measured |= self._by_pair.take(self.alignment.layers)
+        measured |= {
             "preference/accuracies": preferred(margins).mean().item(),
             "preference/margins": margins.mean().item(),
         }

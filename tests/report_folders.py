@@ -32,6 +32,9 @@ def write_run(
         for layer in (3, 4, 5)
         for kind in ("reached", "cosine")
     }
+    for kind in ("reached", "cosine"):
+        layers |= {f"eval_repr/{kind}_low/layer_{layer}": 0.08 * layer for layer in (3, 4)}
+        layers |= {f"eval_repr/{kind}_high/layer_{layer}": 0.12 * layer for layer in (3, 4)}
     model = {"preference_accuracy": 0.7, "preference_accuracy_interval": [0.6, 0.8], "answers": 40}
     model |= {"judged_mean": 0.2, "judged_se": 0.05, "shows_wanted": 0.5, "shows_opposite": 0.1}
     model |= {"unrelated_loss": 3.1, "judge": "lexicon", "wanted": "higher"}
@@ -102,6 +105,7 @@ def write_diff(folder: Path, features: int = 12) -> Path:
     write(
         folder / "features.json",
         {
+            "made_by": "rahf features diff",
             "command": "rahf features diff",
             "model": "out",
             "dictionary": HOSTILE,
@@ -137,6 +141,7 @@ def write_comparison(folder: Path) -> Path:
     write(
         folder / "comparison.json",
         {
+            "made_by": "rahf compare",
             "command": "rahf compare mine.yaml",
             "judge": "lexicon",
             "cost": "loss",
@@ -176,6 +181,7 @@ def write_shift(folder: Path, responses: int = 3) -> Path:
     write(
         folder / "summary.json",
         {
+            "made_by": "rahf shift",
             "command": "rahf shift",
             "responses": responses,
             **shares,
@@ -212,6 +218,7 @@ def write_influence(folder: Path, pairs: int = 4, queries: int = 2) -> Path:
     write(
         folder / "summary.json",
         {
+            "made_by": "rahf influence score",
             "command": "rahf influence score",
             "adapter": "out",
             "unit": "nats",
@@ -222,11 +229,88 @@ def write_influence(folder: Path, pairs: int = 4, queries: int = 2) -> Path:
         },
     )
     write_lines(folder / "queries.jsonl", [record] * queries)
-    write(
+    estimate = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    single = {"mean": -0.3, "low": None, "high": None}
+    write_made(
         folder / "validation.json",
-        {"datamodelling": {"influence": {"mean": 0.5, "low": 0.4, "high": 0.6}}},
+        "rahf influence validate --adapter out",
+        adapter="out",
+        curvature="ekfac",
+        cpu_seconds=3.0,
+        steps={"correlation": 0.99, "slope": 1.01, "pairs": 5},
+        datamodelling={"influence": estimate, HOSTILE: None},
+        leave_out={"supporters": {"predicted": -0.4, "measured": single}},
+        flips={"flipped": 2, "pairs": 9, "auc": {"influence": estimate}},
     )
     return folder
+
+
+def write_made(path: Path, command: str, **figures) -> None:
+    """Write figures with the command line that made them."""
+    words = [word for word in command.split() if word.isalpha()]
+    name = next(" ".join(words[:count]) for count in (3, 2) if " ".join(words[:count]) in COMMANDS)
+    write(path, {"made_by": name, **figures, "command": command})
+
+
+COMMANDS = {
+    "rahf evaluate preferences",
+    "rahf evaluate responses",
+    "rahf evaluate tasks",
+    "rahf influence clean",
+    "rahf influence validate",
+    "rahf screen",
+    "rahf sweep",
+}
+
+
+def write_measured(out: Path, rows: int) -> None:
+    """Write what was measured or forecast beside a training."""
+    estimate, one = {"mean": 0.5, "low": 0.1, "high": 0.9}, {"mean": 0.5, "low": None, "high": None}
+    measure = {"accuracy": estimate, "margin": estimate}
+    write_made(
+        out / "preferences.json",
+        "rahf evaluate preferences --model out",
+        model="out",
+        pairs=50,
+        dropped_pairs=0,
+        sum=measure,
+        per_token=measure,
+        per_byte=measure,
+        longer_is_chosen=estimate,
+        implicit_reward=measure,
+    )
+    judged = {"judge": HOSTILE, "missing": 1}
+    score = {**judged, "responses": 40, "distinct": 9, "score": estimate}
+    write_made(out / "scores.json", "rahf evaluate responses --judge length", **score)
+    marks = {"helpful": {"missing": 0, **estimate}, HOSTILE: {"missing": 4}}
+    aspects = {"judge": "api:m", "responses": 40, "aspects": marks}
+    write_made(out / "aspects.json", "rahf evaluate responses --aspects", **aspects)
+    wins = {**judged, "first": "a", "second": HOSTILE, "prompts": 40, "wins": 20, "ties": 9}
+    wins |= {"losses": 11, "win_rate": estimate, "win_rate_at_equal_length": estimate}
+    wins |= {"longer_wins": None, "characters": [90.0, 80.0], "first_place_preferred": 0.6}
+    wins |= {"first_place_preferred_interval": [0.5, 0.7], "orders_agree": 0.8}
+    wins |= {"orders_agree_interval": [0.7, 0.9], "contests": 39}
+    write_made(out / "wins.json", "rahf evaluate responses --against b.jsonl", **wins)
+    figures = {"acc,none": 0.5, "acc,none_interval": [0.25, 0.75], "word_perplexity,none": 9.0}
+    tasks = {"arc": figures, HOSTILE: {"f1,none": None}}
+    made = {"model": "out", "made_from": {}}
+    write_made(out / "tasks.json", "rahf evaluate tasks --tasks arc", **made, tasks=tasks)
+    arm = {"rows": [], "accuracy": estimate, "gained": one, "margin": estimate}
+    arm |= {"margin_gained": one, "by_seed": {}}
+    better = {**arm, "rows": [1, 2], "gained": estimate, "margin_gained": estimate}
+    arms = {"all pairs": arm, "drop worst": better}
+    cleaning = {"adapter": "out", "pairs": 90, "changed": 2, "arms": arms}
+    write_made(out / "cleaning/cleaning.json", "rahf influence clean --adapter out", **cleaning)
+    direction = {**estimate, "verdict": "will rise", "q": 0.01, "random": [-0.1, 0.1]}
+    direction |= {"shuffled": [-0.2, 0.2], "texts": {}, "p": 0.001}
+    screened = {"data": HOSTILE, "kind": "pairs", "rows": 80, "rows_found": 80, "prompts": 40}
+    screened |= {"characters": one, "directions": {"tone": direction, HOSTILE: direction}}
+    write_made(out / "screen/summary.json", "rahf screen PAIRS --model base", **screened)
+    points = [
+        {"point": {"alpha": str(alpha)}, "results": {"reached": 0.1 * alpha}}
+        for alpha in range(min(rows, 200))
+    ]
+    write_made(out / "sweep/results.json", "rahf sweep mine.yaml --alpha 1,2", points=points)
 
 
 def write_everything(root: Path, rows: int = 12) -> Path:
@@ -236,11 +320,7 @@ def write_everything(root: Path, rows: int = 12) -> Path:
     write_comparison(out / "compare")
     write_shift(out / "shift", rows)
     write_influence(out / "influence", min(rows, 20), rows)
-    margin = {"accuracy": {}, "margin": {"mean": 0.5, "low": 0.1, "high": 0.9}}
-    write(
-        out / "preferences.json",
-        {"pairs": 50, "longer_is_chosen": {}, "implicit_reward": margin, "model": "out"},
-    )
+    write_measured(out, rows)
     for seed in (1, 2, 3):
         write_run(out / f"placebo/{seed}/adapter", prompts=max(40, rows), seed=seed)
     return out

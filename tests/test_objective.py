@@ -12,6 +12,7 @@ from rahf.objective import (
     progress,
     row_loss,
     row_mean,
+    token_progress,
 )
 
 LAYERS, D_MODEL, ROWS = 2, 3, 3
@@ -161,6 +162,18 @@ def test_progress_halfway_and_astray_by_hand():
     made = progress(torch.tensor([[[1.0, 1.0]]]), asked)
     assert made.reached().tolist() == [0.5]
     assert made.cosine().tolist() == pytest.approx([math.sqrt(0.5)])
+
+
+def test_progress_of_rows_is_that_of_each_row_by_itself():
+    asked, hidden = asked_of("none", random_states(1)), random_states(2)
+    rows = token_progress(hidden, asked).of_rows(OWNER, ROWS)
+    for row in range(ROWS):
+        own = row == OWNER
+        alone = progress(
+            hidden[:, own], Target(asked.reference[:, own], asked.move[:, own], asked.scale)
+        )
+        for whole, part in zip(rows, alone, strict=True):
+            assert torch.allclose(whole[:, row], part)
 
 
 def test_tokens_without_a_shift_are_left_out_of_progress():

@@ -23,6 +23,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from rahf.directions.vectors import Directions
+from rahf.export.hub import collect
 from rahf.models.adapters import attach_policy, frozen_pass, trainable
 from rahf.models.capture import record
 from rahf.models.likelihood import preference_margins
@@ -206,11 +207,28 @@ def test_the_folder_holds_the_policy_its_tokenizer_and_its_description(family, t
     metrics = json.loads(files[Path("metrics.json")])
     assert metrics["train_runtime"] > 0
     assert 0 <= metrics["eval_preference/accuracies"] <= 1
+    for layer in (0, 2):
+        low, mean, high = (
+            metrics[f"eval_repr/reached{end}/layer_{layer}"] for end in ("_low", "", "_high")
+        )
+        assert low <= mean <= high
     card = ModelCard.load(tmp_path / "README.md")
     assert "RAHF-DUAL with a DPO term" in card.text
     assert "target layers: 0, 2" in card.text
     reached = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert reached["reached"] == pytest.approx(metrics["eval_repr/reached"])
+
+    upload = collect(tmp_path, "me/warm", "someone/tiny")
+    assert upload.files.keys() == {str(name) for name in files}
+    for text in ("RAHF-DUAL with a DPO term", "Trained from Python", "target layers: 0, 2"):
+        assert text in upload.card()
+    assert 'from_pretrained("me/warm")' in upload.card()
+    sent = {
+        name: each if isinstance(each, bytes) else each.read_bytes()
+        for name, each in upload.files.items()
+    }
+    assert json.loads(sent["metrics.json"])["settings"]["model_name_or_path"] == "someone/tiny"
+    assert not any(str(family.base).encode() in content for content in sent.values())
 
 
 def test_a_card_that_the_user_wrote_is_kept(family, tmp_path, caplog):
@@ -220,6 +238,10 @@ def test_a_card_that_the_user_wrote_is_kept(family, tmp_path, caplog):
     trainer.save_model()
     assert (tmp_path / "README.md").read_text() == "my notes"
     assert "README.md is not a card of rahf" in caplog.text
+    assert collect(tmp_path, "me/warm", "someone/tiny").card() == "my notes"
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(ValueError, match=r"no recipe\.yaml, nor settings of RAHFTrainer"):
+        collect(tmp_path, "me/warm", "someone/tiny")
 
 
 def test_a_card_names_the_repository_that_the_rows_were_read_from(tmp_path):

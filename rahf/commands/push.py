@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
         if upload.unchecked is not None:
             print(upload.unchecked)
         if options.dry_run:
-            print(f"\n{upload.files['README.md'].decode()}\nnothing was sent (--dry_run)")
+            print(f"\n{upload.card()}\nnothing was sent (--dry_run)")
             return 0
         private = not options.public
         address = push(upload, options.repo_id, private=private, endpoint=options.endpoint)

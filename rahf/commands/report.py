@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 EPILOG = """\
-Reads folders of align, dpo, compare, features diff, shift, influence score, and files of evaluate
-preferences --output; loads no model. Parts that are missing are listed on the page with the command
-that makes them. A placebo is the same training on pairs whose sides are drawn at random, as
-features diff --placebo train leaves it; three or more separate chance from effect.
+Reads folders of align, dpo, compare, sweep, shift, screen, features diff, influence score, validate
+and clean, and files of evaluate --output; loads no model. Parts that are missing are listed on the
+page with the command that makes them. A placebo is the same training on pairs whose sides are drawn
+at random, as features diff --placebo train leaves it; three or more separate chance from effect.
 
 Example: rahf report outputs/mine outputs/mine-diff --placebo outputs/placebo-1 --placebo ..."""
 
@@ -76,7 +76,7 @@ def _page(options: argparse.Namespace) -> tuple[str, list[str]]:
     from rahf.interpret.audit.section import audit_views
     from rahf.interpret.audit.verdict import audits_of
     from rahf.records.command_line import command_line
-    from rahf.report.page.reading import read_found
+    from rahf.report.page.found import read_found
     from rahf.report.page.render import render_page
 
     found = read_found(options.folders, options.placebo)

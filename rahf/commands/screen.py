@@ -81,11 +81,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _screened(options: argparse.Namespace) -> str:
     """Read, forecast and write; return the table."""
-    from rahf.artifacts import write_json, write_lines, write_text
+    from rahf.artifacts import write_lines, write_text
     from rahf.guards.screen import check_bank, read_sides, records_of, screen, summary_of
     from rahf.guards.screened_rows import check_rendered, ids_of_sides, read_rows, with_own_answers
     from rahf.models.adapters import depth_of, pad_id
     from rahf.recipe.layers import resolve_layers
+    from rahf.records.command_line import write_result
     from rahf.report.screen import screen_page, screen_table
 
     screened = read_rows(options.data, options.split, options.rows, options.seed)
@@ -108,7 +109,7 @@ def _screened(options: argparse.Namespace) -> str:
     summary = {**settings, **counts, **summary_of(found, rows, options.top)}
     records, folder = records_of(found, rows), options.output
     write_lines(folder / "rows.jsonl", records)
-    write_json(folder / "summary.json", summary)
+    write_result(folder / "summary.json", options.command, summary)
     title = f"What training {options.model} on {options.data} will move"
     write_text(folder / "index.html", screen_page(title, summary, records))
     return f"{screen_table(summary)}\n\npage: {folder / 'index.html'}"

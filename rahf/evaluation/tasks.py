@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rahf.evaluation.intervals import check_finite
+from rahf.evaluation.intervals import check_finite, mean_estimate, share_estimate
 from rahf.generation.answers import answering
 
 PLAIN = "tag:yaml.org,2002:"
@@ -41,8 +41,8 @@ def run_tasks(
     few_shot: int | None = None,
     chat: bool = False,
     trust_code: bool = False,
-) -> dict[str, dict[str, float | None]]:
-    """Return the figures of each task, by the harness's own names (`acc,none`).
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each task, by the harness's own names (`acc,none`), with `intervals`.
 
     None is a figure that is not finite.
 
@@ -68,8 +68,7 @@ def run_tasks(
             bootstrap_iters=0,
             **dict.fromkeys(SEEDS, 0),
         )
-    _check_samples(found["samples"])
-    return {task: _figures(values) for task, values in found["results"].items()}
+    return _by_task(found["results"], found["samples"])
 
 
 def check_no_code(folder: Path) -> None:
@@ -180,6 +179,17 @@ def _manager(tasks: Sequence[str], folder: Path | None, trust_code: bool) -> Any
     return manager
 
 
+def _by_task(
+    results: Mapping[str, dict[str, Any]], samples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of each task with their intervals, if every log-likelihood is finite."""
+    _check_samples(samples)
+    return {
+        task: _figures(each) | intervals(each, samples.get(task, ()))
+        for task, each in results.items()
+    }
+
+
 def _check_samples(by_task: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     for task, samples in by_task.items():
         read = [*_numbers([sample["resps"] for sample in samples])]
@@ -193,6 +203,33 @@ def _numbers(values: Any) -> Iterator[float]:
             yield from _numbers(value)
     elif isinstance(values, float):
         yield values
+
+
+def intervals(
+    values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+    """Return the 95 % interval over questions of each figure that is their mean, under a name of
+    its own: `acc,none_interval`.
+
+    Args:
+        values: figures by `metric,filter`.
+        samples: what the harness keeps of each question: its filter, and a value by metric.
+    """
+    found = {}
+    for key, value in values.items():
+        metric, _, kind = key.partition(",")
+        of_kind = [sample for sample in samples if sample.get("filter", kind) == kind]
+        read = [sample.get(metric) for sample in of_kind]
+        if not read or not all(isinstance(each, int | float | np.number) for each in read):
+            continue
+        each_question = np.asarray(read, dtype=float)
+        # Of some metrics the harness's figure is no mean: a perplexity, an F1 over all questions.
+        if not np.isfinite(each_question).all() or not np.isclose(each_question.mean(), value):
+            continue
+        estimate = (share_estimate if {*read} <= {0, 1} else mean_estimate)(each_question.tolist())
+        if estimate is not None and np.isfinite(estimate.low):
+            found[f"{key}_interval"] = [estimate.low, estimate.high]
+    return found
 
 
 def _figures(values: dict[str, Any]) -> dict[str, float | None]:

@@ -142,8 +142,10 @@ def win_rates(
 def place_figures(orders: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Return how much of a chooser's judgement is the place, from its verdicts on both orders."""
     agree = share_estimate([float((a > 0.5) == (b < 0.5)) for a, b in orders])
+    first = share_estimate([fmean(pair) for pair in orders])
     return {
-        "first_place_preferred": fmean(value for pair in orders for value in pair),
+        "first_place_preferred": first.mean,
+        "first_place_preferred_interval": [first.low, first.high],
         "orders_agree": agree.mean,
         "orders_agree_interval": [agree.low, agree.high],
         "contests": len(orders),

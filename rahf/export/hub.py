@@ -26,10 +26,12 @@ from rahf.export.checks import (
 )
 from rahf.recipe.as_run import method_as_run
 from rahf.recipe.methods import METHODS
-from rahf.report.card import directions_card, model_card
+from rahf.report.card import FROM_PYTHON, directions_card, is_own_card, model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+CARD_FILE = "README.md"
 
 DIRECTION_FILES = (FILE_NAME, "control_vector.gguf", "evidence.json", "evidence.md", "evidence.png")
 
@@ -45,6 +47,11 @@ class Upload(NamedTuple):
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in sorted(self.files.items())
         }
+
+    def card(self) -> str:
+        """Return the text of the card."""
+        card = self.files[CARD_FILE]
+        return card.decode() if isinstance(card, bytes) else card.read_text(encoding="utf-8")
 
 
 def not_being_made(folder: Path) -> AbstractContextManager[None]:
@@ -101,25 +108,43 @@ def _adapter(folder: Path, repo_id: str, base: str | None) -> Upload:
         name: folder / name for name in ADAPTER_FILES if (folder / name).is_file()
     }
     files["adapter_config.json"] = json.dumps(config, indent=2).encode()
-    if RECIPE_FILE not in files:
+    metrics = read_mapping(folder / METRICS_FILE) if METRICS_FILE in files else {}
+    recipe = _recipe_of(folder, metrics) | {"model_name_or_path": base}
+    how: dict[str, Any] = {"where": repo_id}
+    how["tokenizer"] = repo_id if "tokenizer_config.json" in files else base
+    if RECIPE_FILE in files:
+        text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+        files[RECIPE_FILE] = text.encode()
+    else:
+        files[METRICS_FILE] = json.dumps(metrics | {"settings": recipe}, indent=2).encode()
+        how["files"] = FROM_PYTHON
+    card = folder / CARD_FILE
+    if RECIPE_FILE not in files and card.is_file() and not is_own_card(card):
+        return Upload({**files, CARD_FILE: card})  # RAHFTrainer keeps a card that a user wrote
+    text = model_card(recipe, metrics, **method_as_run(recipe)._asdict(), **how)
+    return Upload({**files, CARD_FILE: text.encode()})
+
+
+def _recipe_of(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of a run, or the settings that RAHFTrainer keeps with its figures.
+
+    Raises:
+        ValueError: neither is there, or its method is unknown.
+    """
+    path, settings = folder / RECIPE_FILE, metrics.get("settings")
+    if not path.is_file() and not isinstance(settings, dict):
         raise ValueError(
-            f"{folder} holds an adapter but no {RECIPE_FILE}, from which its card is filled in; "
-            "give the output_dir of a run."
+            f"{folder} holds an adapter but no {RECIPE_FILE}, nor settings of RAHFTrainer in "
+            f"{METRICS_FILE}, from which its card is filled in; give the output_dir of a run, or "
+            "write the folder again by RAHFTrainer.save_model."
         )
-    recipe = read_mapping(folder / RECIPE_FILE)
+    source = path if path.is_file() else folder / METRICS_FILE
+    recipe = read_mapping(path) if path.is_file() else dict(settings or {})
     if recipe.get("method") not in METHODS:
         raise ValueError(
-            f"{folder / RECIPE_FILE}: method: {recipe.get('method')!r} is not one of "
-            f"{', '.join(METHODS)}."
+            f"{source}: method: {recipe.get('method')!r} is not one of {', '.join(METHODS)}."
         )
-    recipe["model_name_or_path"] = base
-    metrics = read_mapping(folder / METRICS_FILE) if METRICS_FILE in files else {}
-    files[RECIPE_FILE] = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).encode()
-    shown = method_as_run(recipe)._asdict()
-    tokenizer = repo_id if "tokenizer_config.json" in files else base
-    card = model_card(recipe, metrics, **shown, where=repo_id, tokenizer=tokenizer)
-    files["README.md"] = card.encode()
-    return Upload(files)
+    return recipe
 
 
 def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
@@ -136,7 +161,7 @@ def _directions(folder: Path, repo_id: str, base: str | None) -> Upload:
     card = directions_card(
         directions.metadata | {"model": base}, directions.layers, evidence, repo_id
     )
-    return Upload({**files, "README.md": card.encode()}, unchecked)
+    return Upload({**files, CARD_FILE: card.encode()}, unchecked)
 
 
 def shared_name(base: str | None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rahf.artifacts import (
+    MADE_BY,
     alone,
     append_lines,
     differences,
@@ -21,7 +22,6 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
-from rahf.records.makers import MADE_BY
 
 HASH = "sha256"
 """Key of the hash of the finished file in its record."""

@@ -7,8 +7,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from rahf.artifacts import write_json
-from rahf.records.makers import MADE_BY
+from rahf.artifacts import MADE_BY, write_json
 
 _WORDS: ContextVar[str | None] = ContextVar("command", default=None)
 

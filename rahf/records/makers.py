@@ -8,8 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-MADE_BY = "made_by"
-"""Key of the command, as `rahf shift`, in a JSON file of its result."""
+from rahf.artifacts import MADE_BY
 
 LARGEST = 64 * 2**20
 """Bytes up to which a file is read to find this key."""

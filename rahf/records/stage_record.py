@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rahf.artifacts import (
+    MADE_BY,
     MANIFEST,
     METRICS_FILE,
     RECIPE_FILE,
@@ -20,7 +21,7 @@ from rahf.artifacts import (
     read_object,
     write_json,
 )
-from rahf.records.makers import MADE_BY, refuse_other_maker
+from rahf.records.makers import refuse_other_maker
 
 REWRITTEN = (METRICS_FILE, RECIPE_FILE)
 """Files of a stage that a later stage may write again."""

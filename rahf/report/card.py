@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -13,6 +14,9 @@ from rahf.report.escaping import markdown_code, markdown_text
 from rahf.report.tables import judge_text, layers_table, models_table
 
 CHART = "![loss and reached shift](training.png)"
+
+FROM_PYTHON = "Trained from Python, so that no recipe is kept; all"
+"""Of a card without a recipe beside it: the beginning of the sentence on its files."""
 
 PACKAGES = ("rahf", "torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -184,6 +188,14 @@ with steer(model, {steering}, 1.0, start="generated"):
 
 Where the repository holds `control_vector.gguf`, llama.cpp loads it:
 `llama-cli -m model.gguf --control-vector control_vector.gguf`."""
+
+
+OWN_CARD = "Made with rahf "
+
+
+def is_own_card(path: Path) -> bool:
+    """Return whether a file is a card of this package, and none that a user wrote."""
+    return OWN_CARD in path.read_text(encoding="utf-8")
 
 
 def _card(header: ModelCardData, parts: Sequence[str]) -> str:

@@ -12,6 +12,10 @@ MEASURES = {
     "implicit_reward": "implicit reward (change against the reference)",
 }
 
+PLACES = {"orders_agree": "both orders agree", "first_place_preferred": "first place preferred"}
+
+INTERVAL = "_interval"
+"""The end of the name of the interval of a figure."""
 
 ALIKE = "The judge gives every response the same score, so it decides nothing: name another judge."
 TIED = "The judge finds every pair of responses equal, so it decides nothing: name another judge."
@@ -52,10 +56,10 @@ def wins_table(figures: Mapping[str, Any]) -> str:
         ["characters of a response", "{:.0f} against {:.0f}".format(*figures["characters"])],
     ]
     if "orders_agree" in figures:
-        low, high = figures["orders_agree_interval"]
-        agree = {"mean": figures["orders_agree"], "low": low, "high": high}
-        rows.append(["both orders agree", share(agree)])
-        rows.append(["first place preferred", f"{figures['first_place_preferred']:.1%}"])
+        for key in ("orders_agree", "first_place_preferred"):
+            low, high = figures[key + INTERVAL]
+            estimate = {"mean": figures[key], "low": low, "high": high}
+            rows.append([PLACES[key], share(estimate)])
     head = f"{figures['first']} against {figures['second']}"
     tied = figures["ties"] == figures["prompts"] - figures["missing"]
     note = f"\n\n{TIED}" if tied else ""
@@ -78,11 +82,21 @@ def aspects_table(aspects: Mapping[str, Mapping[str, float]]) -> str:
     return markdown(["aspect", "mark (1-5)", "missing"], rows)
 
 
-def tasks_table(tasks: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Return every figure of every task, by the harness's names; None is one that is not finite."""
+def tasks_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return every figure of every task by the harness's names, with its interval if it has one;
+    None is one that is not finite.
+    """
     rows = [
-        [task, name, "not finite" if value is None else f"{value:.4g}"]
+        [task, name, _with_interval(values, name)]
         for task, values in tasks.items()
-        for name, value in values.items()
+        for name in values
+        if not name.endswith(INTERVAL)
     ]
     return markdown(["task", "figure", "value"], rows)
+
+
+def _with_interval(values: Mapping[str, Any], name: str) -> str:
+    if values[name] is None:
+        return "not finite"
+    low, high = values.get(name + INTERVAL, (None, None))
+    return with_ends({"mean": values[name], "low": low, "high": high}, ".4g")

@@ -4,6 +4,7 @@ The command and Python code leave the same files. Knows a finished trainer; trai
 """
 
 import dataclasses
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from peft import LoraConfig
 from rahf.artifacts import LOG_FILE, METRICS_FILE, write_json, write_lines, write_text
 from rahf.recipe.as_run import method_as_run
 from rahf.recipe.method_options import MethodOptions
-from rahf.report.card import model_card
+from rahf.report.card import FROM_PYTHON, is_own_card, model_card
 from rahf.report.training_chart import training_chart
 from rahf.trainer_config import RAHFConfig
 
@@ -24,10 +25,6 @@ logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 CHART_FILE = "training.png"
-
-OWN_CARD = "Made with rahf "
-
-FROM_PYTHON = "Trained from Python, so that no recipe is kept; all"
 
 
 def training_figures(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -53,14 +50,18 @@ def write_card(
 def write_python_run(
     folder: Path, recipe: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write log, chart, figures and card of a training without a recipe file."""
+    """Write log, chart, figures and card of a training without a recipe file.
+
+    The figures hold the recipe as `settings`, from which `rahf push` fills in the card again.
+    """
     held_out = next((line for line in reversed(log) if "eval_loss" in line), {})
     metrics = training_figures(log)
     metrics |= {key: value for key, value in held_out.items() if key.startswith("eval_")}
     write_log(log, folder)
-    write_json(folder / METRICS_FILE, metrics)
+    settings = json.loads(json.dumps(recipe, default=str))
+    write_json(folder / METRICS_FILE, metrics | {"settings": settings})
     card = folder / CARD_FILE
-    if card.is_file() and OWN_CARD not in card.read_text(encoding="utf-8"):
+    if card.is_file() and not is_own_card(card):
         logger.warning("%s is not a card of rahf; it is kept, and no card is written", card)
         return
     write_card(folder, recipe, metrics, files=FROM_PYTHON)

@@ -10,7 +10,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from rahf.artifacts import read_json
 from rahf.cli import main
-from rahf.evaluation.tasks import run_tasks
+from rahf.evaluation.intervals import share_estimate
+from rahf.evaluation.tasks import intervals, run_tasks
 
 PAIRS = [
     {"prompt": f"w{n}", "chosen": f"w{n} w{n + 1} w5", "rejected": f"w{n + 2}"} for n in range(2, 8)
@@ -207,7 +208,25 @@ def test_the_command_runs_tasks_of_ones_own(tasks, family, capsys):
     status, out, _ = evaluated(capsys, *common, "--tasks", "words", "--output", tasks / "out.json")
     assert status == 0
     assert "| words | acc,none" in out
-    assert read_json(tasks / "out.json")["tasks"]["words"]["acc,none"] == 1
+    figures = read_json(tasks / "out.json")["tasks"]["words"]
+    assert figures["acc,none"] == 1
+    wilson = share_estimate([1.0] * 5)
+    assert figures["acc,none_interval"] == [wilson.low, wilson.high]
+    assert f"1 [{wilson.low:.4g}, 1]" in out
+
+
+def test_a_figure_that_is_no_mean_over_questions_has_no_interval():
+    figures = {"acc,none": 0.5, "acc,strict": 1.0, "perplexity,none": 9.0, "alias": "words"}
+    samples = [
+        {"filter": kind, "acc": float(n > 1 or kind == "strict"), "perplexity": (-1.0, 4)}
+        for n in range(4)
+        for kind in ("none", "strict")
+    ]
+    found = intervals(figures, samples)
+    assert found.keys() == {"acc,none_interval", "acc,strict_interval"}
+    assert found["acc,none_interval"] == list(share_estimate([0.0, 0.0, 1.0, 1.0])[1:])
+    assert intervals(figures | {"acc,none": 0.6}, samples).keys() == {"acc,strict_interval"}
+    assert intervals(figures, []) == {}
 
 
 def test_a_model_whose_predictions_are_not_finite_has_no_figures_of_tasks(tasks):

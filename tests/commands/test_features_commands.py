@@ -388,7 +388,13 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
             "with the fingerprint"
         ),
         ("splitting", "--dictionary", "larger", "--larger", "dictionary"): "exchange them",
-        ("splitting", "--dictionary", "dictionary", "--larger", "upper"): "two dictionaries of one layer",
+        (
+            "splitting",
+            "--dictionary",
+            "dictionary",
+            "--larger",
+            "upper",
+        ): "two dictionaries of one layer",
         ("neurons", "--model", adapter, "--dictionary", "dictionary", *text): "give the base",
         ("logits", "--model", base, "--dictionary", "dictionary", "--feature", 99): "--feature 99",
     }

@@ -11,12 +11,13 @@ import pytest
 from headless_browser import browser, tab
 from report_folders import write_everything, write_run
 
-from rahf.cli import main
+from rahf.cli import COMMANDS, main
 from rahf.interpret.audit.section import audit_views
 from rahf.interpret.audit.verdict import audits_of
 from rahf.report.page.charts import curves, forest, ticks
 from rahf.report.page.figures import plain, signed, spread_over
-from rahf.report.page.reading import read_found
+from rahf.report.page.found import read_found
+from rahf.report.page.kinds import READ, READ_AS_TRAININGS, command_of
 from rahf.report.page.render import render_page
 
 
@@ -58,30 +59,80 @@ class Elements(HTMLParser):
         ]
 
 
-SECTIONS = (
-    "audit",
-    "made",
-    "cost",
-    "layers",
-    "answers",
-    "shift",
-    "features",
-    "influence",
-    "guards",
-)
+SECTIONS = ("audit", "made", "cost", "sweep", "layers", "answers", "judged", "preferences", "tasks")
+SECTIONS += ("shift", "features", "influence", "validation", "cleaning", "forecast", "guards")
 
 
-def test_every_result_has_its_section_and_what_made_it(page):
+def test_every_result_has_its_section(page):
     ids = [given["id"] for _, given, _ in Elements(page).named("section")]
     assert ids == [*SECTIONS, "missing"][: len(ids)]
     assert set(SECTIONS) <= set(ids)
-    for command in (
-        "rahf compare mine.yaml",
-        "rahf features diff",
-        "rahf shift",
-        "rahf influence score",
-    ):
-        assert f"<code>{command}</code>" in page
+
+
+NOT_READ = {
+    "recipes copy": "copies a recipe, measures nothing",
+    "prepare": "fills the cache, measures nothing",
+    "report": "is the page",
+    "export": "writes an adapter in other forms, measures nothing",
+    "push": "sends files, measures nothing",
+    "generate": "writes responses; evaluate responses and shift measure them",
+    "features steer": "writes responses; evaluate responses measures them",
+    "directions": "measures vectors, not a training: evidence.md is beside them",
+    "reward": "trains a judge, not a policy: its accuracy is in its own folder",
+    "influence fit": "writes factors; influence score reads them",
+    "features train": "measures a dictionary, not a training: quality.md is beside it",
+    "features decompose": "looks into a dictionary, not at a training",
+    "features probe": "looks into a dictionary, not at a training",
+    "features logits": "looks into a dictionary, not at a training",
+    "features neurons": "looks into a dictionary, not at a training",
+    "features universality": "compares dictionaries, not trainings",
+    "features splitting": "compares dictionaries, not trainings",
+    "features explain": "is read by features diff --explanations, and shown with its features",
+    "features score": "is read by features diff --explanations, and shown with its features",
+}
+"""Commands whose results the page leaves out, and why."""
+
+
+def test_the_result_of_every_command_is_read_or_left_out_for_a_reason():
+    commands = {
+        word
+        for name, entry in COMMANDS.items()
+        for word in (
+            [f"{name} {kind}" for kind in entry.kinds] if "kinds" in dir(entry) else [name]
+        )
+    }
+    read = {command.removeprefix("rahf ") for command in (*READ, *READ_AS_TRAININGS)}
+    write_nothing = {"chat", "completion", "data", "env", "plan", "recipes list", "validate"}
+    assert commands - write_nothing == read | NOT_READ.keys()
+    assert not read & NOT_READ.keys()
+
+
+@pytest.mark.parametrize("command", READ)
+def test_the_figures_of_every_command_that_is_read_are_shown_with_it(everything, page, command):
+    written = [json.loads(path.read_text()) for path in everything.rglob("*.json")]
+    own = [each["command"] for each in written if each.get("made_by") == command]
+    assert own, f"write a result of {command} in report_folders.py"
+    assert all(f"<code>{words}</code>" in page for words in own)
+
+
+@pytest.mark.parametrize("command", [name for name, kind in READ.items() if kind.keys])
+def test_a_result_that_names_no_command_is_known_by_its_keys(everything, command):
+    written = [json.loads(path.read_text()) for path in everything.rglob("*.json")]
+    for each in written:
+        if each.pop("made_by", None) == command:
+            assert command_of(each) == command
+
+
+def test_figures_of_another_command_are_left_out(everything, tmp_path):
+    figures = json.loads((everything / "tasks.json").read_text())
+    (tmp_path / "t.json").write_text(json.dumps(figures | {"made_by": "rahf features probe"}))
+    assert not any(read_found([tmp_path]).parts.values())
+
+
+def test_the_reached_share_of_a_layer_has_its_interval_or_says_that_there_is_none(page):
+    cells = [text for _, _, text in Elements(page).named("td")]
+    assert "0.4 [0.32, 0.48]" in cells
+    assert "0.5 (no interval)" in cells
 
 
 def test_a_longer_answer_is_flagged_and_what_did_not_move_is_not(everything):
@@ -115,6 +166,15 @@ def test_without_a_placebo_the_verdict_is_open(tmp_path):
     assert view.level == "open"
     assert "changed, without a placebo: length" in view.verdict
     assert any(note.startswith("No placebo was measured") for note in view.notes)
+
+
+def test_without_an_evaluation_no_trait_counts_as_looked_at(tmp_path):
+    out = write_run(tmp_path / "out")
+    shutil.rmtree(out / "evaluation")
+    (out / "log.jsonl").unlink()
+    [view] = audit_views(audits_of(read_found([out])))
+    assert view.level == "open"
+    assert view.verdict == "No trait was looked at: nothing was measured after the training."
 
 
 def test_texts_of_data_are_escaped_and_their_hidden_characters_visible(page):
@@ -193,13 +253,7 @@ def test_ten_thousand_rows_stay_below_five_megabytes_and_are_counted(tmp_path):
 def test_missing_parts_are_listed_with_their_commands(tmp_path):
     text, _ = page_of(write_run(tmp_path / "out"))
     listed = text[text.index('<section id="missing"') :]
-    for command in (
-        "rahf compare",
-        "rahf shift",
-        "rahf features diff",
-        "rahf influence score",
-        "rahf evaluate preferences",
-    ):
+    for command in READ:
         assert f"<code>{command}" in listed
     assert 'id="shift"' not in text
 
@@ -245,6 +299,13 @@ FILES = (
     "influence/queries.jsonl",
     "influence/validation.json",
     "preferences.json",
+    "scores.json",
+    "aspects.json",
+    "wins.json",
+    "tasks.json",
+    "cleaning/cleaning.json",
+    "screen/summary.json",
+    "sweep/results.json",
 )
 
 
@@ -253,8 +314,11 @@ def test_a_damaged_file_never_stops_the_page_and_is_named_where_it_is_left_out(
     everything, tmp_path, name
 ):
     out = tmp_path / "out"
-    if name.split("/")[0] in ("diff", "compare", "shift", "influence"):
-        shutil.copytree(everything / name.split("/")[0], out / name.split("/")[0])
+    first = name.partition("/")[0]
+    if first not in ("evaluation", name) or "made_by" in (everything / name).read_text()[:20]:
+        (out / first).parent.mkdir()
+        copy = shutil.copytree if (everything / first).is_dir() else shutil.copy
+        copy(everything / first, out / first)
     else:  # with few units, whose intervals are quick
         write_run(out, prompts=6, texts=4)
         shutil.copy(everything / "preferences.json", out)

@@ -9,8 +9,8 @@ from rahf.artifacts import read_json, read_lines
 from rahf.cli import main
 from rahf.interpret.audit.verdict import audits_of
 from rahf.pipeline.placebo import train_placebo
+from rahf.report.page.found import read_found
 from rahf.report.page.missing import missing_parts
-from rahf.report.page.reading import read_found
 
 
 def test_a_run_and_its_placebo_are_audited_by_the_commands_that_the_page_lists(recipe_file):

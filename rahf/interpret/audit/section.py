@@ -59,6 +59,8 @@ LEGEND = (
 
 def _verdict(audit: Audit) -> tuple[str, str]:
     looked = len(audit.unasked)
+    if not audit.lines:
+        return "open", "No trait was looked at: nothing was measured after the training."
     if not looked:
         return "open", "No trait besides the asked one was measured."
     if audit.moved:
@@ -125,12 +127,17 @@ def _row(line: Line) -> list[str | Cell]:
     return [
         Cell(looked.name, "name"),
         plain(looked.before),
-        f"{signed(looked.effect.mean)} {interval(*ends, signed)} {looked.unit}",
+        f"{signed(looked.effect.mean)} {interval(*ends, signed)}{_unit(looked.unit)}",
         placebos,
         NOTHING if looked.asked else q_text(line.q),
-        Cell("", "forest", drawn),
+        Cell(NOTHING, "still", drawn),
         verdict,
     ]
+
+
+def _unit(unit: str) -> str:
+    """Return the unit behind a figure; one that begins with a number in parentheses."""
+    return f" ({unit})" if unit[:1].isdigit() else f" {unit}"
 
 
 def _features(features: Features) -> list[Any]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from rahf.interpret.audit.changes import Line, audit
 from rahf.interpret.audit.sources import Skipped, looked_at
-from rahf.report.page.reading import Found, Part, Reader, Run, number
+from rahf.report.page.found import Found
+from rahf.report.page.reading import Part, Reader, Run, number
 
 
 class Features(NamedTuple):
@@ -68,12 +69,14 @@ def audits_of(found: Found, asked: Sequence[str] = ()) -> list[Audit]:
 
 
 def _audit(run: Run | None, found: Found, asked: Sequence[str], reader: Reader) -> Audit:
-    diffs = [part for part in found.diffs if _belongs(part, run, found)]
+    diffs = [part for part in found.parts["rahf features diff"] if _belongs(part, run, found)]
     read = [reader.kept(part.path, lambda part=part: _features(part, asked)) for part in diffs]
     features = [each for each in read if each]
     if run is None:
         return Audit(None, [], features, [], 0)
-    preferences = [part for part in found.preferences if _belongs(part, run, found)]
+    preferences = [
+        part for part in found.parts["rahf evaluate preferences"] if _belongs(part, run, found)
+    ]
     kept = reader.kept(run.folder, lambda: looked_at(run, found.placebos, preferences, asked))
     looked, skipped = kept or ([], [Skipped("traits", "damaged, see below")])
     lines = audit(looked)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from rahf.report.page.blocks import Cell
 from rahf.report.page.reading import number
 
 MINUS = "\N{MINUS SIGN}"
@@ -35,7 +36,7 @@ def share(value: Any) -> str:
 def interval(low: float | None, high: float | None, form=plain) -> str:
     """Return the ends of an interval, or that there is none."""
     if low is None or high is None or not (isfinite(low) and isfinite(high)):
-        return "no interval"
+        return "(no interval)"
     return f"[{form(low)}, {form(high)}]"
 
 
@@ -44,6 +45,13 @@ def with_interval(estimate: Mapping[str, Any] | None, form=plain) -> str:
     if not estimate or estimate.get("mean") is None:
         return NOTHING
     return f"{form(estimate['mean'])} {interval(estimate['low'], estimate['high'], form)}"
+
+
+def verdict(low: float | None, high: float | None) -> Cell:
+    """Return whether an interval of a gain excludes zero, and on which side."""
+    if low is not None and low > 0:
+        return Cell("better", "good")
+    return Cell("worse", "bad") if high is not None and high < 0 else Cell("open", "open")
 
 
 def with_sd(value: Mapping[str, Any] | None, form=plain) -> str:

@@ -1,11 +1,12 @@
-"""Sections of what looked into a model: comparison, token shift, features, influence."""
+"""Sections of what looked into a model: comparison, token shift, features."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rahf.report.escaping import visible_token
-from rahf.report.page.blocks import Cell, Command, Section, Table, Text, Token, Tokens
+from rahf.report.page.blocks import Cell, Section, Table, Text, Token, Tokens
 from rahf.report.page.charts import curves, forest
+from rahf.report.page.closing import closing
 from rahf.report.page.figures import (
     NOTHING,
     cut,
@@ -16,6 +17,7 @@ from rahf.report.page.figures import (
     share,
     signed,
     spread_over,
+    verdict,
     with_interval,
     with_sd,
 )
@@ -26,8 +28,6 @@ RESPONSES_SHOWN = 12
 TOKENS_SHOWN = 400
 """Tokens of a response that are coloured."""
 
-QUERIES_SHOWN = 8
-PAIRS_SHOWN = 6
 WORDS_SHOWN = 12
 
 CLASSES = {"marginal": "marginal", "shifted": "shifted"}
@@ -81,7 +81,7 @@ def _comparison(part: Part, points: Sequence[Mapping[str, Any]]) -> list[Any]:
     header += ["repetition", "training, s", "peak memory, GiB"]
     note = f"Judge: {figures['judge']}. ≥: no strength of the row cost so much."
     blocks += [Table(str(part.path.parent), header, rows, note), *_differences(figures)]
-    return [*blocks, Command("made by", part.command)]
+    return [*blocks, *closing(part)]
 
 
 def _reading(reading: Mapping[str, Any] | None) -> str:
@@ -93,18 +93,16 @@ def _reading(reading: Mapping[str, Any] | None) -> str:
 
 def _differences(figures: Mapping[str, Any]) -> list[Any]:
     rows = [
-        [f"{row['row']} against {row['against']}", _reading(row), _sure(row)]
+        [
+            f"{row['row']} against {row['against']}",
+            _reading(row),
+            verdict(number(row["low"]), number(row["high"])),
+        ]
         for row in figures["differences"]
         if row["against"].startswith(("sft", "dpo")) and not row["row"].startswith(("sft", "dpo"))
     ]
     title = "Against the baselines at the same cost"
     return [Table(title, ["difference", "change [95 %]", "verdict"], rows)] if rows else []
-
-
-def _sure(row: Mapping[str, Any]) -> Cell:
-    if number(row["low"]) > 0:
-        return Cell("better", "good")
-    return Cell("worse", "bad") if number(row["high"]) < 0 else Cell("open", "open")
 
 
 def shift_section(parts: Sequence[Part]) -> Section | None:
@@ -129,11 +127,7 @@ def shift_section(parts: Sequence[Part]) -> Section | None:
         blocks += [Table("Tokens that shift most often", header, words)] if words else []
         shown = spread_over(part.records, RESPONSES_SHOWN)
         blocks += [_response(record) for record in shown]
-        left = left_out(
-            len(part.records), len(shown), part.path.with_name("shift.jsonl"), "responses"
-        )
-        blocks += [Text(left, "note")] if left else []
-        blocks.append(Command("made by", part.command))
+        blocks += closing(part, len(shown), "shift.jsonl", "responses")
     lead = (
         "A plain token is the base's first choice too; an underlined one was its second or third; "
         "a framed one is shifted: the base would have written something else, listed below."
@@ -190,7 +184,7 @@ def features_section(parts: Sequence[Part]) -> Section | None:
         )
         blocks.append(Table(f"Dictionary {figures['dictionary']}", header, shown, note))
         kl = with_interval(figures["token_kl"])
-        blocks += [Text(f"Token KL {kl} nats per token."), Command("made by", part.command)]
+        blocks += [Text(f"Token KL {kl} nats per token."), *closing(part)]
     lead = (
         "Base and aligned model read the same held-out responses. Size is the effect in standard "
         "deviations of the activation; q is corrected for all tested features."
@@ -233,57 +227,4 @@ def _feature(row: Mapping[str, Any], band: float | None) -> list[str | Cell]:
     size = Cell(signed(row["size"], 2), "moved" if row["moved"] else "still")
     seeds = "{} of {}".format(*row["seeds_alike"])
     words = [str(row["feature"]), feature_text(row), effect, q_text(row["q"]), size, placebo]
-    return [*words, Cell("", "forest", drawn), seeds]
-
-
-def influence_section(parts: Sequence[Part]) -> Section | None:
-    """Return the pairs that caused it, for the first queries."""
-    blocks: list[Any] = []
-    for part in parts:
-        figures, unit = part.figures, part.figures["unit"]
-        blocks.append(Text(_trust(figures), "" if figures.get("validation") else "note"))
-        shown = part.records[:QUERIES_SHOWN]
-        for record in shown:
-            ordered = sorted(record["pairs"], key=lambda pair: -abs(pair["change"]))[:PAIRS_SHOWN]
-            rows = [_pair(pair) for pair in ordered]
-            header = [
-                "training pair",
-                f"change without it, {unit}",
-                "on the query",
-                "text of the pair",
-            ]
-            blocks.append(Table(cut(record["query"], 200), header, rows))
-        left = left_out(
-            len(part.records), len(shown), part.path.with_name("queries.jsonl"), "queries"
-        )
-        blocks += [Text(left, "note")] if left else []
-        blocks.append(Command("made by", part.command))
-    lead = (
-        "What a query would gain if the pair were left out of the training, to first order. A pair "
-        "without which it falls supports it."
-    )
-    return Section("influence", "Pairs that caused it", lead, blocks) if blocks else None
-
-
-def _trust(figures: Mapping[str, Any]) -> str:
-    validated = (figures.get("validation") or {}).get("datamodelling", {}).get("influence")
-    if validated:
-        text = f"Retraining agrees with a rank correlation of {with_interval(validated, signed)}."
-    else:
-        text = (
-            "A first-order estimate of each pair, without an interval; rahf influence validate "
-            "measures by retraining how far it holds."
-        )
-    return " ".join([text, *(f"Note: {note}." for note in figures.get("notes", ()))])
-
-
-def _pair(pair: Mapping[str, Any]) -> list[str | Cell]:
-    supports = pair["change"] < 0
-    sides = [
-        f"{row['side']}: {''.join(map(str, row['pieces'])).strip()}"
-        for detail in pair.get("details", ())
-        for row in detail["rows"]
-    ]
-    role = Cell("supports", "good") if supports else Cell("opposes", "bad")
-    text = cut(" · ".join(dict.fromkeys(sides)), 300) or NOTHING
-    return [f"row {pair['row']}", signed(pair["change"]), role, text]
+    return [*words, Cell(NOTHING, "still", drawn), seeds]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rahf.artifacts import RECIPE_FILE
 from rahf.report.page.blocks import Missing
-from rahf.report.page.reading import Found, last_reading
+from rahf.report.page.found import Found
+from rahf.report.page.reading import last_reading
 
 PLACEBOS = 3
 
@@ -15,7 +16,7 @@ def missing_parts(found: Found) -> list[Missing]:
     """Return the parts that the page leaves out."""
     run = found.runs[0] if found.runs else None
     folder = run.folder if run else Path("OUT")
-    return [*_of_run(found, folder), *_of_looking(found, folder)]
+    return [*_of_run(found, folder), *_of_looking(found, folder), *_of_checks(found, folder)]
 
 
 def _command(*words: object) -> str:
@@ -67,34 +68,52 @@ def _placebo_commands(found: Found, folder: Path) -> str:
 
 
 def _of_looking(found: Found, folder: Path) -> Iterator[Missing]:
-    if not found.comparisons:
+    if not found.parts["rahf compare"]:
         recipe = folder / RECIPE_FILE
         yield Missing("Quality beside cost", "no comparison", _command("rahf", "compare", recipe))
-    if not found.shifts:
+    if not found.parts["rahf shift"]:
         command = _command(
             *("rahf", "shift", "--model", folder, "--prompts", "PROMPTS.jsonl"),
             *("--output", f"{folder}-shift"),
         )
         yield Missing("Token shift", "no responses were compared", command)
-    if not found.diffs:
+    diffs = found.parts["rahf features diff"]
+    if not diffs:
         command = _command(
             *("rahf", "features", "diff", "--model", folder, "--dictionary", "DICTIONARY"),
             *("--pairs", "PAIRS", "--placebo", "train", "--output", f"{folder}-diff"),
         )
         yield Missing("Features that moved", "no diff", command)
-    elif not any("explanation" in row for part in found.diffs for row in part.figures["features"]):
+    elif not any("explanation" in row for part in diffs for row in part.figures["features"]):
         why = "the diff has no explanations"
         command = "rahf features diff ... --explanations FOLDER/scores.jsonl"
         yield Missing("Explanations of features", why, command)
-    if not found.influences:
+    if not found.parts["rahf influence score"]:
         command = _command(
             *("rahf", "influence", "score", "--adapter", folder, "--pairs", "HELD_OUT_PAIRS"),
             *("--output", f"{folder}-influence"),
         )
         yield Missing("Pairs that caused it", "no attribution", command)
-    if not found.preferences:
-        command = _command(
-            *("rahf", "evaluate", "preferences", "--model", folder, "--pairs", "OTHER_PAIRS"),
-            *("--output", folder / "preferences.json"),
-        )
-        yield Missing("Other preferences in the audit", "no pairs besides the asked ones", command)
+
+
+def _of_checks(found: Found, folder: Path) -> Iterator[Missing]:
+    """Yield what further commands would add, in the order of the page."""
+    model, pairs = ("--model", folder), ("--pairs", "HELD_OUT_PAIRS")
+    adapter = ("--adapter", folder, *pairs)
+    said = ("--responses", "RESPONSES.jsonl", "--judge", "JUDGE", "--output", "judged.json")
+    other = (*model, "--pairs", "OTHER_PAIRS", "--output", folder / "preferences.json")
+    tasks = (*model, "--tasks", "TASK,TASK", "--output", folder / "tasks.json")
+    checked = (*adapter, "--output", f"{folder}-validation")
+    cleaned = (*adapter, "--output", f"{folder}-cleaning")
+    data = ("PAIRS", "--model", "BASE", "--output", f"{folder}-screen")
+    for part, why, command, given in (
+        ("Sweep", "no grid of trainings", "sweep", ("RECIPE.yaml", "--alpha", "1,2,4")),
+        ("Responses judged", "no file of responses", "evaluate responses", said),
+        ("Other preferences", "no pairs besides the asked ones", "evaluate preferences", other),
+        ("Tasks", "no tasks", "evaluate tasks", tasks),
+        ("Whether retraining agrees", "no retraining", "influence validate", checked),
+        ("Without the worst pairs", "no cleaning", "influence clean", cleaned),
+        ("Forecast of the data", "no screening", "screen", data),
+    ):
+        if not found.parts[f"rahf {command}"]:
+            yield Missing(part, why, _command("rahf", *command.split(), *given))

@@ -1,26 +1,17 @@
-"""Output folders -> what commands have left in them: runs, comparisons, and what looked into them.
+"""Files of an output folder -> a training with its metrics, its log, its answers.
 
 A file that is damaged is named and left out. Knows files; loads no model and draws nothing.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from rahf.artifacts import ANSWERS_FILE, LOG_FILE, METRICS_FILE, RECIPE_FILE, STAGE_FILE, TEXTS_FILE
-
-DEPTH = 3
-"""Folders below a given one that are looked into."""
-
-INSIDE = {"teachers", "runs", "test", "trials", "validation", "retrained", "data", "directions"}
-INSIDE |= {"choice", "evaluation", "factors", "pairs"}
-"""Folders that belong to a result and hold none of their own."""
-
-PLACEBO = "placebo"
 
 Record = Mapping[str, Any]
 
@@ -47,19 +38,6 @@ class Part(NamedTuple):
     command: str | None
     figures: Record
     records: Sequence[Record] = ()
-
-
-class Found(NamedTuple):
-    """Everything that the folders hold."""
-
-    runs: list[Run]
-    placebos: list[Run]
-    comparisons: list[Part]
-    diffs: list[Part]
-    shifts: list[Part]
-    influences: list[Part]
-    preferences: list[Part]
-    problems: list[str]  # a line for each file that was left out, or lines of it
 
 
 class DamagedError(ValueError):
@@ -149,110 +127,8 @@ def _parsed(content: bytes) -> Any:
         raise DamagedError("not JSON") from None
 
 
-def read_found(given: Sequence[Path], placebos: Sequence[Path] = ()) -> Found:
-    """Return what is in folders and files.
-
-    Args:
-        placebos: folders of trainings on pairs whose sides were drawn at random. Folders below one
-            named `placebo` are such, too.
-
-    Raises:
-        ValueError: a folder or file is not there.
-    """
-    for path in (*given, *placebos):
-        if not path.exists():
-            raise ValueError(
-                f"{path} does not exist: give the output folders of commands, or files."
-            )
-    reader, found = Reader(), Found([], [], [], [], [], [], [], [])
-    seen: set[Path] = set()
-    for root in given:
-        for folder in _folders(root):
-            is_placebo = PLACEBO in folder.relative_to(root.parent).parts
-            _read_folder(folder, reader, found, seen, is_placebo=is_placebo)
-        if root.is_file():
-            _read_figures(root, reader, found)
-    for root in placebos:
-        for folder in _folders(root):
-            _read_folder(folder, reader, found, seen, is_placebo=True)
-    return found._replace(problems=reader.problems)
-
-
-def _folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """Yield a folder and those below it that may hold results."""
-    if not root.is_dir():
-        return
-    yield root
-    inside = sorted(path for path in root.iterdir() if path.is_dir()) if depth else []
-    for path in inside:
-        if path.name not in INSIDE and not path.name.startswith((".", "checkpoint-")):
-            yield from _folders(path, depth - 1)
-
-
-def _read_folder(
-    folder: Path, reader: Reader, found: Found, seen: set[Path], *, is_placebo: bool
-) -> None:
-    if folder.resolve() in seen:
-        return
-    seen.add(folder.resolve())
-    if (folder / METRICS_FILE).is_file() or (folder / MONITORED).is_file():
-        (found.placebos if is_placebo else found.runs).append(read_run(folder, reader))
-    if is_placebo:
-        return
-    for path in sorted(folder.glob("*.json")):
-        if path.name not in OTHERS and path.stat().st_size <= LARGEST:
-            _read_figures(path, reader, found)
-
-
 MONITORED = "directions_before.json"
 TRAINER_STATE = "trainer_state.json"
-
-OTHERS = {METRICS_FILE, STAGE_FILE, MONITORED, TRAINER_STATE, "config.json", "adapter_config.json"}
-OTHERS |= {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"}
-OTHERS |= {"generation_config.json", "dictionary.json", "choice.json", "lengths.json"}
-"""JSON files that are no figures of a command, or are read with their run."""
-
-LARGEST = 100 * 2**20  # bytes of a file that is read
-
-SHIFTED = {"prompt": str, "pieces": list, "kind": list, "bucket": list, "base_rank": list}
-SHIFTED |= {"kl": list, "base_choice": list}
-
-
-def _read_figures(path: Path, reader: Reader, found: Found) -> None:
-    """Add the figures in a file to those of their kind; other JSON is not ours."""
-    figures = reader.object(path)
-    if figures is None:
-        return
-    command = figures.get("command")
-    part = Part(path, command if isinstance(command, str) else None, figures)
-    if "features_tested" in figures:
-        if reader.kept(path, lambda: _check_diff(figures)):
-            found.diffs.append(part)
-    elif "readings" in figures and "budget" in figures:
-        found.comparisons.append(part)
-    elif "longer_is_chosen" in figures:
-        found.preferences.append(part)
-    elif "by_position" in figures and "responses" in figures:
-        records = reader.lines(path.with_name("shift.jsonl"), **SHIFTED)
-        found.shifts.append(part._replace(records=records))
-    elif "curvature" in figures and "unit" in figures:
-        records = reader.lines(path.with_name("queries.jsonl"), query=str, pairs=list)
-        validated = reader.object(path.with_name("validation.json"))
-        figures = {**figures, "validation": validated}
-        found.influences.append(part._replace(figures=figures, records=records))
-
-
-def _check_diff(figures: Record) -> bool:
-    checked(figures, features=list, dictionary=str, prompts=int, features_tested=int)
-    for row in figures["features"]:
-        checked(row, feature=int, moved=bool, placebo_size=list, seeds_alike=list)
-        for value in (*(row.get(key) for key in FEATURE), *row["placebo_size"]):
-            number(value)
-    return True
-
-
-FEATURE = ("effect", "low", "high", "q", "size")
-"""Numbers of a feature."""
 
 
 def read_run(folder: Path, reader: Reader) -> Run:

@@ -13,14 +13,22 @@ from markupsafe import Markup
 
 from rahf.report.escaping import printable
 from rahf.report.page.blocks import Section
-from rahf.report.page.looking_sections import (
-    comparison_section,
-    features_section,
+from rahf.report.page.found import Found
+from rahf.report.page.influence_sections import (
+    cleaning_section,
     influence_section,
-    shift_section,
+    validation_section,
+)
+from rahf.report.page.looking_sections import comparison_section, features_section, shift_section
+from rahf.report.page.measured_sections import (
+    judged_section,
+    preferences_section,
+    screen_section,
+    sweep_section,
+    tasks_section,
 )
 from rahf.report.page.missing import missing_parts
-from rahf.report.page.reading import Found, Part, Reader
+from rahf.report.page.reading import Part, Reader
 from rahf.report.page.run_sections import (
     guards_section,
     layers_section,
@@ -41,7 +49,7 @@ def render_page(found: Found, audits: Sequence[Any], command: str | None) -> tup
     """
     reader = Reader()
     sections = [section for section in _sections(found, reader) if section]
-    problems = [*found.problems, *reader.problems]
+    problems = list(dict.fromkeys([*found.problems, *reader.problems]))
     title = ", ".join(str(run.folder) for run in found.runs) or "results"
     page = (
         _environment()
@@ -71,16 +79,27 @@ def _sections(found: Found, reader: Reader) -> list[Section | None]:
         shown = [run for run in runs if reader.kept(run.folder, lambda run=run: (build([run]), 1))]
         return build(shown)
 
+    def points(parts: Sequence[Part]) -> Section | None:
+        return comparison_section(parts, _points(parts, reader))
+
+    def of_command(build, command: str) -> Section | None:
+        return of_parts(build, found.parts[f"rahf {command}"])
+
     return [
         of_runs(made_section),
-        of_parts(
-            lambda parts: comparison_section(parts, _points(parts, reader)), found.comparisons
-        ),
+        of_command(points, "compare"),
+        of_command(sweep_section, "sweep"),
         of_runs(layers_section),
         of_runs(results_section),
-        of_parts(shift_section, found.shifts),
-        of_parts(features_section, found.diffs),
-        of_parts(influence_section, found.influences),
+        of_command(judged_section, "evaluate responses"),
+        of_command(preferences_section, "evaluate preferences"),
+        of_command(tasks_section, "evaluate tasks"),
+        of_command(shift_section, "shift"),
+        of_command(features_section, "features diff"),
+        of_command(influence_section, "influence score"),
+        of_command(validation_section, "influence validate"),
+        of_command(cleaning_section, "influence clean"),
+        of_command(screen_section, "screen"),
         of_runs(guards_section),
     ]
 

@@ -1,6 +1,7 @@
 """Sections of a training: what was aligned and how, per layer, its results, the guards."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rahf.report.page.blocks import Answer, Answers, Command, Folded, Section, Table
@@ -58,7 +59,7 @@ def made_section(runs: Sequence[Run]) -> Section | None:
             Command("trained by", run.command),
             *([Command("trains it again", run.repeat)] if run.repeat else []),
         ]
-    lead = "The training as its recipe has it; seconds and memory were measured."
+    lead = "The training as its recipe has it; time and memory were measured once, in this run."
     return Section("made", "What was aligned, and how", lead, blocks) if blocks else None
 
 
@@ -90,40 +91,61 @@ def layers_section(runs: Sequence[Run]) -> Section | None:
         ]
         for run in runs
     }
-    chart = curves("Training loss", "loss by optimiser step", ("step", "loss"), losses)
+    chart = curves("Training loss (one run, no interval)", LOSS, ("step", "loss"), losses)
     blocks += [chart] if chart else []
-    reached = {str(run.folder): _by_layer(run.metrics, "reached") for run in runs}
+    reached = {str(run.folder): _points(run.metrics) for run in runs}
     axes = ("layer", "share")
     label = "share of the requested shift that the policy reached on held-out pairs, by layer"
     chart = curves("Reached shift per layer", label, axes, reached, from_zero=True)
     blocks += [chart] if chart else []
     for run in runs:
-        cosine = dict(_by_layer(run.metrics, "cosine"))
         rows = [
-            [f"{layer:.0f}", plain(value, 2), plain(cosine.get(layer), 2)]
-            for layer, value in _by_layer(run.metrics, "reached")
+            [f"{layer:.0f}", *(_of_layer(run.metrics, kind, layer) for kind in KINDS)]
+            for layer in _by_layer(run.metrics, "reached")
         ]
         if rows:
-            header = ["layer", "share of the shift reached", "cosine with the shift"]
+            header = ["layer", "share of the shift reached [95 %]", "cosine with the shift [95 %]"]
             blocks.append(Folded(f"the figures of {run.folder}", [Table("", header, rows)]))
     if not blocks:
         return None
     blocks += [Command("measured by", run.command or run.repeat) for run in runs]
     lead = (
-        "1 is the full shift that was requested. One mean over the tokens of the held-out pairs a "
-        "layer: the training records no interval of it."
+        "1 is the full shift that was requested; intervals are over the held-out pairs. The loss "
+        "is the mean over the batches since the line of the log before, of a single training."
     )
     return Section("layers", "Loss, and shift per layer", lead, blocks)
 
 
-def _by_layer(metrics: Mapping[str, Any], kind: str) -> list[tuple[float, float]]:
+KINDS = ("reached", "cosine")
+LOSS = "loss by optimiser step, of one run, without an interval"
+
+
+def _by_layer(metrics: Mapping[str, Any], kind: str) -> dict[int, float]:
+    """Return a figure of each layer, in their order."""
     prefix = f"eval_repr/{kind}/layer_"
-    found = [
-        (float(key.removeprefix(prefix)), number(value))
+    found = {
+        int(key.removeprefix(prefix)): number(value)
         for key, value in metrics.items()
         if key.startswith(prefix)
+    }
+    return dict(sorted(found.items()))
+
+
+def _points(metrics: Mapping[str, Any]) -> list[tuple[float, ...]]:
+    """Return the reached share of each layer, with both ends of its interval where it has one."""
+    low, high = (_by_layer(metrics, f"reached_{end}") for end in ("low", "high"))
+    return [
+        (layer, value, *(each[layer] for each in (low, high) if layer in low.keys() & high.keys()))
+        for layer, value in _by_layer(metrics, "reached").items()
     ]
-    return sorted(found)
+
+
+def _of_layer(metrics: Mapping[str, Any], kind: str, layer: int) -> str:
+    value, low, high = (
+        _by_layer(metrics, name).get(layer) for name in (kind, f"{kind}_low", f"{kind}_high")
+    )
+    form = partial(plain, digits=2)
+    return NOTHING if value is None else f"{form(value)} {interval(low, high, form)}"
 
 
 def results_section(runs: Sequence[Run]) -> Section | None:
