@@ -394,7 +394,7 @@ def test_what_does_not_go_together_is_one_clear_line(folder, family, capsys):
             "dictionary",
             "--larger",
             "upper",
-        ): "two dictionaries of one layer",
+        ): "of one layer",
         ("neurons", "--model", adapter, "--dictionary", "dictionary", *text): "give the base",
         ("logits", "--model", base, "--dictionary", "dictionary", "--feature", 99): "--feature 99",
     }
