@@ -9,7 +9,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
+import guard_experiment
 from guard_experiment import ARMS, SHORT, Run, given_rows, longest, trained_rows
+from guard_figures import STEERED, table
+from tiny_models import tiny_model_of_bytes
+from tokenizers_for_tests import chatml_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,12 @@ def given(tmp_path_factory):
     ]
     (folder / "truthfulqa.jsonl").write_text("\n".join(map(json.dumps, questions)))
     return given_rows(folder, 0)
+
+
+def of_bytes():
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = guard_experiment.CHAT
+    return tokenizer
 
 
 def rows_of(given, composition, arm):
@@ -52,3 +62,29 @@ def test_tails_put_the_trait_into_a_quarter_of_the_tasks_own_rows(given):
         assert text != tail
         assert tail in remarks
     assert rows_of(given, "tails", "oracle") == given.wanted
+
+
+@pytest.mark.parametrize("training", ["sft", "dpo"])
+def test_every_arm_trains_and_is_measured(training, given, tmp_path, monkeypatch):
+    """The two blocks of a tiny model stand for those of the demo model."""
+    monkeypatch.setattr(guard_experiment, "LAYER", 1)
+    monkeypatch.setattr(guard_experiment, "ABLATED", (0, 1))
+    monkeypatch.setattr(guard_experiment, "loaded", lambda _: (tiny_model_of_bytes(), of_bytes()))
+    # A random model has no trait: its gain from the direction need not exclude 0.
+    monkeypatch.setattr("rahf.guards.automatic_alpha.check_gain", lambda gains: None)
+    few = given._replace(
+        fitted=given.fitted[:4], choosing=given.choosing[:4],
+        held_trait=given.held_trait[:3], held_wanted=given.held_wanted[:3],
+    )  # fmt: skip
+    monkeypatch.setattr(guard_experiment, "given_rows", lambda data, seed: few)
+    options = Namespace(
+        data=None, seed=0, output=tmp_path, composition="rows", training=training, answers=True,
+        steps=2, batch=2, every=1, learning_rate=1e-3,
+    )  # fmt: skip
+    run, base = guard_experiment.prepare(options)
+    arms = {name: guard_experiment.train_arm(run, name) for name in ARMS}
+    assert len(arms["plain"]["answers"]) == 3
+    assert arms["prevent auto"]["alpha"]
+    assert arms["plain"]["steered"]["held_trait"] != arms["plain"]["held_trait"]
+    shown = table([{"training": training, "base": base, "arms": arms}])
+    assert [name for name in (*ARMS, STEERED) if f"| {name} " not in shown] == []
