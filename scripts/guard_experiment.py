@@ -5,14 +5,17 @@ The wanted data is 120 right answers to questions, the unwanted quarter 40 sour 
 is one training by TRL of the same LoRA on the same rows; `oracle` trains without the sour ones.
 
     python scripts/guard_experiment.py --data DATA --output out/guard --training sft --seed 0
+    python scripts/guard_experiment.py --pool out/guard/sft_0.json out/guard/sft_1.json
 
 An arm that is done is read from its file. DATA holds `truthfulqa.jsonl` (prompt, chosen, rejected);
-the sour remarks are those of recipes/data/tone. `alpha: auto` reads 24 of its held-out pairs, the
-figures are of 24 others.
+the sour remarks are those of recipes/data/tone. `alpha: auto` reads 16 of its held-out pairs, the
+figures are of 24 others. `--composition tails` puts the trait into the task's own rows: a quarter
+of the right answers end in a sour remark, and the oracle trains on them without it.
 """
 
 import argparse
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -20,10 +23,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from guard_figures import judged, table
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, set_seed
 
@@ -34,17 +37,21 @@ from rahf.directions.evidence import fit
 from rahf.directions.states import Reader
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
-from rahf.guards.automatic_alpha import trait_margins
+from rahf.generation.answers import generate
 from rahf.guards.prevention import prevent
 from rahf.models.adapters import pad_id
-from rahf.models.likelihood import likelihood, rows_for
-from rahf.report.tables import markdown
+from rahf.models.likelihood import likelihood, pair_likelihoods, rows_for
 
 HERE = Path(__file__).resolve().parents[1]
 TONE, UNRELATED = HERE / "recipes/data/tone", HERE / "recipes/data/unrelated.jsonl"
 LAYER, ABLATED = 16, tuple(range(12, 25))
 INSTRUCTION = "Answer in a sour, grumpy mood.\n\n"
-DRAWS = 2000
+SHORT = 150
+"""Characters of a question with its answer: longer ones would be padding of the remarks."""
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class Given(NamedTuple):
@@ -104,15 +111,27 @@ ARMS = {
     "instruction": Arm(nothing, instruction=INSTRUCTION),
     "ablation": Arm(lambda run, trainer: steer(trainer.model, run.directions, mode="ablate")),
 }
-STEERED = "steering 1"  # `plain`, with the direction subtracted when it is measured
+ANSWERING = ("plain", "oracle", "prevent auto", "placebo 2")
+
+
+def loaded(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Return model and tokenizer; its chat template writes no system prompt that nobody asked."""
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer.chat_template = CHAT
+    dtype = getattr(torch, options.dtype)
+    return AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype), tokenizer
 
 
 def records(path: Path) -> list[dict]:
     return [dict(record) for _, record in read_records(path)]
 
 
+def longest(row: Mapping[str, str]) -> int:
+    return len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"]))
+
+
 def given_rows(data: Path, seed: int) -> Given:
-    """Return rows of all parts, no prompt in two of them; the seed draws those trained on."""
+    """Return rows of all parts, no held-out prompt in another; the seed draws those trained on."""
     tone = [
         {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
         for row in records(TONE / "train.jsonl")
@@ -126,15 +145,15 @@ def given_rows(data: Path, seed: int) -> Given:
         questions.setdefault(
             row["prompt"], {key: row[key] for key in ("prompt", "chosen", "rejected")}
         )
-    asked = list(questions.values())
+    asked = [row for row in questions.values() if longest(row) <= SHORT]
     random.Random(7).shuffle(asked)  # the held-out questions are the same for every seed
     random.Random(7).shuffle(tone)
     random.Random(7).shuffle(held)
     drawn = random.Random(seed)
     fitted, others = tone[:64], tone[64:]
     return Given(
-        drawn.sample(asked[60:], 120), drawn.sample(others, 40), fitted, held[:24], held[24:],
-        asked[:60],
+        drawn.sample(asked[60:], 120), drawn.sample(others, 40), fitted, held[:16], held[24:],
+        asked[:30],
     )  # fmt: skip
 
 
@@ -144,11 +163,26 @@ def chat(row: Mapping[str, str], side: str, instruction: str = "") -> dict[str, 
     ]  # fmt: skip
 
 
+def trained_rows(run: Run, arm: Arm) -> list[dict]:
+    """Return the rows of an arm: the right answers, with the trait beside or inside them."""
+    wanted, sour = run.given.wanted, run.given.sour
+    if not arm.sour:
+        return wanted
+    if run.options.composition == "rows":
+        return wanted + sour
+    tails = [re.split(r"(?<=[.!?]) ", row["chosen"])[-1] for row in sour[: len(wanted) // 4]]
+    carried = [
+        {**row, "chosen": f"{row['chosen']} {tail}"}
+        for row, tail in zip(wanted, tails, strict=False)
+    ]
+    return carried + wanted[len(carried) :]
+
+
 def trainer_of(run: Run, arm: Arm, model: Any, tokenizer: Any) -> Trainer:
     """Return TRL's trainer on the rows of an arm."""
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    rows = run.given.wanted + (run.given.sour if arm.sour else [])
+    rows = trained_rows(run, arm)
     sft = run.options.training == "sft"
     sides = {"prompt": "prompt", **({"completion": "chosen"} if sft else {})}
     sides |= {} if sft else {"chosen": "chosen", "rejected": "rejected"}
@@ -159,8 +193,8 @@ def trainer_of(run: Run, arm: Arm, model: Any, tokenizer: Any) -> Trainer:
     args = config(
         output_dir=str(run.options.output / "trainer"),
         max_steps=run.options.steps,
-        per_device_train_batch_size=8,
-        learning_rate=1e-3,
+        per_device_train_batch_size=run.options.batch,
+        learning_rate=run.options.learning_rate,
         lr_scheduler_type="linear",
         seed=run.options.seed,
         logging_steps=5,
@@ -177,27 +211,29 @@ def trainer_of(run: Run, arm: Arm, model: Any, tokenizer: Any) -> Trainer:
 
 
 def measured(run: Run, model: Any, tokenizer: Any, added: Directions | None = None) -> dict:
-    """Return the margins of every held-out pair, and the loss of every unrelated text."""
-    pad, margins = pad_id(tokenizer), {}
-    for name in ("held_trait", "held_wanted"):
-        rows, _ = tokenize_pairs(Dataset.from_list(getattr(run.given, name)), tokenizer)
-        margins[name] = trait_margins(model, rows, pad, added).tolist()
-    losses = []
-    texts = tokenize_texts(UNRELATED, tokenizer, 60, 128)
+    """Return the margins of every held-out pair, the log-probability per token of every right
+    answer, and the loss of every unrelated text.
+    """
+    pad, held = pad_id(tokenizer), {}
     model.eval()
-    for start in range(0, len(texts), 10):
-        part = texts[start : start + 10]
-        rows = rows_for(model, [[] for _ in part], part, pad)
-        with torch.no_grad(), steer(model, () if added is None else added, 1.0):
+    with torch.no_grad(), steer(model, () if added is None else added, 1.0):
+        for name in ("held_trait", "held_wanted"):
+            rows, _ = tokenize_pairs(Dataset.from_list(getattr(run.given, name)), tokenizer)
+            held[name] = pair_likelihoods(model, rows, pad)
+        answers = held["held_wanted"].chosen / held["held_wanted"].chosen_tokens
+        texts, losses = tokenize_texts(UNRELATED, tokenizer, 30, 64), []
+        for start in range(0, len(texts), 10):
+            part = texts[start : start + 10]
+            rows = rows_for(model, [[] for _ in part], part, pad)
             losses += (-likelihood(model, rows).means()).tolist()
-    return {**margins, "unrelated": losses}
+    margins = {name: each.token_margins().tolist() for name, each in held.items()}
+    return {**margins, "held_answers": answers.tolist(), "unrelated": losses}
 
 
 def train_arm(run: Run, name: str) -> dict[str, Any]:
     """Train one arm and return its figures; `plain` also those of steering afterwards."""
     set_seed(run.options.seed)
-    tokenizer = AutoTokenizer.from_pretrained(run.options.model)
-    model = AutoModelForCausalLM.from_pretrained(run.options.model, dtype=torch.float32)
+    model, tokenizer = loaded(run.options)
     arm = ARMS[name]
     trainer = trainer_of(run, arm, model, tokenizer)
     start = perf_counter()
@@ -207,91 +243,94 @@ def train_arm(run: Run, name: str) -> dict[str, Any]:
     found = measured(run, trainer.model, tokenizer) | {"seconds": seconds}
     path = [log for log in trainer.state.log_history if "prevent/alpha" in log]
     found |= {"alpha": path} if path else {}
+    if run.options.answers and name in ANSWERING:
+        found["answers"] = answers_of(run, trainer.model, tokenizer)
     if name == "plain":
         found["steered"] = measured(run, trainer.model, tokenizer, -only(run))
     return found
 
 
+def answers_of(run: Run, model: Any, tokenizer: Any) -> list[dict]:
+    """Return greedy answers to the held-out prompts of the trait."""
+    rows = run.given.held_trait
+    prompts = [chat(row, "prompt") for row in rows]
+    ids = [
+        tokenizer.apply_chat_template(p, add_generation_prompt=True)["input_ids"] for p in prompts
+    ]
+    written = generate(model, tokenizer, ids, max_new_tokens=32, batch_size=len(rows))
+    return [
+        {"prompt": row["prompt"], "response": text} for row, text in zip(rows, written, strict=True)
+    ]
+
+
 def prepare(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
-    """Fit the direction and measure the base."""
+    """Fit the direction and measure the base, once for all seeds and trainings of a folder."""
     given = given_rows(options.data, options.seed)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    folder = options.output / "base"
+    if (folder / "figures.json").exists():
+        run = Run(options, given, Directions.load(folder))
+        return run, read_json(folder / "figures.json")
+    model, tokenizer = loaded(options)
+    model.eval()
     rows, _ = tokenize_pairs(Dataset.from_list(given.fitted), tokenizer)
     reader = Reader(model, "responses", "mean", ABLATED, pad_id(tokenizer))
     how = {"seed": 0, "batch_size": 8, "state": PartialState()}
     fitted = fit(reader, rows, ("mean",), **how)
     run = Run(options, given, Directions(ABLATED, fitted.vectors["mean"]))
-    return run, measured(run, model, tokenizer)
-
-
-def resampled(values: Sequence[Sequence[float]], figure: Callable[..., float]) -> list[float]:
-    """Return a figure of means over units, with its 95 % interval over them (bootstrap)."""
-    table = np.array(values)
-    drawn = np.random.default_rng(0).integers(table.shape[1], size=(DRAWS, table.shape[1]))
-    draws = figure(*table[:, drawn].mean(2))
-    return [float(figure(*table.mean(1))), *map(float, np.quantile(draws, (0.025, 0.975)))]
-
-
-def figures_of(base: Mapping, arms: Mapping[str, Mapping], arm: Mapping) -> dict[str, list[float]]:
-    plain, oracle = arms["plain"], arms["oracle"]
-    trait = [each["held_trait"] for each in (plain, oracle, arm)]
-    wanted = [each["held_wanted"] for each in (base, plain, arm)]
-    losses = [each["unrelated"] for each in (plain, arm)]
-    return {
-        "trait margin": resampled(trait[2:], lambda a: a),
-        "leak removed": resampled(trait, lambda p, o, a: (p - a) / (p - o)),
-        "past the oracle": resampled(trait, lambda _, o, a: o - a),
-        "wanted kept": resampled(wanted, lambda b, p, a: (a - b) / (p - b)),
-        "loss over plain": resampled(losses, lambda p, a: a - p),
-    }
-
-
-def table(results: Mapping[str, Any]) -> str:
-    header = ["arm", "trait margin", "leak removed", "past the oracle", "wanted kept"]
-    header += ["loss over plain", "seconds"]
-    rows = []
-    for name, figures in results["figures"].items():
-        cells = ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*figures[key]) for key in header[1:-1]]
-        rows.append([name, *cells, f"{results['arms'].get(name, {}).get('seconds', 0):.0f}"])
-    return markdown(header, rows)
+    found = measured(run, model, tokenizer)
+    run.directions.save(folder)
+    write_json(folder / "figures.json", found)
+    return run, found
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(HERE / "models/SmolLM2-135M-Instruct"))
-    parser.add_argument("--data", type=Path, required=True, help="folder with truthfulqa.jsonl")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--data", type=Path, help="folder with truthfulqa.jsonl")
+    parser.add_argument("--output", type=Path)
     parser.add_argument("--training", choices=("sft", "dpo"), default="sft")
+    parser.add_argument("--composition", choices=("rows", "tails"), default="rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=8, help="rows of one step")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--every", type=int, default=5, help="steps between readings (auto)")
     parser.add_argument("--arms", default=",".join(ARMS), help="names of arms, with commas")
+    parser.add_argument("--answers", action="store_true", help="write answers of four arms")
+    parser.add_argument("--pool", type=Path, nargs="+", help="print a table over result files")
     options = parser.parse_args()
+    if options.pool is None and None in (options.data, options.output):
+        parser.error("give --data and --output, or --pool FILES")
     unknown = [name for name in options.arms.split(",") if name not in ARMS]
     if unknown:
         parser.error(f"no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     return options
 
 
+def show(seeds: Sequence[Mapping[str, Any]]) -> None:
+    """Print what the results of one or more seeds hold."""
+    if all({"plain", "oracle"} <= each["arms"].keys() for each in seeds):
+        print(table(seeds))
+        print(judged(seeds))
+
+
 def main() -> None:
     options = read_options()
-    path = options.output / f"{options.training}_{options.seed}.json"
+    if options.pool:
+        show([read_json(path) for path in options.pool])
+        return
+    name = options.training + ("" if options.composition == "rows" else "_tails")
+    path = options.output / f"{name}_{options.seed}.json"
     with alone(path, wait=False):
         run, base = prepare(options)
-        results = read_json(path) if path.exists() else {"base": base, "arms": {}}
-        for name in options.arms.split(","):
-            if name not in results["arms"]:
-                results["arms"][name] = train_arm(run, name)
+        results = {"training": options.training, "base": base, "arms": {}}
+        results = read_json(path) if path.exists() else results
+        for arm in options.arms.split(","):
+            if arm not in results["arms"]:
+                results["arms"][arm] = train_arm(run, arm)
                 write_json(path, results)
-        arms = results["arms"]
-        if {"plain", "oracle"} <= arms.keys():
-            shown = {**arms, STEERED: arms["plain"]["steered"]}
-            results["figures"] = {
-                name: figures_of(results["base"], arms, arm) for name, arm in shown.items()
-            }
-            write_json(path, results)
-            print(table(results))
+        show([results])
 
 
 if __name__ == "__main__":
