@@ -148,9 +148,7 @@ def test_directions_that_cannot_be_right_are_refused_with_their_file(
 @pytest.mark.parametrize("content", [b"", b"{}", b"half a file of something", b"\xff" * 40])
 def test_a_damaged_file_is_refused_with_its_name(tmp_path, content):
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"safetensors is damaged or not a"
-    ):
+    with pytest.raises(ValueError, match=r"safetensors is damaged or not a"):
         Directions.load(tmp_path)
 
 
