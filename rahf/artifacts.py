@@ -14,7 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
+
+MOST_NODES = 100_000
+"""Most values of a YAML text, aliases expanded: a few lines of aliases can expand to billions."""
 
 MADE_BY = "made_by"
 """Key of the command, as `rahf shift`, in a JSON file of its result."""
@@ -220,3 +224,36 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
         elif old != new and (key, new) != ("weights", None):  # of an earlier version: file times
             lines.append(f"{prefix}{key}: {old!r} there, {new!r} now")
     return lines
+
+
+def load_yaml(text: str, loader: Callable[[str], yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML, is nested too deeply, or is too large with its
+            aliases written out.
+    """
+    try:
+        reading = loader(text)  # refuses control characters
+        node = reading.get_single_node()
+        if node is None:
+            return None
+        if _nodes(node, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"more than {MOST_NODES:,} values with its aliases written out")
+        return reading.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply, or an alias inside its own value") from None
+    except yaml.YAMLError:
+        raise
+    except ValueError as error:  # a date such as 2024-99-99
+        raise yaml.YAMLError(f"{error}") from None
+
+
+def _nodes(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values in a node, every alias expanded."""
+    if id(node) not in known:
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(node)]

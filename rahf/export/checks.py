@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
 
+from rahf.artifacts import load_yaml
 from rahf.data.hub import may_be_on_hub
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -65,7 +65,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ValueError: it holds something else, or a number that is not finite.
     """
     text = path.read_text(encoding="utf-8")
-    value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    value = load_yaml(text) if path.suffix == ".yaml" else json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no names and values but {str(value)[:80]!r}.")
     wrong = sorted(key for key, number in value.items() if not _is_finite(number))

@@ -14,20 +14,13 @@ from urllib.parse import quote
 
 import requests
 
+from rahf.report.secrets import HIDDEN, without_secrets
+
 LARGEST_BODY = 8 * 2**20
 """Bytes of an answer, after decompression."""
 
 SHORTEST_KEY = 6
 """Characters of a key that is redacted. Shorter ones are placeholders, as local servers take."""
-
-IN_URLS = re.compile(
-    r"(?<=://)[^/\s@]+(?=@)"
-    r"|(?<=[?&;])((?:[\w-]*(?:key|token|secret|password|sig|signature|auth)[\w-]*)=)[^&;\s#'\"]+",
-    re.IGNORECASE,
-)
-"""User and password of a URL, and the values of parameters that hold a key."""
-
-HIDDEN = "[redacted]"
 
 
 class UnreachableError(ValueError):
@@ -52,7 +45,7 @@ def without_key(text: str, key: str | None) -> str:
 
 def redacted(text: str, key: str | None = None) -> str:
     """Return the text without the key, and without passwords and keys of URLs in it."""
-    return IN_URLS.sub(lambda found: (found[1] or "") + HIDDEN, without_key(text, key))
+    return without_secrets(without_key(text, key))
 
 
 def check_key(key: str | None) -> None:

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from rahf.artifacts import alone, write_text
+from rahf.artifacts import alone, load_yaml, write_text
 from rahf.shipped.folders import RECIPES, shipped_folder
 
 
@@ -77,7 +75,7 @@ def copy_recipe(name: str, folder: Path, *, keep: bool = False) -> Copied:
 
 def _data_of(recipe: Path, top: Path) -> Iterator[Path]:
     """Yield the shipped files that a recipe names: files, and those of folders."""
-    for text in _texts(yaml.safe_load(recipe.read_text(encoding="utf-8"))):
+    for text in _texts(load_yaml(recipe.read_text(encoding="utf-8"))):
         path = top / text
         if text.startswith(f"{RECIPES}/") and path.is_file():
             yield path

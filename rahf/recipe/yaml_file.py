@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from rahf.artifacts import load_yaml
 from rahf.recipe.fields import fits
 
 
@@ -29,41 +30,15 @@ def read_yaml(path: Path) -> tuple[dict[Any, Any], list[str]]:
     return given, problems
 
 
-MOST_NODES = 100_000
-"""Most values of a YAML text, aliases expanded: a few lines of aliases can expand to billions."""
-
-
 def _load(text: str, problems: list[str]) -> Any:
-    """Return the value of a YAML text; equal keys are appended to `problems`.
+    """Return the value of a YAML text; equal keys are appended to `problems`."""
 
-    Raises yaml.YAMLError for a text that is not YAML, is nested too deeply, or is too large with
-    its aliases written out.
-    """
-    try:
-        loader = _Loader(text)  # refuses control characters
+    def reading(text: str) -> _Loader:
+        loader = _Loader(text)
         loader.problems = problems
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _size(node, {}) > MOST_NODES:
-            raise yaml.YAMLError(f"more than {MOST_NODES:,} values with its aliases written out")
-        return loader.construct_document(node)
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply, or an alias inside its own value") from None
-    except yaml.YAMLError:
-        raise
-    except ValueError as error:  # a date such as 2024-99-99
-        raise yaml.YAMLError(f"{error}") from None
+        return loader
 
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of values in a node, every alias expanded."""
-    if id(node) not in known:
-        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-        if isinstance(node, yaml.MappingNode):
-            parts = [part for pair in parts for part in pair]
-        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
-    return known[id(node)]
+    return load_yaml(text, reading)
 
 
 class _Loader(yaml.SafeLoader):

@@ -333,6 +333,55 @@ def test_a_damaged_file_never_stops_the_page_and_is_named_where_it_is_left_out(
             assert any(path.name in line or str(path.parent) in line for line in problems)
 
 
+HUGE = ("9" * 400, "-1e308", "1e308")
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"recipe.yaml"}))
+def test_a_number_beyond_any_figure_never_stops_the_page(everything, tmp_path, name):
+    out = tmp_path / "out"
+    shutil.copytree(everything, out)
+    path, places = out / name, r"(?<=[ \[])-?\d+\.\d+(?=[,}\]])"
+    intact = path.read_text()
+    for value in HUGE:
+        path.write_text(re.sub(places, value, intact, count=12))
+        assert "inf" not in re.sub(r"<[^>]*>", " ", page_of(out)[0]).split()
+
+
+def test_what_is_no_file_and_a_recipe_of_aliases_are_named(everything, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(everything, out)
+    (out / "broken.json").symlink_to("nowhere")
+    (out / "log.jsonl").unlink()
+    (out / "log.jsonl").mkdir()
+    names = "abcdefghi"
+    doubled = [
+        f"{name}: &{name} [{', '.join(['x' if not n else '*' + names[n - 1]] * 9)}]"
+        for n, name in enumerate(names)
+    ]
+    (out / "recipe.yaml").write_text("\n".join(doubled))
+    problems = "\n".join(page_of(out)[1])
+    for name in ("broken.json", "log.jsonl: left out, not a file", "aliases written out"):
+        assert name in problems
+
+
+def test_secrets_of_a_recipe_are_not_on_the_page(tmp_path):
+    out = write_run(tmp_path / "a b; rm -rf c", prompts=6, texts=4)
+    settings = "hub_token: hush\nevaluation: {url: 'http://me:hush@host/v1?api_key=hush'}"
+    (out / "recipe.yaml").write_text(settings)
+    text, _ = page_of(out)
+    assert "hush" not in text
+    assert "rahf align &#39;" in text  # a folder is one word of the command
+
+
+def test_folders_without_a_result_are_an_error(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no results of rahf in it"):
+        read_found([tmp_path])
+    out = write_run(tmp_path / "out", prompts=6, texts=4)
+    with pytest.raises(ValueError, match="is a file; give the folder"):
+        read_found([out], [tmp_path / "notes.txt"])
+
+
 def test_the_command_writes_a_page_and_overwrites_only_its_own(everything, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["report", str(everything), "--output", str(page)]) == 0

@@ -42,6 +42,9 @@ def read_found(given: Sequence[Path], placebos: Sequence[Path] = ()) -> Found:
     Raises:
         ValueError: a folder or file does not exist.
     """
+    for path in placebos:
+        if path.is_file():
+            raise ValueError(f"--placebo {path} is a file; give the folder of a training.")
     for path in (*given, *placebos):
         if not path.exists():
             raise ValueError(
@@ -58,6 +61,11 @@ def read_found(given: Sequence[Path], placebos: Sequence[Path] = ()) -> Found:
     for root in placebos:
         for folder in _folders(root):
             _read_folder(folder, reader, found, seen, is_placebo=True)
+    if not (found.runs or found.placebos or any(found.parts.values()) or reader.problems):
+        raise ValueError(
+            f"{', '.join(map(str, given))}: no results of rahf in it; give the output folders of "
+            "commands, or the files that their --output named."
+        )
     return found._replace(problems=reader.problems)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rahf.artifacts import MADE_BY
-from rahf.report.page.reading import Part, Reader, Record, checked, number
+from rahf.report.page.reading import DamagedError, Part, Reader, Record, checked, number
 
 LARGEST = 100 * 2**20  # bytes of a file that is read
 
@@ -29,6 +29,21 @@ def _check_diff(figures: Record) -> bool:
         checked(row, feature=int, moved=bool, placebo_size=list, seeds_alike=list)
         for value in (*(row.get(key) for key in FEATURE), *row["placebo_size"]):
             number(value)
+    return True
+
+
+def _checked_preferences(part: Part, reader: Reader) -> Part | None:
+    return reader.kept(part.path, lambda: _counted(part.figures.get("pairs", 0))) and part
+
+
+def _counted(value: object) -> bool:
+    """Return True.
+
+    Raises:
+        DamagedError: the value is not a count.
+    """
+    if number(value) < 0:
+        raise DamagedError(f"{value!r} is not a count")
     return True
 
 
@@ -58,7 +73,7 @@ READ = {
     "rahf influence score": Kind(({"curvature", "unit"},), _with_queries),
     "rahf influence validate": Kind(({"steps", "cpu_seconds"},)),
     "rahf influence clean": Kind(({"arms", "changed"},)),
-    "rahf evaluate preferences": Kind(({"longer_is_chosen"},)),
+    "rahf evaluate preferences": Kind(({"longer_is_chosen"},), _checked_preferences),
     "rahf evaluate responses": Kind(({"judge", "missing"}, {"judge", "aspects"})),
     "rahf evaluate tasks": Kind(({"tasks", "made_from"},)),
     "rahf screen": Kind(({"directions", "characters", "rows_found"},)),
@@ -71,7 +86,7 @@ READ_AS_TRAININGS = ("rahf align", "rahf dpo", "rahf quickstart")
 
 def read_part(path: Path, reader: Reader) -> tuple[str, Part] | None:
     """Return the command whose figures are in a file, and these; None: they are no such figures."""
-    figures = reader.object(path) if path.stat().st_size <= LARGEST else None
+    figures = reader.kept(path, lambda: _small(path)) and reader.object(path)
     maker = None if figures is None else command_of(figures)
     if figures is None or maker is None:
         return None
@@ -79,6 +94,17 @@ def read_part(path: Path, reader: Reader) -> tuple[str, Part] | None:
     part, read = Part(path, words if isinstance(words, str) else None, figures), READ[maker].read
     whole = part if read is None else read(part, reader)
     return whole and (maker, whole)
+
+
+def _small(path: Path) -> bool:
+    """Return True.
+
+    Raises:
+        DamagedError: the file is too large to be figures.
+    """
+    if (size := path.stat().st_size) > LARGEST:
+        raise DamagedError(f"{size / 2**20:.0f} MiB, more than figures take")
+    return True
 
 
 def command_of(figures: Record) -> str | None:

@@ -5,13 +5,22 @@ A file that is damaged is named and left out. Knows files; loads no model and dr
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from rahf.artifacts import ANSWERS_FILE, LOG_FILE, METRICS_FILE, RECIPE_FILE, STAGE_FILE, TEXTS_FILE
+from rahf.artifacts import (
+    ANSWERS_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    STAGE_FILE,
+    TEXTS_FILE,
+    load_yaml,
+)
 
 Record = Mapping[str, Any]
 
@@ -85,14 +94,21 @@ class Reader:
             reason = " ".join(str(error).split())[:200]
         except RecursionError:
             reason = "nested too deeply"
-        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = f"not as the command leaves it ({type(error).__name__}: {error})"[:200]
         self.problems.append(f"{path}: left out, {reason}")
         return None
 
+    def _is_file(self, path: Path) -> bool:
+        """Return whether a file is there; what is there and is none is named."""
+        found = path.is_file()
+        if not found and (path.exists() or path.is_symlink()):
+            self.problems.append(f"{path}: left out, not a file")
+        return found
+
     def object(self, path: Path, **fields: type | tuple[type, ...]) -> dict[str, Any] | None:
         """Return the object in a file that has these fields; None where it is not there."""
-        if not path.is_file():
+        if not self._is_file(path):
             return None
         return self.kept(path, lambda: checked(_parsed(path.read_bytes()), **fields))
 
@@ -104,7 +120,7 @@ class Reader:
         Args:
             check: raises DamagedError where an object cannot be shown.
         """
-        content = self.kept(path, path.read_bytes) if path.is_file() else None
+        content = self.kept(path, path.read_bytes) if self._is_file(path) else None
         found, damaged = [], []
         for place, line in enumerate((content or b"").split(b"\n"), 1):
             try:
@@ -121,10 +137,22 @@ class Reader:
 
 
 def _parsed(content: bytes) -> Any:
+    """Return the value of a JSON text; numbers beyond any figure are infinite."""
     try:
-        return json.loads(content)
+        return json.loads(content, parse_int=_figure, parse_float=_figure)
     except ValueError:
         raise DamagedError("not JSON") from None
+
+
+LARGEST = 1e100
+"""Size from which a number is no figure: charts and intervals of it would overflow."""
+
+
+def _figure(text: str) -> float:
+    value = float(text)
+    if abs(value) > LARGEST:
+        return math.copysign(math.inf, value)
+    return int(text) if text.lstrip("-").isdigit() else value
 
 
 MONITORED = "directions_before.json"
@@ -142,7 +170,7 @@ def read_run(folder: Path, reader: Reader) -> Run:
     return Run(
         folder,
         settings if isinstance(settings, dict) else {},
-        f"rahf align {recipe}" if recipe.is_file() else None,
+        shlex.join(("rahf", "align", str(recipe))) if recipe.is_file() else None,
         stage.get("command"),
         metrics,
         stage,
@@ -154,12 +182,12 @@ def read_run(folder: Path, reader: Reader) -> Run:
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    return checked(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return checked(load_yaml(path.read_text(encoding="utf-8")))
 
 
 def _log(folder: Path, reader: Reader) -> list[dict[str, Any]]:
     """Return what a trainer has logged, also one that left its checkpoints only."""
-    if (folder / LOG_FILE).is_file():
+    if (folder / LOG_FILE).exists():
         return reader.lines(folder / LOG_FILE, _check_logged)
     states = sorted(
         folder.glob(f"checkpoint-*/{TRAINER_STATE}"), key=lambda path: path.stat().st_mtime

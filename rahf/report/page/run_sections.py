@@ -19,6 +19,7 @@ from rahf.report.page.figures import (
     spread_over,
 )
 from rahf.report.page.reading import Run, last_reading, number
+from rahf.report.secrets import HIDDEN, NAMES, without_secrets
 
 ANSWERS_SHOWN = 8
 """Prompts whose answers are shown, evenly over the file; as many again where the score fell."""
@@ -52,7 +53,7 @@ def made_section(runs: Sequence[Run]) -> Section | None:
             if run.settings.get(key) is not None
         ]
         rows += _costs(run)
-        every = [[key, _setting(value)] for key, value in sorted(run.settings.items())]
+        every = [[key, _setting(value, key)] for key, value in sorted(run.settings.items())]
         blocks += [
             Table(str(run.folder), ["setting", "value"], rows),
             Folded("every setting", [Table("", ["key", "value"], every)]),
@@ -63,11 +64,14 @@ def made_section(runs: Sequence[Run]) -> Section | None:
     return Section("made", "What was aligned, and how", lead, blocks) if blocks else None
 
 
-def _setting(value: Any) -> str:
+def _setting(value: Any, key: str = "") -> str:
+    """Return a setting as text, without the secrets that a recipe should not hold."""
     if isinstance(value, dict):
-        return cut(", ".join(f"{key}: {_setting(each)}" for key, each in value.items()), 400)
+        return cut(", ".join(f"{key}: {_setting(each, key)}" for key, each in value.items()), 400)
     if isinstance(value, list):
-        return cut(", ".join(map(_setting, value)), 400)
+        return cut(", ".join(_setting(each, key) for each in value), 400)
+    if isinstance(value, str):
+        value = HIDDEN if NAMES.search(str(key)) else without_secrets(value)
     return NOTHING if value is None else cut(value, 400)
 
 
