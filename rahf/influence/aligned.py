@@ -57,7 +57,7 @@ def alignment_objective(
     several = options.response_source == "both"
     sides = SIDES if several else (options.response_source,)
 
-    def collate(places: Sequence[int], whole: bool, _: bool) -> Batch:
+    def collate(places: Sequence[int], whole: bool, _: int) -> Batch:
         items = Responses(rows, options.response_source, retained if whole else ())
         each = len(sides)
         chosen = [items[each * place + side] for place in places for side in range(each)]

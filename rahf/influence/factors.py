@@ -117,7 +117,7 @@ def _eigenbases(
                 tokens = each.flatten(0, 1)
                 sums[f"{part.name}.{name}"] += (tokens.T @ tokens).double()
 
-        batch = objective.quick_batch(places, whole=True)
+        batch = objective.quick_batch(places, whole=True, shared=False)
         examples = pseudo_gradients(objective, parts, batch, gather)
         if kept:
             save_tensors(_kept_at(folder, places), {"pseudo": examples}, {})

@@ -76,8 +76,8 @@ class Objective:
     model: PeftModel  # the trained adapter is active
     rows: Dataset  # the tokenised pairs that were trained on
     sides: tuple[str, ...]  # that the loss reads
-    # Places of pairs, with retained texts or not, and packed or not.
-    collate: Callable[[Sequence[int], bool, bool], Batch]
+    # Places of pairs; with retained texts or not; packed, so many rows sharing a prompt, or 0.
+    collate: Callable[[Sequence[int], bool, int], Batch]
     read: Callable[[Batch, Gate], Read]
     pseudo: Callable[[Batch], Tensor]
     packs: bool = False  # whether `collate` can pack
@@ -101,14 +101,18 @@ class Objective:
         batches = in_batches(len(order), size)
         return [[places[index] for index in order[each.start : each.stop]] for each in batches]
 
-    def quick_batch(self, places: Sequence[int], *, whole: bool) -> Batch:
+    def quick_batch(self, places: Sequence[int], *, whole: bool, shared: bool = True) -> Batch:
         """Return what `batch` does, packed where the model takes packed rows.
 
-        The results are the same. Rows of a pair share their prompt, so that what it moves cannot be
-        told by side.
+        The gradients of pairs are the same.
+
+        Args:
+            shared: the responses of a pair share their prompt, whose tokens are there once, so that
+                what they move cannot be told by side, nor squared token by token.
         """
         packed = self.packs and takes_packed_rows(self.model)
-        return send_to_device(self.collate(places, whole, packed), self.device)
+        together = len(SIDES) if shared else 1
+        return send_to_device(self.collate(places, whole, together * packed), self.device)
 
     def quick(self) -> AbstractContextManager[Any]:
         """Return the context of a quick pass: with `bf16`, products of matrices in bfloat16."""
@@ -132,7 +136,7 @@ class Objective:
         Args:
             whole: with the texts of a retain term, which belong to no pair.
         """
-        return send_to_device(self.collate(places, whole, False), self.device)
+        return send_to_device(self.collate(places, whole, 0), self.device)
 
 
 def in_batches(count: int, size: int) -> list[range]:
@@ -206,11 +210,11 @@ def keys_of(batch: Batch, what: str) -> list[str]:
 def preference_objective(model: PeftModel, rows: Dataset, pad: int, beta: float) -> Objective:
     """Return direct preference optimisation from the base (arXiv 2305.18290, equation 7)."""
 
-    def collate(places: Sequence[int], _: bool, packed: bool) -> Batch:
+    def collate(places: Sequence[int], _: bool, packed: int) -> Batch:
         pairs = [rows[place] for place in places]
-        inputs = PairCollator(pad, packed, together=2)(pairs)
+        inputs = PairCollator(pad, packed > 0, packed or None)(pairs)
         # No gradient goes through the base, so that all of its rows may share a beginning.
-        inputs["base"] = PairCollator(pad, packed)(pairs)["rows"] if packed else inputs["rows"]
+        inputs["base"] = PairCollator(pad, packed=True)(pairs)["rows"] if packed else inputs["rows"]
         example, side = torch.arange(2 * len(places)) // 2, torch.arange(2 * len(places)) % 2
         return batch_of(inputs, inputs["rows"], pair_names(rows, places), example, side)
 
@@ -253,8 +257,8 @@ def side_objective(model: PeftModel, rows: Dataset, pad: int, side: str) -> Obje
     )
     weight = len(rows) / tokens  # of a token in the loss of its pair
 
-    def collate(places: Sequence[int], _: bool, packed: bool) -> Batch:
-        inputs = SideCollator(pad, side, packed, together=1)([rows[place] for place in places])
+    def collate(places: Sequence[int], _: bool, packed: int) -> Batch:
+        inputs = SideCollator(pad, side, packed > 0, 1)([rows[place] for place in places])
         example = torch.arange(len(places))
         sides = torch.full_like(example, index)
         return batch_of(inputs, inputs["rows"], pair_names(rows, places), example, sides)
@@ -280,7 +284,7 @@ def instruction_objective(model: PeftModel, rows: Dataset, pad: int, smoothing: 
     """Return contrastive instruction tuning: the mean over both responses of all pairs."""
     collator = InstructionCollator(pad)
 
-    def collate(places: Sequence[int], _: bool, __: bool) -> Batch:
+    def collate(places: Sequence[int], _: bool, __: int) -> Batch:
         inputs = collator([rows[place] for place in places])
         of_rows = torch.arange(2 * len(places)).repeat(
             2
