@@ -34,7 +34,6 @@ def test_gradients_of_pairs_are_those_of_a_loop_at_any_batch_size(family, tmp_pa
     assert_near(together(objective, size), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def long_prompts(count=6):
     """Pairs whose prompts are long enough to be shared, by all of them for the most part."""
     rows = tiny_dataset(count).to_list()
@@ -102,6 +101,7 @@ def test_products_in_bfloat16_are_near_those_in_float32(family, tmp_path):
     assert torch.cosine_similarity(found, exact).min() > 0.95
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_pseudo_gradients_depend_on_the_pair_only(family, tmp_path, kind):
     objective = objective_of(family, kind, tmp_path)
     parts, expected = lora_parts(objective.model), loop_gradients(objective, pseudo=True)
