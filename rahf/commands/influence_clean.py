@@ -87,7 +87,7 @@ def _compared(options: argparse.Namespace, training, settings):
     model, pad = subject.objective.model, pad_id(subject.tokenizer)
     asked = ask(model, fitted.parts, questions.queries, pad, size)
     influence = score_all(fitted, asked, settings)
-    rivals = rivals_of(fitted, questions.queries, settings, options.validated_by)
+    rivals = rivals_of(fitted, influence, questions.queries, settings, options.validated_by)
     count = max(1, round(options.share * len(influence.rows)))
     arms = _chosen(options, arms_of(influence.rows, rankings(influence, rivals), count))
     folder, seeds = options.output / "retrained", range(options.seeds)

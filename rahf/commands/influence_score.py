@@ -70,7 +70,7 @@ def _score(options: argparse.Namespace, settings, fitted) -> None:
     how = (pad_id(subject.tokenizer), options.batch_size, questions.values)
     asked = ask(subject.objective.model, fitted.parts, questions.queries, *how)
     influence = score_all(fitted, asked, settings)
-    rivals = rivals_of(fitted, questions.queries, settings, options.validated_by)
+    rivals = rivals_of(fitted, influence, questions.queries, settings, options.validated_by)
     write_results(
         options.output,
         fitted,

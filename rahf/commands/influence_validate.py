@@ -104,7 +104,8 @@ def _validated(options: argparse.Namespace, training, settings) -> dict:
     found["cpu_seconds"] = round(seconds, 2)  # to fit, unless that was done before, and to score
     found["steps"] = step_agreement(fitted, influence, questions, 5, size)
     if options.halves:
-        rivals = rankings(influence, rivals_of(fitted, questions.queries, settings, None))
+        its = rivals_of(fitted, influence, questions.queries, settings, None)
+        rivals = rankings(influence, its)
         given = (influence.rows, with_random(rivals), options.halves)
         found["datamodelling"] = datamodelling_scores(retrainings, *given)
     if options.without:

@@ -80,5 +80,10 @@ def _page(options: argparse.Namespace) -> tuple[str, list[str]]:
     from rahf.report.page.render import render_page
 
     found = read_found(options.folders, options.placebo)
+    if not (found.runs or found.placebos or any(found.parts.values()) or found.problems):
+        raise ValueError(
+            f"{', '.join(map(str, options.folders))}: no results of rahf in it; give the output "
+            "folders of commands, or the files that their --output named."
+        )
     audits = audit_views(audits_of(found, options.asked))
     return render_page(found, audits, command_line().get("command"))

@@ -58,16 +58,23 @@ def sequence_rows(
 
 
 def rows_of_ids(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], pad_token_id: int, packed: bool
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    pad_token_id: int,
+    packed: bool,
+    together: int | None = None,
 ) -> Rows:
-    """Return one block of rows, packed or padded on the right."""
+    """Return one block of rows, packed or padded on the right; `together`: see `packed_rows`."""
     if packed:
-        return packed_rows(prompts, responses)
+        return packed_rows(prompts, responses, together=together)
     return sequence_rows(prompts, responses, pad_token_id)
 
 
 def packed_rows(
-    prompts: Sequence[list[int]], responses: Sequence[list[int]], own_tail: int = 1
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    own_tail: int = 1,
+    together: int | None = None,
 ) -> Rows:
     """Put prompt + response rows one after the other, all [1, tokens].
 
@@ -79,11 +86,14 @@ def packed_rows(
     Args:
         own_tail: prompt tokens, from its end, that are never shared, because states or predictions
             are read at them.
+        together: consecutive rows that may share a beginning, as the two of a pair; None: all.
     """
     spans: list[list[Span]] = []
     tokens: dict[str, list] = {"input_ids": [], "position_ids": [], "owner": []}
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        shared = _shared_spans(prompt[: max(0, len(prompt) - own_tail)], prompts[:row], spans)
+        first = 0 if together is None else row - row % together
+        sharable = prompt[: max(0, len(prompt) - own_tail)]
+        shared = _shared_spans(sharable, prompts[first:row], spans[first:])
         begin = sum(stop - start for start, stop in shared)
         own, place = [*prompt, *response][begin:], len(tokens["owner"])
         spans.append([*shared, (place, place + len(own))])

@@ -22,6 +22,7 @@ from rahf.influence.objectives import (
     Batch,
     Gate,
     Objective,
+    Read,
     batch_of,
     drawn,
     logistic_pseudo,
@@ -56,7 +57,7 @@ def alignment_objective(
     several = options.response_source == "both"
     sides = SIDES if several else (options.response_source,)
 
-    def collate(places: Sequence[int], whole: bool) -> Batch:
+    def collate(places: Sequence[int], whole: bool, _: int) -> Batch:
         items = Responses(rows, options.response_source, retained if whole else ())
         each = len(sides)
         chosen = [items[each * place + side] for place in places for side in range(each)]
@@ -67,14 +68,14 @@ def alignment_objective(
         side = torch.cat([side, torch.zeros(texts, dtype=torch.long)])
         return batch_of(inputs, inputs["reference"], pair_names(rows, places), example, side)
 
-    def losses(batch: Batch, gate: Gate = open_gate) -> Tensor:
+    def read(batch: Batch, gate: Gate) -> Read:
         per_response = response_losses(alignment, batch, gate)
-        return per_response.view(-1, len(sides)).mean(1)
+        return Read(per_response.view(-1, len(sides)).mean(1))
 
     def pseudo(batch: Batch) -> Tensor:
         return alignment_pseudo(alignment, batch, share=1 / len(sides))
 
-    return Objective(alignment.model, rows, sides, collate, losses, pseudo)
+    return Objective(alignment.model, rows, sides, collate, read, pseudo)
 
 
 def by_pairs(alignment: Alignment) -> Alignment:

@@ -1,8 +1,13 @@
 """Rivals of influence, cheap rankings of the same pairs that are shown beside it.
 
 BM25 over token ids, cosine of mean hidden states, the pair's own margin under the trained model,
-the implicit reward margin IRM, and LossDiff (Zhang et al. 2025, arXiv 2510.13212). The dot product
-of gradients comes with the scores. Knows models and tokenised pairs.
+and two scores of Zhang et al. (2025, arXiv 2510.13212), with d = (x, y_w, y_l), the loss l of the
+training, and a model val that was trained on validation pairs:
+
+    IRM(d)       beta (log pi(y_w|x) / base(y_w|x)  -  log pi(y_l|x) / base(y_l|x)), here over beta
+    LossDiff(d)  l(pi; d) - l(val; d)
+
+The dot product of gradients comes with the scores. Knows models and tokenised pairs.
 """
 
 from collections import Counter
@@ -16,11 +21,13 @@ from datasets import Dataset
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from rahf.data.rows import sequence_rows
-from rahf.influence.objectives import Objective, in_batches, open_gate, real_tokens
+from rahf.influence.objectives import Objective, in_batches, real_tokens
 from rahf.influence.queries import Query
-from rahf.models.adapter_files import POLICY, put_adapter
+from rahf.influence.seen import Seen
+from rahf.models.adapter_files import put_adapter
 from rahf.models.adapters import base_name, check_same_base, depth_of, frozen_pass
 from rahf.models.capture import record
 from rahf.models.likelihood import model_inputs, pair_likelihoods
@@ -71,23 +78,35 @@ def bm25(documents: Sequence[list[int]], queries: Sequence[list[int]]) -> Tensor
 
 
 def baselines(
-    model: PeftModel, rows: Dataset, queries: Sequence[Query], pad: int, batch_size: int
+    model: PeftModel,
+    rows: Dataset,
+    queries: Sequence[Query],
+    pad: int,
+    batch_size: int,
+    seen: Seen | None = None,
 ) -> Baselines:
-    """Return the rankings of the pairs for the queries."""
+    """Return the rankings of the pairs for the queries.
+
+    Args:
+        seen: what a pass over the pairs has found already; None: passes are made for it.
+    """
     pairs = [rows[place] for place in range(len(rows))]
     texts = [pair["prompt_ids"] + pair["chosen_ids"] + pair["rejected_ids"] for pair in pairs]
     asked = [query.rows[0].prompt + query.rows[0].response for query in queries]
+    seen = seen or see(model, rows, pad, batch_size)
+    of_queries = mean_states(model, asked, pad, batch_size)
+    similarity = normalize(seen.states, dim=1) @ normalize(of_queries, dim=1).T
+    return Baselines(bm25(texts, asked), similarity, seen.own, seen.own - seen.base)
+
+
+def see(model: PeftModel, rows: Dataset, pad: int, batch_size: int) -> Seen:
+    """Return what the rivals read of the pairs, in passes of their own."""
     own = pair_likelihoods(model, rows, pad, batch_size)
     with frozen_pass(model, None):
         base = pair_likelihoods(model, rows, pad, batch_size)
-    margin = own.chosen - own.rejected
-    of_pairs = mean_states(
-        model, [pair["prompt_ids"] + pair["chosen_ids"] for pair in pairs], pad, batch_size
-    )
-    of_queries = mean_states(model, asked, pad, batch_size)
-    similarity = torch.nn.functional.cosine_similarity(of_pairs[:, None], of_queries, dim=-1)
-    irm = margin - (base.chosen - base.rejected)
-    return Baselines(bm25(texts, asked), similarity, margin, irm)
+    texts = [row["prompt_ids"] + row["chosen_ids"] for row in rows]
+    states = mean_states(model, texts, pad, batch_size)
+    return Seen(own.chosen - own.rejected, base.chosen - base.rejected, states)
 
 
 @torch.no_grad()
@@ -110,19 +129,24 @@ def mean_states(
 
 
 def loss_difference(
-    objective: Objective, validated_by: Path, batch_size: int
+    objective: Objective, own: Float[Tensor, " pairs"], validated_by: Path, batch_size: int
 ) -> Float[Tensor, " pairs"]:
     """Return LossDiff: the loss of each pair minus that under an adapter that was trained on
     validation pairs, by the same loss.
+
+    Args:
+        own: the losses under the trained adapter.
     """
     check_same_base(validated_by, base_name(objective.model))
     put_adapter(objective.model, validated_by, VALIDATED)
-    own = pair_losses(objective, POLICY, batch_size)
     return own - pair_losses(objective, VALIDATED, batch_size)
 
 
 def pair_losses(objective: Objective, adapter: str, batch_size: int) -> Float[Tensor, " pairs"]:
     """Return the loss of each pair under one of the model's adapters."""
-    with frozen_pass(objective.model, adapter):
-        batches = objective.batches(batch_size, whole=False)
-        return torch.cat([objective.losses(batch, open_gate).cpu() for batch in batches])
+    found = torch.zeros(len(objective.rows))
+    with frozen_pass(objective.model, adapter), objective.quick():
+        for places in timed(objective.by_length(range(len(found)), batch_size), "losses"):
+            batch = objective.quick_batch(places, whole=False)
+            found[places] = objective.losses(batch).float().cpu()
+    return found

@@ -63,7 +63,8 @@ def arms_of(
     dropped["drop by margin"] = means["margin"].argsort()[:count].tolist()
     rivals = [means[name] for name in ("LossDiff", "IRM") if name in means]
     name = "keep middle of LossDiff-IRM" if len(rivals) == 2 else "keep middle of IRM"
-    away = sum((_ranks(each) - (len(rows) - 1) / 2).abs() for each in rivals)
+    # Kept is what lies in the middle of both rankings (arXiv 2510.13212).
+    away = torch.stack([(_ranks(each) - (len(rows) - 1) / 2).abs() for each in rivals]).amax(0)
     dropped[name] = away.argsort(descending=True)[:count].tolist()
     arms = [Arm(ALL, Edit())]
     for name, places in dropped.items():

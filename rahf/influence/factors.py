@@ -4,55 +4,52 @@
     FOLDER/ekfac.safetensors       eigenbases and moments of each matrix; ekfac-2000 of 2,000 pairs
     FOLDER/kernel/17.safetensors   pseudo-gradients of the pairs of one batch
 
-EK-FAC takes two passes over at most `fit_pairs` pairs, the kernel one over all. A pass that is
-stopped resumes with the batch after the last one that was kept; ranks share the batches out. Knows
-objectives and files.
+EK-FAC reads at most `fit_pairs` pairs, the kernel all. EK-FAC's first pass keeps the
+pseudo-gradients on disk for the second where they fit there; otherwise that makes them again. A
+pass that is stopped resumes with the batch after the last one that was kept; ranks share the
+batches out. Knows objectives and files.
 """
 
+import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rahf.artifacts import differences, identity_of, read_json, write_json
 from rahf.influence.formula import Eigenbasis, rotate
 from rahf.influence.gradients import (
+    Consumer,
     Part,
     check_finite_gradients,
-    consumed,
     merged,
     parameter_count,
     row_gradients,
-    weights_of_parts,
 )
 from rahf.influence.objectives import Batch, Objective, in_batches
+from rahf.influence.passes import Sums, checked_tensors, save_tensors, summed
 from rahf.influence.trained import Subject
 from rahf.interpret.features.bases import fingerprint_of
 from rahf.report.progress import timed
-from rahf.training.state_files import written_atomically
 from rahf.training.target_cache import digest_of_rows
 
 KEY_FILE = "key.json"
 EKFAC_FILE = "ekfac.safetensors"
+KEPT_FOLDER = "pseudo"
 FIT_PAIRS = 2000
 """Pairs that EK-FAC's factors are fitted to: means over pairs, which a sample has as well."""
-
-SAVE_SECONDS = 60.0
-"""Seconds between two saves of a pass that is running."""
 
 KERNEL_BYTES = 8 * 2**30
 """Bytes of pseudo-gradients that the kernel may hold."""
 
-Sums = dict[str, Tensor]
+KEPT_BYTES = 8 * 2**30
+"""Bytes of pseudo-gradients that EK-FAC may keep on disk while it is fitted."""
 
 
 def check_key(folder: Path, subject: Subject) -> None:
@@ -67,6 +64,8 @@ def check_key(folder: Path, subject: Subject) -> None:
         "base": fingerprint_of(subject.objective.model),
         "pairs": digest_of_rows(subject.rows),
     }
+    if subject.objective.bf16:
+        key["products"] = "bfloat16"
     path = folder / KEY_FILE
     if not path.exists():
         if PartialState().is_main_process:
@@ -76,63 +75,6 @@ def check_key(folder: Path, subject: Subject) -> None:
             f"{folder} holds factors of another adapter, base or set of pairs:\n{changed}"
             "Give another --factors folder, or delete that one."
         )
-
-
-def summed(
-    objective: Objective,
-    pairs: Sequence[int],
-    batch_size: int,
-    sums: Sums,
-    add: Callable[[Sums, Batch], None],
-    path: Path,
-) -> Sums:
-    """Return the sums over all batches of all ranks; `path` keeps those of a pass that runs.
-
-    Args:
-        pairs: the places of those that are read.
-        sums: zeros, which `add` adds a batch to.
-    """
-    state = PartialState()
-    batches = [pairs[each.start : each.stop] for each in in_batches(len(pairs), batch_size)]
-    mine = batches[state.process_index :: state.num_processes]
-    rank = f"{state.process_index} of {state.num_processes}, {len(pairs)} pairs, "
-    rank += f"{batch_size} at once"
-    path = path.with_name(f"{path.name}.{state.process_index}.partial")
-    sums, done, saved = *_resumed(path, sums, rank, len(mine)), time.monotonic()
-    for index, places in enumerate(timed(mine[done:], "curvature"), start=done + 1):
-        add(sums, objective.batch(places, whole=True))
-        if time.monotonic() - saved >= SAVE_SECONDS or index == len(mine):
-            _save(path, sums, {"done": str(index), "rank": rank})
-            saved = time.monotonic()
-    return reduce(sums, reduction="sum")
-
-
-def _resumed(path: Path, sums: Sums, rank: str, batches: int) -> tuple[Sums, int]:
-    """Return the sums that a stopped pass has kept, and the batches that they hold.
-
-    What they belong to is compared by `check_key`, of the folder that they are in.
-
-    Raises:
-        ValueError: the file is damaged, or holds sums that no pass can have left.
-    """
-    if not path.exists():
-        return sums, 0
-    shapes = {name: tuple(each.shape) for name, each in sums.items()}
-    kept = _checked(path, shapes, next(iter(sums.values())).device)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if metadata.get("rank") != rank:  # other batches: from the beginning
-        return sums, 0
-    done = metadata.get("done", "")
-    if not done.isdecimal() or int(done) > batches:
-        raise ValueError(f"{path} holds {done!r} of {batches} batches: delete it to fit again.")
-    return {name: each.to(sums[name].dtype) for name, each in kept.items()}, int(done)
-
-
-def _save(path: Path, tensors: Sums, metadata: dict[str, str]) -> None:
-    with written_atomically(path) as staging:
-        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, staging, metadata)
 
 
 def fit_ekfac(
@@ -167,16 +109,18 @@ def _eigenbases(
 ) -> list[Eigenbasis]:
     """Return the eigenvectors of the covariances of inputs and of output gradients."""
 
-    def add(sums: Sums, batch: Batch) -> None:
+    kept = _may_keep(folder, len(pairs) * parameter_count(parts) * 4)
+
+    def add(sums: Sums, places: list[int]) -> None:
         def gather(part: Part, inputs: Tensor, gradients: Tensor) -> None:
             for name, each in (("inputs", inputs), ("outputs", gradients)):
-                check_finite_gradients(each.flatten(1), _row_names(batch))
                 tokens = each.flatten(0, 1)
                 sums[f"{part.name}.{name}"] += (tokens.T @ tokens).double()
 
-        with consumed(parts, batch.mask, gather):
-            loss = objective.pseudo(batch)
-            torch.autograd.grad(loss, weights_of_parts(parts), allow_unused=True)
+        batch = objective.quick_batch(places, whole=True, shared=False)
+        examples = pseudo_gradients(objective, parts, batch, gather)
+        if kept:
+            save_tensors(_kept_at(folder, places), {"pseudo": examples}, {})
 
     zeros = {}
     for part in parts:
@@ -204,8 +148,14 @@ def _moments(
 ) -> list[Eigenbasis]:
     """Return the bases with the second moments of the pairs' pseudo-gradients in them."""
 
-    def add(sums: Sums, batch: Batch) -> None:
-        examples = pseudo_gradients(objective, parts, batch)
+    def add(sums: Sums, places: list[int]) -> None:
+        path = _kept_at(folder, places)
+        if path.exists():
+            shapes = {"pseudo": (None, parameter_count(parts))}
+            examples = checked_tensors(path, shapes, objective.device)["pseudo"]
+        else:
+            batch = objective.quick_batch(places, whole=True)
+            examples = pseudo_gradients(objective, parts, batch)
         for part, basis in zip(parts, bases, strict=True):
             rotated = rotate(part.matrices(examples), basis)
             sums[part.name] += rotated.square().sum(0).double()
@@ -218,11 +168,32 @@ def _moments(
     ]
 
 
+def _may_keep(folder: Path, needed: int) -> bool:
+    """Return whether so many bytes may be kept on the disk of `folder`, and half of it is left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return needed <= min(KEPT_BYTES, shutil.disk_usage(folder).free // 2)
+
+
+def _kept_at(folder: Path, places: Sequence[int]) -> Path:
+    """Return where the pseudo-gradients of some pairs are kept, whichever rank reads them."""
+    name = hashlib.blake2b(repr(list(places)).encode(), digest_size=8).hexdigest()
+    return folder / KEPT_FOLDER / f"{name}.safetensors"
+
+
 def pseudo_gradients(
-    objective: Objective, parts: Sequence[Part], batch: Batch
+    objective: Objective, parts: Sequence[Part], batch: Batch, also: Consumer | None = None
 ) -> Float[Tensor, "examples parameters"]:
-    """Return the pseudo-gradient of each pair, then of each retained text."""
-    rows = row_gradients(parts, batch.mask, lambda: objective.pseudo(batch))
+    """Return the pseudo-gradient of each pair, then of each retained text.
+
+    Args:
+        also: is handed what the gradients are made of.
+    """
+
+    def loss() -> Tensor:
+        with objective.quick():
+            return objective.pseudo(batch)
+
+    rows = row_gradients(parts, batch.mask, loss, batch.spans, also)
     check_finite_gradients(rows, _row_names(batch))
     return merged(rows, batch.example, int(batch.example.max()) + 1)
 
@@ -244,10 +215,12 @@ def _write_factors(path: Path, parts: Sequence[Part], bases: Sequence[Eigenbasis
             for part, basis in zip(parts, bases, strict=True)
             for name, tensor in basis._asdict().items()
         }
-        _save(path, tensors, {"parts": json.dumps([part.name for part in parts])})
+        save_tensors(path, tensors, {"parts": json.dumps([part.name for part in parts])})
     state.wait_for_everyone()
     for left in path.parent.glob(f"*.{state.process_index}.partial"):
         left.unlink()
+    if state.is_main_process:
+        shutil.rmtree(path.parent / KEPT_FOLDER, ignore_errors=True)
 
 
 def _read_factors(path: Path, parts: Sequence[Part], device: torch.device) -> list[Eigenbasis]:
@@ -257,42 +230,11 @@ def _read_factors(path: Path, parts: Sequence[Part], device: torch.device) -> li
         sizes = ((outputs, outputs), (inputs, inputs), (outputs, inputs))
         for name, size in zip(Eigenbasis._fields, sizes, strict=True):
             shapes[f"{part.name}.{name}"] = size
-    tensors = _checked(path, shapes, device)
+    tensors = checked_tensors(path, shapes, device)
     return [
         Eigenbasis(*(tensors[f"{part.name}.{name}"] for name in Eigenbasis._fields))
         for part in parts
     ]
-
-
-def _checked(
-    path: Path, shapes: Mapping[str, tuple[int | None, ...]], device: torch.device
-) -> dict[str, Tensor]:
-    """Return the tensors of a file of factors.
-
-    Args:
-        shapes: of each tensor; None where any size will do.
-
-    Raises:
-        ValueError: the file cannot be read, or holds other tensors than these, values that are not
-            finite, or negative moments.
-    """
-    try:
-        found = load_file(path, device=str(device))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it to fit again.") from error
-    wrong = next((name for name in sorted({*shapes} ^ {*found})), None)
-    problem = wrong and f"has {wrong} missing or too much"
-    for name, tensor in found.items() if problem is None else ():
-        sizes = zip(shapes[name], tensor.shape, strict=False)
-        if tensor.ndim != len(shapes[name]) or any(a not in (None, b) for a, b in sizes):
-            problem = f"holds {name} of shape {tuple(tensor.shape)}, not {shapes[name]}"
-        elif not tensor.isfinite().all():
-            problem = f"holds values of {name} that are not finite"
-        elif name.endswith(".moments") and (tensor < 0).any():
-            problem = f"holds negative values of {name}, a mean of squares"
-    if problem is not None:
-        raise ValueError(f"{path} {problem}: delete it to fit again.")
-    return found
 
 
 def fit_kernel(
@@ -314,9 +256,9 @@ def fit_kernel(
     paths = [folder / "kernel" / f"{each.start}-{each.stop}.safetensors" for each in batches]
     for index in timed(range(state.process_index, len(batches), state.num_processes), "kernel"):
         if not paths[index].exists():
-            batch = objective.batch(batches[index], whole=True)
+            batch = objective.quick_batch(batches[index], whole=True)
             made = pseudo_gradients(objective, parts, batch)
-            _save(paths[index], {"pseudo": made}, {})
+            save_tensors(paths[index], {"pseudo": made}, {})
     state.wait_for_everyone()
     shapes = {"pseudo": (None, parameter_count(parts))}
-    return torch.cat([_checked(path, shapes, objective.device)["pseudo"] for path in paths])
+    return torch.cat([checked_tensors(path, shapes, objective.device)["pseudo"] for path in paths])

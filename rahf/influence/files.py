@@ -42,7 +42,11 @@ PLAUSIBLE = 1.0
 
 
 def rivals_of(
-    fitted: Fitted, queries: Sequence[Query], settings: Settings, validated_by: Path | None
+    fitted: Fitted,
+    influence: Influence,
+    queries: Sequence[Query],
+    settings: Settings,
+    validated_by: Path | None,
 ) -> Baselines:
     """Return the cheap rankings of the policy's pairs for the same queries.
 
@@ -51,10 +55,12 @@ def rivals_of(
     """
     subject, size = fitted.subject, settings.batch_size
     model, pad = subject.objective.model, pad_id(subject.tokenizer)
-    found = baselines(model, subject.rows, queries, pad, size)
+    scores = influence.stages[POLICY_STAGE].scores
+    found = baselines(model, subject.rows, queries, pad, size, scores.seen)
     if validated_by is None:
         return found
-    return found._replace(loss_diff=loss_difference(subject.objective, validated_by, size))
+    difference = loss_difference(subject.objective, scores.losses, validated_by, size)
+    return found._replace(loss_diff=difference)
 
 
 def write_results(

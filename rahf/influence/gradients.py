@@ -2,8 +2,9 @@
 
 Each matrix of the adapter is a linear layer: a forward hook keeps its input, a hook on its output
 gets the gradient there, and their product is the gradient of a row. `index_add_` over the examples
-of rows makes both responses of a pair one example. Prompt positions count; padding does not.
-Knows models and rows; knows no loss.
+of rows makes both responses of a pair one example. Prompt positions count; padding does not. Of
+packed rows the gradients are those through each row's own tokens: a prompt that two rows share
+counts with the first of them. Knows models and rows; knows no loss.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rahf.data.rows import Span
 from rahf.models.adapters import POLICY
 from rahf.models.base_weights import belongs_to
 from rahf.models.capture import find_blocks
@@ -42,7 +44,7 @@ class Part(NamedTuple):
 
 
 Consumer = Callable[[Part, Tensor, Tensor], None]
-"""Function of a matrix, its inputs [rows, seq, in] and its output gradients [rows, seq, out]."""
+"""Function of a matrix, its inputs [lines, seq, in] and its output gradients [lines, seq, out]."""
 
 
 def lora_parts(model: PeftModel, adapter: str = POLICY) -> tuple[Part, ...]:
@@ -93,27 +95,29 @@ def weights_of_parts(parts: Sequence[Part]) -> list[nn.Parameter]:
 
 @contextmanager
 def consumed(
-    parts: Sequence[Part], mask: Bool[Tensor, "rows seq"], consumer: Consumer
+    parts: Sequence[Part], mask: Bool[Tensor, "lines seq"], consumer: Consumer
 ) -> Iterator[None]:
     """Hand inputs and output gradients of every matrix to `consumer` during the backward pass of
     the forward that is made in the context.
 
     Passes without gradients, as those of frozen views are, are ignored. Padding is set to zero.
     """
+    real = None if bool(mask.all()) else mask.unsqueeze(-1)
+
+    def masked(values: Tensor) -> Tensor:
+        return values.float() if real is None else values.float() * real
 
     def hook(part: Part) -> Callable:
         def keep(_: nn.Linear, given: tuple[Tensor, ...], output: Tensor) -> None:
             if not output.requires_grad:
                 return
-            inputs, real = given[0].detach(), mask.unsqueeze(-1)
+            inputs = given[0].detach()
             if inputs.shape[:-1] != mask.shape:
                 raise ValueError(
                     f"{part.name} reads {tuple(inputs.shape)}, not rows of {tuple(mask.shape)}: "
                     "a model that reorders its tokens, as one with experts does, is not supported."
                 )
-            output.register_hook(
-                lambda gradient: consumer(part, inputs.float() * real, gradient.float() * real)
-            )
+            output.register_hook(lambda gradient: consumer(part, masked(inputs), masked(gradient)))
 
         return keep
 
@@ -134,13 +138,29 @@ def exact_attention() -> AbstractContextManager[None]:
 
 
 def row_gradients(
-    parts: Sequence[Part], mask: Bool[Tensor, "rows seq"], loss: Callable[[], Tensor]
+    parts: Sequence[Part],
+    mask: Bool[Tensor, "lines seq"],
+    loss: Callable[[], Tensor],
+    spans: Sequence[Span] | None = None,
+    also: Consumer | None = None,
 ) -> Float[Tensor, "rows parameters"]:
-    """Return the gradient of `loss()`, a sum over examples, through each row."""
-    found = torch.zeros(len(mask), parameter_count(parts), device=mask.device)
+    """Return the gradient of `loss()`, a sum over examples, through each row.
+
+    Args:
+        spans: places of the own tokens of packed rows, in one line; None: a row a line.
+        also: is handed what the gradients are made of.
+    """
+    rows = len(mask) if spans is None else len(spans)
+    found = torch.zeros(rows, parameter_count(parts), device=mask.device)
 
     def add(part: Part, inputs: Tensor, gradients: Tensor) -> None:
-        part.matrices(found).add_(gradients.mT @ inputs)
+        matrices = part.matrices(found)
+        if spans is None:
+            matrices.add_(gradients.mT @ inputs)
+        for matrix, (start, stop) in zip(matrices, spans or (), strict=False):
+            matrix.addmm_(gradients[0, start:stop].T, inputs[0, start:stop])
+        if also is not None:
+            also(part, inputs, gradients)
 
     with consumed(parts, mask, add):
         torch.autograd.grad(loss(), weights_of_parts(parts), allow_unused=True)

@@ -10,6 +10,7 @@ themselves are those of the trainers. Knows models and tokenised pairs.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,9 +23,10 @@ from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
 
-from rahf.data.rows import Rows, with_context
+from rahf.data.rows import Rows, Span, with_context
 from rahf.models.adapters import frozen_pass
 from rahf.models.likelihood import Likelihood, likelihood, predictions, token_likelihood
+from rahf.models.packing import takes_packed_rows
 from rahf.objective import dpo_loss
 from rahf.report.progress import timed
 from rahf.training.teachers import (
@@ -44,8 +46,9 @@ class Batch(NamedTuple):
     names: list[str]  # of the pairs
     example: Int[Tensor, " rows"]  # place of the row's pair in the batch; of a retained text, after
     side: Int[Tensor, " rows"]  # index in SIDES; that of a retained text has no meaning
-    tokens: Int[Tensor, "rows seq"]  # ids
-    mask: Bool[Tensor, "rows seq"]  # real tokens
+    tokens: Int[Tensor, "lines seq"]  # ids; a row is a line, unless rows are packed
+    mask: Bool[Tensor, "lines seq"]  # real tokens
+    spans: list[Span] | None  # of packed rows, the places of each one's own tokens in the one line
 
 
 Gate = Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +60,15 @@ def open_gate(values: Tensor, _: Tensor) -> Tensor:
     return values
 
 
+class Read(NamedTuple):
+    """What a pass over some pairs finds."""
+
+    losses: Float[Tensor, " pairs"]
+    # Log-probabilities of both responses where the loss reads them, in nats.
+    own: Float[Tensor, "pairs 2"] | None = None
+    base: Float[Tensor, "pairs 2"] | None = None  # under the base
+
+
 @dataclass(frozen=True)
 class Objective:
     """A training's loss on its pairs."""
@@ -64,13 +76,47 @@ class Objective:
     model: PeftModel  # the trained adapter is active
     rows: Dataset  # the tokenised pairs that were trained on
     sides: tuple[str, ...]  # that the loss reads
-    collate: Callable[[Sequence[int], bool], Batch]  # places of pairs, with retained texts or not
-    losses: Callable[[Batch, Gate], Float[Tensor, " pairs"]]
+    # Places of pairs; with retained texts or not; packed, so many rows sharing a prompt, or 0.
+    collate: Callable[[Sequence[int], bool, int], Batch]
+    read: Callable[[Batch, Gate], Read]
     pseudo: Callable[[Batch], Tensor]
+    packs: bool = False  # whether `collate` can pack
+    compares: bool = False  # whether `read` finds the log-probabilities
+    bf16: bool = False  # whether quick passes multiply in bfloat16
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def losses(self, batch: Batch, gate: Gate = open_gate) -> Float[Tensor, " pairs"]:
+        """Return the loss of each pair."""
+        return self.read(batch, gate).losses
+
+    def by_length(self, places: Sequence[int], size: int) -> list[list[int]]:
+        """Return the places of pairs, `size` at once, those of like length together."""
+        some = self.rows.select(places)
+        columns = [map(len, some[f"{name}_ids"][:]) for name in ("prompt", *SIDES)]
+        lengths = [prompt + max(both) for prompt, *both in zip(*columns, strict=True)]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        batches = in_batches(len(order), size)
+        return [[places[index] for index in order[each.start : each.stop]] for each in batches]
+
+    def quick_batch(self, places: Sequence[int], *, whole: bool, shared: bool = True) -> Batch:
+        """Return what `batch` does, packed where the model takes packed rows.
+
+        The gradients of pairs are the same.
+
+        Args:
+            shared: the responses of a pair share their prompt, whose tokens are there once, so that
+                what they move cannot be told by side, nor squared token by token.
+        """
+        packed = self.packs and takes_packed_rows(self.model)
+        together = len(SIDES) if shared else 1
+        return send_to_device(self.collate(places, whole, together * packed), self.device)
+
+    def quick(self) -> AbstractContextManager[Any]:
+        """Return the context of a quick pass: with `bf16`, products of matrices in bfloat16."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def batches(self, size: int, *, whole: bool) -> Iterator[Batch]:
         """Yield all pairs in order, `size` at once; `whole`: see `batch`."""
@@ -90,7 +136,7 @@ class Objective:
         Args:
             whole: with the texts of a retain term, which belong to no pair.
         """
-        return send_to_device(self.collate(places, whole), self.device)
+        return send_to_device(self.collate(places, whole, 0), self.device)
 
 
 def in_batches(count: int, size: int) -> list[range]:
@@ -108,7 +154,11 @@ def real_tokens(rows: Rows) -> Bool[Tensor, "rows seq"]:
 
 def batch_of(inputs: dict[str, Any], rows: Rows, names: list[str], *of_rows: Tensor) -> Batch:
     """Return a batch; `of_rows`: example and side of each row."""
-    return Batch(inputs, names, *of_rows, rows["input_ids"], real_tokens(rows))
+    if "spans" in rows:
+        mask = torch.ones_like(rows["input_ids"], dtype=torch.bool)
+        own = [spans[-1] for spans in rows["spans"]]
+        return Batch(inputs, names, *of_rows, rows["input_ids"], mask, own)
+    return Batch(inputs, names, *of_rows, rows["input_ids"], real_tokens(rows), None)
 
 
 def drawn(keys: Sequence[str], counts: Sequence[int], *, normal: int = 0) -> Tensor:
@@ -159,10 +209,12 @@ def keys_of(batch: Batch, what: str) -> list[str]:
 
 def preference_objective(model: PeftModel, rows: Dataset, pad: int, beta: float) -> Objective:
     """Return direct preference optimisation from the base (arXiv 2305.18290, equation 7)."""
-    collator = PairCollator(pad)
 
-    def collate(places: Sequence[int], _: bool) -> Batch:
-        inputs = collator([rows[place] for place in places])
+    def collate(places: Sequence[int], _: bool, packed: int) -> Batch:
+        pairs = [rows[place] for place in places]
+        inputs = PairCollator(pad, packed > 0, packed or None)(pairs)
+        # No gradient goes through the base, so that all of its rows may share a beginning.
+        inputs["base"] = PairCollator(pad, packed=True)(pairs)["rows"] if packed else inputs["rows"]
         example, side = torch.arange(2 * len(places)) // 2, torch.arange(2 * len(places)) % 2
         return batch_of(inputs, inputs["rows"], pair_names(rows, places), example, side)
 
@@ -171,19 +223,20 @@ def preference_objective(model: PeftModel, rows: Dataset, pad: int, beta: float)
     def responses(batch: Batch, gate: Gate) -> tuple[Tensor, Tensor]:
         if not known.keys() >= set(batch.names):
             with frozen_pass(model, None):
-                sums = likelihood(model, batch.inputs["rows"]).sums()
+                sums = likelihood(model, batch.inputs["base"]).sums()
             known.update(zip(batch.names, sums.view(-1, 2), strict=True))
         base = torch.cat([known[name] for name in batch.names])
         return gated_likelihood(model, batch.inputs["rows"], gate).sums(), base
 
-    def losses(batch: Batch, gate: Gate = open_gate) -> Tensor:
-        return dpo_loss(*responses(batch, gate), beta)
+    def read(batch: Batch, gate: Gate) -> Read:
+        own, base = responses(batch, gate)
+        return Read(dpo_loss(own, base, beta), own.detach().view(-1, 2), base.view(-1, 2))
 
     def pseudo(batch: Batch) -> Tensor:
         own, base = responses(batch, open_gate)
         return logistic_pseudo(beta * (own - base).view(-1, 2).diff(dim=1)).sum()
 
-    return Objective(model, rows, SIDES, collate, losses, pseudo)
+    return Objective(model, rows, SIDES, collate, read, pseudo, packs=True, compares=True)
 
 
 def logistic_pseudo(margin: Tensor) -> Tensor:
@@ -197,29 +250,31 @@ def logistic_pseudo(margin: Tensor) -> Tensor:
 
 def side_objective(model: PeftModel, rows: Dataset, pad: int, side: str) -> Objective:
     """Return supervised fine-tuning on one side: the mean over all response tokens."""
-    collator, index = SideCollator(pad, side), SIDES.index(side)
+    index = SIDES.index(side)
     tokens = sum(
         len(ids) - (not prompt)
         for ids, prompt in zip(rows[f"{side}_ids"][:], rows["prompt_ids"][:], strict=True)
     )
     weight = len(rows) / tokens  # of a token in the loss of its pair
 
-    def collate(places: Sequence[int], _: bool) -> Batch:
-        inputs = collator([rows[place] for place in places])
+    def collate(places: Sequence[int], _: bool, packed: int) -> Batch:
+        inputs = SideCollator(pad, side, packed > 0, 1)([rows[place] for place in places])
         example = torch.arange(len(places))
-        side = torch.full_like(example, index)
-        return batch_of(inputs, inputs["rows"], pair_names(rows, places), example, side)
+        sides = torch.full_like(example, index)
+        return batch_of(inputs, inputs["rows"], pair_names(rows, places), example, sides)
 
-    def losses(batch: Batch, gate: Gate = open_gate) -> Tensor:
-        return -weight * gated_likelihood(model, batch.inputs["rows"], gate).sums()
+    def read(batch: Batch, gate: Gate) -> Read:
+        return Read(-weight * gated_likelihood(model, batch.inputs["rows"], gate).sums())
 
     def pseudo(batch: Batch) -> Tensor:
-        scored = with_context(batch.inputs["rows"])
-        logits = predictions(model, batch.inputs["rows"] | {"response_mask": scored})
-        uniform = drawn(keys_of(batch, "label"), scored.sum(1).tolist())
+        block = batch.inputs["rows"]
+        scored = with_context(block)
+        logits = predictions(model, block | {"response_mask": scored})
+        counts = torch.bincount(block["owner"][scored], minlength=len(batch.example))
+        uniform = drawn(keys_of(batch, "label"), counts.tolist())
         return weight**0.5 * sampled_cross_entropy(logits, uniform).sum()
 
-    return Objective(model, rows, (side,), collate, losses, pseudo)
+    return Objective(model, rows, (side,), collate, read, pseudo, packs=True)
 
 
 # Contrastive instruction tuning
@@ -229,7 +284,7 @@ def instruction_objective(model: PeftModel, rows: Dataset, pad: int, smoothing: 
     """Return contrastive instruction tuning: the mean over both responses of all pairs."""
     collator = InstructionCollator(pad)
 
-    def collate(places: Sequence[int], _: bool) -> Batch:
+    def collate(places: Sequence[int], _: bool, __: int) -> Batch:
         inputs = collator([rows[place] for place in places])
         of_rows = torch.arange(2 * len(places)).repeat(
             2
@@ -237,11 +292,11 @@ def instruction_objective(model: PeftModel, rows: Dataset, pad: int, smoothing: 
         names, example, side = pair_names(rows, places), of_rows // 2, of_rows % 2
         return batch_of(inputs, inputs["rows"], names, example, side)
 
-    def losses(batch: Batch, gate: Gate = open_gate) -> Tensor:
+    def read(batch: Batch, gate: Gate) -> Read:
         match, other = gated_likelihood(model, batch.inputs["rows"], gate).means().chunk(2)
-        return contrastive_loss(match, other, smoothing).view(-1, 2).mean(1)
+        return Read(contrastive_loss(match, other, smoothing).view(-1, 2).mean(1))
 
-    return Objective(model, rows, SIDES, collate, losses, partial(_instruction_pseudo, model=model))
+    return Objective(model, rows, SIDES, collate, read, partial(_instruction_pseudo, model=model))
 
 
 def _instruction_pseudo(batch: Batch, model: PeftModel) -> Tensor:

@@ -5,6 +5,7 @@ took part in: the policy directly, and each teacher through the targets that it 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ from rahf.influence.trained import (
 
 POLICY_STAGE = "policy"
 
+COARSE = "bf16: matrices were multiplied in bfloat16, so that scores are coarser"
+
 
 class Settings(NamedTuple):
     """How influence is computed."""
@@ -41,6 +44,7 @@ class Settings(NamedTuple):
     through: bool = True  # the teachers too
     fit_pairs: int = FIT_PAIRS  # that the factors of EK-FAC are fitted to, at most
     at_minimum: bool = False  # leave the length of the training out
+    bf16: bool = False  # multiply in bfloat16 when pairs are read
 
 
 class Fitted(NamedTuple):
@@ -75,11 +79,13 @@ class Influence(NamedTuple):
 def fit_stage(training: Training, name: str, settings: Settings) -> Fitted:
     """Load a stage and fit its curvature, unless its factors are kept."""
     subject = open_training(training)
+    objective = replace(subject.objective, bf16=settings.bf16)
+    subject = subject._replace(objective=objective)
     parts, folder = lora_parts(subject.objective.model), settings.factors / name
     check_key(folder, subject)
     floor = 0.0 if settings.at_minimum else floor_of(training, parameter_count(parts))
     how = (folder, settings.batch_size, settings.damping, settings.fit_pairs, floor)
-    return Fitted(subject, parts, fit_curvature(settings.curvature, subject.objective, parts, *how))
+    return Fitted(subject, parts, fit_curvature(settings.curvature, objective, parts, *how))
 
 
 def fit_all(training: Training, settings: Settings) -> list[str]:
@@ -137,7 +143,8 @@ def _score(fitted: Fitted, solved: Tensor, asked: Tensor, settings: Settings) ->
         settings.batch_size,
     )
     _check_finite(settings, scores.changes, scores.products, scores.self_influence)
-    return Stage(subject.rows["row"][:], scores, solved, list(curvature.notes))
+    notes = [*curvature.notes, *([COARSE] if subject.objective.bf16 else [])]
+    return Stage(subject.rows["row"][:], scores, solved, notes)
 
 
 def _check_finite(settings: Settings, *scores: Tensor) -> None:

@@ -1,8 +1,8 @@
 """What every pair did to every query: per pair, side, layer and token.
 
-One pass over the pairs. All changes are those of the query if the pair were left out, see
-`formula.py`; tokens, layers and sides of a pair add up to its change. Knows objectives and solved
-queries.
+One pass over the pairs, which also finds what their rivals read. All changes are those of the query
+if the pair were left out, see `formula.py`; tokens, layers and sides of a pair add up to its
+change. Knows objectives and solved queries.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ from rahf.influence.gradients import (
     row_gradients,
     weights_of_parts,
 )
-from rahf.influence.objectives import SIDES, Batch, Objective, in_batches, open_gate
+from rahf.influence.objectives import SIDES, Batch, Objective, Read, open_gate
+from rahf.influence.seen import Seen, last_states, nothing_seen, see_batch
 from rahf.report.progress import timed
 
 
@@ -34,7 +35,9 @@ class Scores(NamedTuple):
     changes: Float[Tensor, "pairs queries"]  # of each query if the pair were left out
     products: Float[Tensor, "pairs queries"]  # the same without curvature: dot products
     self_influence: Float[Tensor, " pairs"]  # change of the pair's own loss if it were left out
-    by_layer: Float[Tensor, "queries layers"]  # sum over pairs and sides of |change|
+    by_layer: Float[Tensor, "queries layers"]  # sum over pairs of |change|
+    losses: Float[Tensor, " pairs"]
+    seen: Seen | None  # what the pass found beside, where the loss reads both responses
     layers: tuple[int, ...]  # decoder blocks of `by_layer`
 
 
@@ -58,18 +61,25 @@ def score_pairs(
     changes = torch.zeros(count, len(solved), device=device)
     products, own = torch.zeros_like(changes), torch.zeros(count, device=device)
     by_layer = torch.zeros(len(solved), len(layers), device=device)
-    mine = in_batches(count, batch_size)[state.process_index :: state.num_processes]
+    losses, seen = torch.zeros_like(own), nothing_seen(objective)
+    mine = objective.by_length(range(count), batch_size)[state.process_index :: state.num_processes]
     for places in timed(mine, "pairs"):
-        batch, here = objective.batch(places, whole=False), slice(places.start, places.stop)
-        rows = pair_row_gradients(objective, parts, batch)
-        cells = cells_of(rows, parts, layers, solved, batch) / count
-        changes[here] = cells.sum((1, 2))
-        by_layer += cells.abs().sum((0, 1)).T
+        batch = objective.quick_batch(places, whole=False)
+        here = torch.tensor(places, device=device)
+        with last_states(objective.model) as last:
+            rows, read = pair_row_gradients(objective, parts, batch)
         pairs = merged(rows, batch.example, len(batch.names))
+        cells = by_layers(pairs, parts, layers, solved) / count
+        changes[here] = cells.sum(1)
+        by_layer += cells.abs().sum(0).T
         products[here] = change_if_left_out(asked, pairs, count)
         own[here] = (solve_pairs(pairs) * pairs).sum(1) / count
-    found = reduce((changes, products, own, by_layer), reduction="sum")
-    return Scores(*(each.cpu() for each in found), layers)
+        losses[here] = read.losses.detach()
+        if seen is not None:
+            see_batch(seen, read, batch, last, here)
+    found = reduce((changes, products, own, by_layer, losses, *(seen or ())), reduction="sum")
+    found = [each.cpu() for each in found]
+    return Scores(*found[:5], Seen(*found[5:]) if seen is not None else None, layers)
 
 
 def layers_of(parts: Sequence[Part]) -> tuple[int, ...]:
@@ -78,19 +88,41 @@ def layers_of(parts: Sequence[Part]) -> tuple[int, ...]:
 
 def pair_row_gradients(
     objective: Objective, parts: Sequence[Part], batch: Batch
-) -> Float[Tensor, "rows parameters"]:
-    """Return the gradient of the pairs' losses through each row."""
-    rows = row_gradients(parts, batch.mask, lambda: objective.losses(batch, open_gate).sum())
+) -> tuple[Float[Tensor, "rows parameters"], Read]:
+    """Return the gradient of the pairs' losses through each row, and what the pass has read."""
+    found: list[Read] = []
+
+    def loss() -> Tensor:
+        with objective.quick():
+            found.append(objective.read(batch, open_gate))
+        return found[0].losses.sum()
+
+    rows = row_gradients(parts, batch.mask, loss, batch.spans)
     check_finite_gradients(rows, [batch.names[each] for each in batch.example.tolist()])
-    return rows
+    return rows, found[0]
 
 
 def pair_gradients(
     objective: Objective, parts: Sequence[Part], batch: Batch
 ) -> Float[Tensor, "pairs parameters"]:
     """Return the gradient of each pair's loss, both sides merged."""
-    rows = pair_row_gradients(objective, parts, batch)
+    rows, _ = pair_row_gradients(objective, parts, batch)
     return merged(rows, batch.example, len(batch.names))
+
+
+def by_layers(
+    gradients: Float[Tensor, "n parameters"],
+    parts: Sequence[Part],
+    layers: Sequence[int],
+    solved: Float[Tensor, "queries parameters"],
+) -> Float[Tensor, "n layers queries"]:
+    """Return the product of gradients and solved queries by layer."""
+    found = gradients.new_zeros(len(gradients), len(layers), len(solved))
+    for part in parts:
+        span = slice(part.start, part.stop)
+        here = change_if_left_out(solved[:, span], gradients[:, span], 1)
+        found[:, layers.index(part.layer)] += here
+    return found
 
 
 def cells_of(
@@ -101,10 +133,7 @@ def cells_of(
     batch: Batch,
 ) -> Float[Tensor, "pairs sides layers queries"]:
     """Return the product of gradients and solved queries, by pair, side and layer."""
-    found = rows.new_zeros(len(rows), len(layers), len(solved))
-    for part in parts:
-        span = slice(part.start, part.stop)
-        found[:, layers.index(part.layer)] += change_if_left_out(solved[:, span], rows[:, span], 1)
+    found = by_layers(rows, parts, layers, solved)
     sides = len(SIDES)
     cells = found.new_zeros(len(batch.names) * sides, *found.shape[1:])
     cells.index_add_(0, batch.example * sides + batch.side, found)
@@ -140,7 +169,7 @@ def detail_of(
     with consumed(parts, batch.mask, add):
         loss = objective.losses(batch, open_gate).sum()
         torch.autograd.grad(loss, weights_of_parts(parts), allow_unused=True)
-    rows = pair_row_gradients(objective, parts, batch)
+    rows, _ = pair_row_gradients(objective, parts, batch)
     cells = cells_of(rows, parts, layers_of(parts), solved.unsqueeze(0), batch)[0, :, :, 0]
     output = _output_map(objective, parts, solved, batch)
     found = (cells / count, batch.tokens, batch.mask, batch.side, update / count, output / count)

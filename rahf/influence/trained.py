@@ -33,6 +33,7 @@ from rahf.influence.objectives import (
 )
 from rahf.models.adapter_files import put_adapter
 from rahf.models.adapters import pad_id
+from rahf.models.packing import use_packed_attention
 from rahf.pipeline.inputs import (
     alignment_arguments,
     data_files,
@@ -204,6 +205,7 @@ def open_training(training: Training) -> Subject:
     pad = pad_id(tokenizer)
     if kind == "alignment":
         return _open_alignment(training, model, tokenizer, rows)
+    use_packed_attention(model.get_base_model())
     if kind == "dpo":
         objective = preference_objective(model, rows, pad, training.beta)
     elif kind == "preferred":

@@ -196,7 +196,7 @@ def flip_recovery(
     how = (questions.queries, pad, its.batch_size, questions.values)
     asked = ask(fitted.subject.objective.model, fitted.parts, *how)
     influence = score_all(fitted, asked, its)
-    found = rankings(influence, rivals_of(fitted, questions.queries, its, None))
+    found = rankings(influence, rivals_of(fitted, influence, questions.queries, its, None))
     positive = np.isin(influence.rows, list(flipped))
     aucs = {
         name: auc(-found[name].nan_to_num().mean(1).numpy(), positive).as_dict()

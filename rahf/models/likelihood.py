@@ -75,6 +75,8 @@ def response_logits(
     """Return the logits that predict response tokens, packed, from logits kept at `columns`."""
     if logits.shape[1] > len(columns):  # a model that ignores logits_to_keep (xLSTM)
         logits = logits[:, columns]
+    if len(logits) == 1:  # a single line predicts a response at every one of its columns
+        return logits[0].float()
     return logits[response_mask[:, columns + 1]].float()
 
 

@@ -57,13 +57,14 @@ class SideCollator:
     pad_token_id: int
     side: str
     packed: bool = False
+    together: int | None = None  # rows that may share a beginning, see `packed_rows`
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts = [pair["prompt_ids"] for pair in pairs]
         responses = [pair[f"{self.side}_ids"] for pair in pairs]
         return {
             "row": torch.tensor([pair["row"] for pair in pairs]),
-            "rows": rows_of_ids(prompts, responses, self.pad_token_id, self.packed),
+            "rows": rows_of_ids(prompts, responses, self.pad_token_id, self.packed, self.together),
         }
 
 
@@ -92,13 +93,14 @@ class PairCollator:
 
     pad_token_id: int
     packed: bool = False
+    together: int | None = None  # rows that may share a beginning, see `packed_rows`
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts = [pair["prompt_ids"] for pair in pairs for _ in range(2)]
         responses = [pair[f"{side}_ids"] for pair in pairs for side in ("chosen", "rejected")]
         return {
             "row": torch.tensor([pair["row"] for pair in pairs]),
-            "rows": rows_of_ids(prompts, responses, self.pad_token_id, self.packed),
+            "rows": rows_of_ids(prompts, responses, self.pad_token_id, self.packed, self.together),
         }
 
 

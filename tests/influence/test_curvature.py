@@ -7,7 +7,7 @@ from tiny_models import EOS, tiny_dataset
 from torch import nn
 from toy_influence import alignment_of, loop_gradients, objective_of, policy
 
-from rahf.influence import factors
+from rahf.influence import factors, passes
 from rahf.influence.aligned import _distance_pseudo
 from rahf.influence.curvature import fit_curvature
 from rahf.influence.formula import conjugate_gradients, kernel_solve
@@ -59,18 +59,19 @@ def linear_objective(inputs, targets):
     """Regression by one matrix, each unit of noise of each example a row of its own."""
     model, outputs = nn.Linear(inputs.shape[1], targets, bias=False), targets
 
-    def collate(places, _):
+    def collate(places, _, __):
         rows = [(place // outputs, place % outputs) for place in places]
         block = {"x": inputs[[row for row, _ in rows]], "unit": torch.tensor([u for _, u in rows])}
         example, mask = torch.arange(len(rows)), torch.ones(len(rows), 1, dtype=torch.bool)
         zeros = torch.zeros_like(example)
-        return Batch(block, ["row"] * len(rows), example, zeros, mask, mask)
+        return Batch(block, ["row"] * len(rows), example, zeros, mask, mask, None)
 
     def pseudo(batch):
         found = model(batch.inputs["x"].unsqueeze(1)).squeeze(1)
         return found.gather(1, batch.inputs["unit"].unsqueeze(1)).sum()
 
-    rows = Dataset.from_list([{"row": place} for place in range(len(inputs) * outputs)])
+    same = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [2]}
+    rows = Dataset.from_list([{"row": place, **same} for place in range(len(inputs) * outputs)])
     objective = Objective(model, rows, ("chosen",), collate, None, pseudo)
     return objective, (Part("only", 0, model, 0, model.weight.numel()),)
 
@@ -208,7 +209,8 @@ def test_cg_solves_with_the_hessian(family, tmp_path):
 
 
 def test_a_stopped_fit_resumes_with_the_next_batch(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(factors, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(passes, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(factors, "KEPT_BYTES", 0)
     objective = preference_objective(policy(family), tiny_dataset(6), EOS, 0.5)
     parts = lora_parts(objective.model)
     expected = factors.fit_ekfac(objective, parts, 2, tmp_path / "whole")
@@ -225,7 +227,7 @@ def test_a_stopped_fit_resumes_with_the_next_batch(family, tmp_path, monkeypatch
         factors.fit_ekfac(stopped, parts, 2, tmp_path / "stopped")
     path = tmp_path / "stopped/moments.0.partial"
     intact, tensors = path.read_bytes(), load_file(path)
-    metadata = {"rank": "0 of 1, 6 pairs, 2 at once", "done": "1"}
+    metadata = {"rank": "0 of 1, 6 pairs, 2 at once, by length", "done": "1"}
     name = parts[0].name
     for change, more, told in (
         (lambda x: x * torch.nan, {}, "not finite"),
@@ -245,10 +247,27 @@ def test_a_stopped_fit_resumes_with_the_next_batch(family, tmp_path, monkeypatch
             factors.fit_ekfac(objective, parts, 2, tmp_path / "stopped")
     path.write_bytes(intact)
     found = factors.fit_ekfac(stopped, parts, 2, tmp_path / "stopped")
-    assert seen == [f"pair {row}" for row in (100, 102, 104, 100, 102, 102, 104)]
+    first, second, third = seen[:3]
+    assert seen == [first, second, third, first, second, second, third]
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(*both) for both in zip(one, other, strict=True))
     assert [path.name for path in (tmp_path / "stopped").iterdir()] == ["ekfac.safetensors"]
+
+
+def test_the_second_pass_of_ekfac_reads_what_the_first_has_kept(family, tmp_path, monkeypatch):
+    objective = preference_objective(policy(family), tiny_dataset(6), EOS, 0.5)
+    parts, seen = lora_parts(objective.model), []
+    counted = Objective(
+        **{**vars(objective), "pseudo": lambda batch: (seen.append(1), objective.pseudo(batch))[1]}
+    )
+    found = factors.fit_ekfac(counted, parts, 2, tmp_path / "kept")
+    assert len(seen) == 3
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["ekfac.safetensors"]
+    monkeypatch.setattr(factors, "KEPT_BYTES", 6 * parts[-1].stop * 4 - 1)
+    expected = factors.fit_ekfac(counted, parts, 2, tmp_path / "made again")
+    assert len(seen) == 3 + 6
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(*both) for both in zip(one, other, strict=True))
 
 
 def test_factors_of_a_sample_are_those_of_a_training_on_it(family, tmp_path):

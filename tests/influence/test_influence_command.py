@@ -1,6 +1,8 @@
 """`rahf influence` on trainings of the tiny family, from the adapter's folder to the page."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from rahf.influence import retraining
 from rahf.influence.files import SCORES_FILE
 from rahf.influence.trained import Edit, read_training
 
+BENCHMARK = Path(__file__).parents[2] / "scripts/benchmarks/influence.py"
 HELD_OUT = [{"prompt": "w2 w3", "chosen": "w4 w5 <b>", "rejected": "w8 w9"}]
 
 
@@ -149,6 +152,17 @@ def test_scores_that_are_not_finite_are_refused_before_they_are_written(preferre
     assert influence("score", *given, "--curvature", "kernel", "--damping", "1e-300") == 2
     assert "not finite with --curvature kernel and --damping 1e-300" in capsys.readouterr().err
     assert not list(Path("scored").glob("*"))
+
+
+def test_the_benchmark_measures_an_adapter_of_dpo(preferred, monkeypatch, capsys):
+    for options in ([], ["--bf16"]):
+        given = ["--adapter", str(preferred), "--pairs", "4", *options]
+        monkeypatch.setattr("sys.argv", ["influence.py", *given])
+        runpy.run_path(str(BENCHMARK), run_name="__main__")
+        told = capsys.readouterr().out
+        assert re.findall(r"^ *(\w+).* \d+\.\d{3} CPU seconds a pair$", told, re.MULTILINE) == [
+            *("fit", "score", "rivals", "of")
+        ]
 
 
 def test_what_cannot_be_retrained_is_refused_before_any_retraining(preferred, capsys):

@@ -4,7 +4,7 @@ import torch
 from tiny_models import D_MODEL, EOS, tiny_pairs
 from toy_influence import KINDS, loop_gradients, objective_of, policy
 
-from rahf.influence.baselines import baselines, bm25
+from rahf.influence.baselines import baselines, bm25, pair_losses, see
 from rahf.influence.concentration import spurious_hits, tail_of, top_share
 from rahf.influence.curvature import fit_curvature
 from rahf.influence.formula import change_if_left_out
@@ -136,6 +136,33 @@ def test_the_margin_and_the_similarity_are_those_of_the_pair_itself(family, tmp_
     assert torch.nn.functional.softplus(-0.5 * found.irm[2]) == pytest.approx(
         losses[0].item(), abs=1e-4
     )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_a_scoring_pass_sees_what_passes_of_the_rivals_find(family, tmp_path, packed, size):
+    objective = objective_of(family, "dpo", tmp_path, packed=packed)
+    model, parts = objective.model, lora_parts(objective.model)
+    vectors = draw(2, parts[-1].stop)
+    same = fit_curvature("identity", objective, parts, tmp_path, size)
+    scores = score_pairs(objective, parts, vectors, vectors, same.solve_pairs, size)
+    for found, expected in zip(scores.seen, see(model, objective.rows, EOS, 4), strict=True):
+        assert torch.allclose(found, expected, atol=1e-4)
+    losses = pair_losses(objective, "default", 4)
+    assert torch.allclose(scores.losses, losses, atol=1e-5)
+    expected = change_if_left_out(vectors, loop_gradients(objective), 6)
+    assert (scores.changes - expected).abs().max() < 1e-4 * expected.abs().max()
+    by_layer = scores.by_layer.sum(1)
+    assert (by_layer >= scores.changes.abs().sum(0) * (1 - 1e-4)).all()
+
+
+def test_losses_that_read_one_response_or_targets_leave_the_rivals_their_passes(family, tmp_path):
+    for kind in ("positive", "dual"):
+        objective = objective_of(family, kind, tmp_path)
+        parts = lora_parts(objective.model)
+        vectors = draw(1, parts[-1].stop)
+        scores = score_pairs(objective, parts, vectors, vectors, lambda x: x, 4)
+        assert scores.seen is None
 
 
 def test_the_strongest_pairs_are_kept_as_a_full_sort_gives_them(monkeypatch):

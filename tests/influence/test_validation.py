@@ -11,6 +11,7 @@ from tiny_models import EOS, lora, randomize
 from toy_influence import flat, minimise, put
 
 from rahf.influence.baselines import baselines
+from rahf.influence.cleaning import arms_of
 from rahf.influence.curvature import CURVATURES, fit_curvature
 from rahf.influence.gradients import lora_parts
 from rahf.influence.objectives import preference_objective
@@ -117,3 +118,16 @@ def test_the_auc_is_a_share_of_ordered_pairs():
     found = auc(scores, positive)
     assert found.mean == pytest.approx((3 + 1.5) / 6)
     assert found.low <= found.mean <= found.high
+
+
+def test_what_is_kept_is_the_middle_of_both_rankings():
+    rows = list(range(100, 109))
+    found = {
+        "influence": torch.arange(9.0),
+        "margin": torch.arange(9.0),
+        "LossDiff": torch.arange(9.0),
+        "IRM": torch.tensor([4.0, 3, 5, 2, 6, 1, 7, 0, 8]),
+    }
+    arms = arms_of(rows, {name: each.unsqueeze(1) for name, each in found.items()}, 3)
+    dropped = {arm.name: arm.edit.dropped for arm in arms}
+    assert dropped["keep middle of LossDiff-IRM"] == {100, 107, 108}

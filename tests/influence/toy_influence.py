@@ -18,9 +18,11 @@ from rahf.influence.objectives import (
     side_objective,
 )
 from rahf.models.adapters import attach_policy
+from rahf.models.packing import use_packed_attention
 from rahf.trainer_config import RAHFConfig
 
 KINDS = ("dpo", "positive", "contrast", "dual", "scit", "lorra", "direction", "rmu")
+PACKING = ("dpo", "positive")  # whose rows may be packed
 DECAY = 1.0  # of a toy's training, towards its start, which makes the minimum unique
 SMALL = partial(lora, 1, target_modules=["v_proj"], layers_to_transform=[0, 1])
 TEXTS = [[3, 4, 5], [6, 7, 8, 9]]
@@ -34,12 +36,15 @@ def policy(family: Family, **options) -> PeftModel:
 
 def objective_of(family: Family, kind: str, tmp_path, rows=None, **options) -> Objective:
     rows = tiny_dataset(6) if rows is None else rows
+    model = policy(family) if kind in (*PACKING, "contrast") else None
+    if options.pop("packed", False):
+        assert use_packed_attention(model.get_base_model())
     if kind == "dpo":
-        return preference_objective(policy(family), rows, EOS, 0.5)
+        return preference_objective(model, rows, EOS, 0.5)
     if kind == "positive":
-        return side_objective(policy(family), rows, EOS, "chosen")
+        return side_objective(model, rows, EOS, "chosen")
     if kind == "contrast":
-        return instruction_objective(policy(family), rows, EOS, 0.2)
+        return instruction_objective(model, rows, EOS, 0.2)
     return alignment_objective(
         alignment_of(family, kind, tmp_path, **options), rows, tiny_tokenizer(), TEXTS
     )

@@ -373,10 +373,11 @@ def test_secrets_of_a_recipe_are_not_on_the_page(tmp_path):
     assert "rahf align &#39;" in text  # a folder is one word of the command
 
 
-def test_folders_without_a_result_are_an_error(tmp_path):
+def test_folders_without_a_result_are_an_error(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no results of rahf in it"):
-        read_found([tmp_path])
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no results of rahf in it" in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
     out = write_run(tmp_path / "out", prompts=6, texts=4)
     with pytest.raises(ValueError, match="is a file; give the folder"):
         read_found([out], [tmp_path / "notes.txt"])

@@ -54,6 +54,11 @@ def _curvature_options(option: Callable[..., object]) -> None:
         action="store_true",
         help="assume that the training reached a minimum: do not add its length to the curvature",
     )
+    option(
+        "--bf16",
+        action="store_true",
+        help="multiply matrices in bfloat16 when pairs are read: faster where the processor has it",
+    )
 
 
 def question_options(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +106,7 @@ def settings_of(options: argparse.Namespace):
         through=not options.direct,
         fit_pairs=options.fit_pairs,
         at_minimum=options.at_minimum,
+        bf16=options.bf16,
     )
 
 

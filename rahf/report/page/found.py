@@ -61,11 +61,6 @@ def read_found(given: Sequence[Path], placebos: Sequence[Path] = ()) -> Found:
     for root in placebos:
         for folder in _folders(root):
             _read_folder(folder, reader, found, seen, is_placebo=True)
-    if not (found.runs or found.placebos or any(found.parts.values()) or reader.problems):
-        raise ValueError(
-            f"{', '.join(map(str, given))}: no results of rahf in it; give the output folders of "
-            "commands, or the files that their --output named."
-        )
     return found._replace(problems=reader.problems)
 
 
