@@ -28,7 +28,7 @@ REFUSES = rule("refusal").scores
 
 class Given(NamedTuple):
     """Records with prompt, chosen and rejected, by trait; `chosen` is the trait's side. No prompt
-    is in two of them.
+    that is held out is in `fitted` or `rows`; those two share some prompts of the tone.
     """
 
     fitted: dict[str, list[dict]]  # directions and classifiers
