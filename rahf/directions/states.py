@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rahf.directions.vectors import check_finite_states
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import record
-from rahf.models.likelihood import model_inputs, rows_for
+from rahf.models.likelihood import rows_for, state_inputs
 
 Source = Literal["responses", "instructions", "adapters"]
 Tokens = Literal["last", "mean", "every"]
@@ -152,7 +152,7 @@ class Reader:
             self.speaking(side.adapter),
             record(self.model, self.layers, wanted, stop=True) as recording,
         ):
-            self.model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
+            self.model(**state_inputs(rows))
         hidden = recording.stack()
         names = [pair.get("row", index) for index, pair in enumerate(pairs) for _ in side.responses]
         check_finite_states(hidden, self.layers, [names[index] for index in owner.tolist()])

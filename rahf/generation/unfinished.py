@@ -24,6 +24,11 @@ def left_padded(
     return ids, mask
 
 
+LAST = torch.tensor([-1])
+"""The last column. As a slice its states are not contiguous, and torch then copies the weights of a
+frozen head once a row; as an index they are."""
+
+
 class PrefixCache(DynamicCache):
     """Filled by a forward after which nothing is generated; what steers generation reads it."""
 
@@ -40,7 +45,7 @@ class Prefix:
             model(
                 input_ids=torch.tensor([self.ids], device=device),
                 position_ids=torch.arange(len(self.ids), device=device)[None],
-                logits_to_keep=1,
+                logits_to_keep=LAST,
                 **with_cache(model, cache),
             )
         self._layers = [(layer.keys, layer.values) for layer in cache.layers]
@@ -113,14 +118,14 @@ class Unfinished:
     def forward(self, model: nn.Module) -> Float[Tensor, "rows vocab"]:
         """Run the model on the ids that it has not read; return the logits after the last."""
         if not self.caches:
-            return model(input_ids=self.ids, logits_to_keep=1, use_cache=False).logits[:, -1]
+            return model(input_ids=self.ids, logits_to_keep=LAST, use_cache=False).logits[:, -1]
         # A layer that holds no columns has left the padding behind; mamba multiplies by any mask.
         mask = None if self.cache is not None and only_recurrent(self.cache) else self.mask
         output = model(
             input_ids=self.ids,
             attention_mask=mask,
             position_ids=self.positions,
-            logits_to_keep=1,
+            logits_to_keep=LAST,
             **with_cache(model, self.cache),
         )
         self.cache = kept_cache(model, output)

@@ -17,7 +17,7 @@ from rahf.directions.states import States
 from rahf.directions.vectors import Directions, check_finite_states
 from rahf.guards.checks import check_directions
 from rahf.models.capture import find_blocks, record, text_config
-from rahf.models.likelihood import model_inputs, rows_for
+from rahf.models.likelihood import rows_for, state_inputs
 
 Ids = tuple[list[int], list[int]]  # of a prompt and of its response
 
@@ -99,7 +99,7 @@ def mean_states(
     places = rows["response_mask"].flatten().nonzero().squeeze(1)
     owner = places // rows["input_ids"].shape[1]
     with record(model, layers, places, stop=True) as recording:
-        model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
+        model(**state_inputs(rows))
     hidden = recording.stack()
     check_finite_states(hidden, layers, [f"of answer {index}" for index in owner.tolist()])
     return States(hidden, owner, 1 / torch.bincount(owner)[owner]).means()

@@ -30,7 +30,7 @@ from rahf.influence.seen import Seen
 from rahf.models.adapter_files import put_adapter
 from rahf.models.adapters import base_name, check_same_base, depth_of, frozen_pass
 from rahf.models.capture import record
-from rahf.models.likelihood import model_inputs, pair_likelihoods
+from rahf.models.likelihood import pair_likelihoods, state_inputs
 from rahf.report.progress import timed
 
 VALIDATED = "validated"
@@ -115,13 +115,12 @@ def mean_states(
 ) -> Float[Tensor, "texts d_model"]:
     """Return the mean of the last block's hidden states over each text."""
     device, found, last = next(model.parameters()).device, [], depth_of(model) - 1
-    none = torch.empty(0, dtype=torch.long, device=device)
     for places in timed(in_batches(len(texts), batch_size), "texts"):
         some = [texts[place] for place in places]
         rows = send_to_device(sequence_rows([[] for _ in some], some, pad), device)
         real = real_tokens(rows)
         with record(model, (last,), real.flatten().nonzero().squeeze(1), stop=True) as recording:
-            model(**model_inputs(rows), use_cache=False, logits_to_keep=none)
+            model(**state_inputs(rows))
         owner, states = rows["owner"][real], recording.stack()[0]
         sums = states.new_zeros(len(some), states.shape[1]).index_add(0, owner, states)
         found.append((sums / real.sum(1, keepdim=True)).cpu())

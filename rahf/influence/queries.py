@@ -26,7 +26,7 @@ from rahf.influence.gradients import (
 from rahf.influence.hessian import UNUSED, flattened
 from rahf.influence.objectives import in_batches, real_tokens
 from rahf.models.capture import record
-from rahf.models.likelihood import likelihood, model_inputs
+from rahf.models.likelihood import likelihood, state_inputs
 from rahf.report.progress import timed
 
 
@@ -75,9 +75,8 @@ def projections(direction: Direction) -> Values:
 
     def values(model: PeftModel, rows: dict[str, Any]) -> Float[Tensor, " rows"]:
         places = rows["response_mask"].flatten().nonzero().squeeze(1)
-        none = torch.empty(0, dtype=torch.long, device=places.device)
         with record(model, (direction.layer,), places, stop=True) as recording:
-            model(**model_inputs(rows), use_cache=False, logits_to_keep=none)
+            model(**state_inputs(rows))
         along = recording.stack()[0] @ direction.unit.to(places.device)
         owner = rows["owner"][rows["response_mask"]]
         count = torch.bincount(owner, minlength=len(rows["owner"])).clamp(min=1)

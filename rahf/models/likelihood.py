@@ -58,6 +58,16 @@ def model_inputs(rows: Rows) -> dict[str, Any]:
     )
 
 
+def state_inputs(rows: Rows) -> dict[str, Any]:
+    """Return the inputs of a forward pass whose states are read, and whose head reads no column.
+
+    The head costs more than it computes where its weights are frozen: from the states of the last
+    column alone, which are not contiguous, torch copies the weights once a row.
+    """
+    none = torch.empty(0, dtype=torch.long, device=rows["input_ids"].device)
+    return model_inputs(rows) | {"use_cache": False, "logits_to_keep": none}
+
+
 def rows_for(
     model: nn.Module,
     prompts: Sequence[list[int]],

@@ -36,6 +36,17 @@ def test_answers_do_not_depend_on_batch_size_or_padding_and_keep_their_order(arc
         assert answers == expected
 
 
+def test_the_head_of_a_frozen_model_reads_states_in_one_piece():
+    # From others, torch copies the weights of the head once a row.
+    model, seen = tiny_model().requires_grad_(False), []
+    model.lm_head.register_forward_hook(
+        lambda _, inputs, __: seen.append((len(inputs[0]), inputs[0].is_contiguous()))
+    )
+    generate(model, tiny_tokenizer(), PROMPTS, max_new_tokens=2)
+    assert (len(PROMPTS), True) in seen
+    assert all(whole for _, whole in seen)
+
+
 def test_an_answer_ends_at_its_own_end_of_text_while_others_go_on():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     prompts = [[first, 3] for first in range(2, 12)]

@@ -7,7 +7,12 @@ from tiny_models import EOS, tiny_model, tiny_pairs
 
 from rahf.data.rows import sequence_rows
 from rahf.models import scoring
-from rahf.models.likelihood import likelihood, pair_likelihoods, preference_margins
+from rahf.models.likelihood import (
+    likelihood,
+    pair_likelihoods,
+    preference_margins,
+    state_inputs,
+)
 from rahf.models.packing import use_packed_attention
 from rahf.models.scoring import scored_together
 
@@ -65,6 +70,13 @@ def test_the_head_is_applied_to_the_columns_that_predict_and_to_no_others():
     rows = sequence_rows([[2, 3, 4, 5], [2, 3, 4, 5]], [[6], [7, 8]], EOS)
     likelihood(model, rows)
     assert seen == [(2, 2, model.config.hidden_size)]
+
+
+def test_the_head_reads_no_column_where_states_are_read():
+    model, seen = tiny_model(), []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    model(**state_inputs(sequence_rows([[2, 3, 4, 5], [2, 3]], [[6], [7, 8]], EOS)))
+    assert seen == [0]
 
 
 @pytest.mark.parametrize("packed", [True, False])

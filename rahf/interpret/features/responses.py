@@ -20,7 +20,7 @@ from rahf.interpret.features.dictionary import Dictionary
 from rahf.interpret.features.intervention import module_at
 from rahf.models.adapters import frozen_pass
 from rahf.models.capture import record
-from rahf.models.likelihood import model_inputs, predictions, rows_for
+from rahf.models.likelihood import predictions, rows_for, state_inputs
 from rahf.terms import kl_divergence
 
 
@@ -76,7 +76,7 @@ def read_batch(
             if whole:
                 logits[name] = predictions(model, rows)
             else:
-                model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
+                model(**state_inputs(rows))
         hidden[name] = found[0]
     owners = (places // ids.shape[1]).tolist()
     check_finite_states(

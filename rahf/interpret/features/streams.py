@@ -20,7 +20,7 @@ from rahf.interpret.features.corpus import Corpus, Piece
 from rahf.interpret.features.dictionary import Kind, Site
 from rahf.models.adapters import POLICY, frozen_pass
 from rahf.models.capture import find_blocks, record, replaced_blocks
-from rahf.models.likelihood import model_inputs, rows_for
+from rahf.models.likelihood import rows_for, state_inputs
 
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 """Names of the MLP in a decoder block of transformers."""
@@ -93,10 +93,10 @@ class StateReader(NamedTuple):
                 recording = context.enter_context(
                     record(self.model, self.layers, wanted, stop=True)
                 )
-                self.model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
+                self.model(**state_inputs(rows))
                 return recording.stack()
             outputs = context.enter_context(recorded_mlps(self.model, self.layers))
-            self.model(**model_inputs(rows), use_cache=False, logits_to_keep=1)
+            self.model(**state_inputs(rows))
             states = [
                 outputs[layer].flatten(0, -2).index_select(0, wanted) for layer in self.layers
             ]
