@@ -4,9 +4,10 @@ Knows files; knows no command.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from rahf.artifacts import expanded
 
 MADE_BY = "made_by"
 """Key of the command, as `rahf shift`, in a JSON file of its result."""
@@ -49,8 +50,7 @@ def refuse_other_maker(path: Path, command: str | None) -> None:
 
 def holds(folder: str | Path, path: Path) -> bool:
     """Return whether a path is that of a folder, or below it."""
-    # os.path, since Path.expanduser fails at a text such as "~x".
-    place = Path(os.path.expanduser(folder))  # noqa: PTH111
+    place = expanded(folder)
     return place.is_dir() and path.resolve().is_relative_to(place.resolve())
 
 
