@@ -36,10 +36,26 @@ SHOWN = 5  # numbers of damaged lines that a warning names
 logger = logging.getLogger(__name__)
 
 
+def expanded(name: str | Path) -> Path:
+    """Return the path of a name whose `~` is a home; a `~x` that names no user stays as it is."""
+    # os.path, since Path.expanduser fails at such a name.
+    return Path(os.path.expanduser(name))  # noqa: PTH111
+
+
+def staging_of(path: Path) -> Path:
+    """Return a name beside a file for what is renamed to it, where nothing is.
+
+    What a killed process has left there is removed: a link would be written through.
+    """
+    staging = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging.unlink(missing_ok=True)
+    return staging
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a temporary file and rename it, so that a full disk leaves the old file unchanged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.partial")
+    staging = staging_of(path)
     try:
         staging.write_text(text, encoding="utf-8")
         staging.replace(path)
@@ -175,7 +191,7 @@ def identity_of(*paths: str | Path) -> str | None:
     """
     parts = sorted(
         f"{file.relative_to(path if path.is_dir() else path.parent)} {content_of(file)}"
-        for path in (Path(given).expanduser() for given in paths)
+        for path in (expanded(given) for given in paths)
         for file in _files_of(path)
     )
     if not parts:

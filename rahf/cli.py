@@ -18,6 +18,7 @@ from rahf.commands.options.parsers import CommandParser
 from rahf.commands.table import COMMANDS, FROM_START, SECTIONS, Command, Group
 from rahf.foreign_warnings import ignore_foreign_warnings
 from rahf.records.command_line import running
+from rahf.report.escaping import is_utf8
 from rahf.report.terminal import ReaderGoneError, leave_quietly, plain_output, quiet
 
 OTHER_COMMANDS = {
@@ -60,6 +61,7 @@ def _run(given: Sequence[str]) -> int:
     """Run the command; what ends it becomes one line and a status."""
     options = argparse.Namespace(traceback="--traceback" in given, interrupted=FROM_START)
     try:
+        _check_utf8(given)
         options, overrides = _parser(given).parse_known_args(given)
         options.overrides = overrides
         return options.run(options)
@@ -76,6 +78,13 @@ def _run(given: Sequence[str]) -> int:
         if not _left_to_launcher(error):
             print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
+
+
+def _check_utf8(given: Sequence[str]) -> None:
+    """Refuse words that no file of a result and no tokenizer could hold."""
+    for word in given:
+        if not is_utf8(word):
+            raise ValueError(f"{word!r} is not UTF-8 text: write it as UTF-8, or rename the file.")
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -186,6 +186,19 @@ def test_a_process_of_a_test_imports_this_package_from_anywhere(tmp_path):
     assert done.stdout.strip() == str(ROOT / "__init__.py")
 
 
+IN_ONE_PLACE = {
+    ".expanduser(": ["artifacts"],  # which fails at "~x": artifacts.expanded
+    '.partial"': ["artifacts", "export.merged", "influence.factors"],  # artifacts.staging_of
+}
+"""Text -> the only modules with it; the others use the function named beside it."""
+
+
+@pytest.mark.parametrize("text", IN_ONE_PLACE)
+def test_names_of_users_and_of_temporary_files_are_made_in_one_place(text):
+    found = [name for name, path in modules().items() if text in path.read_text(encoding="utf-8")]
+    assert [name for name in found if name not in IN_ONE_PLACE[text]] == []
+
+
 def test_importing_the_package_loads_nothing_heavy():
     assert loaded_by("import rahf") == []
     assert loaded_by("import torch") == ["torch"]

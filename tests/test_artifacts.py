@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from rahf.artifacts import (
     alone,
@@ -14,6 +15,7 @@ from rahf.artifacts import (
     write_lines,
     write_text,
 )
+from rahf.directions.vectors import Directions
 from rahf.generation.record_file import ResumableFile
 from rahf.judges.judge import Verdict, Verdicts
 from rahf.records.stage_record import StageRecord
@@ -24,6 +26,20 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read_json(tmp_path / "a/b.json") == {"ü": [1, None]}
     write_lines(tmp_path / "c.jsonl", [{"x": 1}, {"x": "zwei\n"}])
     assert read_lines(tmp_path / "c.jsonl") == [{"x": 1}, {"x": "zwei\n"}]
+
+
+def save_directions(path, _):
+    Directions((1,), torch.ones(1, 2)).save(path.parent)
+
+
+@pytest.mark.parametrize("write", [write_text, save_directions])
+def test_a_link_in_place_of_the_temporary_file_is_not_written_through(tmp_path, write):
+    (tmp_path / "mine").write_text("mine")
+    path = tmp_path / "directions.safetensors"
+    path.with_name(f".{path.name}.partial").symlink_to("mine")
+    write(path, "new")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not path.is_symlink()
 
 
 def test_a_text_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):

@@ -6,12 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rahf.commands.options.explanations import explanations_option, read_explained
+from rahf.records.makers import makers, refuse_other_maker
 
 FITS = ("mean", "principal", "probe")
 
 FITTING = ("source", "tokens", "fit", "layers", "positive", "negative", "rows", "compare")
 FITTING += ("effect", "effect_pairs", "explanations")
 """Options that have no effect on finished directions."""
+
+FROM = "rahf directions --from"
+
+
+class _OfItsOwn(argparse.Action):
+    """An option with which the result is of another command than a fit of the recipe's pairs."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.command = f"rahf directions {option_string}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     explanations_option(parser)
     parser.add_argument(
         "--from",
+        action=_OfItsOwn,
         dest="from_file",
         metavar="FILE.gguf",
         type=Path,
@@ -37,6 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _what_is_fitted(option: Callable[..., object]) -> None:
     option(
         "--bank",
+        action=_OfItsOwn,
         metavar="FILE",
         nargs="?",
         const="",
@@ -97,9 +110,10 @@ def run(recipe, options: argparse.Namespace) -> int:
 
     chosen = {name: getattr(options, name) for name in ReadingOptions._fields}
     explained = read_explained(options.explanations) if options.explanations else None
+    folder = options.output or recipe.output_dir / "reading" / options.source
+    _refuse_foreign(folder, options.command)
     read_directions(recipe, ReadingOptions(**chosen))
     if explained is not None:
-        folder = options.output or recipe.output_dir / "reading" / options.source
         print(f"\n{_explained(options.explanations, explained[0], folder)}")
     return 0
 
@@ -108,9 +122,10 @@ def _take_over(recipe, options: argparse.Namespace) -> int:
     """Write the directions of another program's file to the folder of the reading."""
     from dataclasses import replace
 
-    from rahf.artifacts import alone
+    from rahf.artifacts import alone, identity_of
     from rahf.export.checks import check_directions
     from rahf.export.gguf import read_control_vector
+    from rahf.records.command_line import write_result
 
     _refuse_others(options, "from", (*FITTING, "bank"))
     path: Path = options.from_file
@@ -121,12 +136,31 @@ def _take_over(recipe, options: argparse.Namespace) -> int:
     unchecked = check_directions(path, read.layers, read.vectors, metadata)
     if unchecked is not None:
         print(f"note: {unchecked}", file=sys.stderr)
+    if options.output is None and path.stem.startswith("."):
+        raise ValueError(
+            f"--from {path}: its name gives no name of a folder; give --output FOLDER."
+        )
     folder = options.output or recipe.output_dir / "reading" / path.stem
     with alone(folder, wait=False):
+        _refuse_foreign(folder, FROM)
+        record = {"file": str(path), "content": identity_of(path)}
+        write_result(folder / "control_vector.json", FROM, record)
         written = replace(read, metadata=metadata).save(folder)
     shown = ", ".join(map(str, read.layers))
     print(f"{written}: layers {shown}, of width {read.vectors.shape[1]}, to be added in each layer")
     return 0
+
+
+def _refuse_foreign(folder: Path, command: str) -> None:
+    """Refuse a folder with directions that the command has not written."""
+    from rahf.directions.vectors import FILE_NAME
+
+    refuse_other_maker(folder, command)
+    if (folder / FILE_NAME).exists() and command not in makers(folder):
+        raise ValueError(
+            f"{folder / FILE_NAME} is there, and not from `{command}`: it is not replaced. Give "
+            "another --output, or delete it."
+        )
 
 
 def _refuse_others(options: argparse.Namespace, given: str, names: tuple[str, ...]) -> None:
@@ -149,13 +183,13 @@ def _fit_bank(recipe, options: argparse.Namespace) -> int:
 
 def _explained(path: Path, lines: list[dict], folder: Path) -> str:
     """Return the explanation of each layer's direction, as far as they are of these vectors."""
-    from rahf.artifacts import read_json
+    from rahf.artifacts import read_object
     from rahf.directions.vectors import Directions
     from rahf.report.explanations import layers_explained
 
     directions = Directions.load(folder)
-    settings = read_json(path.with_name(f"{path.name}.run.json"))["settings"]
-    same = settings.get("explained", settings)["fingerprint"] == directions.fingerprint()
+    record = read_object(path.with_name(f"{path.name}.run.json"), settings=dict)["settings"]
+    same = record.get("explained", record).get("fingerprint") == directions.fingerprint()
     if not same:
         print(
             f"note: {path} explains other directions than these: run rahf features explain "

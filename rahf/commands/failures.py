@@ -22,6 +22,17 @@ PACKAGE = Path(rahf.__file__).parent
 FULL_DISK = "no space left on the disk; free some and give the same command again"
 NO_NETWORK = "check the network, the address and the token, then give the same command again"
 
+CURES = {
+    errno.ENOENT: "give the name of one that is there",
+    errno.EEXIST: "it is a file, and a folder is to be there: give another name, or move it",
+    errno.ENOTDIR: "a part of the name is a file, not a folder: give another name",
+    errno.EISDIR: "it is a folder, and a file is to be there: give another name",
+    errno.EACCES: "give another place, or change the permissions",
+    errno.EROFS: "give another place, which can be written",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+"""What to do about an error of the system that names a file."""
+
 KINDS = {
     "SafetensorError": "not a complete safetensors file ({text}); fetch or write it again",
     "UnpicklingError": "holds pickled objects, which are never loaded; give safetensors",
@@ -57,7 +68,9 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         # Without the number that the system gives an error: "Permission denied: x".
         name = error.filename
-        return one_line(f"{error.strerror}: {name}" if name else error.strerror)
+        line = f"{error.strerror}: {name}" if name else error.strerror
+        cure = CURES.get(error.errno or 0) if name else None
+        return one_line(f"{line}; {cure}" if cure else line)
     frames = list(_frames(error.__traceback__))
     if isinstance(error, ValueError) and frames and _raised_by_us(*frames[-1]):
         return one_line(str(error), longest=4000)

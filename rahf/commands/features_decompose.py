@@ -26,7 +26,9 @@ with the tokens whose logits it raises."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     option = parser.add_argument
-    option("directions", metavar="DIRECTIONS", help="file of directions, or its folder")
+    option(
+        "directions", metavar="DIRECTIONS", type="name", help="file of directions, or its folder"
+    )
     reading_options(parser, named=False)
     option("--terms", metavar="N", type="count", default=16, help="terms of the sum (default: 16)")
     option(

@@ -154,13 +154,12 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _made_from(options: argparse.Namespace) -> dict[str, str | None]:
     """Return the identity of what the explanations were made from, and of themselves."""
-    from rahf.artifacts import identity_of, read_json
-    from rahf.interpret.explanations.records import EXPLANATIONS_FILE
+    from rahf.artifacts import identity_of
+    from rahf.interpret.explanations.records import EXPLANATIONS_FILE, made_from
 
     path = options.folder / EXPLANATIONS_FILE
-    before = read_json(path.with_name(f"{path.name}.run.json"))["made_from"]
     neutral = None if options.neutral is None else identity_of(options.neutral)
-    return {**before, "explanations": identity_of(path), "neutral": neutral}
+    return {**made_from(options.folder), "explanations": identity_of(path), "neutral": neutral}
 
 
 def _means(options: argparse.Namespace):

@@ -130,9 +130,9 @@ NEUTRAL_TEXTS, TOKENS = 16, 64
 def _identity(options: argparse.Namespace, interventions) -> dict:
     from dataclasses import asdict
 
-    from rahf.artifacts import identity_of
+    from rahf.artifacts import expanded, identity_of
 
-    folder = Path(options.dictionary).expanduser()
+    folder = expanded(options.dictionary)
     return {
         "dictionary": identity_of(folder) if folder.exists() else options.dictionary,
         "interventions": [asdict(each) for each in interventions],

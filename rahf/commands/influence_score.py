@@ -86,7 +86,7 @@ def _score(options: argparse.Namespace, settings, fitted) -> None:
 
 def _report(options: argparse.Namespace) -> str:
     """Draw the chart and the page from the files; return the tables."""
-    from rahf.artifacts import read_json, read_lines, write_text
+    from rahf.artifacts import read_lines, read_object, write_text
     from rahf.influence.files import QUERIES_FILE, SUMMARY_FILE
     from rahf.report.influence import (
         influence_chart,
@@ -96,7 +96,7 @@ def _report(options: argparse.Namespace) -> str:
     )
 
     folder, chart = options.output, options.output / "influence.png"
-    summary, records = read_json(folder / SUMMARY_FILE), read_lines(folder / QUERIES_FILE)
+    summary, records = read_object(folder / SUMMARY_FILE), read_lines(folder / QUERIES_FILE)
     influence_chart(summary, records, chart)
     title = f"Which pairs caused it: {options.adapter}"
     page = influence_page(title, summary, records, chart, options.explained)

@@ -26,10 +26,15 @@ def run(options: argparse.Namespace) -> int:
             "the judge of the demo is not installed; give: pip install 'rahf[quickstart]'"
         )
     from rahf.models.demo_model import DEMO_MODEL, fetch_demo_model
-    from rahf.recipe.shipped import copy_recipe
+    from rahf.recipe.recipe import load_recipe
+    from rahf.recipe.shipped import copy_recipe, place_of
 
-    recipes = {}
-    for name in () if options.model_only else ("warm", "sour"):
+    recipes: dict[str, Path] = {}
+    names = [] if options.model_only else ["warm", "sour"]
+    for kept in (place_of(f"smollm2-135m/{name}", Path()) for name in names):
+        if kept.exists():  # a damaged one is refused before anything is copied or fetched
+            load_recipe(kept)
+    for name in names:
         copied = copy_recipe(f"smollm2-135m/{name}", Path(), keep=True)
         recipes[name] = copied.recipe
         for path in () if is_quiet() else copied.kept:

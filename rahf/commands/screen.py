@@ -16,7 +16,7 @@ that comes with rahf, fitted to the model."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     option = parser.add_argument
-    option("data", metavar="DATA", help="file, folder or data set of the Hub")
+    option("data", metavar="DATA", type="name", help="file, folder or data set of the Hub")
     model_options(parser)
     option(
         "--directions",

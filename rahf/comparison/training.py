@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rahf.artifacts import STAGE_FILE, alone, read_json
+from rahf.artifacts import STAGE_FILE, alone, read_object
 from rahf.comparison.row_recipes import RowRun
 from rahf.pipeline.dpo_baseline import run_dpo
 from rahf.pipeline.run import run_stage, stage_folder, stage_settings
@@ -72,7 +72,7 @@ def cost_of(folders: Sequence[Path]) -> dict[str, float]:
     rahf lack. The peak of memory is omitted where a record lacks it: an older rahf wrote it, or
     the system does not report memory.
     """
-    records = [read_json(folder / STAGE_FILE) for folder in folders]
+    records = [read_object(folder / STAGE_FILE, training=dict) for folder in folders]
     trainings = [record["training"] for record in records]
     seconds = [each["train_runtime"] + each.get("sampling_seconds", 0) for each in trainings]
     cost = {"training_seconds": sum(seconds)}

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from rahf.artifacts import expanded
+
 TIMEOUT = 10.0
 """Seconds that the Hub may take to answer."""
 
@@ -32,8 +34,8 @@ class Finding(NamedTuple):
 def exists(name: str | Path) -> bool:
     """Return whether a file or folder has this name; False for an impossible name."""
     try:
-        return Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, no such user
+        return expanded(name).exists()
+    except (OSError, ValueError):  # too long, a zero byte
         return False
 
 
@@ -115,8 +117,8 @@ def near_name(name: str | Path) -> str:
     """Return a question with the name beside it that is most like `name`; "" where no name is."""
     path = Path(name)
     try:
-        names = [entry.name for entry in path.expanduser().parent.iterdir()]
-    except (OSError, ValueError, RuntimeError):  # no folder, an unreadable one, no such user
+        names = [entry.name for entry in expanded(path).parent.iterdir()]
+    except (OSError, ValueError):  # no folder, an unreadable one, a zero byte
         return ""
     near = get_close_matches(path.name, names, n=1, cutoff=0.75)
     return f" (did you mean {path.parent / near[0]}?)" if near else ""

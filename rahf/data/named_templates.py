@@ -4,8 +4,9 @@ Knows no chat and renders nothing.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rahf.artifacts import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,7 @@ def given_template(tokenizer: "PreTrainedTokenizerBase", chat_template: str) -> 
         return named[chat_template]
     if "{" in chat_template:
         return chat_template
-    path = Path(chat_template).expanduser()
+    path = expanded(chat_template)
     if not path.is_file():
         raise ValueError(
             f"chat_template is {chat_template!r}: neither Jinja text (no braces in it) nor a file, "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rahf.artifacts import identity_of, read_object
+from rahf.artifacts import expanded, identity_of, read_object
 from rahf.data.hub import ask_hub, ask_no_more, near_name
 from rahf.data.pairs import (
     PAIR_FORM_VERSION,
@@ -130,7 +130,7 @@ def local_path(source: DataSource) -> Path | None:
 
     Raises ValueError for a path that can only be local and where nothing is.
     """
-    local = Path(source.path).expanduser()
+    local = expanded(source.path)
     if local.exists():
         inner = local / source.name if source.name else local
         if not inner.exists():

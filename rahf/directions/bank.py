@@ -76,6 +76,12 @@ def _entry(place: str, name: str, given: Any, shared: Any) -> Entry:
         side in SIDES and _text_list(listed, 0) for side, listed in words.items()
     ):
         raise ValueError(f"{place}.words: should be lists of words, `positive` and `negative`.")
+    for side in SIDES if both[1] is not None else ():
+        if not Path(sides[side]).is_file():
+            raise ValueError(
+                f"{place}.files.{side}: there is no file {sides[side]} (working directory: "
+                f"{Path.cwd()})."
+            )
     return Entry(
         name,
         str(given.get("about", name)),

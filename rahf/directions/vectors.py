@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rahf.artifacts import staging_of
+
 FILE_NAME = "directions.safetensors"
 
 
@@ -36,12 +38,12 @@ class Directions:
     def __post_init__(self) -> None:
         if len(set(self.layers)) < len(self.layers) or min(self.layers, default=0) < 0:
             raise ValueError(f"layers {list(self.layers)} are not block numbers from 0, each once")
-        finite = self.vectors.isfinite().all(1).tolist()
+        finite = self.vectors.float().norm(dim=1).isfinite().tolist()
         wrong = [layer for layer, right in zip(self.layers, finite, strict=True) if not right]
         if wrong:
             raise ValueError(
-                f"directions of layers {wrong} are not finite (NaN or infinity): fit them again, "
-                "in float32 where the model overflows in its own format."
+                f"directions of layers {wrong} are not finite (NaN or infinity, also of their "
+                "length): fit them again, in float32 where the model overflows in its own format."
             )
 
     def select(self, layers: tuple[int, ...]) -> Float[Tensor, "layers d_model"]:
@@ -121,6 +123,15 @@ class Directions:
         digest.update(self.vectors.float().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def check_moving(self) -> None:
+        """Refuse vectors that change nothing.
+
+        Raises:
+            ValueError: the length of every vector is zero, as far as float32 holds it.
+        """
+        if not self.vectors.float().norm(dim=1).any():
+            raise ValueError("all its vectors are zero and change nothing: fit them again.")
+
     def check_width(self, d_model: int) -> None:
         """Refuse directions of another model, as far as their width gives them away.
 
@@ -152,12 +163,11 @@ class Directions:
         is always complete.
         """
         path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"layer.{layer}": vector.contiguous()
             for layer, vector in zip(self.layers, self.vectors, strict=True)
         }
-        staging = path.with_suffix(".partial")
+        staging = staging_of(path)
         save_file(tensors, staging, {"format": "pt", "rahf": json.dumps(dict(self.metadata))})
         order_metadata(staging)
         staging.replace(path)
@@ -172,6 +182,10 @@ class Directions:
                 only, or holds layers beyond the depth that it was fitted at.
         """
         path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: there is no such file; give the file of rahf directions, or its folder."
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -191,8 +205,7 @@ class Directions:
         try:
             vectors = torch.stack([named[layer] for layer in layers]).float()
             directions = cls(layers, vectors, metadata)
-            if not vectors.any():
-                raise ValueError("all its vectors are zero and change nothing: fit them again.")
+            directions.check_moving()
             if "depth" in metadata:
                 directions.check_model(vectors.shape[1], int(metadata["depth"]))
         except ValueError as error:

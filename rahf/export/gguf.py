@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rahf.artifacts import staging_of
 from rahf.directions.vectors import Directions
 
 ARCHITECTURE = "controlvector"
@@ -46,8 +47,7 @@ def write_control_vector(directions: Directions, path: Path, model_hint: str) ->
         ValueError: the package gguf is missing.
     """
     gguf = gguf_package()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.partial")
+    staging = staging_of(path)
     writer = gguf.GGUFWriter(staging, ARCHITECTURE)
     writer.add_string(f"{ARCHITECTURE}.model_hint", LLAMA_CPP_NAMES.get(model_hint, model_hint))
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(directions.layers))
@@ -73,6 +73,12 @@ def read_control_vector(path: Path) -> Directions:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or no GGUF file ({error})") from None
+    named = reader.fields.get("general.architecture")
+    if (architecture := named and named.contents()) != ARCHITECTURE:
+        raise ValueError(
+            f"{path} is of the architecture {architecture!r}, not {ARCHITECTURE!r}: a control "
+            "vector belongs here, and a model is given as model_name_or_path."
+        )
     vectors = {_layer_of(tensor.name, path): _vector(tensor, path) for tensor in reader.tensors}
     widths = {len(vector) for vector in vectors.values()}
     if len(widths) != 1:
@@ -85,7 +91,12 @@ def read_control_vector(path: Path) -> Directions:
     if hint is not None and isinstance(named := hint.contents(), str):
         theirs = {name: own for own, name in LLAMA_CPP_NAMES.items() if own != "mistral"}
         made_with["model_type"] = theirs.get(named, named)
-    return Directions(layers, torch.stack([vectors[layer] for layer in layers]), made_with)
+    try:
+        found = Directions(layers, torch.stack([vectors[layer] for layer in layers]), made_with)
+        found.check_moving()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return found
 
 
 def _layer_of(name: str, path: Path) -> int:

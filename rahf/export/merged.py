@@ -99,8 +99,7 @@ def write_merged(
     ids = _ids_of_texts(tokenizer)
     before = logits_of(model, ids)
     _check_finite(before, f"{adapter} on {base or base_of(adapter)}")
-    staging = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = _staging_of(folder)
     model.merge_and_unload(safe_merge=True).save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     del model
@@ -117,3 +116,12 @@ def write_merged(
     shutil.rmtree(folder, ignore_errors=True)
     staging.replace(folder)
     return found
+
+
+def _staging_of(folder: Path) -> Path:
+    """Return the name of the folder that is then renamed, where nothing is."""
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    if staging.is_symlink():  # which rmtree leaves, and which would be written through
+        staging.unlink()
+    return staging

@@ -108,14 +108,25 @@ def _first_stop(text: str, stops: Sequence[str]) -> int | None:
     return min((text.find(stop) for stop in stops if stop in text), default=None)
 
 
+class TooLongError(ValueError):
+    """A prompt that leaves no room for its answer.
+
+    Args:
+        facts: what is how long, without a remedy.
+    """
+
+    def __init__(self, facts: str):
+        super().__init__(f"{facts}. Lower max_new_tokens, or omit the longest prompts.")
+        self.facts = facts
+
+
 def _check_positions(model: nn.Module, prompts: Sequence[list[int]], decoding: Decoding) -> None:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts), default=0)
     if positions is not None and longest + decoding.max_new_tokens > positions:
-        raise ValueError(
+        raise TooLongError(
             f"the longest prompt has {longest} tokens, which with max_new_tokens "
-            f"{decoding.max_new_tokens} is more than the model's {positions} positions. Lower "
-            "max_new_tokens, or omit the longest prompts."
+            f"{decoding.max_new_tokens} is more than the model's {positions} positions"
         )
 
 

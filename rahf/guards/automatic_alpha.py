@@ -36,7 +36,7 @@ from rahf.data.tokenization import tokenize_pairs
 from rahf.directions.steering import steer
 from rahf.directions.vectors import Directions
 from rahf.evaluation.intervals import mean_estimate
-from rahf.guards.checks import check_count
+from rahf.guards.checks import check_count, check_records, check_trainer
 from rahf.guards.projections import evaluation_mode
 from rahf.models.adapters import pad_id
 from rahf.models.likelihood import likelihood, rows_for
@@ -184,6 +184,8 @@ def check_given(trainer: Trainer | None, pairs: Any) -> None:
             "alpha='auto' reads a margin while the training runs: give trainer=, and pairs= of the "
             "trait, its side as `chosen`, that are not trained on."
         )
+    check_trainer(trainer)
+    check_records("pairs", pairs, "{'prompt': ..., 'chosen': ..., 'rejected': ...}")
 
 
 def check_gain(gains: Float[Tensor, " pairs"]) -> None:

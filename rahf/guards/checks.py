@@ -1,6 +1,8 @@
 """What every guard checks of the directions and numbers that it is given. Knows no model."""
 
 import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rahf.directions.vectors import Directions
@@ -19,6 +21,35 @@ def check_count(name: str, value: int) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: {value!r} should be a whole number, at least 1.")
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse what is not a trainer with a model and a tokenizer.
+
+    Raises:
+        ValueError: names what is missing.
+    """
+    lacking = [
+        name for name in ("model", "processing_class") if getattr(trainer, name, None) is None
+    ]
+    if lacking:
+        raise ValueError(
+            f"trainer: {trainer!r:.80} has no {' and no '.join(lacking)}: give a Trainer of "
+            "transformers, with processing_class=tokenizer."
+        )
+
+
+def check_records(name: str, given: Any, form: str) -> None:
+    """Refuse what is neither the name of a file nor records.
+
+    Raises:
+        ValueError: names the value, and the form of a record.
+    """
+    if isinstance(given, str | Path):
+        return
+    several = isinstance(given, Iterable) and not isinstance(given, Mapping)
+    if not several or not all(isinstance(each, Mapping) for each in given):
+        raise ValueError(f"{name}: {given!r:.80} should be a file, or records as {form}.")
 
 
 def check_directions(directions: Any, name: str = "directions") -> None:

@@ -28,7 +28,7 @@ from rahf.data.prompts import Response, read_responses, response_of
 from rahf.data.response_ids import tokenize_responses
 from rahf.directions.vectors import Directions
 from rahf.evaluation.intervals import Estimate, mean_estimate
-from rahf.guards.checks import check_count, is_number
+from rahf.guards.checks import check_count, check_records, check_trainer, is_number
 from rahf.guards.projections import Ids, check_projected, projections
 from rahf.models.adapters import pad_id
 from rahf.overrides import overrides
@@ -71,6 +71,7 @@ class DirectionMonitor(TrainerCallback):
         stop_when: Mapping[str, float] | None = None,
         batch_size: int = 8,
     ):
+        check_trainer(trainer)
         check_projected(_model_of(trainer), directions)
         check_limits(stop_when or {}, directions)
         check_count("every", 1 if every is None else every)
@@ -125,10 +126,13 @@ class DirectionMonitor(TrainerCallback):
                 "monitor out."
             )
         shapes = {name: (len(d.layers), len(self._answers)) for name, d in self._directions.items()}
-        found = {
-            name: np.array(values, dtype=float) for name, values in stored[self._identity()].items()
-        }
-        if {name: each.shape for name, each in found.items()} != shapes:
+        try:
+            values = stored[self._identity()].items()
+            found = {name: np.array(each, dtype=float) for name, each in values}
+        except (AttributeError, TypeError, ValueError):  # no object, or no numbers
+            found = {}
+        whole = all(np.isfinite(each).all() for each in found.values())
+        if {name: each.shape for name, each in found.items()} != shapes or not whole:
             raise ValueError(f"{path} is damaged: begin the training anew.")
         return {name: torch.tensor(each, dtype=torch.float32) for name, each in found.items()}
 
@@ -262,12 +266,9 @@ def ids_of(answers: str | Path | Sequence[Mapping[str, Any]], tokenizer: Any) ->
     Raises:
         ValueError: fewer than two answers, or one without a response token.
     """
+    check_records("answers", answers, "{'prompt': ..., 'response': ...}")
     if isinstance(answers, str | Path):
         given: list[Response] = read_responses(answers)
-    elif isinstance(answers, Mapping) or not all(isinstance(each, Mapping) for each in answers):
-        raise ValueError(
-            "answers should be a file, or records as {'prompt': ..., 'response': ...}."
-        )
     else:
         given = [response_of(record, f"answer {n}") for n, record in enumerate(answers, 1)]
     if len(given) < 2:

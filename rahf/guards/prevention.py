@@ -20,7 +20,7 @@ from transformers import Trainer
 
 from rahf.directions.vectors import Directions
 from rahf.guards.automatic_alpha import AUTO, START, AlphaFromMargin
-from rahf.guards.checks import check_directions, increments, is_number
+from rahf.guards.checks import check_count, check_directions, increments, is_number
 from rahf.models.capture import find_blocks, text_config, without_adapters
 
 Positions = Literal["response", "all"]
@@ -140,7 +140,7 @@ def prevent(
     """
     automatic = alpha == AUTO
     state = Prevention(cast(float, START if automatic else alpha), positions)
-    _check(state.alpha, positions)
+    _check(state.alpha, positions, every)
     check_directions(directions)
     depth = len(find_blocks(model).modules)
     directions.check_model(text_config(model).hidden_size, depth)
@@ -184,7 +184,8 @@ def _chosen_by_margin(
         trainer.remove_callback(callback)
 
 
-def _check(alpha: float, positions: str) -> None:
+def _check(alpha: float, positions: str, every: int = 1) -> None:
+    check_count("every", every)
     if not is_number(alpha) or abs(alpha) > LARGEST:
         raise ValueError(
             f"alpha: {alpha!r} is not a number of at most {LARGEST:g} in size, nor 'auto': 1 to 2 "

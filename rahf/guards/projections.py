@@ -28,13 +28,21 @@ def check_projected(model: nn.Module, directions: Mapping[str, Directions]) -> N
     Raises:
         ValueError: there are none; one is of another model, or zero in a layer.
     """
+    if not isinstance(directions, Mapping):
+        raise ValueError(
+            f"directions: {directions!r:.80} should be directions by name, as "
+            "{'tone': Directions.load(folder)}."
+        )
     if not directions:
         raise ValueError("no directions were given: name at least one, as {'tone': Directions}.")
     depth = len(find_blocks(model).modules)
     for name, each in directions.items():
         check_directions(each, f"directions {name!r}")
-        if "/" in name:
-            raise ValueError(f"directions {name!r}: a name has no '/', which separates figures.")
+        if not isinstance(name, str) or not name.isprintable() or not name.strip() or "/" in name:
+            raise ValueError(
+                f"directions {name!r}: a name is a printable text without '/', which separates "
+                "figures."
+            )
         try:
             each.check_model(text_config(model).hidden_size, depth)
         except ValueError as error:

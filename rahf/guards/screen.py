@@ -19,9 +19,10 @@ from rahf.evaluation.intervals import ratio_estimate
 from rahf.guards.projections import Ids, check_projected, evaluation_mode, mean_states
 from rahf.guards.screened_rows import Row
 from rahf.guards.screening import Forecast, Sides, clustered_p, forecast, totals
-from rahf.guards.texts import WordClassifier, classifier_of, word_score
+from rahf.guards.texts import WordClassifier, are_words, classifier_of, word_score
 
 BANK_RECORD = "bank.json"
+BANK_BEGUN = f".{BANK_RECORD}.begun"  # while the folders of a bank are written
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,60 @@ def load_bank(folder: Path) -> Bank:
     Raises:
         ValueError: there are none, or they are damaged.
     """
-    folders = [folder] if (folder / FILE_NAME).is_file() else sorted(folder.glob("*/"))
-    held = [each for each in folders if (each / FILE_NAME).is_file()]
+    fitted = bank_record(folder)
+    folders = [folder] if fitted is None and _holds(folder) else sorted(folder.glob("*/"))
+    held = [each for each in folders if _holds(each)]
     if not held:
         raise ValueError(
             f"{folder} holds no directions: give the folder of rahf directions, with or without "
             "--bank."
         )
-    record = folder / BANK_RECORD
-    fitted = read_object(record, directions=dict)["directions"] if record.is_file() else {}
+    missing = sorted((fitted or {}).keys() - {each.name for each in held})
+    if missing:
+        raise ValueError(
+            f"{folder / BANK_RECORD} names {missing[0]!r}, and {folder / missing[0]} holds no "
+            f"{FILE_NAME}: take the name out of the file, or delete the folder and fit the bank "
+            "again."
+        )
     classifiers = {each.name: classifier_of(each) for each in held}
     return Bank(
         {each.name: Directions.load(each) for each in held},
         {name: found for name, found in classifiers.items() if found is not None},
-        {name: row["words"] for name, row in fitted.items() if row.get("words")},
+        {name: row["words"] for name, row in (fitted or {}).items() if row.get("words")},
     )
+
+
+def bank_record(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Return what is recorded of each direction of a bank; None: the folder is no bank of a fit.
+
+    Raises:
+        ValueError: the record is damaged; its fit has not ended; single directions are there too.
+    """
+    path, begun = folder / BANK_RECORD, folder / BANK_BEGUN
+    if begun.exists():
+        raise ValueError(
+            f"{folder} holds a part of a bank: its fit has not ended. Delete it and fit the bank "
+            "again, or give another folder."
+        )
+    if not path.exists():
+        return None
+    remedy = f"Delete {folder} to fit the bank again."
+    fitted = read_object(path, remedy, directions=dict)["directions"]
+    for name, row in fitted.items():
+        if not isinstance(row, dict) or not are_words(row.get("words", {})):
+            raise ValueError(f"{path} is damaged: directions.{name} is {row!r:.60}. {remedy}")
+    if _holds(folder):
+        raise ValueError(
+            f"{folder} holds a bank, and {FILE_NAME} of single directions beside it: move that "
+            "file to a folder of its own."
+        )
+    return fitted
+
+
+def _holds(folder: Path) -> bool:
+    """Return whether a folder has a file of directions, whatever it is."""
+    path = folder / FILE_NAME
+    return path.exists() or path.is_symlink()
 
 
 def check_bank(bank: Bank, model: nn.Module, layers: tuple[int, ...]) -> None:

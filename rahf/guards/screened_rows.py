@@ -5,13 +5,13 @@ the base's own answer to the response. Knows files, texts and ids; knows no dire
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
-from rahf.data.messages import Message, as_messages
+from rahf.artifacts import expanded
+from rahf.data.messages import Message, as_messages, check_type
 from rahf.data.prompts import chat_prompt_form, prompt_text, refuse_rendered, response_of
 from rahf.data.records import read_records
 from rahf.data.response_ids import tokenize_responses
@@ -59,7 +59,7 @@ def read_rows(name: str, split: str, most: int, seed: int) -> Screened:
 
 def _holds_responses(name: str) -> bool:
     """Return whether a local file has records without pairs; other sources hold pairs."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_file() or not name.endswith(FILE_SUFFIXES) or name.endswith(".parquet"):
         return False
     _, record = next(iter(read_records(path)), ("", {"chosen": None}))
@@ -77,7 +77,7 @@ def _pairs(name: str, split: str) -> list[Row]:
 
 def _responses(name: str) -> list[Row]:
     found = []
-    for number, (place, record) in enumerate(read_records(Path(name).expanduser())):
+    for number, (place, record) in enumerate(read_records(expanded(name))):
         given = response_of(as_response(record, place), place)
         if given.text.strip():
             found.append(Row(number, given.messages, given.text, None))
@@ -89,19 +89,18 @@ def as_response(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     record = dict(record)
     if "completion" in record:
         said = record.pop("completion")
-        record["response"] = said if isinstance(said, str) else _last(said, place)
+        record["response"] = said if isinstance(said, str) else _last("completion", said, place)
     elif isinstance(record.get("messages"), list) and "response" not in record:
-        record["response"] = _last(record["messages"], place)
+        record["response"] = _last("messages", record["messages"], place)
         record["messages"] = record["messages"][:-1]
     return record
 
 
-def _last(messages: Any, place: str) -> str:
+def _last(name: str, given: Any, place: str) -> str:
     """Return the text of the last message, which is the assistant's."""
-    try:
-        last = as_messages(messages, "assistant")[-1]
-    except (ValueError, IndexError):
-        last = {}
+    check_type(name, given, place)
+    messages = as_messages(given, "assistant")
+    last = messages[-1] if messages else {}
     if last.get("role") != "assistant":
         raise ValueError(f"{place}: the messages do not end with a response of the assistant.")
     return last["content"]

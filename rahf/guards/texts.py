@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rahf.artifacts import read_lines
 
@@ -56,9 +57,32 @@ class WordClassifier:
 
 
 def classifier_of(folder: Path) -> WordClassifier | None:
-    """Return a classifier of the texts that a direction was fitted to; None: they are not there."""
+    """Return a classifier of the texts that a direction was fitted to; None: they are not there.
+
+    Raises:
+        ValueError: the file holds no pairs, or something else.
+    """
     path = folder / "pairs.jsonl"
     if not path.is_file():
         return None
     pairs = read_lines(path)
+    if not pairs or not all(map(_is_pair, pairs)):
+        raise ValueError(
+            f"{path} is damaged: each line should hold `chosen` and `rejected`, texts. Fit the "
+            "bank again, or delete the file to screen without a classifier of words."
+        )
     return WordClassifier(*([pair[side] for pair in pairs] for side in ("chosen", "rejected")))
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, dict) and all(
+        isinstance(given.get(side), str) for side in ("chosen", "rejected")
+    )
+
+
+def are_words(given: Any) -> bool:
+    """Return whether a value is lists of words by side, as `word_score` takes them."""
+    return isinstance(given, dict) and all(
+        side in SIDES and isinstance(listed, list) and all(isinstance(w, str) for w in listed)
+        for side, listed in given.items()
+    )

@@ -22,7 +22,7 @@ from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor
 
-from rahf.artifacts import differences, identity_of, read_json, write_json
+from rahf.artifacts import differences, identity_of, read_object, write_json
 from rahf.influence.formula import Eigenbasis, rotate
 from rahf.influence.gradients import (
     Consumer,
@@ -70,7 +70,7 @@ def check_key(folder: Path, subject: Subject) -> None:
     if not path.exists():
         if PartialState().is_main_process:
             write_json(path, key)
-    elif changed := differences(read_json(path), key):
+    elif changed := differences(read_object(path, f"Delete {folder} to fit again."), key):
         raise ValueError(
             f"{folder} holds factors of another adapter, base or set of pairs:\n{changed}"
             "Give another --factors folder, or delete that one."

@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers import PreTrainedModel
 
+from rahf.artifacts import expanded
 from rahf.distributed.loaded_weights import refuse_incomplete, refuse_non_finite
 from rahf.distributed.sharding import is_sharded
 from rahf.models.base_weights import belongs_to, keeping_base
@@ -55,7 +56,7 @@ def put_adapter(
 def weights_hash(folder: str | Path) -> str | None:
     """Return the hash of the weights of an adapter; None: the folder has no file of them."""
     for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME):
-        path = Path(folder).expanduser() / name
+        path = expanded(folder) / name
         if path.is_file():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()

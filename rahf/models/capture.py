@@ -43,6 +43,11 @@ def find_blocks(model: nn.Module) -> Blocks:
             blocks as a direct child.
     """
     base = without_adapters(model)
+    if not hasattr(base, "get_decoder"):
+        raise ValueError(
+            f"{type(base).__name__} is no model of transformers: give a causal language model, "
+            "with or without adapters."
+        )
     decoder = base.get_decoder()
     configured = base if isinstance(decoder, nn.Linear) else decoder
     depth = configured.config.get_text_config().num_hidden_layers

@@ -19,19 +19,33 @@ from rahf.data.tokenization import tokenize_pairs
 from rahf.directions.bank import LEAST_PROMPTS, SIDES, Entry, pairs_of_files, read_bank
 from rahf.directions.evidence import fit, measure
 from rahf.directions.states import Reader
-from rahf.directions.vectors import Directions
+from rahf.directions.vectors import FILE_NAME, Directions
 from rahf.distributed.sharding import take_over_sharding, without_engine
-from rahf.generation.answers import generate
-from rahf.guards.screen import BANK_RECORD
+from rahf.generation.answers import TooLongError, generate
+from rahf.guards.screen import BANK_BEGUN, BANK_RECORD, bank_record
 from rahf.models.adapters import base_name, depth_of, pad_id
 from rahf.pipeline.inputs import load_base, load_tokenizer
 from rahf.pipeline.read_directions import HELD_OUT_SHARE, evidence_of, rows_hash, write
 from rahf.pipeline.stages import output_of_one_run
 from rahf.recipe.layers import resolve_layers
 from rahf.recipe.recipe import Recipe
+from rahf.records.command_line import write_result
 from rahf.report.tables import markdown
 
 PAIRS = "pairs.jsonl"
+
+
+FIGURES = ("pairs", "chosen", "rejected", "layer", "auc", "halves", "norm", "explained")
+"""What the table shows of a direction."""
+
+
+class FittedEntry(NamedTuple):
+    """One direction, before it is written."""
+
+    directions: Directions
+    evidence: dict[str, Any]
+    pairs: Sequence[Mapping[str, str]]
+    row: dict[str, Any]  # of the table
 
 
 class Reading(NamedTuple):
@@ -42,6 +56,7 @@ class Reading(NamedTuple):
     batch_size: int = 16
     seed: int = 0
     progress: str | None = None
+    shorten: str = "Give a model with more positions, or the --directions of a bank."  # a remedy
 
 
 def fit_bank_of_recipe(recipe: Recipe, bank: Path, layers: str | None, folder: Path) -> None:
@@ -62,6 +77,7 @@ def fit_bank_of_recipe(recipe: Recipe, bank: Path, layers: str | None, folder: P
             recipe.training_value("per_device_train_batch_size"),
             recipe.training_value("seed"),
             "answers" if state.is_main_process else None,
+            "Lower max_response_tokens, or shorten the bank's prompts and instructions.",
         )
         made_from = {"model": identity_of(recipe.model.model_name_or_path) or base_name(base)}
         table = fit_bank(base, tokenizer, entries, folder, reading, made_from)
@@ -87,23 +103,61 @@ def fit_bank(
         ValueError: a direction with too few usable pairs; the folder holds another bank.
     """
     made_with = _made_with(entries, reading, made_from)
-    if (folder / BANK_RECORD).exists():
-        record = read_object(folder / BANK_RECORD, f"Delete {folder} to fit the bank again.")
-        if record.get("made_with") != made_with:
-            raise ValueError(
-                f"{folder} holds a bank of another model, or fitted otherwise: delete it, or give "
-                "another folder."
-            )
-        return bank_table(record["directions"])
+    before = _fitted_before(folder, made_with)
+    if before is not None:
+        return bank_table(before)
     state = PartialState()
     pairs = all_pairs(model, tokenizer, entries, reading)
-    found = {}
-    for entry in entries:
-        found[entry.name] = _fit_one(model, tokenizer, entry, pairs[entry.name], folder, reading)
+    found = {
+        entry.name: _fit_one(model, tokenizer, entry, pairs[entry.name], reading)
+        for entry in entries
+    }
+    rows = {name: each.row for name, each in found.items()}
     if state.is_main_process:
-        write_json(folder / BANK_RECORD, {"made_with": made_with, "directions": found})
+        _write_bank(folder, found, {"made_with": made_with, "directions": rows})
     state.wait_for_everyone()
-    return bank_table(found)
+    return bank_table(rows)
+
+
+def _fitted_before(folder: Path, made_with: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """Return the rows of the bank that a folder holds; None: it holds none.
+
+    Raises:
+        ValueError: it holds another bank, or something else.
+    """
+    path, begun = folder / BANK_RECORD, folder / BANK_BEGUN
+    remedy = f"Delete {folder} to fit the bank again."
+    if (folder / FILE_NAME).exists() and not path.exists():
+        raise ValueError(
+            f"{folder} holds single directions, and a bank is one folder a direction: give "
+            f"another folder, or delete {FILE_NAME} there."
+        )
+    if begun.exists():  # of a fit that was killed while it wrote
+        if read_object(begun, remedy).get("made_with") != made_with:
+            raise ValueError(f"{folder} holds a part of another bank. {remedy}")
+        return None
+    rows = bank_record(folder)
+    if rows is None:
+        return None
+    if read_object(path, remedy).get("made_with") != made_with:
+        raise ValueError(
+            f"{folder} holds a bank of another model, or fitted otherwise: delete it, or give "
+            "another folder."
+        )
+    for name, row in rows.items():
+        if not all(isinstance(row.get(key), int | float) for key in FIGURES):
+            raise ValueError(f"{path} is damaged: directions.{name} lacks a figure. {remedy}")
+    return rows
+
+
+def _write_bank(folder: Path, found: Mapping[str, "FittedEntry"], record: dict[str, Any]) -> None:
+    """Write every direction and then the record; what is half written is marked as such."""
+    write_json(folder / BANK_BEGUN, record)
+    for name, each in found.items():
+        write(folder / name, each.directions, each.evidence)
+        write_lines(folder / name / PAIRS, each.pairs)
+    write_result(folder / BANK_RECORD, "rahf directions --bank", record)
+    (folder / BANK_BEGUN).unlink()
 
 
 def _made_with(
@@ -140,7 +194,10 @@ def all_pairs(
     ]
     how = {"max_new_tokens": reading.max_new_tokens, "batch_size": reading.batch_size}
     ids = [form.encode(chat) for chat in chats]
-    texts = generate(model, tokenizer, ids, **how, progress=reading.progress) if ids else []
+    try:
+        texts = generate(model, tokenizer, ids, **how, progress=reading.progress) if ids else []
+    except TooLongError as error:
+        raise ValueError(f"the bank's answers: {error.facts}. {reading.shorten}") from None
     said = dict(zip(asked, texts, strict=True))
     return {
         entry.name: pairs_of_files(entry)
@@ -162,10 +219,9 @@ def _fit_one(
     tokenizer: PreTrainedTokenizerBase,
     entry: Entry,
     pairs: Sequence[Mapping[str, str]],
-    folder: Path,
     reading: Reading,
-) -> dict[str, Any]:
-    """Fit, measure and write one direction; return its row of the table."""
+) -> FittedEntry:
+    """Fit and measure one direction."""
     rows = _usable(entry, pairs, tokenizer)
     order = np.random.default_rng(reading.seed).permutation(len(rows))
     count = max(1, len(rows) // HELD_OUT_SHARE)
@@ -181,13 +237,11 @@ def _fit_one(
     described |= {"data_sha256": rows_hash(fitted_on), "contrasts": str(fitted.contrasts)}
     evidence = evidence_of(fitted, measured, reading.layers)
     evidence["made_with"] = described | {"held_out_pairs": len(held_out)}
-    if PartialState().is_main_process:
-        write(folder / entry.name, Directions(reading.layers, fitted.vectors["mean"], described),
-              evidence)  # fmt: skip
-        write_lines(folder / entry.name / PAIRS, pairs)
+    directions = Directions(reading.layers, fitted.vectors["mean"], described)
     words = {side: list(listed) for side, listed in entry.words.items()}
     shown = {"about": entry.about, "words": words, "pairs": len(rows)}
-    return {**shown, **_characters(pairs), **_best(evidence)}
+    row = {**shown, **_characters(pairs), **_best(evidence)}
+    return FittedEntry(directions, evidence, pairs, row)
 
 
 def _described(model: PreTrainedModel, entry: Entry, reading: Reading) -> dict[str, str]:
@@ -213,10 +267,12 @@ def _usable(
         and pair["chosen"] != pair["rejected"]
     ]  # fmt: skip
     if len(different) < LEAST_PROMPTS:
+        named = " and ".join(str(entry.files[side]) for side in SIDES) if entry.files else ""
+        cure = "the model does not follow the instructions. Write others, or give files of answers."
+        cure = f"{named} hold too few. Give more prompts, answered differently." if named else cure
         raise ValueError(
             f"{entry.name}: only {len(different)} of {len(pairs)} prompts have two different "
-            f"answers, and {LEAST_PROMPTS} are needed: the model does not follow the instructions. "
-            "Write others, or give files of answers."
+            f"answers, and {LEAST_PROMPTS} are needed: {cure}"
         )
     return tokenize_pairs(Dataset.from_list(different), tokenizer)[0]
 

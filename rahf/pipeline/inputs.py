@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rahf.artifacts import expanded
 from rahf.data.chat_format import with_chat_template
 from rahf.data.pairs import without_held_out
 from rahf.data.sources import (
@@ -142,7 +143,7 @@ def data_files(recipe: Recipe) -> list[Path]:
     wanted = {data.dataset_train_split, data.dataset_test_split, *(each.split for each in sources)}
     names, files = {name.partition("[")[0] for name in wanted if name}, []
     for source in sources:
-        if Path(source.path).expanduser().exists() and (local := local_path(source)) is not None:
+        if expanded(source.path).exists() and (local := local_path(source)) is not None:
             splits = local_splits(local)
             files += [path for name in sorted(names & splits.keys()) for path in splits[name]]
     return files
@@ -163,7 +164,7 @@ def load_split(recipe: Recipe, split: str) -> Dataset:
 def known_held_out_split(recipe: Recipe) -> str | None:
     """Return `held_out_split`, checked against the splits of data of the Hub."""
     data, split = recipe.data, held_out_split(recipe.data)
-    if split != DEFAULT_TEST_SPLIT or Path(data.dataset_name).expanduser().exists():
+    if split != DEFAULT_TEST_SPLIT or expanded(data.dataset_name).exists():
         return split
     splits = hub_splits(data.dataset_name, data.dataset_config)
     if split in splits or len(splits) > 1:  # where it is not among several, loading reports it

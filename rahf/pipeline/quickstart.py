@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_json, read_lines
+from rahf.artifacts import ANSWERS_FILE, METRICS_FILE, read_lines, read_object
 from rahf.pipeline.run import run_pipeline
 from rahf.recipe.files import checked_recipe
 from rahf.report.tables import layers_table, markdown, models_table, side_by_side
@@ -31,7 +31,9 @@ def run_demo(recipes: dict[str, Path]) -> str:
 
 
 def _report(outputs: dict[str, Path]) -> str:
-    metrics = {name: read_json(folder / METRICS_FILE) for name, folder in outputs.items()}
+    metrics = {
+        name: read_object(folder / METRICS_FILE, models=dict) for name, folder in outputs.items()
+    }
     models = dict(metrics["warm"]["models"])
     models["policy warm"] = models.pop("policy")
     models["policy sour"] = turned(metrics["sour"]["models"]["policy"])

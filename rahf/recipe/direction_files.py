@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from rahf.artifacts import expanded
 from rahf.recipe.layers import AUTO, resolve_layers
 from rahf.recipe.recipe import Recipe
+from rahf.recipe.shift_options import named_rightly
 
 BANK = Path("reading", "bank")
 """Where `rahf directions --bank` writes one folder a name, inside of output_dir."""
@@ -24,7 +26,7 @@ def protected_folders(recipe: Recipe) -> list[Path]:
     """Return the folder or file of each protected direction: a path, or a name of the bank."""
     folders = []
     for name in recipe.method.protect:
-        path = Path(name).expanduser()
+        path = expanded(name)
         folders.append(path if path.exists() else recipe.output_dir / BANK / name)
     return folders
 
@@ -34,7 +36,7 @@ def direction_problems(recipe: Recipe, config: Mapping[str, Any], depth: int | N
     method, problems = recipe.method, []
     if isinstance(method.directions, str):
         problems += file_problems("directions", Path(method.directions), config, depth)
-    if not (isinstance(method.protect, list) and all(isinstance(x, str) for x in method.protect)):
+    if not named_rightly(method.protect):
         return problems  # reported with the options of the method
     layers = _target_layers(method.target_layers, depth)
     for name, path in zip(method.protect, protected_folders(recipe), strict=True):

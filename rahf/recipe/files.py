@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rahf.artifacts import expanded
 from rahf.data.pairs import check_columns, normalize_row
 from rahf.data.records import read_records
 from rahf.data.sources import DataSource, local_path, local_splits
@@ -141,7 +142,7 @@ def _engine_problems(recipe: Recipe) -> list[str]:
 def _data_problems(data: Any) -> list[str]:
     problems, template = [], "{" if data.chat_template is None else data.chat_template
     name = template.replace("-", "_").isidentifier()  # of one of the tokenizer's templates, perhaps
-    if not name and "{" not in template and not Path(template).expanduser().is_file():
+    if not name and "{" not in template and not expanded(template).is_file():
         problems.append(f"chat_template: {template!r} is neither Jinja text nor a file")
     if data.dataset_name is not None:
         columns = None if column_problems("columns", data.columns) else data.columns
@@ -161,7 +162,7 @@ def _data_problems(data: Any) -> list[str]:
 
 
 def _source_problems(key: str, source: DataSource, splits: Mapping[str, str | None]) -> list[str]:
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     if not is_local(source.path):
         return []
     if not path.exists():

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rahf.artifacts import expanded
 from rahf.data.hub import Finding, Kind, ask_hub, exists, may_be_on_hub, near_name
 from rahf.data.sources import FILE_SUFFIXES
 from rahf.models.shapes import KNOWN, read_decoder, read_lora, size_problems
@@ -27,7 +28,7 @@ def is_local(name: str) -> bool:
 
     `data/pairs` could be either: it is a path when it exists, or when the folder `data` does.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if exists(name) or not may_be_on_hub(name) or name.endswith(FILE_SUFFIXES):
         return True
     return len(path.parts) == 2 and Path(path.parts[0]).is_dir()
@@ -109,8 +110,8 @@ def _layer_problems(recipe: Recipe, depth: int | None) -> list[str]:
         return [
             f"lora_first_layer: {first} is relative to target_layers, which are auto: give layers"
         ]
-    if depth is None:
-        return []
+    if depth is None or (isinstance(first, float) and not 0 <= first < 1):
+        return []  # such a fraction is reported with the options of the model
     try:
         first_layer(first, depth, resolve_layers(target_layers, depth))
     except ValueError as error:

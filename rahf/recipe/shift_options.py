@@ -4,7 +4,7 @@ Knows no model and no file.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rahf.recipe.fields import Count, Limits, Share, option, raise_problems, value_problems
 from rahf.recipe.methods import (
@@ -101,9 +101,14 @@ def shift_problems(options: ShiftOptions) -> list[str]:
     return problems + (instruction_problems(options.instructions) if method.instructed else [])
 
 
+def named_rightly(protect: Any) -> bool:
+    """Return whether the value of `protect` is a list of texts, none of them empty."""
+    return isinstance(protect, list) and all(isinstance(x, str) and x.strip() for x in protect)
+
+
 def protect_problems(options: ShiftOptions) -> list[str]:
     """Return the problems of the directions that must not move."""
-    if not all(isinstance(name, str) and name.strip() for name in options.protect):
+    if not named_rightly(options.protect):
         return ["protect: should be a list of folders or names, none of them empty"]
     problems = []
     if options.protect and options.facts.pushes_away:

@@ -40,6 +40,11 @@ SCHEMA = "recipe.schema.json"
 """File that the first lines of a recipe name for editors."""
 
 
+def place_of(name: str, folder: Path) -> Path:
+    """Return where `copy_recipe` puts a recipe."""
+    return folder / RECIPES / f"{name}.yaml"
+
+
 def copy_recipe(name: str, folder: Path, *, keep: bool = False) -> Copied:
     """Copy a recipe and the data that it names.
 
@@ -57,11 +62,11 @@ def copy_recipe(name: str, folder: Path, *, keep: bool = False) -> Copied:
     read = [source, top / RECIPES / SCHEMA, *_data_of(source, top)]
     copies = {folder / path.relative_to(top): path for path in read}
     with alone(folder / RECIPES, wait=False):
-        missing = [copy for copy in copies if not copy.exists()]
+        missing = [copy for copy in copies if not (copy.exists() or copy.is_symlink())]
         differing = [
             copy
             for copy, path in copies.items()
-            if copy not in missing and copy.read_bytes() != path.read_bytes()
+            if copy not in missing and not (copy.is_file() and _same(copy, path))
         ]
         if differing and not keep:
             raise ValueError(
@@ -70,7 +75,11 @@ def copy_recipe(name: str, folder: Path, *, keep: bool = False) -> Copied:
             )
         for copy in missing:
             write_text(copy, copies[copy].read_text(encoding="utf-8"))
-    return Copied(folder / source.relative_to(top), missing, differing)
+    return Copied(place_of(name, folder), missing, differing)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.read_bytes() == other.read_bytes()
 
 
 def _data_of(recipe: Path, top: Path) -> Iterator[Path]:

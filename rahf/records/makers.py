@@ -4,11 +4,10 @@ Knows files; knows no command.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from rahf.artifacts import MADE_BY
+from rahf.artifacts import MADE_BY, expanded
 
 LARGEST = 64 * 2**20
 """Bytes up to which a file is read to find this key."""
@@ -48,8 +47,7 @@ def refuse_other_maker(path: Path, command: str | None) -> None:
 
 def holds(folder: str | Path, path: Path) -> bool:
     """Return whether a path is that of a folder, or below it."""
-    # os.path, since Path.expanduser fails at a text such as "~x".
-    place = Path(os.path.expanduser(folder))  # noqa: PTH111
+    place = expanded(folder)
     return place.is_dir() and path.resolve().is_relative_to(place.resolve())
 
 

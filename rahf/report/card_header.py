@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_fr
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from rahf.artifacts import expanded
 from rahf.report.escaping import printable
 
 _FILE_ENDINGS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt", ".yaml", ".zip")
@@ -81,7 +82,7 @@ def hub_name(name: str) -> str | None:
 
 def licence_of(base: str) -> str | None:
     """Return the licence in the base's own card, in its folder or in the cache of the Hub."""
-    card = Path(base).expanduser() / "README.md"
+    card = expanded(base) / "README.md"
     if hub_name(base):
         cached = try_to_load_from_cache(base, "README.md")
         card = Path(cached) if isinstance(cached, str) else card

@@ -57,3 +57,12 @@ def markdown_code(value: Any) -> str:
         return f"`{text}`"
     fence = "`" * (longest + 1)
     return f"{fence} {text} {fence}"
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: a lone half of a pair of surrogates it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -393,3 +393,34 @@ def test_every_other_error_is_one_line_too(place, capsys, monkeypatch, error, sa
     assert said in one_line(capsys, ("export", "nothing", "--output", "out"))
     assert main(["export", "nothing", "--output", "out", "--traceback"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("report", ""), ("screen", "", "--model", "base", "--output", "out"), ("export", "")],
+    ids=str,
+)
+def test_an_empty_name_is_not_the_current_folder(place, capsys, command):
+    with pytest.raises(SystemExit):
+        main([*command])
+    assert "is empty; give a name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("pairs.jsonl/page.html", "a folder is to be there: give another name"),
+        ("x" * 300, "give a shorter name"),
+    ],
+)
+def test_an_error_of_the_system_says_what_to_do(place, capsys, output, said):
+    line = one_line(capsys, ("report", "adapter", "--output", output))
+    assert said in line
+    assert output in line or "pairs.jsonl" in line
+
+
+def test_a_link_given_as_output_stays_and_its_file_is_written(place):
+    Path("link.json").symlink_to("real.json")
+    assert main([*JUDGE, "length", "--output", "link.json"]) == 0
+    assert Path("link.json").is_symlink()
+    assert "length" in Path("real.json").read_text()

@@ -530,7 +530,11 @@ def test_data_prints_what_the_data_becomes(place, monkeypatch, capsys):
     ("error", "said"),
     [
         (ValueError("row 3 is empty"), "error: row 3 is empty"),
-        (OSError(13, "Permission denied", "out/x"), "error: Permission denied: out/x"),
+        (
+            OSError(13, "Permission denied", "out/x"),
+            "error: Permission denied: out/x; give another place, or change the permissions",
+        ),
+        (OSError(5, "Input/output error", "out/x"), "error: Input/output error: out/x"),
         (
             OSError(28, "No space left on device", "out/x"),
             "error: out/x: no space left on the disk; free some and give the same command again",

@@ -64,6 +64,11 @@ def test_a_file_of_the_user_is_not_replaced_by_a_copy(place, capsys):
     assert main(["recipes", "copy", "smollm2-135m/warm"]) == 2
     assert "recipes/data/unrelated.jsonl is there and differs" in capsys.readouterr().err
     assert written() == ["data/unrelated.jsonl"]
+    own.unlink()
+    own.symlink_to("nowhere")
+    assert main(["recipes", "copy", "smollm2-135m/warm"]) == 2
+    assert "recipes/data/unrelated.jsonl is there and differs" in capsys.readouterr().err
+    assert own.is_symlink()
     assert main(["recipes", "copy", "smollm2-135m/wram"]) == 2
     assert "no recipe 'smollm2-135m/wram'; there are llama-3.1-8b/dual" in capsys.readouterr().err
 
@@ -78,10 +83,17 @@ def test_the_quickstart_makes_what_it_needs_in_an_empty_folder(place, monkeypatc
     assert fetched[1] == Path("models/SmolLM2-135M-Instruct")
     assert ran == [{name: Path(f"recipes/smollm2-135m/{name}.yaml") for name in ("warm", "sour")}]
     assert written() == [*DATA, "smollm2-135m/sour.yaml", "smollm2-135m/warm.yaml"]
-    Path("recipes/smollm2-135m/warm.yaml").write_text("method: lorra")
+    warm = Path("recipes/smollm2-135m/warm.yaml")
+    warm.write_text(warm.read_text() + "# mine")
     capsys.readouterr()
     assert main(["quickstart"]) == 0
     assert "warm.yaml differs from the shipped file and is used" in capsys.readouterr().err
+    warm.write_text("method: none")
+    Path("recipes/smollm2-135m/sour.yaml").unlink()
+    fetched.clear()
+    assert main(["quickstart"]) == 2
+    assert "method: " in capsys.readouterr().err
+    assert (fetched, written()) == ([], [*DATA, "smollm2-135m/warm.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -147,9 +159,15 @@ def test_a_model_without_an_adapter_has_one_answer(family, capsys):
         (["--prompt", "w2", "--output", "o.jsonl"], "--output is for the prompts of a file"),
         (["--prompt", "w2", "--limit", "2"], "--limit is for the prompts of a file"),
         (["--prompts", "p.jsonl"], "--prompts needs --output FILE"),
+        (["--prompt", "w2", "--alpha", "2"], "--alpha steers by --directions"),
+        (["--prompt", "w2", "--steering", "ablate"], "--steering steers by --directions"),
+        (["--prompt", "w2", "--steered_tokens", "all"], "--steered_tokens steers by --directions"),
+        (["--prompt", "w2", "--steered_layers", "1"], "--steered_layers steers by --directions"),
+        (["--prompt", "w2", "--directions", "none"], "--directions: there is no none (work"),
+        (["--prompt", "w2\udcff"], r"'w2\udcff' is not UTF-8 text"),
     ],
 )
-def test_options_of_files_and_of_given_prompts_are_not_mixed(aligned, capsys, given, told):
+def test_options_that_do_not_go_together_are_refused(aligned, capsys, given, told):
     assert main(["generate", "--model", aligned, *given]) == 2
     assert told in capsys.readouterr().err
 
@@ -186,6 +204,17 @@ def test_the_base_of_a_chat_can_be_hidden(aligned, capsys, monkeypatch):
     assert shown.startswith("base, aligned; a new chat")
     assert both.strip() in shown
     assert "/bas is not one of /base, /reset, /exit" in shown
+
+
+def test_a_message_without_an_answer_does_not_end_the_chat(aligned, capsys, monkeypatch):
+    lines = ["w2 " * 100, "w\udcff", "w3"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    assert main(["chat", "--model", aligned, "--max_new_tokens", "3"]) == 2
+    printed = capsys.readouterr()
+    long, other = printed.err.strip().splitlines()[-2:]
+    assert "64 positions. Write less, or give /reset for a new chat" in long
+    assert "not UTF-8 text" in other
+    assert "base" in printed.out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`rahf screen` from files to files, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rahf.cli import main
 from rahf.data.response_ids import tokenize_responses
 from rahf.directions.vectors import Directions
+from rahf.guards.screen import load_bank
 
 PAIRS = [
     {"prompt": f"w{n % 8 + 2} w{n % 5 + 9} ", "chosen": f"w{n % 7 + 20} w5", "rejected": "w6 w7 w8"}
@@ -126,15 +128,50 @@ def test_a_dry_run_counts_and_writes_nothing(base, capsys, data):
         ("blank.jsonl", {}, "blank.jsonl"),
         ("prompts.jsonl", {}, "no response"),
         ("one.jsonl", {}, "have 1 prompt"),
+        ("parts.jsonl", {}, "completion[0] is 1, expected text or a list of {role, content}"),
+        ("chat.jsonl", {}, "messages[0] is 'w2', expected text or a list of {role, content}"),
     ],
 )
 def test_what_cannot_be_screened_is_one_clear_line(base, capsys, data, options, said):
     Path("blank.jsonl").write_text("")
     write_rows("prompts.jsonl", [{"prompt": "w2"}])
     write_rows("one.jsonl", PAIRS[:1] * 3)
+    write_rows("parts.jsonl", [{"prompt": "w2", "completion": [1]}])
+    write_rows("chat.jsonl", [{"messages": ["w2"]}])
     options = dict(options)
     assert screen(base, data, *options.pop("more", ()), **options) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
     assert not Path("out/summary.json").exists()
+
+
+def record(**row):
+    return json.dumps({"directions": {"one": row}})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("one/pairs.jsonl", "", "pairs.jsonl is damaged"),
+        ("one/pairs.jsonl", "[1]", "pairs.jsonl is damaged"),
+        ("one/pairs.jsonl", '{"a": 1}', "pairs.jsonl is damaged"),
+        ("one/pairs.jsonl", '{"chosen": null, "rejected": "w2"}', "pairs.jsonl is damaged"),
+        ("bank.json", "[1]", "bank.json is damaged"),
+        ("bank.json", '{"directions": {"one": "x"}}', "directions.one is 'x'"),
+        ("bank.json", record(words="abc"), "directions.one is"),
+        ("bank.json", record(words={"positive": [1, 2]}), "directions.one is"),
+        ("bank.json", record(words={"positive": "w20"}), "directions.one is"),
+        ("bank.json", '{"directions": {"gone": {}}}', "names 'gone'"),
+        ("two/directions.safetensors", None, "two/directions.safetensors: there is no such file"),
+    ],
+)
+def test_a_damaged_bank_is_named(base, file, content, said):
+    path = Path("bank", file)
+    path.unlink(missing_ok=True)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        load_bank(Path("bank"))

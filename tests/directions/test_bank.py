@@ -1,6 +1,7 @@
 """A bank is fitted from a model's own answers, once, and what is wrong with its file is named."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rahf.data.response_ids import tokenize_responses
 from rahf.directions.bank import own_bank, read_bank
 from rahf.directions.vectors import Directions
 from rahf.generation.answers import generate
+from rahf.guards.screen import BANK_BEGUN, load_bank
 
 BANK = {
     "prompts": [f"{WORDS[n]} {WORDS[n + 1]}" for n in range(8)],
@@ -87,6 +89,22 @@ def test_a_bank_is_fitted_in_one_command_and_not_a_second_time(bank_file, family
     assert (bank / "given/directions.safetensors").stat().st_mtime_ns == before
     assert main([*command[:-1], "3"]) == 2
     assert "fitted otherwise" in capsys.readouterr().err
+    # Single directions beside a bank would hide it, and a killed fit leaves a part of one.
+    single = bank / "directions.safetensors"
+    shutil.copy(bank / "given/directions.safetensors", single)
+    assert main(command) == 2
+    assert "single directions beside it" in capsys.readouterr().err
+    (bank / "bank.json").rename(bank / BANK_BEGUN)
+    assert main(command) == 2
+    assert "holds single directions" in capsys.readouterr().err
+    single.unlink()
+    with pytest.raises(ValueError, match="its fit has not ended"):
+        load_bank(bank)
+    assert main([*command[:-1], "3"]) == 2
+    assert "holds a part of another bank" in capsys.readouterr().err
+    assert main(command) == 0
+    assert capsys.readouterr().out == table
+    assert load_bank(bank).directions.keys() == {"asked", "given"}
 
 
 def test_the_bank_that_comes_with_the_package_is_read_and_names_what_the_docs_name():
@@ -100,6 +118,8 @@ def of(**entry):
 
 
 TWO = {"positive": "a", "negative": "b"}
+SECOND_FAILS = of(files={"positive": "up.jsonl", "negative": "down.jsonl"})
+SECOND_FAILS["directions"]["two"] = {"files": {"positive": "up.jsonl", "negative": "up2.jsonl"}}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +137,13 @@ TWO = {"positive": "a", "negative": "b"}
         (of(instructions=TWO, weight=1), "keys of about, files"),
         ({**of(), "directions": {"a/b": {"instructions": TWO}}}, "name should be that of a folder"),
         (of(files={"positive": "up.jsonl", "negative": "other.jsonl"}), "share no prompt"),
-        (of(files={"positive": "up.jsonl", "negative": "up2.jsonl"}), "two different answers"),
+        (of(files={"positive": "up.jsonl", "negative": "up2.jsonl"}), "up2.jsonl hold too few"),
+        (
+            of(files={"positive": "up.jsonl", "negative": "none.jsonl"}),
+            "bank.yaml: directions.one.files.negative: there is no file none.jsonl",
+        ),
+        (of(instructions={**TWO, "positive": "w2 " * 100}), "Lower max_response_tokens"),
+        (SECOND_FAILS, "two: only 0 of 8 prompts"),
     ],
 )
 def test_a_bank_that_cannot_be_fitted_is_one_clear_line(bank_file, capsys, bank, said):
@@ -126,6 +152,7 @@ def test_a_bank_that_cannot_be_fitted_is_one_clear_line(bank_file, capsys, bank,
     Path("bank.yaml").write_text(yaml.safe_dump(bank) if bank else "")
     assert main(["directions", str(bank_file), "--bank", "bank.yaml"]) == 2
     assert said in capsys.readouterr().err
+    assert list(Path("out").rglob("directions.safetensors")) == []
 
 
 def test_options_that_a_bank_does_not_read_are_refused(bank_file, capsys):

@@ -86,8 +86,8 @@ def test_a_control_vector_holds_the_vectors_under_llama_cpps_numbers(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["vector.gguf"]
 
 
-def tensor_file(path, *tensors):
-    writer = gguf.GGUFWriter(path, "controlvector")
+def tensor_file(path, *tensors, architecture="controlvector"):
+    writer = gguf.GGUFWriter(path, architecture)
     for name, tensor in tensors:
         writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
@@ -113,6 +113,33 @@ def test_a_control_vector_is_read_as_the_directions_it_was_written_from(
     # A tool that numbers nothing but blocks from 1 writes no metadata at all.
     tensor_file(tmp_path / "own.gguf", ("direction.2", torch.ones(D_MODEL)))
     assert gguf_file.read_control_vector(tmp_path / "own.gguf").layers == (2,)
+    assert main(["directions", str(recipe_file), "--from", str(path)]) == 0  # again
+    assert main(["directions", str(recipe_file), "--output", "out/reading/joy"]) == 2
+    assert "holds a result of `rahf directions --from`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "said"),
+    [
+        ("joy", {"evidence.json": '{"made_by": "rahf directions"}'}, "a result of `rahf directi"),
+        ("bank", {"bank.json": '{"made_by": "rahf directions --bank"}'}, "directions --bank`"),
+        ("joy", {"directions.safetensors": "x"}, "is there, and not from `rahf directions --from`"),
+        (".", {}, "give --output FOLDER"),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_control_vector_replaces_nothing_but_itself(
+    recipe_file, tmp_path, capsys, name, there, said, given
+):
+    path, folder = tmp_path / f"{name}.gguf", Path("out/reading", name)
+    write_control_vector(some_directions((1, 3)), path, "llama")
+    for file, text in there.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text)
+    options = ["--output", str(folder)] if given and there else []
+    assert main(["directions", str(recipe_file), "--from", str(path), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(there) == sorted(each.name for each in folder.glob("[a-z]*.*") if there)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +155,10 @@ def test_a_control_vector_is_read_as_the_directions_it_was_written_from(
         ((("direction.1", torch.full((16,), torch.nan)),), (), "not finite"),
         ((("direction.1", torch.ones(16)),), ("--fit", "probe"), "--from does not read --fit"),
         (None, (), "is damaged or no GGUF file"),
+        ((("direction.1", torch.zeros(16)),), (), "are zero and change nothing"),
+        ((("direction.1", torch.full((16,), 1e-45)),), (), "are zero and change nothing"),
+        ((("direction.1", torch.full((16,), 3e38)),), (), "not finite"),
+        ("llama", (), "is of the architecture 'llama', not 'controlvector'"),
     ],
 )
 def test_a_file_that_is_no_control_vector_of_the_model_is_refused(
@@ -136,6 +167,8 @@ def test_a_file_that_is_no_control_vector_of_the_model_is_refused(
     path = tmp_path / "vector.gguf"
     if tensors is None:
         path.write_bytes(b"GGUG" + b"0" * 64)
+    elif tensors == "llama":
+        tensor_file(path, ("direction.1", torch.ones(16)), architecture=tensors)
     else:
         tensor_file(path, *tensors)
     assert main(["directions", str(recipe_file), "--from", str(path), *options]) == 2

@@ -235,6 +235,9 @@ def test_a_resumed_training_compares_with_the_model_before_the_first_step(tmp_pa
     for changed, match in (
         ({"another": values}, "no reading of these directions and answers"),
         ({identity: {"tone": [0.0]}}, "is damaged"),
+        ({identity: [1]}, "is damaged"),
+        ({identity: {"tone": [["a"] * len(ANSWERS)] * 2}}, "is damaged"),
+        ({identity: {"tone": [[float("nan")] * len(ANSWERS)] * 2}}, "is damaged"),
     ):
         path.write_text(json.dumps(changed))
         trainer, _ = watched()
@@ -258,11 +261,19 @@ def test_a_resumed_training_compares_with_the_model_before_the_first_step(tmp_pa
         ({"tone": directions()}, ANSWERS, {"stop_when": {"tone": float("inf")}}, "a movement"),
         ({"tone": directions()}, ANSWERS, {"stop_when": {"tone": True}}, "a movement"),
         ({"tone": directions()}, ANSWERS, {"stop_when": "0.5"}, "limits by name"),
-        ({"tone/low": directions()}, ANSWERS, {}, "no '/'"),
+        ({"tone/low": directions()}, ANSWERS, {}, "without '/'"),
         ({"tone": "out/tone"}, ANSWERS, {}, "Directions.load"),
         ({"tone": directions()}, ["w5 w6"] * 3, {}, "records as"),
+        ({"tone": directions()}, None, {}, "records as"),
+        ({"tone": directions()}, 3, {}, "records as"),
+        (directions(), ANSWERS, {}, "directions by name"),
+        ({1: directions()}, ANSWERS, {}, "printable text"),
+        ({"": directions()}, ANSWERS, {}, "printable text"),
+        ({"a\n": directions()}, ANSWERS, {}, "printable text"),
+        ({"tone": directions()}, ANSWERS, {"trainer": None}, "no model and no processing_class"),
     ],
 )
 def test_what_cannot_be_watched_is_refused(given, answers, options, match, tmp_path):
+    options = {"trainer": plain_trainer(tmp_path), **options}
     with pytest.raises(ValueError, match=match):
-        rahf.DirectionMonitor(plain_trainer(tmp_path), given, answers, **options)
+        rahf.DirectionMonitor(directions=given, answers=answers, **options)

@@ -187,10 +187,14 @@ def test_the_model_is_as_it_was_afterwards_and_after_an_error():
         (directions(), {"alpha": 1e38}, "not a number of at most"),
         ("out/tone", {}, "Directions.load"),
         (directions(), {"positions": "prompt"}, "'response' or 'all'"),
+        (directions(), {"every": 0}, "whole number"),
+        (directions(), {"alpha": "auto", "trainer": "x", "pairs": []}, "has no model"),
+        (directions(), {"model": nn.Linear(2, 2)}, "Linear is no model of transformers"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_training(given, options, match):
-    with pytest.raises(ValueError, match=match), rahf.prevent(trained(), given, **options):
+    options = {"model": trained(), **options}
+    with pytest.raises(ValueError, match=match), rahf.prevent(directions=given, **options):
         pass
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -309,6 +311,11 @@ def test_factors_that_no_fit_can_have_left_are_refused(family, tmp_path):
             fit(objective, parts, 6, tmp_path)
         path.write_bytes(intact)
         fit(objective, parts, 6, tmp_path)
+    (tmp_path / "key.json").write_text("[1]")
+    training = SimpleNamespace(kind="dpo", folder=tmp_path)
+    subject = SimpleNamespace(training=training, objective=objective, rows=tiny_dataset(6))
+    with pytest.raises(ValueError, match=r"key.json is damaged. Delete .* to fit again"):
+        factors.check_key(tmp_path, subject)
 
 
 def test_a_term_that_couples_pairs_is_refused(family, tmp_path):

@@ -761,7 +761,7 @@ def test_what_cannot_be_explained_is_one_clear_line(here, capsys):
     score_of = {
         ("nowhere",): "holds no",
         ("out", "--judge", "length"): "cannot read explanations",
-        ("out", "--scorer", "intervention"): "give it",
+        ("out", "--scorer", "intervention"): "give --neutral FILE",
         ("out", "--pairs", "x"): "is read with --predict only",
         ("out", "--predict", "x"): "give --pairs or --responses",
     }

@@ -135,6 +135,10 @@ STEPS = {"eval_strategy": "steps"}
             "align_weight and sft_weight and dpo_weight are 0, so that no term",
         ),
         ({"target_layers": [10**9]}, "target_layers: 1000000000 is far beyond"),
+        ({"protect": ["~nouser/x"]}, "protect: '~nouser/x' is neither a folder of directions nor"),
+        ({"protect": [""]}, "protect: should be a list of folders or names, none of them empty"),
+        ({"lora_first_layer": 1.5}, "lora_first_layer: 1.5 is neither a block number"),
+        ({"lora_first_layer": "1"}, "lora_first_layer: "),
     ],
     ids=str,
 )

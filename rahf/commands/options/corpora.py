@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 
 def corpus_options(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +32,11 @@ def check_first_text(
     earlier = parser.get_default("check")
 
     def check(options: argparse.Namespace) -> None:
+        from rahf.artifacts import expanded
+
         earlier(options)
         name = named(options)
-        if name is not None and Path(name).expanduser().is_file():
+        if name is not None and expanded(name).is_file():
             from rahf.interpret.features.corpus import texts_of
 
             next(iter(texts_of(name, options.split, options.column)), None)

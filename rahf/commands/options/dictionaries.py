@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rahf.commands.options.figures import figures_option, print_figures
@@ -60,10 +59,10 @@ def dictionary_of(options: argparse.Namespace, name: str | None = None):
 
 def _note_few_steps(name: str) -> None:
     """Report a dictionary of our own whose training, recorded beside it, was too short."""
-    from rahf.artifacts import STAGE_FILE, read_object
+    from rahf.artifacts import STAGE_FILE, expanded, read_object
     from rahf.interpret.features.runs import FEW_STEPS
 
-    record = Path(name).expanduser().parent / STAGE_FILE
+    record = expanded(name).parent / STAGE_FILE
     made_with = read_object(record).get("settings", {}) if record.is_file() else {}
     if not {"tokens", "batch_tokens"} <= made_with.keys():
         return

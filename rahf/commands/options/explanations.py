@@ -69,12 +69,12 @@ def known_explanations(options: argparse.Namespace) -> dict[int, dict[str, Any]]
     Raises:
         ValueError: the file holds no explanations, or those of another dictionary.
     """
-    from rahf.artifacts import identity_of
+    from rahf.artifacts import expanded, identity_of
 
     if options.explanations is None:
         return None
     lines, made_from = read_explained(options.explanations)
-    folder = Path(options.dictionary).expanduser()
+    folder = expanded(options.dictionary)
     here = identity_of(folder) if folder.exists() else options.dictionary
     if made_from.get("dictionary") not in (None, here):
         raise ValueError(

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from rahf.artifacts import alone, expanded
 from rahf.records.makers import makers
 
 
@@ -27,7 +28,6 @@ def print_figures(
         ValueError: another process makes the file; it holds something other than figures, or is
             named by another option.
     """
-    from rahf.artifacts import alone
     from rahf.records.command_line import write_result
 
     if options.output:
@@ -46,8 +46,7 @@ def refuse_other_file(options: argparse.Namespace) -> None:
     for name, value in vars(options).items():
         # "references:FILE" names a file too.
         texts = [] if name == "output" else [str(value), str(value).partition(":")[2]]
-        # os.path, since Path.expanduser fails at a text such as "~x".
-        paths = [os.path.realpath(os.path.expanduser(text)) for text in texts if text]  # noqa: PTH111
+        paths = [os.path.realpath(expanded(text)) for text in texts if text]
         if str(output.resolve()) in paths:
             raise ValueError(f"--output {output} is what --{name} names; give another file.")
     if output.exists() and not _holds_figures(output, options.command):

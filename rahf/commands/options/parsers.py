@@ -109,6 +109,8 @@ def _refuse_other_result(options: argparse.Namespace) -> None:
     output, given = vars(options).get("output"), vars(options)
     if output is None:
         return
+    if output.is_symlink() and not output.is_dir():  # the link stays, its file is written
+        output = options.output = output.resolve()
     for name in sorted(WITHOUT_RESULTS & given.keys()):
         named = given[name] if isinstance(given[name], list) else [given[name]]
         folder = next((each for each in named if each and holds(each, output)), None)
@@ -136,6 +138,8 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
     parser.set_defaults(command=parser.prog)
     for kind, read in NUMBERS.items():
         parser.register("type", kind, read)
+    parser.register("type", Path, _path)
+    parser.register("type", "name", _name)
     # Not named --debug: that is a key of TrainingArguments.
     parser.add_argument(
         "--traceback",
@@ -149,6 +153,16 @@ def _command(commands, name: str, summary: str) -> argparse.ArgumentParser:
         help="print results and errors, no progress and no notes (also: RAHF_QUIET=1)",
     )
     return parser
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a name")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))  # of an empty text, the current folder
 
 
 def _unknown(words: Sequence[str], parser: argparse.ArgumentParser, places: int) -> list[str]:

@@ -46,6 +46,10 @@ def steering_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+UNSTEERED = {"alpha": [], "steering": "add", "steered_tokens": "generated", "steered_layers": None}
+"""Options that have no effect without directions, with their defaults."""
+
+
 def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContextManager:
     """Return the context in which `model` is steered by the options."""
     check_strengths(options)
@@ -71,9 +75,21 @@ def steering(options: argparse.Namespace, model: "nn.Module") -> AbstractContext
 
 
 def check_strengths(options: argparse.Namespace) -> None:
-    """Refuse strengths that belong to no direction, before anything is loaded."""
+    """Refuse options that belong to no direction, before anything is loaded."""
+    unread = [name for name, default in UNSTEERED.items() if getattr(options, name) != default]
+    if unread and not options.directions:
+        raise ValueError(
+            f"--{unread[0]} steers by --directions, and none are given: give --directions, or omit "
+            f"--{unread[0]}."
+        )
+    missing = next((each for each in options.directions if not Path(each).exists()), None)
+    if missing is not None:
+        raise ValueError(
+            f"--directions: there is no {missing} (working directory: {Path.cwd()}); give what "
+            "rahf directions has written."
+        )
     given, wanted = len(options.alpha), len(options.directions)
-    if given not in (0, 1, wanted) or (given and not wanted):
+    if given not in (0, 1, wanted):
         raise ValueError(
             f"--alpha is given {given} times and --directions {wanted} times; give one strength "
             "for all directions, or one for each."

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rahf.artifacts import identity_of, read_json, write_lines
+from rahf.artifacts import identity_of, read_object, staging_of, write_lines
 from rahf.interpret.explanations.examples import Example, Examples
 from rahf.interpret.explanations.lines import (
     count_in,
@@ -61,7 +61,7 @@ def write_vectors(folder: Path, units: Units) -> str:
         for part in units.parts
     ]
     content = save({"directions": directions, "thresholds": torch.cat(thresholds)})
-    staging = folder / f".{VECTORS_FILE}.partial"
+    staging = staging_of(folder / VECTORS_FILE)
     staging.write_bytes(content)
     staging.replace(folder / VECTORS_FILE)
     return hashlib.sha256(content).hexdigest()[:16]
@@ -159,7 +159,18 @@ def _explained_in(path: Path) -> dict[Unit, str | None]:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """Return what the explanations of a folder were made with."""
-    return read_json(folder / f"{EXPLANATIONS_FILE}.run.json")["settings"]
+    return _record_of(folder)["settings"]
+
+
+def made_from(folder: Path) -> dict[str, str | None]:
+    """Return the identity of what the explanations of a folder were made from."""
+    return _record_of(folder)["made_from"]
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    remedy = "Delete it, and run rahf features explain again."
+    path = folder / f"{EXPLANATIONS_FILE}.run.json"
+    return read_object(path, remedy, settings=dict, made_from=dict)
 
 
 def check_content(folder: Path, now: Mapping[str, str | None]) -> None:
@@ -168,7 +179,7 @@ def check_content(folder: Path, now: Mapping[str, str | None]) -> None:
     Args:
         now: identity of model and base as they are; what has none is not compared.
     """
-    before = read_json(folder / f"{EXPLANATIONS_FILE}.run.json")["made_from"]
+    before = made_from(folder)
     made = settings_of(folder)
     files = {name: identity_of(made[name]) for name in ("dictionary", "directions") if made[name]}
     for name, found in {"model": now["model"], "base": now["base"], **files}.items():

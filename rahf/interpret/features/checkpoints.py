@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rahf.artifacts import read_json, write_json
+from rahf.artifacts import expanded, read_json, staging_of, write_json
 from rahf.directions.vectors import order_metadata
 from rahf.interpret.features.dictionary import Dictionary, Kind, Origin, Site
 from rahf.interpret.features.topk import TopKDictionary, Weights
@@ -27,8 +27,7 @@ FOREIGN_SETTINGS, SPARSIFY_WEIGHTS = "cfg.json", "sae.safetensors"
 
 def save_dictionary(dictionary: TopKDictionary, folder: Path) -> None:
     """Write a dictionary of our own, each file beside and then renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".{WEIGHTS_FILE}.partial"
+    staging = staging_of(folder / WEIGHTS_FILE)
     tensors = {name: part.cpu().contiguous() for name, part in dictionary.weights._asdict().items()}
     save_file(tensors, staging, {"format": "pt"})
     order_metadata(staging)
@@ -53,7 +52,7 @@ def load_dictionary(
         from rahf.interpret.features.sae_lens import from_registry
 
         return from_registry(str(name), device, origin)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if (folder / SETTINGS_FILE).is_file():
         dictionary = _own(folder, device)
         return replace(dictionary, origin=origin) if origin else dictionary

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
+from rahf.artifacts import expanded
 from rahf.data.records import RECORD_SUFFIXES, read_records
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def texts_of(path: str, split: str = "train", column: str = "text") -> Iterator[
     Raises:
         ValueError: nothing is there; a record has no such text.
     """
-    local = Path(path).expanduser()
+    local = expanded(path)
     if local.is_file() and not local.name.endswith((*RECORD_SUFFIXES, ".parquet")):
         return _runs_of_lines(local)
     if local.is_file() and not local.name.endswith(".parquet"):

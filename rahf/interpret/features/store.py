@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rahf.artifacts import read_json, read_object, write_json
+from rahf.artifacts import read_object, staging_of, write_json
 from rahf.interpret.features.dictionary import SparseCodes, joined
 
 INDEX_FILE, PROGRESS_FILE = "codes.json", "codes.partial.json"
@@ -116,7 +116,7 @@ class CodeWriter:
         tensors = dict(zip(CODES, codes[:3], strict=True))
         for key in self._beside[0]:
             tensors[f"beside.{key}"] = torch.cat([part[key] for part in self._beside])
-        staging = self.folder / f".{name}.partial"
+        staging = staging_of(self.folder / name)
         save_file(tensors, staging)
         staging.replace(self.folder / name)
         self._shards.append({"file": name, "tokens": codes.tokens, "entries": len(codes.indices)})
@@ -133,7 +133,7 @@ class CodeStore:
     def __init__(self, folder: Path):
         if not (folder / INDEX_FILE).is_file():
             raise ValueError(f"{folder} holds no codes: its {INDEX_FILE} is missing.")
-        index = read_json(folder / INDEX_FILE)
+        index = read_object(folder / INDEX_FILE, latents=int, described=dict, shards=list)
         self.folder, self.latents = folder, index["latents"]
         self.described: dict[str, Any] = index["described"]
         self._shards = index["shards"]

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rahf.artifacts import staging_of
 from rahf.interpret.features.coder import Coder
 from rahf.interpret.features.dictionary import Kind
 from rahf.interpret.features.streams import BlockReader, Schedule, StateReader, ordinary
@@ -165,8 +166,7 @@ def keep(path: Path, coders: Mapping[Name, Coder], log: list[dict[str, Any]]) ->
         for name, coder in coders.items()
         for key, tensor in coder.state().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.partial")
+    staging = staging_of(path)
     names = [list(name) for name in coders]
     save_file(tensors, staging, {"rahf": json.dumps({"names": names, "log": log})})
     staging.replace(path)
