@@ -151,7 +151,7 @@ def _screened(part: Part) -> list[Any]:
         ]
         for name, each in figures["directions"].items()
     ]
-    header = ["direction", "forecast", "effect [95 %]", "random directions", "shuffled sides", "q"]
+    header = ["trait", "forecast", "effect [95 %]", "random directions", "shuffled sides", "q"]
     note = (
         f"{plain(figures['rows'], 6)} rows, {plain(figures['prompts'], 6)} prompts. Difference in "
         f"characters: {with_interval(figures['characters'], signed)}."
