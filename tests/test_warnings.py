@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -54,7 +55,9 @@ def test_every_module_and_every_help_is_free_of_warnings_and_no_import_hides_any
         [sys.executable, "-W", "error", "-c", EVERYTHING], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr == ""
+    # What other libraries log at their import is hidden by the command line only.
+    told = done.stderr.splitlines()
+    assert [line for line in told if not any(re.match(note.message, line) for note in NOTES)] == []
     count, *commands = done.stdout.split()
     assert int(count) == len(list(ROOT.rglob("*.py"))) - 1  # rahf itself
     assert {"align", "evaluate", "sweep", "validate"} <= set(commands)

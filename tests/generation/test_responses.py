@@ -183,9 +183,9 @@ def test_a_model_is_steered_while_it_answers(tmp_path, prompts, family, capsys):
 @pytest.mark.parametrize(
     ("options", "counts"),
     [
-        (("--alpha", "2"), "--alpha is given 1 times and --directions 0 times"),
+        (("--alpha", "2"), "none are given: give --directions"),
         (
-            ("--directions", "a", "--alpha", "2", "--alpha", "3"),
+            ("--directions", ".", "--alpha", "2", "--alpha", "3"),
             "--alpha is given 2 times and --directions 1 times",
         ),
     ],
